@@ -1,0 +1,52 @@
+# The two commands of README.md are `make demo` and `make test`; both set up what they need.
+PRESET ?= cpu-release
+BUILD  := build/$(PRESET)
+
+.PHONY: help setup build demo serve test gpu-test bench asan tsan format clean
+
+help:
+	@echo "make demo      install, build, start router + worker on loopback, stream one completion, stop"
+	@echo "make serve     the same, but stay up and print endpoints, an API key and example commands"
+	@echo "make test      install, build, run every test that needs no GPU"
+	@echo "make gpu-test  build engine and kernels with CUDA and run the tests that need a GPU (no gRPC needed)"
+	@echo "make bench     decode speed of the bundled model beside its bounds"
+	@echo "make asan tsan run the tests under AddressSanitizer + UBSan, or ThreadSanitizer"
+	@echo "make format    clang-format over our sources"
+	@echo "make clean     remove build/"
+
+setup:
+	@scripts/setup.sh
+
+build: setup
+	@cmake --preset $(PRESET) >$(PRESET).configure.log 2>&1 || (cat $(PRESET).configure.log; exit 1)
+	@rm -f $(PRESET).configure.log
+	cmake --build --preset $(PRESET)
+
+demo: build
+	@scripts/demo.sh $(BUILD)
+
+serve: build
+	@scripts/demo.sh $(BUILD) --stay
+
+test: build
+	@scripts/run_tests.sh $(BUILD) -LE gpu
+
+gpu-test:
+	cmake --preset cuda-release
+	cmake --build --preset cuda-release
+	@scripts/run_tests.sh build/cuda-release -L 'unit|model|gpu'
+
+asan:
+	@$(MAKE) test PRESET=cpu-asan
+
+tsan:
+	@$(MAKE) test PRESET=cpu-tsan
+
+bench: build
+	$(BUILD)/bin/ultraspeed-bench decode --model models/tiny-mimo --device cpu --prompts held-out
+
+format:
+	git ls-files '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format -i
+
+clean:
+	rm -rf build

@@ -1,0 +1,162 @@
+// ultraspeed-bench: measures, and states every figure beside its physical bound.
+//   decode   plain and speculative decoding of held-out prompts, straight on the executor
+#include <unistd.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <cstdio>
+#include <iomanip>
+#include <iostream>
+#include <string>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/usage.h"
+#include "absl/strings/str_cat.h"
+#include "bench/decode_loop.h"
+#include "bench/held_out.h"
+#include "bench/read_bandwidth.h"
+#include "common/status_macros.h"
+#include "worker/cpu/cpu_executor.h"
+
+ABSL_FLAG(std::string, model, "models/tiny-mimo", "checkpoint folder");
+ABSL_FLAG(std::string, device, "cpu", "cpu");
+ABSL_FLAG(std::string, prompts, "held-out", "held-out (the folder's own prompts), or a file with one JSON prompt a line");
+ABSL_FLAG(int, max_tokens, 128, "completion tokens per prompt");
+ABSL_FLAG(int, threads, 0, "compute threads; 0 = all cores");
+ABSL_FLAG(double, temperature, 0, "0 = greedy");
+ABSL_FLAG(int, repeats, 3, "passes over the prompts; the median pass is reported");
+ABSL_FLAG(bool, json, false, "one JSON object instead of a table");
+
+namespace ultraspeed::bench {
+namespace {
+
+constexpr uint64_t kSeed = 20261123;
+constexpr size_t kDramBufferBytes = size_t{512} << 20;
+
+struct Pass {
+  double seconds = 0;
+  int64_t tokens = 0;  // tokens that the timed rounds committed
+  int64_t rounds = 0;
+  int64_t weight_bytes = 0;
+  std::vector<std::vector<int32_t>> texts;
+
+  double tokens_per_second() const { return tokens / seconds; }
+};
+
+Pass RunPass(worker::CpuExecutor& executor, const std::vector<HeldOutPrompt>& prompts, int block, const std::string& label) {
+  Pass pass;
+  DecodeOptions options{.max_tokens = absl::GetFlag(FLAGS_max_tokens), .block = block, .sampling = {}, .statistics = &executor.statistics()};
+  options.sampling.temperature = static_cast<float>(absl::GetFlag(FLAGS_temperature));
+  options.sampling.seed = kSeed;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    if (isatty(STDERR_FILENO)) std::fprintf(stderr, "\r%-28s %zu/%zu", label.c_str(), i + 1, prompts.size());
+    DecodeOutcome outcome = Decode(executor, prompts[i].tokens, options);
+    pass.seconds += outcome.decode_seconds;
+    pass.tokens += static_cast<int64_t>(outcome.tokens.size()) - 1;  // the first one is prefill's
+    pass.rounds += outcome.rounds;
+    pass.weight_bytes += outcome.weight_bytes;
+    pass.texts.push_back(std::move(outcome.tokens));
+  }
+  if (isatty(STDERR_FILENO)) std::fprintf(stderr, "\r%60s\r", "");
+  return pass;
+}
+
+Pass MedianPass(std::vector<Pass> passes) {
+  std::sort(passes.begin(), passes.end(), [](const Pass& a, const Pass& b) { return a.seconds < b.seconds; });
+  return passes[passes.size() / 2];
+}
+
+absl::Status RunDecode() {
+  if (absl::GetFlag(FLAGS_device) != "cpu") {
+    return absl::InvalidArgumentError(absl::StrCat("--device=", absl::GetFlag(FLAGS_device), ": this build has cpu only"));
+  }
+  if (absl::GetFlag(FLAGS_max_tokens) < 2) return absl::InvalidArgumentError("--max_tokens must be at least 2");
+  if (absl::GetFlag(FLAGS_repeats) < 1) return absl::InvalidArgumentError("--repeats must be at least 1");
+
+  worker::ExecutorOptions executor_options;
+  executor_options.model_folder = absl::GetFlag(FLAGS_model);
+  executor_options.num_threads = absl::GetFlag(FLAGS_threads);
+  executor_options.max_sequences = 1;
+  executor_options.kv_tokens = 8192;
+  ASSIGN_OR_RETURN(const auto executor, worker::CpuExecutor::Create(executor_options));
+  const worker::ModelConfig& config = executor->config();
+  const int block = std::max(1, config.drafter.block_size);
+
+  std::vector<HeldOutPrompt> prompts;
+  if (absl::GetFlag(FLAGS_prompts) == "held-out") {
+    ASSIGN_OR_RETURN(prompts, LoadHeldOutPrompts(absl::GetFlag(FLAGS_model), config));
+  } else {
+    ASSIGN_OR_RETURN(prompts, LoadPromptFile(absl::GetFlag(FLAGS_model), absl::GetFlag(FLAGS_prompts)));
+  }
+  if (prompts.empty()) return absl::InvalidArgumentError("--prompts: no prompt found");
+
+  // Plain and speculative passes alternate, so that a change of the machine's load falls on both.
+  std::vector<Pass> plain_passes, speculative_passes;
+  RunPass(*executor, {prompts.front()}, block, "warm-up");
+  for (int i = 0; i < absl::GetFlag(FLAGS_repeats); ++i) {
+    plain_passes.push_back(RunPass(*executor, prompts, 1, absl::StrCat("plain, pass ", i + 1)));
+    speculative_passes.push_back(RunPass(*executor, prompts, block, absl::StrCat("speculative, pass ", i + 1)));
+  }
+  const Pass plain = MedianPass(plain_passes);
+  const Pass speculative = MedianPass(speculative_passes);
+
+  const double plain_bytes = static_cast<double>(plain.weight_bytes) / plain.rounds;
+  const double round_bytes = static_cast<double>(speculative.weight_bytes) / speculative.rounds;
+  const int threads = executor->pool().num_threads();
+  const double cache_bandwidth = MeasureReadBandwidth(static_cast<size_t>(round_bytes), threads);
+  const double dram_bandwidth = MeasureReadBandwidth(kDramBufferBytes, threads);
+
+  const double tokens_per_round = static_cast<double>(speculative.tokens) / speculative.rounds;
+  const double plain_bound = cache_bandwidth / plain_bytes;
+  const double speculative_bound = cache_bandwidth / round_bytes * tokens_per_round;
+  const boost::json::object report = {
+      {"device", executor->device()},
+      {"prompts", prompts.size()},
+      {"temperature", absl::GetFlag(FLAGS_temperature)},
+      {"plain_tokens_per_second", plain.tokens_per_second()},
+      {"speculative_tokens_per_second", speculative.tokens_per_second()},
+      {"speedup", speculative.tokens_per_second() / plain.tokens_per_second()},
+      {"tokens_per_round", tokens_per_round},
+      {"identical", plain.texts == speculative.texts},
+      {"ms_per_plain_token", 1e3 * plain.seconds / plain.tokens},
+      {"ms_per_round", 1e3 * speculative.seconds / speculative.rounds},
+      {"plain_bytes_per_token", plain_bytes},
+      {"speculative_bytes_per_round", round_bytes},
+      {"read_gb_per_second_weights_size", cache_bandwidth / 1e9},
+      {"read_gb_per_second_dram", dram_bandwidth / 1e9},
+      {"plain_bound_tokens_per_second", plain_bound},
+      {"speculative_bound_tokens_per_second", speculative_bound},
+      {"plain_of_bound", plain.tokens_per_second() / plain_bound},
+      {"speculative_of_bound", speculative.tokens_per_second() / speculative_bound},
+  };
+  if (absl::GetFlag(FLAGS_json)) {
+    std::cout << report << std::endl;
+  } else {
+    for (const auto& entry : report) {
+      std::cout << std::left << std::setw(38) << std::string(entry.key()) << entry.value() << "\n";
+    }
+  }
+  if (plain.texts != speculative.texts) return absl::InternalError("speculative text differs from plain text");
+  return absl::OkStatus();
+}
+
+}  // namespace
+}  // namespace ultraspeed::bench
+
+int main(int argc, char** argv) {
+  absl::SetProgramUsageMessage(
+      "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--prompts held-out|FILE] [--max_tokens N] [--temperature X] [--json]");
+  const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
+  if (arguments.size() != 2 || std::string(arguments[1]) != "decode") {
+    std::cerr << "usage: ultraspeed-bench decode [--help for the flags]" << std::endl;
+    return 2;
+  }
+  const absl::Status status = ultraspeed::bench::RunDecode();
+  if (!status.ok()) {
+    std::cerr << "ultraspeed-bench: " << status.message() << std::endl;
+    return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;
+  }
+  return 0;
+}

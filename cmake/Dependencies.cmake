@@ -1,0 +1,26 @@
+# Every package that the project uses, all from Debian 12 / Ubuntu 24.04 (scripts/setup.sh installs them).
+# A GPU machine without gRPC builds engine, kernels and their tests only: ULTRASPEED_SERVING says which of the two this is.
+find_package(Threads REQUIRED)
+find_package(absl REQUIRED)
+find_package(Boost 1.81 REQUIRED COMPONENTS json)
+find_package(GTest REQUIRED)
+
+find_package(gRPC CONFIG QUIET)
+set(ULTRASPEED_SERVING ${gRPC_FOUND})
+if(ULTRASPEED_SERVING)
+  find_package(Protobuf REQUIRED)
+  find_package(prometheus-cpp CONFIG REQUIRED)
+  find_package(spdlog REQUIRED)
+  find_package(yaml-cpp REQUIRED)
+  find_package(OpenSSL REQUIRED)
+  find_package(PkgConfig REQUIRED)
+  pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
+  pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
+else()
+  message(STATUS "gRPC not found: building engine, kernels and their tests only")
+endif()
+
+find_program(CCACHE ccache)
+if(CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CCACHE})
+endif()

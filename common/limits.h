@@ -1,0 +1,69 @@
+// Every bound of the system that is not a property of a model or a flag, named once. Errors that
+// refuse something for being over a bound quote the constant's value. Header-only, std only: the
+// engine includes it too.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace ultraspeed::limits {
+
+// ---- What a request may hold (inference.proto) ----
+inline constexpr size_t kPromptBytesMax = 8u << 20;
+inline constexpr int kMessagesMax = 512;
+inline constexpr int kStopStringsMax = 8;
+inline constexpr size_t kStopStringBytesMax = 128;
+inline constexpr int kLogprobsMax = 8;
+inline constexpr size_t kClientRequestIdBytesMax = 128;
+inline constexpr size_t kModelNameBytesMax = 256;
+inline constexpr float kTemperatureMax = 2.0f;
+inline constexpr int kPriorityMin = -100;
+inline constexpr int kPriorityMax = 100;
+
+// ---- Between router and worker (worker.proto) ----
+inline constexpr size_t kRequestIdBytesMax = 64;
+inline constexpr int kStopTokenIdsMax = 64;
+inline constexpr int kGrpcMessageBytesMax = 16 << 20;  // a prompt of 1M token ids is below 5 MiB
+inline constexpr int kGrpcMetadataBytesMax = 16 << 10;
+inline constexpr int kGrpcConcurrentStreamsMax = 1024;  // per connection
+inline constexpr int kChunkTokensMax =
+    4096;  // tokens of one streamed chunk, however slow its reader; with 8 logprobs below 1 MiB
+inline constexpr size_t kTokenizerPartBytes = 1u << 20;
+inline constexpr size_t kTokenizerBytesMax = 256u << 20;
+
+// ---- Router ----
+inline constexpr int kQueueRequestsMax = 1024;
+inline constexpr size_t kQueueBytesMax = 1u << 30;
+inline constexpr int kWorkersMax = 1024;
+inline constexpr size_t kHttpBodyBytesMax =
+    2 * kPromptBytesMax;  // JSON escapes; the prompt itself is checked again
+inline constexpr size_t kHttpHeaderBytesMax = 64u << 10;
+inline constexpr int kHttpConnectionsMax = 4096;
+inline constexpr size_t kApiKeyBytesMax = 256;
+inline constexpr int kPlacementAttemptsMax =
+    4;  // workers that one request is offered to before its first token
+inline constexpr int kFailureRetriesMax = 1;  // of these, after a worker failed rather than refused
+inline constexpr size_t kInlineTokenizeBytes =
+    16u << 10;  // longer texts are tokenized off the gRPC threads
+inline constexpr int kTokenizeThreads = 2;
+inline constexpr size_t kTokenizeQueue = 256;
+inline constexpr size_t kUnsentTextBytesMax =
+    256u << 10;  // a slow client's text; beyond it the worker's stream is not read
+
+// ---- Worker engine ----
+inline constexpr int kWaitingRequestsMax =
+    64;  // accepted, but without a slot and pages; the router holds the real queue
+inline constexpr int kSequencesMax = 256;      // slots of one worker
+inline constexpr int kUltraspeedBatchMax = 2;  // ultraspeed sequences that share a decode round
+inline constexpr int kStandardFloorRounds =
+    8;  // after so many rounds without them, standard sequences get one
+inline constexpr int kPrefillTokensPerRound = 256;  // rows of prefill beside running decodes
+inline constexpr int kPrefillTokensBesideUltraspeed = 64;
+
+// ---- Processes ----
+inline constexpr size_t kConfigBytesMax = 1u << 20;
+inline constexpr size_t kTlsFileBytesMax = 1u << 20;
+inline constexpr size_t kLogValueBytesMax = 1024;  // longer strings are cut
+inline constexpr int kMetricsThreads = 2;
+
+}  // namespace ultraspeed::limits

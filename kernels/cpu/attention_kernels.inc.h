@@ -1,0 +1,198 @@
+// Attention of one row and one key-value head, for all query heads of the group.
+//
+// Keys come in chunks of 64, counted from first_key, the block's keys after the cache's; within a
+// chunk: scores by bf16 dot products, an online softmax in fp32, then keys in ascending order, acc
+// = fma(p, v, acc). A chunk never mixes cache and block. The sink joins the denominator at the end.
+// Included once per instruction set inside namespace ULTRASPEED_ISA.
+
+constexpr int kChunkKeys = 64;
+constexpr int kHeadsAtOnce = 4;
+constexpr int kValueDimsMax = 512;
+constexpr float kMinusInfinity = -__builtin_inff();
+
+template <int kHeads>
+struct AttentionState {
+  const bf16* q[kHeads];  // [D]
+  float max[kHeads];
+  float sum[kHeads];
+  float acc[kHeads][kValueDimsMax];
+};
+
+template <int kHeads>
+INLINE void ScoreFourKeys(const AttentionState<kHeads>& state, const bf16* const* k, int dim,
+                          F (*dots)[kHeads]) {
+  for (int j = 0; j < 4; ++j) {
+    for (int h = 0; h < kHeads; ++h) dots[j][h] = F{};
+  }
+  for (int d = 0; d < dim; d += 32) {
+    W q[kHeads];
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) q[h] = LoadW(state.q[h] + d);
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      const W key = LoadW(k[j] + d);
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) dots[j][h] = Dot(dots[j][h], key, q[h]);
+    }
+  }
+}
+
+// k and v: the rows of this chunk, padded with valid rows to a multiple of 4.
+template <int kHeads>
+void AttendChunk(AttentionState<kHeads>& state, const bf16* const* k, const bf16* const* v,
+                 int num_keys, float score_scale, int dim, int value_dim) {
+  alignas(64) float p[kHeads][kChunkKeys];
+  for (int h = 0; h < kHeads; ++h) {
+    for (int j = 0; j < kChunkKeys; j += kLanes) Store(p[h] + j, Splat(kMinusInfinity));
+  }
+  for (int j = 0; j < num_keys; j += 4) {
+    F dots[4][kHeads];
+    ScoreFourKeys<kHeads>(state, k + j, dim, dots);
+    F padded[kLanes] = {};
+#pragma GCC unroll 4
+    for (int h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) padded[4 * h + i] = dots[i][h];
+    }
+    float scores[kLanes];
+    Store(scores, Sum16(padded) * score_scale);
+    const int count = num_keys - j < 4 ? num_keys - j : 4;
+    for (int h = 0; h < kHeads; ++h) {
+      for (int i = 0; i < count; ++i) p[h][j + i] = scores[4 * h + i];
+    }
+  }
+  float rescale[kHeads];
+  for (int h = 0; h < kHeads; ++h) {
+    F largest = Load(p[h]);
+    for (int j = kLanes; j < kChunkKeys; j += kLanes) largest = Max(Load(p[h] + j), largest);
+    const float chunk_max = MaxLane(largest);
+    const float new_max = chunk_max > state.max[h] ? chunk_max : state.max[h];
+    rescale[h] = Exp(Splat(state.max[h] - new_max))[0];
+    F sum = {};
+    for (int j = 0; j < kChunkKeys; j += kLanes) {
+      const F weight = Exp(Load(p[h] + j) - new_max);
+      Store(p[h] + j, weight);
+      sum += weight;
+    }
+    state.sum[h] = FmaScalar(state.sum[h], rescale[h], Sum(sum));
+    state.max[h] = new_max;
+  }
+  constexpr int kVectors = 4;
+  for (int d = 0; d < value_dim;) {
+    if (value_dim - d >= kVectors * kLanes) {
+      F acc[kHeads][kVectors];
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kVectors; ++i) {
+          acc[h][i] = Load(state.acc[h] + d + i * kLanes) * rescale[h];
+        }
+      }
+      for (int j = 0; j < num_keys; ++j) {
+        F value[kVectors];
+#pragma GCC unroll 4
+        for (int i = 0; i < kVectors; ++i) value[i] = LoadBf16(v[j] + d + i * kLanes);
+#pragma GCC unroll 4
+        for (int h = 0; h < kHeads; ++h) {
+          const F weight = Splat(p[h][j]);
+#pragma GCC unroll 4
+          for (int i = 0; i < kVectors; ++i) acc[h][i] = Fma(weight, value[i], acc[h][i]);
+        }
+      }
+#pragma GCC unroll 4
+      for (int h = 0; h < kHeads; ++h) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kVectors; ++i) Store(state.acc[h] + d + i * kLanes, acc[h][i]);
+      }
+      d += kVectors * kLanes;
+    } else {
+      F acc[kHeads];
+      for (int h = 0; h < kHeads; ++h) acc[h] = Load(state.acc[h] + d) * rescale[h];
+      for (int j = 0; j < num_keys; ++j) {
+        const F value = LoadBf16(v[j] + d);
+        for (int h = 0; h < kHeads; ++h) acc[h] = Fma(Splat(p[h][j]), value, acc[h]);
+      }
+      for (int h = 0; h < kHeads; ++h) Store(state.acc[h] + d, acc[h]);
+      d += kLanes;
+    }
+  }
+}
+
+template <int kHeads>
+void AttendHeads(const AttentionTask& task, int first_head) {
+  const AttentionParams& params = *task.params;
+  const AttentionRow& row = params.rows[task.row];
+  const int dim = params.qk_head_dim;
+  const int value_dim = params.v_head_dim;
+  AttentionState<kHeads> state;
+  for (int h = 0; h < kHeads; ++h) {
+    state.q[h] =
+        params.q + (static_cast<size_t>(task.row) * params.num_q_heads + first_head + h) * dim;
+    state.max[h] = -1e30f;
+    state.sum[h] = 0.0f;
+    for (int d = 0; d < value_dim; d += kLanes) Store(state.acc[h] + d, F{});
+  }
+  const bf16* k[kChunkKeys];
+  const bf16* v[kChunkKeys];
+  const auto attend = [&](int num_keys) {
+    for (int j = num_keys; j % 4 != 0; ++j) k[j] = k[num_keys - 1];
+    AttendChunk<kHeads>(state, k, v, num_keys, params.score_scale, dim, value_dim);
+  };
+  const size_t k_stride = static_cast<size_t>(params.num_kv_heads) * dim;
+  const size_t v_stride = static_cast<size_t>(params.num_kv_heads) * value_dim;
+  const size_t k_offset = static_cast<size_t>(task.kv_head) * dim;
+  const size_t v_offset = static_cast<size_t>(task.kv_head) * value_dim;
+  for (int key = row.first_key; key <= row.last_key; key += kChunkKeys) {
+    const int num_keys = row.last_key - key + 1 < kChunkKeys ? row.last_key - key + 1 : kChunkKeys;
+    const KvView& kv = *row.kv;
+    int page = key / kv.page_tokens;
+    int offset = key - page * kv.page_tokens;
+    size_t base = static_cast<size_t>(kv.pages[page % kv.num_pages]) * kv.page_tokens;
+    for (int j = 0; j < num_keys; ++j) {
+      if (offset == kv.page_tokens) {
+        offset = 0;
+        ++page;
+        base = static_cast<size_t>(kv.pages[page % kv.num_pages]) * kv.page_tokens;
+      }
+      k[j] = kv.k + (base + offset) * k_stride + k_offset;
+      v[j] = kv.v + (base + offset) * v_stride + v_offset;
+      ++offset;
+    }
+    attend(num_keys);
+  }
+  if (row.block_k != nullptr) {
+    for (int key = 0; key < row.block_rows; key += kChunkKeys) {
+      const int num_keys = row.block_rows - key < kChunkKeys ? row.block_rows - key : kChunkKeys;
+      for (int j = 0; j < num_keys; ++j) {
+        k[j] = row.block_k + (key + j) * k_stride + k_offset;
+        v[j] = row.block_v + (key + j) * v_stride + v_offset;
+      }
+      attend(num_keys);
+    }
+  }
+  for (int h = 0; h < kHeads; ++h) {
+    float sum = state.sum[h];
+    float scale = 1.0f;
+    if (params.sinks != nullptr) {
+      const float sink = params.sinks[first_head + h];
+      const float max = sink > state.max[h] ? sink : state.max[h];
+      scale = Exp(Splat(state.max[h] - max))[0];
+      sum = FmaScalar(sum, scale, Exp(Splat(sink - max))[0]);
+    }
+    const float inverse = sum > 0.0f ? scale / sum : 0.0f;
+    bf16* out = params.out +
+                (static_cast<size_t>(task.row) * params.num_q_heads + first_head + h) * value_dim;
+    for (int d = 0; d < value_dim; d += kLanes) {
+      StoreBf16Part(out + d, Load(state.acc[h] + d) * inverse, kLanes);
+    }
+  }
+}
+
+void AttentionTaskRun(const AttentionTask& task) {
+  const int group = task.params->num_q_heads / task.params->num_kv_heads;
+  int head = task.kv_head * group;
+  const int end = head + group;
+  for (; head + kHeadsAtOnce <= end; head += kHeadsAtOnce) AttendHeads<kHeadsAtOnce>(task, head);
+  for (; head + 2 <= end; head += 2) AttendHeads<2>(task, head);
+  for (; head < end; ++head) AttendHeads<1>(task, head);
+}

@@ -1,0 +1,29 @@
+// The body of every isa_*.cc: all inner loops for one instruction set, and their table. REQUIRES:
+// ULTRASPEED_ISA, ULTRASPEED_TABLE.
+#include <immintrin.h>
+
+#include "kernels/cpu/kernel_table.h"
+
+namespace ultraspeed::kernels {
+namespace ULTRASPEED_ISA {
+namespace {
+
+// clang-format off: the order matters
+#include "kernels/cpu/simd.inc.h"
+#include "kernels/cpu/matmul_kernels.inc.h"
+#include "kernels/cpu/rows_kernels.inc.h"
+#include "kernels/cpu/attention_kernels.inc.h"
+#include "kernels/cpu/sampling_kernels.inc.h"
+// clang-format on
+
+}  // namespace
+}  // namespace ULTRASPEED_ISA
+
+const KernelTable ULTRASPEED_TABLE = {
+    ULTRASPEED_ISA::MatMulRows,       ULTRASPEED_ISA::SwiGlu,    ULTRASPEED_ISA::WeightedSum,
+    ULTRASPEED_ISA::RmsNormRow,       ULTRASPEED_ISA::RopeHead,  ULTRASPEED_ISA::RouterScores,
+    ULTRASPEED_ISA::AttentionTaskRun, ULTRASPEED_ISA::ToBf16Row, ULTRASPEED_ISA::ArgMax,
+    ULTRASPEED_ISA::SumExp,           ULTRASPEED_ISA::Divide,    ULTRASPEED_ISA::AddGumbel,
+    ULTRASPEED_ISA::SelectAtLeast};
+
+}  // namespace ultraspeed::kernels

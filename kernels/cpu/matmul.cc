@@ -1,0 +1,171 @@
+// Packing of weights and the matrix product on top of the inner loops.
+//
+// Callers: the executor, moe.cc. Rows are split over threads in whole tiles; tokens go in blocks of
+// 8, so a weight is decoded once for eight of them. Neither split changes a bit of the result.
+#include "kernels/cpu/matmul.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/check.h"
+
+namespace ultraspeed::kernels {
+namespace {
+
+constexpr int kTileRows = 16;
+constexpr int kRowsPerTask =
+    64;  // a multiple of kTileRows; large matrices are cut into multiples of it
+constexpr int64_t kInlineWork =
+    96 * 1024;  // multiply-adds below which waking another thread costs more than it saves
+constexpr int kTasksPerThread = 4;
+constexpr size_t kAlignment = 64;
+
+size_t RoundUp(size_t x, size_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+
+// Writes the code of one element of a tile to its place (layout: MatrixView).
+void PlaceBf16(uint8_t* tile, int row, int column, bf16 value) {
+  std::memcpy(tile + column / 2 * 64 + (2 * row + column % 2) * 2, &value, 2);
+}
+void PlaceFp8(uint8_t* tile, int row, int column, uint8_t code) {
+  tile[column / 4 * 64 + row / 4 * 16 + column % 4 / 2 * 8 + row % 4 * 2 + column % 2] = code;
+}
+void PlaceMxfp4(uint8_t* tile, int row, int column, int code) {
+  const int nibble = column % 8 / 2;
+  tile[column / 8 * 64 + (2 * row + column % 2) * 2 + nibble / 2] |=
+      static_cast<uint8_t>(code << (nibble % 2 * 4));
+}
+
+void PlaceRow(const CheckpointMatrix& source, int row, uint8_t* tile) {
+  const size_t cols = static_cast<size_t>(source.num_cols);
+  const auto* bytes = static_cast<const uint8_t*>(source.codes);
+  const int in_tile = row % kTileRows;
+  for (int c = 0; c < source.num_cols; ++c) {
+    switch (source.format) {
+      case WeightFormat::kBf16: {
+        bf16 value;  // the checkpoint is mapped memory: no alignment is promised
+        std::memcpy(&value, bytes + (row * cols + c) * 2, 2);
+        PlaceBf16(tile, in_tile, c, value);
+        break;
+      }
+      case WeightFormat::kFp8Block128:
+        PlaceFp8(tile, in_tile, c, bytes[row * cols + c]);
+        break;
+      case WeightFormat::kMxfp4:
+        PlaceMxfp4(tile, in_tile, c, bytes[(row * cols + c) / 2] >> (c % 2 * 4) & 15);
+        break;
+    }
+  }
+}
+
+// Bytes of a tile's codes and of all scales.
+struct PackedSizes {
+  size_t tile_bytes;
+  size_t num_tiles;
+  size_t scale_bytes;
+};
+
+PackedSizes SizesOf(WeightFormat format, int num_rows, int num_cols) {
+  const size_t rows = static_cast<size_t>(num_rows);
+  const size_t cols = static_cast<size_t>(num_cols);
+  const size_t tiles = RoundUp(rows, kTileRows) / kTileRows;
+  switch (format) {
+    case WeightFormat::kBf16:
+      return {cols * 32, tiles, 0};
+    case WeightFormat::kFp8Block128:
+      return {cols * 16, tiles, (rows + 127) / 128 * ((cols + 127) / 128) * sizeof(float)};
+    case WeightFormat::kMxfp4:
+      return {cols * 8, tiles, tiles * (cols / 32) * kTileRows};
+  }
+  return {};
+}
+
+}  // namespace
+
+MatrixView View(const PackedMatrix& matrix) {
+  const PackedSizes sizes = SizesOf(matrix.format(), matrix.num_rows(), matrix.num_cols());
+  const uint8_t* scales = matrix.data() + sizes.tile_bytes * sizes.num_tiles;
+  MatrixView view = {};
+  view.format = matrix.format();
+  view.num_rows = matrix.num_rows();
+  view.num_cols = matrix.num_cols();
+  view.tile_bytes = sizes.tile_bytes;
+  view.codes = matrix.data();
+  if (view.format == WeightFormat::kFp8Block128) {
+    view.scales_f32 = reinterpret_cast<const float*>(scales);
+  } else if (view.format == WeightFormat::kMxfp4) {
+    view.scales_e8m0 = scales;
+  }
+  return view;
+}
+
+PackedMatrix PackedMatrix::Pack(const CheckpointMatrix& source) {
+  KERNELS_CHECK(source.num_rows, >, 0);
+  KERNELS_CHECK(source.num_cols, >, 0);
+  KERNELS_CHECK(source.num_cols % 32, ==, 0);
+  const PackedSizes sizes = SizesOf(source.format, source.num_rows, source.num_cols);
+  PackedMatrix packed;
+  packed.format_ = source.format;
+  packed.num_rows_ = source.num_rows;
+  packed.num_cols_ = source.num_cols;
+  packed.bytes_ = sizes.tile_bytes * sizes.num_tiles + sizes.scale_bytes;
+  packed.storage_.resize(packed.bytes_ + kAlignment - 1);
+  const auto address = reinterpret_cast<uintptr_t>(packed.storage_.data());
+  packed.offset_ = RoundUp(address, kAlignment) - address;
+  uint8_t* data = packed.storage_.data() + packed.offset_;
+  for (int row = 0; row < source.num_rows; ++row) {
+    PlaceRow(source, row, data + row / kTileRows * sizes.tile_bytes);
+  }
+  uint8_t* scales = data + sizes.tile_bytes * sizes.num_tiles;
+  if (source.format == WeightFormat::kFp8Block128) {
+    KERNELS_CHECK(source.scales_f32 != nullptr, ==, true);
+    std::memcpy(scales, source.scales_f32, sizes.scale_bytes);
+  } else if (source.format == WeightFormat::kMxfp4) {
+    KERNELS_CHECK(source.scales_e8m0 != nullptr, ==, true);
+    const size_t blocks = static_cast<size_t>(source.num_cols / 32);
+    for (size_t row = 0; row < static_cast<size_t>(source.num_rows); ++row) {
+      for (size_t block = 0; block < blocks; ++block) {
+        const uint8_t scale = source.scales_e8m0[row * blocks + block];
+        KERNELS_CHECK(static_cast<int>(scale), <, 255);
+        scales[(row / kTileRows * blocks + block) * kTileRows + row % kTileRows] = scale;
+      }
+    }
+  }
+  return packed;
+}
+
+RowSplit SplitRows(const ThreadPool& pool, int num_rows, int64_t multiply_adds) {
+  if (pool.num_threads() == 1 || multiply_adds < kInlineWork) return {num_rows, 1};
+  const int wanted = pool.num_threads() * kTasksPerThread;
+  const int unit = num_rows >= pool.num_threads() * kRowsPerTask ? kRowsPerTask : kTileRows;
+  const int units = (num_rows + unit - 1) / unit;
+  const int rows = (units + std::min(wanted, units) - 1) / std::min(wanted, units) * unit;
+  return {rows, (num_rows + rows - 1) / rows};
+}
+
+void MatMul(ThreadPool& pool, const PackedMatrix& w, const bf16* x, int num_tokens, int x_stride,
+            float* out, int out_stride) {
+  KERNELS_CHECK(num_tokens, >=, 0);
+  KERNELS_CHECK(x_stride, >=, w.num_cols());
+  KERNELS_CHECK(out_stride, >=, w.num_rows());
+  const FlushDenormals flush;
+  const KernelTable& kernels = Active();
+  const MatrixView view = View(w);
+  const RowSplit split =
+      SplitRows(pool, view.num_rows, int64_t{view.num_rows} * view.num_cols * num_tokens);
+  pool.ParallelFor(split.num_tasks, [&](int task) {
+    const int begin = task * split.rows_per_task;
+    const int end = std::min(begin + split.rows_per_task, view.num_rows);
+    for (int t0 = 0; t0 < num_tokens; t0 += kTokenBlock) {
+      const int count = std::min(kTokenBlock, num_tokens - t0);
+      const bf16* x_rows[kTokenBlock];
+      float* out_rows[kTokenBlock];
+      for (int t = 0; t < count; ++t) {
+        x_rows[t] = x + static_cast<size_t>(t0 + t) * x_stride;
+        out_rows[t] = out + static_cast<size_t>(t0 + t) * out_stride;
+      }
+      kernels.matmul(view, begin, end, x_rows, count, out_rows);
+    }
+  });
+}
+
+}  // namespace ultraspeed::kernels

@@ -1,0 +1,263 @@
+// Matrix product of tiles of 16 rows with up to eight tokens: a weight vector is decoded once and
+// used for all tokens.
+//
+// One lane is one output row, so nothing is summed across lanes. The order of an output's sum, the
+// same everywhere: column pairs in ascending order, of a pair column 2p+1 and then 2p, each by a
+// fused multiply-add (that is what vdpbf16ps does). FP8 sums each block of 128 columns from zero,
+// MXFP4 each block of 32, and fuses scale * block onto the total. Included once per instruction set
+// inside namespace ULTRASPEED_ISA.
+
+// ---- Decoding 64 bytes of a tile: column pairs of 16 rows as bf16
+// -------------------------------------------------------------------
+
+struct Bf16Tile {
+  static constexpr WeightFormat kFormat = WeightFormat::kBf16;
+  static constexpr int kPairs = 1;
+  INLINE void Decode(const uint8_t* unit, W* pairs) { pairs[0] = LoadW(unit); }
+};
+
+#if !defined(__AVX512VBMI__)
+// One e4m3fn code per lane (bits 0..7) to fp32, by moving the fields; a subnormal is 2^-6 (1 + m/8)
+// - 2^-6.
+INLINE F E4m3ToFloat(U code) {
+  const U magnitude = code & 0x7fu;
+  const F normal = reinterpret_cast<F>((magnitude << 20) + (120u << 23));
+  const F subnormal = reinterpret_cast<F>((magnitude << 20) + (121u << 23)) - 0x1p-6f;
+  U bits = reinterpret_cast<U>(magnitude < 8u ? subnormal : normal);
+  bits = magnitude == 0x7fu ? U{} + 0x7fc00000u : bits;
+  return reinterpret_cast<F>(bits | ((code & 0x80u) << 24));
+}
+// One code per 16-bit word.
+INLINE W E4m3ToBf16(W codes) {
+  const U pairs = reinterpret_cast<U>(codes);
+  const U even = reinterpret_cast<U>(E4m3ToFloat(pairs & 0xffu)) >> 16;
+  const U odd = reinterpret_cast<U>(E4m3ToFloat(pairs >> 16));
+  return reinterpret_cast<W>(even | odd);
+}
+#endif
+
+struct Fp8Tile {
+  static constexpr WeightFormat kFormat = WeightFormat::kFp8Block128;
+  static constexpr int kPairs = 2;
+  static constexpr int kBlockColumns = 128;
+  INLINE void Decode(const uint8_t* unit, W* pairs) {
+#if defined(__AVX512VBMI__)
+    const __m512i codes = _mm512_loadu_si512(unit);
+    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kE4m3Table.low), codes,
+                                                 _mm512_load_si512(kE4m3Table.low + 64));
+    __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(kE4m3Table.high), codes,
+                                            _mm512_load_si512(kE4m3Table.high + 64));
+    // high | (codes & 0x80)
+    high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8);
+    pairs[0] = reinterpret_cast<W>(_mm512_unpacklo_epi8(low, high));
+    pairs[1] = reinterpret_cast<W>(_mm512_unpackhi_epi8(low, high));
+#else
+    // Byte 16 g + 8 s + j is word 8 g + j of pair s.
+    using Quads = uint8_t __attribute__((vector_size(32)));
+    using UnalignedBytes = uint8_t __attribute__((vector_size(64), aligned(1), may_alias));
+    const UnalignedBytes codes = *reinterpret_cast<const UnalignedBytes*>(unit);
+    const Quads first =
+        __builtin_shufflevector(codes, codes, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22,
+                                23, 32, 33, 34, 35, 36, 37, 38, 39, 48, 49, 50, 51, 52, 53, 54, 55);
+    const Quads second = __builtin_shufflevector(codes, codes, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25,
+                                                 26, 27, 28, 29, 30, 31, 40, 41, 42, 43, 44, 45, 46,
+                                                 47, 56, 57, 58, 59, 60, 61, 62, 63);
+    pairs[0] = E4m3ToBf16(__builtin_convertvector(first, W));
+    pairs[1] = E4m3ToBf16(__builtin_convertvector(second, W));
+#endif
+  }
+  INLINE F Scale(const MatrixView& w, int tile, int block, int num_blocks) {
+    return Splat(w.scales_f32[static_cast<size_t>(tile / 8) * num_blocks + block]);
+  }
+};
+
+struct Mxfp4Tile {
+  static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
+  static constexpr int kPairs = 4;
+  static constexpr int kBlockColumns = 32;
+  INLINE void Decode(const uint8_t* unit, W* pairs) {
+    const W nibbles = LoadW(unit);
+#if defined(__AVX512BW__)
+    // The table holds every entry twice, so the fifth bit, which belongs to the next nibble, does
+    // not matter.
+    const __m512i table = _mm512_load_si512(kE2m1Table.value);
+#pragma GCC unroll 4
+    for (int s = 0; s < 4; ++s) {
+      pairs[s] = reinterpret_cast<W>(
+          _mm512_permutexvar_epi16(reinterpret_cast<__m512i>(nibbles >> (4 * s)), table));
+    }
+#else
+    for (int s = 0; s < 4; ++s) {
+      const W code = nibbles >> (4 * s);
+      const W magnitude = code & 7;
+      // 0.5 is the only subnormal; the others are 126 << 7 plus the code in the exponent's and the
+      // mantissa's place.
+      W bits = 0x3f00 + (magnitude << 6);
+      bits = magnitude == 1 ? W{} + 0x3f00 : bits;
+      bits = magnitude == 0 ? W{} : bits;
+      pairs[s] = bits | ((code & 8) << 12);
+    }
+#endif
+  }
+  INLINE F Scale(const MatrixView& w, int tile, int block, int num_blocks) {
+    using Bytes = uint8_t __attribute__((vector_size(16), aligned(1), may_alias));
+    const Bytes scale = *reinterpret_cast<const Bytes*>(
+        w.scales_e8m0 + (static_cast<size_t>(tile) * num_blocks + block) * kLanes);
+    return reinterpret_cast<F>(__builtin_convertvector(scale, U) << 23);
+  }
+};
+
+// ---- kTiles tiles of 16 rows by kTokens tokens
+// --------------------------------------------------------------------------------------
+
+INLINE W BroadcastPair(const bf16* x) {
+  uint32_t pair;
+  __builtin_memcpy(&pair, x, 4);
+  return reinterpret_cast<W>(U{} + pair);
+}
+
+// acc += the columns [begin, end) of the tiles. REQUIRES: both are multiples of 8.
+template <typename Tile, int kTiles, int kTokens>
+INLINE void AddColumns(const uint8_t* codes, size_t tile_bytes, const bf16* const* x, int begin,
+                       int end, F (*acc)[kTokens]) {
+  constexpr int kColumns = 2 * Tile::kPairs;
+  for (int column = begin; column < end; column += kColumns) {
+    const uint8_t* unit = codes + column / kColumns * 64;
+    if constexpr (kTokens <= 2) {
+      // Many tiles: keep the inputs in registers and decode one tile at a time.
+      W inputs[Tile::kPairs][kTokens];
+#pragma GCC unroll 4
+      for (int p = 0; p < Tile::kPairs; ++p) {
+#pragma GCC unroll 2
+        for (int t = 0; t < kTokens; ++t) inputs[p][t] = BroadcastPair(x[t] + column + 2 * p);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < kTiles; ++i) {
+        W weights[Tile::kPairs];
+        Tile::Decode(unit + i * tile_bytes, weights);
+#pragma GCC unroll 4
+        for (int p = 0; p < Tile::kPairs; ++p) {
+#pragma GCC unroll 2
+          for (int t = 0; t < kTokens; ++t) acc[i][t] = Dot(acc[i][t], weights[p], inputs[p][t]);
+        }
+      }
+    } else {
+      // Many tokens: keep the weights in registers.
+      W weights[kTiles][Tile::kPairs];
+#pragma GCC unroll 4
+      for (int i = 0; i < kTiles; ++i) Tile::Decode(unit + i * tile_bytes, weights[i]);
+#pragma GCC unroll 4
+      for (int p = 0; p < Tile::kPairs; ++p) {
+#pragma GCC unroll 8
+        for (int t = 0; t < kTokens; ++t) {
+          const W input = BroadcastPair(x[t] + column + 2 * p);
+#pragma GCC unroll 4
+          for (int i = 0; i < kTiles; ++i) acc[i][t] = Dot(acc[i][t], weights[i][p], input);
+        }
+      }
+    }
+  }
+}
+
+template <typename Tile, int kTiles, int kTokens>
+void Tiles(const MatrixView& w, int tile, const bf16* const* x_rows, float* const* out) {
+  const bf16* x[kTokens];
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) x[t] = x_rows[t];
+  const uint8_t* codes = w.codes + static_cast<size_t>(tile) * w.tile_bytes;
+  F total[kTiles][kTokens] = {};
+  if constexpr (Tile::kFormat == WeightFormat::kBf16) {
+    AddColumns<Tile, kTiles, kTokens>(codes, w.tile_bytes, x, 0, w.num_cols, total);
+  } else {
+    constexpr int kBlock = Tile::kBlockColumns;
+    const int num_blocks = (w.num_cols + kBlock - 1) / kBlock;
+    for (int block = 0; block < num_blocks; ++block) {
+      F acc[kTiles][kTokens] = {};
+      const int end = (block + 1) * kBlock;
+      AddColumns<Tile, kTiles, kTokens>(codes, w.tile_bytes, x, block * kBlock,
+                                        end < w.num_cols ? end : w.num_cols, acc);
+#pragma GCC unroll 8
+      for (int i = 0; i < kTiles; ++i) {
+        const F scale = Tile::Scale(w, tile + i, block, num_blocks);
+#pragma GCC unroll 8
+        for (int t = 0; t < kTokens; ++t) total[i][t] = Fma(scale, acc[i][t], total[i][t]);
+      }
+    }
+  }
+  for (int i = 0; i < kTiles; ++i) {
+    const int row = (tile + i) * kLanes;
+    for (int t = 0; t < kTokens; ++t) StorePart(out[t] + row, total[i][t], w.num_rows - row);
+  }
+}
+
+template <typename Tile, int kTiles, int kTokens>
+INLINE void TilesFrom(const MatrixView& w, int& tile, int end, const bf16* const* x,
+                      float* const* out) {
+  for (; tile + kTiles <= end; tile += kTiles) Tiles<Tile, kTiles, kTokens>(w, tile, x, out);
+}
+
+#if defined(__AVX512F__)
+
+// Enough independent sums to hide the latency of vdpbf16ps, few enough to stay in 32 registers.
+template <typename Tile, int kTokens>
+void AllTiles(const MatrixView& w, int tile, int end, const bf16* const* x, float* const* out) {
+  if constexpr (kTokens <= 2) TilesFrom<Tile, 8, kTokens>(w, tile, end, x, out);
+  if constexpr (kTokens <= 4) TilesFrom<Tile, 4, kTokens>(w, tile, end, x, out);
+  TilesFrom<Tile, 2, kTokens>(w, tile, end, x, out);
+  TilesFrom<Tile, 1, kTokens>(w, tile, end, x, out);
+}
+
+template <typename Tile>
+void MatMulFormat(const MatrixView& w, int tile, int end, const bf16* const* x, int num_tokens,
+                  float* const* out) {
+  switch (num_tokens) {
+    case 1:
+      return AllTiles<Tile, 1>(w, tile, end, x, out);
+    case 2:
+      return AllTiles<Tile, 2>(w, tile, end, x, out);
+    case 3:
+      return AllTiles<Tile, 3>(w, tile, end, x, out);
+    case 4:
+      return AllTiles<Tile, 4>(w, tile, end, x, out);
+    case 5:
+      return AllTiles<Tile, 5>(w, tile, end, x, out);
+    case 6:
+      return AllTiles<Tile, 6>(w, tile, end, x, out);
+    case 7:
+      return AllTiles<Tile, 7>(w, tile, end, x, out);
+    default:
+      return AllTiles<Tile, 8>(w, tile, end, x, out);
+  }
+}
+
+#else
+
+template <typename Tile>
+void MatMulFormat(const MatrixView& w, int tile, int end, const bf16* const* x, int num_tokens,
+                  float* const* out) {
+  int t = 0;
+#if defined(__AVX2__)
+  for (; t + 4 <= num_tokens; t += 4) {
+    for (int i = tile; i < end; ++i) Tiles<Tile, 1, 4>(w, i, x + t, out + t);
+  }
+#endif
+  for (; t < num_tokens; ++t) {
+    for (int i = tile; i < end; ++i) Tiles<Tile, 1, 1>(w, i, x + t, out + t);
+  }
+}
+
+#endif
+
+void MatMulRows(const MatrixView& w, int row_begin, int row_end, const bf16* const* x,
+                int num_tokens, float* const* out) {
+  const int tile = row_begin / kLanes;
+  const int end = (row_end + kLanes - 1) / kLanes;
+  switch (w.format) {
+    case WeightFormat::kBf16:
+      return MatMulFormat<Bf16Tile>(w, tile, end, x, num_tokens, out);
+    case WeightFormat::kFp8Block128:
+      return MatMulFormat<Fp8Tile>(w, tile, end, x, num_tokens, out);
+    case WeightFormat::kMxfp4:
+      return MatMulFormat<Mxfp4Tile>(w, tile, end, x, num_tokens, out);
+  }
+}

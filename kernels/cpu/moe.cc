@@ -1,0 +1,238 @@
+// The gated MLP and the mixture of experts: two phases over (expert, rows) tasks, then a sum per
+// token in ascending expert id.
+//
+// The MLP is a mixture of one expert whose output needs no sum. Gate and up of the same rows are
+// one task, so SwiGLU happens while they are in cache. Token rows are addressed by pointer; nothing
+// is gathered.
+#include <algorithm>
+#include <cstring>
+
+#include "kernels/check.h"
+#include "kernels/cpu/kernel_table.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/thread_pool.h"
+
+namespace ultraspeed::kernels {
+namespace {
+
+constexpr int64_t kInlineWork = 96 * 1024;
+constexpr int kRowsAtOnce = 64;  // of gate and up: 64 x 8 tokens x 2 fp32 = 4 KiB on the stack
+constexpr int kExpertsPerTokenMax = 64;
+
+size_t Align(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// hidden[p][rows] = bf16(silu(gate x[p]) * up x[p]) for the pairs p in [0, num_pairs).
+void GateUp(const KernelTable& kernels, const MatrixView& gate, const MatrixView& up, int row_begin,
+            int row_end, const bf16* const* x, int num_pairs, bf16* const* hidden) {
+  float gate_out[kTokenBlock][kRowsAtOnce];
+  float up_out[kTokenBlock][kRowsAtOnce];
+  for (int row = row_begin; row < row_end; row += kRowsAtOnce) {
+    const int count = std::min(kRowsAtOnce, row_end - row);
+    for (int p0 = 0; p0 < num_pairs; p0 += kTokenBlock) {
+      const int tokens = std::min(kTokenBlock, num_pairs - p0);
+      float* gate_rows[kTokenBlock];
+      float* up_rows[kTokenBlock];
+      for (int t = 0; t < tokens; ++t) {
+        gate_rows[t] = gate_out[t] - row;
+        up_rows[t] = up_out[t] - row;
+      }
+      kernels.matmul(gate, row, row + count, x + p0, tokens, gate_rows);
+      kernels.matmul(up, row, row + count, x + p0, tokens, up_rows);
+      for (int t = 0; t < tokens; ++t) {
+        kernels.swiglu(gate_out[t], up_out[t], count, hidden[p0 + t] + row);
+      }
+    }
+  }
+}
+
+void Down(const KernelTable& kernels, const MatrixView& down, int row_begin, int row_end,
+          const bf16* const* hidden, int num_pairs, float* const* out) {
+  for (int p0 = 0; p0 < num_pairs; p0 += kTokenBlock) {
+    kernels.matmul(down, row_begin, row_end, hidden + p0, std::min(kTokenBlock, num_pairs - p0),
+                   out + p0);
+  }
+}
+
+void CheckShapes(const MlpWeights& w) {
+  KERNELS_CHECK(w.up.num_rows(), ==, w.gate.num_rows());
+  KERNELS_CHECK(w.up.num_cols(), ==, w.gate.num_cols());
+  KERNELS_CHECK(w.down.num_rows(), ==, w.gate.num_cols());
+  KERNELS_CHECK(w.down.num_cols(), ==, w.gate.num_rows());
+}
+
+// A cut of the workspace into arrays; P = pairs (token, expert), grouped by expert.
+struct Workspace {
+  bf16* hidden;         // [P, F]
+  float* down;          // [P, H]
+  const bf16** x;       // [P]
+  bf16** hidden_rows;   // [P]
+  float** down_rows;    // [P]
+  int32_t* place;       // [T, K] pair of (token, k)
+  int32_t* first_pair;  // [E + 1]
+  int32_t* active;      // [E] experts with at least one token
+  size_t bytes;
+
+  Workspace(void* memory, int num_tokens, int experts_per_token, int num_experts, int ffn_width,
+            int width) {
+    const size_t pairs = static_cast<size_t>(num_tokens) * experts_per_token;
+    size_t offset = 0;
+    const auto take = [&](auto*& array, size_t count) {
+      array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(
+          static_cast<uint8_t*>(memory) + offset);
+      offset += Align(count * sizeof(*array));
+    };
+    take(hidden, pairs * ffn_width);
+    take(down, pairs * width);
+    take(x, pairs);
+    take(hidden_rows, pairs);
+    take(down_rows, pairs);
+    take(place, pairs);
+    take(first_pair, static_cast<size_t>(num_experts) + 1);
+    take(active, static_cast<size_t>(num_experts));
+    bytes = offset;
+  }
+};
+
+// Groups the pairs by expert, tokens ascending within one. Returns the number of experts in use.
+int GroupByExpert(const MoeParams& params, int ffn_width, int width, Workspace& space) {
+  const int num_pairs = params.num_tokens * params.experts_per_token;
+  std::fill(space.first_pair, space.first_pair + params.num_experts + 1, 0);
+  for (int i = 0; i < num_pairs; ++i) {
+    const int32_t id = params.expert_ids[i];
+    KERNELS_CHECK(id, >=, 0);
+    KERNELS_CHECK(id, <, params.num_experts);
+    if (i % params.experts_per_token != 0) KERNELS_CHECK(params.expert_ids[i - 1], <, id);
+    ++space.first_pair[id + 1];
+  }
+  int num_active = 0;
+  for (int e = 0; e < params.num_experts; ++e) {
+    if (space.first_pair[e + 1] > 0) space.active[num_active++] = e;
+    space.first_pair[e + 1] += space.first_pair[e];
+  }
+  // Filling moves first_pair[e] to the end of group e; shifting back restores it.
+  for (int i = 0; i < num_pairs; ++i) {
+    const int pair = space.first_pair[params.expert_ids[i]]++;
+    const int token = i / params.experts_per_token;
+    space.place[i] = pair;
+    space.x[pair] = params.x + static_cast<size_t>(token) * width;
+    space.hidden_rows[pair] = space.hidden + static_cast<size_t>(pair) * ffn_width;
+    space.down_rows[pair] = space.down + static_cast<size_t>(pair) * width;
+  }
+  for (int e = params.num_experts; e > 0; --e) space.first_pair[e] = space.first_pair[e - 1];
+  space.first_pair[0] = 0;
+  return num_active;
+}
+
+// How many tasks one expert's rows are cut into: enough for the threads to level out, at least 16
+// rows each.
+RowSplit SplitExpert(const ThreadPool& pool, int num_rows, int num_experts) {
+  const int wanted = std::max(1, 4 * pool.num_threads() / std::max(1, num_experts));
+  const int tiles = (num_rows + 15) / 16;
+  const int rows = (tiles + std::min(wanted, tiles) - 1) / std::min(wanted, tiles) * 16;
+  return {rows, (num_rows + rows - 1) / rows};
+}
+
+void SumExperts(const KernelTable& kernels, const MoeParams& params, int width,
+                const Workspace& space, int token) {
+  const float* rows[kExpertsPerTokenMax];
+  for (int k = 0; k < params.experts_per_token; ++k) {
+    const int pair = space.place[static_cast<size_t>(token) * params.experts_per_token + k];
+    rows[k] = space.down + static_cast<size_t>(pair) * width;
+  }
+  kernels.weighted_sum(
+      rows, params.expert_weights + static_cast<size_t>(token) * params.experts_per_token,
+      params.experts_per_token, width, params.out + static_cast<size_t>(token) * width);
+}
+
+}  // namespace
+
+size_t MlpWorkspaceBytes(int num_tokens, int ffn_width, int hidden) {
+  return MoeWorkspaceBytes(num_tokens, 1, 1, ffn_width, hidden);
+}
+
+void Mlp(ThreadPool& pool, const MlpWeights& w, const bf16* x, int num_tokens, float* out,
+         void* workspace) {
+  CheckShapes(w);
+  const FlushDenormals flush;
+  const KernelTable& kernels = Active();
+  const int width = w.gate.num_cols();
+  const int ffn_width = w.gate.num_rows();
+  Workspace space(workspace, num_tokens, 1, 1, ffn_width, width);
+  for (int t = 0; t < num_tokens; ++t) {
+    space.x[t] = x + static_cast<size_t>(t) * width;
+    space.hidden_rows[t] = space.hidden + static_cast<size_t>(t) * ffn_width;
+    space.down_rows[t] = out + static_cast<size_t>(t) * width;
+  }
+  const MatrixView gate = View(w.gate);
+  const MatrixView up = View(w.up);
+  const MatrixView down = View(w.down);
+  const int64_t work = int64_t{num_tokens} * width * ffn_width;
+  const RowSplit first = SplitRows(pool, ffn_width, 2 * work);
+  pool.ParallelFor(first.num_tasks, [&](int task) {
+    const int begin = task * first.rows_per_task;
+    GateUp(kernels, gate, up, begin, std::min(begin + first.rows_per_task, ffn_width), space.x,
+           num_tokens, space.hidden_rows);
+  });
+  const RowSplit second = SplitRows(pool, width, work);
+  pool.ParallelFor(second.num_tasks, [&](int task) {
+    const int begin = task * second.rows_per_task;
+    Down(kernels, down, begin, std::min(begin + second.rows_per_task, width), space.hidden_rows,
+         num_tokens, space.down_rows);
+  });
+}
+
+size_t MoeWorkspaceBytes(int num_tokens, int experts_per_token, int num_experts, int ffn_width,
+                         int hidden) {
+  return Workspace(nullptr, num_tokens, experts_per_token, num_experts, ffn_width, hidden).bytes;
+}
+
+void MixtureOfExperts(ThreadPool& pool, const MoeParams& params) {
+  KERNELS_CHECK(params.num_experts, >, 0);
+  KERNELS_CHECK(params.experts_per_token, >, 0);
+  KERNELS_CHECK(params.experts_per_token, <=, kExpertsPerTokenMax);
+  if (params.num_tokens == 0) return;
+  const FlushDenormals flush;
+  const KernelTable& kernels = Active();
+  const int width = params.experts[0].gate.num_cols();
+  const int ffn_width = params.experts[0].gate.num_rows();
+  Workspace space(params.workspace, params.num_tokens, params.experts_per_token, params.num_experts,
+                  ffn_width, width);
+  const int num_active = GroupByExpert(params, ffn_width, width, space);
+  for (int i = 0; i < num_active; ++i) {
+    const MlpWeights& expert = params.experts[space.active[i]];
+    CheckShapes(expert);
+    KERNELS_CHECK(expert.gate.num_rows(), ==, ffn_width);
+    KERNELS_CHECK(expert.gate.num_cols(), ==, width);
+  }
+  const auto pairs_of = [&](int expert) {
+    return space.first_pair[expert + 1] - space.first_pair[expert];
+  };
+
+  const RowSplit first = SplitExpert(pool, ffn_width, num_active);
+  pool.ParallelFor(num_active * first.num_tasks, [&](int task) {
+    const int expert = space.active[task / first.num_tasks];
+    const int begin = task % first.num_tasks * first.rows_per_task;
+    const int pair = space.first_pair[expert];
+    GateUp(kernels, View(params.experts[expert].gate), View(params.experts[expert].up), begin,
+           std::min(begin + first.rows_per_task, ffn_width), space.x + pair, pairs_of(expert),
+           space.hidden_rows + pair);
+  });
+  const RowSplit second = SplitExpert(pool, width, num_active);
+  pool.ParallelFor(num_active * second.num_tasks, [&](int task) {
+    const int expert = space.active[task / second.num_tasks];
+    const int begin = task % second.num_tasks * second.rows_per_task;
+    const int pair = space.first_pair[expert];
+    Down(kernels, View(params.experts[expert].down), begin,
+         std::min(begin + second.rows_per_task, width), space.hidden_rows + pair, pairs_of(expert),
+         space.down_rows + pair);
+  });
+  const int64_t sum_work = int64_t{params.num_tokens} * params.experts_per_token * width;
+  if (sum_work <= kInlineWork) {
+    for (int t = 0; t < params.num_tokens; ++t) SumExperts(kernels, params, width, space, t);
+  } else {
+    pool.ParallelFor(params.num_tokens,
+                     [&](int t) { SumExperts(kernels, params, width, space, t); });
+  }
+}
+
+}  // namespace ultraspeed::kernels

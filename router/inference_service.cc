@@ -1,0 +1,233 @@
+#include "router/inference_service.h"
+
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "common/grpc_status.h"
+#include "common/limits.h"
+#include "common/status_macros.h"
+#include "grpcpp/support/proto_buffer_writer.h"
+#include "router/request_decoder.h"
+
+namespace ultraspeed::router {
+namespace {
+
+constexpr absl::string_view kUltraspeedSuffix = "-ultraspeed";
+
+absl::string_view Header(const grpc::CallbackServerContext& context, const char* name) {
+  const auto found = context.client_metadata().find(name);
+  if (found == context.client_metadata().end()) return {};
+  return {found->second.data(), found->second.size()};
+}
+
+// 53 bits, so that a seed that was reported survives programs that keep numbers as doubles.
+uint64_t DrawSeed() {
+  std::random_device device;
+  return ((static_cast<uint64_t>(device()) << 32) | device()) >> 11;
+}
+
+void Serialize(const google::protobuf::Message& message, grpc::ByteBuffer* bytes) {
+  bool own_buffer = false;
+  // Cannot fail: our own message, far below 2 GiB.
+  (void)grpc::GenericSerialize<grpc::ProtoBufferWriter, google::protobuf::Message>(message, bytes, &own_buffer);
+}
+
+}  // namespace
+
+InferenceService::InferenceService(const Options& options)
+    : options_(options), tokenize_pool_(limits::kTokenizeThreads, limits::kTokenizeQueue) {}
+
+absl::StatusOr<AuthenticatedTenant> InferenceService::Authenticate(const grpc::CallbackServerContext& context) const {
+  if (options_.keys == nullptr) return AuthenticatedTenant{.tenant = "anonymous", .key_id = ""};
+  return options_.keys->Authenticate(ApiKeyFromHeaders(Header(context, "authorization"), Header(context, "api-key")));
+}
+
+absl::StatusOr<InferenceService::ResolvedModel> InferenceService::ResolveModel(const std::string& name) const {
+  auto exact = options_.pool->FindModel(name);
+  if (exact.ok()) return ResolvedModel{.model = *std::move(exact), .by_ultraspeed_alias = false};
+  absl::string_view stem = name;
+  if (absl::ConsumeSuffix(&stem, kUltraspeedSuffix)) {
+    auto aliased = options_.pool->FindModel(stem);
+    if (aliased.ok()) return ResolvedModel{.model = *std::move(aliased), .by_ultraspeed_alias = true};
+  }
+  return exact.status();
+}
+
+v1::ServiceTier InferenceService::ResolveTier(v1::ServiceTier asked, bool by_ultraspeed_alias) const {
+  if (asked == v1::SERVICE_TIER_STANDARD || asked == v1::SERVICE_TIER_ULTRASPEED) return asked;
+  return by_ultraspeed_alias ? v1::SERVICE_TIER_ULTRASPEED : options_.auto_tier;
+}
+
+// ---- Streams ----
+
+template <typename Request>
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartStream(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes, absl::string_view method,
+    absl::StatusOr<RelayRequest> (InferenceService::*prepare)(const Request&, const std::string&) const) {
+  auto relay = StreamRelay::Create({.context = context,
+                                    .pool = options_.pool,
+                                    .metrics = options_.metrics,
+                                    .clock = options_.clock,
+                                    .method = method});
+  const auto tenant = Authenticate(*context);
+  if (!tenant.ok()) {
+    relay->Fail(tenant.status());
+    return relay.get();
+  }
+  auto request = std::make_shared<Request>();
+  if (const absl::Status status = DecodeRequest(bytes, request.get()); !status.ok()) {
+    relay->Fail(status);
+    return relay.get();
+  }
+  relay->SetCaller(tenant->tenant, tenant->key_id,
+                   request->options().client_request_id().substr(0, limits::kClientRequestIdBytesMax));
+  auto run = [this, relay, request, prepare] {
+    auto ready = (this->*prepare)(*request, relay->request_id());
+    if (ready.ok()) {
+      relay->Begin(*std::move(ready));
+    } else {
+      relay->Fail(ready.status());
+    }
+  };
+  if (bytes.Length() <= limits::kInlineTokenizeBytes) {
+    run();
+  } else if (!tokenize_pool_.TrySubmit(run)) {
+    relay->Fail(absl::ResourceExhaustedError(
+        absl::StrCat("too many long prompts wait to be tokenized, at most ", limits::kTokenizeQueue)));
+  }
+  return relay.get();
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(grpc::CallbackServerContext* context,
+                                                                       const grpc::ByteBuffer* bytes) {
+  return StartStream<v1::GenerateRequest>(context, *bytes, "Generate", &InferenceService::PrepareGenerate);
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Chat(grpc::CallbackServerContext* context,
+                                                                   const grpc::ByteBuffer* bytes) {
+  return StartStream<v1::ChatRequest>(context, *bytes, "Chat", &InferenceService::PrepareChat);
+}
+
+absl::StatusOr<RelayRequest> InferenceService::PrepareGenerate(const v1::GenerateRequest& request,
+                                                               const std::string& request_id) const {
+  ASSIGN_OR_RETURN(const ResolvedModel resolved, ResolveModel(request.model()));
+  ASSIGN_OR_RETURN(const GenerationParams params, ValidateGenerate(request, resolved.model->facts));
+  ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
+                   resolved.model->tokenizer->Encode(request.prompt(), SpecialTokens::kAsText));
+  return Prepare(resolved, params, std::move(prompt), request_id);
+}
+
+absl::StatusOr<RelayRequest> InferenceService::PrepareChat(const v1::ChatRequest& request,
+                                                           const std::string& request_id) const {
+  ASSIGN_OR_RETURN(const ResolvedModel resolved, ResolveModel(request.model()));
+  ASSIGN_OR_RETURN(const ChatParams params, ValidateChat(request, resolved.model->facts));
+  const auto& chat_template = resolved.model->chat_template;
+  if (!chat_template.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("model=", request.model(), ": cannot chat: ", chat_template.status().message()));
+  }
+  ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
+                   EncodeSegments(*resolved.model->tokenizer,
+                                  chat_template->Segments(params.turns, params.enable_thinking)));
+  return Prepare(resolved, params.generation, std::move(prompt), request_id);
+}
+
+absl::StatusOr<RelayRequest> InferenceService::Prepare(const ResolvedModel& resolved, const GenerationParams& params,
+                                                       std::vector<int32_t> prompt,
+                                                       const std::string& request_id) const {
+  const ServedModel& model = *resolved.model;
+  ASSIGN_OR_RETURN(const int32_t max_tokens, MaxTokens(params, static_cast<int64_t>(prompt.size()), model.facts));
+  RelayRequest ready;
+  ready.model = resolved.model;
+  ready.stop = params.stop;
+  v1::WorkerGenerateRequest& out = ready.worker_request;
+  out.set_request_id(request_id);
+  out.mutable_prompt_token_ids()->Add(prompt.begin(), prompt.end());
+  out.set_max_tokens(max_tokens);
+  out.set_temperature(params.temperature);
+  out.set_top_k(params.top_k);
+  out.set_top_p(params.top_p);
+  out.set_seed(params.seed ? *params.seed : DrawSeed());
+  if (!params.ignore_eos) out.mutable_stop_token_ids()->Add(model.eos_token_ids.begin(), model.eos_token_ids.end());
+  out.set_speculation(params.speculation);
+  out.set_service_tier(ResolveTier(params.service_tier, resolved.by_ultraspeed_alias));
+  out.set_logprobs(params.logprobs);
+  out.set_priority(params.priority);
+  return ready;
+}
+
+// ---- Unary calls ----
+
+grpc::ServerUnaryReactor* InferenceService::FinishUnary(grpc::CallbackServerContext* context, absl::string_view method,
+                                                        const absl::Status& status) {
+  options_.metrics->UnaryEnded(method, status.code());
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  reactor->Finish(ToGrpcStatus(status));
+  return reactor;
+}
+
+absl::StatusOr<v1::TokenizeResponse> InferenceService::RunTokenize(const grpc::ByteBuffer& bytes) const {
+  v1::TokenizeRequest request;
+  RETURN_IF_ERROR(DecodeRequest(bytes, &request));
+  ASSIGN_OR_RETURN(const ResolvedModel resolved, ResolveModel(request.model()));
+  RETURN_IF_ERROR(ValidateTokenize(request));
+  const auto special = request.parse_special() ? SpecialTokens::kParse : SpecialTokens::kAsText;
+  ASSIGN_OR_RETURN(const std::vector<int32_t> ids, resolved.model->tokenizer->Encode(request.text(), special));
+  v1::TokenizeResponse response;
+  response.mutable_token_ids()->Add(ids.begin(), ids.end());
+  return response;
+}
+
+grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response) {
+  const auto tenant = Authenticate(*context);
+  if (!tenant.ok()) return FinishUnary(context, "Tokenize", tenant.status());
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  // bytes and response live until Finish.
+  auto run = [this, reactor, bytes, response] {
+    const auto result = RunTokenize(*bytes);
+    if (result.ok()) Serialize(*result, response);
+    options_.metrics->UnaryEnded("Tokenize", result.status().code());
+    reactor->Finish(ToGrpcStatus(result.status()));
+  };
+  if (bytes->Length() <= limits::kInlineTokenizeBytes) {
+    run();
+  } else if (!tokenize_pool_.TrySubmit(run)) {
+    return FinishUnary(context, "Tokenize",
+                       absl::ResourceExhaustedError(absl::StrCat("too many long texts wait to be tokenized, at most ",
+                                                                 limits::kTokenizeQueue)));
+  }
+  return reactor;
+}
+
+grpc::ServerUnaryReactor* InferenceService::ListModels(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response) {
+  (void)bytes;  // an empty message
+  const auto tenant = Authenticate(*context);
+  if (!tenant.ok()) return FinishUnary(context, "ListModels", tenant.status());
+  v1::ListModelsResponse message;
+  for (const WorkerPool::ModelStatus& status : options_.pool->Models()) {
+    v1::Model* model = message.add_models();
+    model->set_name(status.model->facts.name);
+    model->set_context_tokens(status.model->facts.context_tokens);
+    model->set_workers_ready(status.workers_ready);
+    model->add_tiers(v1::SERVICE_TIER_STANDARD);
+    model->add_tiers(v1::SERVICE_TIER_ULTRASPEED);
+    model->set_weights_sha256(status.model->weights_sha256);
+  }
+  Serialize(message, response);
+  return FinishUnary(context, "ListModels", absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* InferenceService::GetUsage(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response) {
+  (void)bytes;
+  (void)response;
+  const auto tenant = Authenticate(*context);
+  if (!tenant.ok()) return FinishUnary(context, "GetUsage", tenant.status());
+  return FinishUnary(context, "GetUsage", absl::UnimplementedError("this router has no accounts store"));
+}
+
+}  // namespace ultraspeed::router

@@ -1,0 +1,386 @@
+#include "router/relay.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/grpc_status.h"
+#include "common/limits.h"
+#include "common/logging.h"
+#include "common/uuid.h"
+#include "grpcpp/client_context.h"
+#include "grpcpp/support/client_callback.h"
+#include "grpcpp/support/proto_buffer_writer.h"
+
+namespace ultraspeed::router {
+namespace {
+
+grpc::ByteBuffer Serialize(const v1::GenerateChunk& chunk) {
+  grpc::ByteBuffer bytes;
+  bool own_buffer = false;
+  // Cannot fail: the chunk is initialised and far below 2 GiB.
+  (void)grpc::GenericSerialize<grpc::ProtoBufferWriter, v1::GenerateChunk>(chunk, &bytes, &own_buffer);
+  return bytes;
+}
+
+// The worker refused the request as it might refuse any other now: another worker may take it.
+bool IsRefusal(const absl::Status& status) { return absl::IsResourceExhausted(status) || absl::IsUnavailable(status); }
+
+// The worker, not the request, is at fault.
+bool IsWorkerFailure(const absl::Status& status) {
+  return absl::IsInternal(status) || absl::IsUnknown(status) || absl::IsAborted(status) || absl::IsDataLoss(status) ||
+         absl::IsCancelled(status);
+}
+
+}  // namespace
+
+// One placement: the call to one worker and the lease that pays for it. Lives until its OnDone.
+class StreamRelay::WorkerCall : public grpc::ClientReadReactor<v1::WorkerGenerateChunk> {
+ public:
+  WorkerCall(std::shared_ptr<StreamRelay> relay, WorkerPool::Lease lease)
+      : relay_(std::move(relay)), lease_(std::move(lease)), context_(std::make_shared<grpc::ClientContext>()) {}
+
+  void Start(std::shared_ptr<WorkerCall> self, const v1::WorkerGenerateRequest& request,
+             std::chrono::system_clock::time_point deadline) {
+    self_ = std::move(self);
+    context_->set_deadline(deadline);
+    context_->AddMetadata("x-request-id", request.request_id());
+    lease_.OnLost([context = context_] { context->TryCancel(); });
+    lease_.stub()->async()->Generate(context_.get(), &request, this);
+    StartRead(&chunk_);
+    StartCall();
+  }
+
+  void Cancel() { context_->TryCancel(); }
+  void ResumeReading() { StartRead(&chunk_); }
+  int worker_idx() const { return lease_.worker_idx(); }
+  const std::string& address() const { return lease_.address(); }
+
+  void OnReadDone(bool ok) override {
+    if (ok && relay_->OnWorkerChunk(this, chunk_)) StartRead(&chunk_);
+  }
+
+  void OnDone(const grpc::Status& status) override {
+    const std::shared_ptr<WorkerCall> self = std::move(self_);  // this object ends with this function
+    relay_->OnWorkerDone(this, FromGrpcStatus(status));
+    lease_.Release();
+  }
+
+ private:
+  const std::shared_ptr<StreamRelay> relay_;
+  WorkerPool::Lease lease_;
+  const std::shared_ptr<grpc::ClientContext> context_;  // shared with the pool's on-lost callback
+  v1::WorkerGenerateChunk chunk_;
+  std::shared_ptr<WorkerCall> self_;
+};
+
+// ---- Beginning ----
+
+StreamRelay::StreamRelay(const Options& options)
+    : context_(options.context),
+      pool_(options.pool),
+      metrics_(options.metrics),
+      clock_(options.clock),
+      method_(options.method),
+      request_id_(NewUuidV7(*options.clock)),
+      arrival_(options.clock->Monotonic()),
+      deadline_(options.context->deadline()) {}
+
+std::shared_ptr<StreamRelay> StreamRelay::Create(const Options& options) {
+  std::shared_ptr<StreamRelay> relay(new StreamRelay(options));
+  options.context->AddInitialMetadata("x-request-id", relay->request_id_);
+  options.metrics->StreamStarted();
+  absl::MutexLock lock(&relay->mutex_);
+  relay->self_ = relay;
+  return relay;
+}
+
+void StreamRelay::SetCaller(std::string tenant, std::string key_id, std::string client_request_id) {
+  absl::MutexLock lock(&mutex_);
+  tenant_ = std::move(tenant);
+  key_id_ = std::move(key_id);
+  client_request_id_ = std::move(client_request_id);
+}
+
+void StreamRelay::Begin(RelayRequest request) {
+  absl::MutexLock lock(&mutex_);
+  if (is_over()) return;  // the client left meanwhile
+  request_ = std::move(request);
+  detokenizer_.emplace(request_.model->tokenizer.get());
+  stop_matcher_.emplace(request_.stop);
+  usage_.set_prompt_tokens(request_.worker_request.prompt_token_ids_size());
+  Place(pool_->Acquire(*request_.model, tried_workers_));
+}
+
+void StreamRelay::Fail(const absl::Status& status) {
+  absl::MutexLock lock(&mutex_);
+  FailLocked(status);
+}
+
+void StreamRelay::Place(absl::StatusOr<WorkerPool::Lease> lease) {
+  if (!lease.ok()) {
+    FailLocked(lease.status());
+    return;
+  }
+  if (!dispatch_time_) dispatch_time_ = clock_->Monotonic();
+  worker_address_ = lease->address();
+  call_ = std::make_shared<WorkerCall>(shared_from_this(), *std::move(lease));
+  call_->Start(call_, request_.worker_request, deadline_);
+}
+
+// ---- From the worker ----
+
+bool StreamRelay::OnWorkerChunk(WorkerCall* call, const v1::WorkerGenerateChunk& chunk) {
+  const absl::Duration now = clock_->Monotonic();
+  absl::MutexLock lock(&mutex_);
+  if (call != call_.get() || is_over()) return true;  // reads on to the end of a call that nobody waits for
+  if (const absl::Status status = CheckChunk(chunk); !status.ok()) {
+    metrics_->WorkerProtocolError();
+    FailLocked(status);
+    return true;
+  }
+  if (chunk.token_ids_size() > 0) {
+    if (last_token_time_) metrics_->ChunkInterval(request_.worker_request.service_tier(), now - *last_token_time_);
+    if (!first_token_time_) {
+      first_token_time_ = now;
+      num_first_chunk_tokens_ = chunk.token_ids_size();
+    }
+    last_token_time_ = now;
+  }
+  usage_.set_cached_tokens(chunk.usage().cached_tokens());
+  usage_.set_reasoning_tokens(chunk.usage().reasoning_tokens());
+  usage_.set_draft_rounds(chunk.usage().draft_rounds());
+  AppendTokens(chunk);
+  if (!terminal_ && chunk.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) EndOfText(chunk);
+  if (terminal_ && chunk.finish_reason() == v1::FINISH_REASON_UNSPECIFIED) call_->Cancel();
+  has_pending_ = has_pending_ || terminal_ || chunk.token_ids_size() > 0;
+  Flush();
+  reading_paused_ = !is_over() && pending_.text().size() > limits::kUnsentTextBytesMax;
+  return !reading_paused_;
+}
+
+absl::Status StreamRelay::CheckChunk(const v1::WorkerGenerateChunk& chunk) const {
+  const int64_t num_tokens = usage_.completion_tokens() + chunk.token_ids_size();
+  if (num_tokens > request_.worker_request.max_tokens()) {
+    return absl::InternalError(absl::StrCat("worker sent ", num_tokens, " tokens, more than max_tokens=",
+                                            request_.worker_request.max_tokens(), " (request ", request_id_, ")"));
+  }
+  for (const int32_t id : chunk.token_ids()) {
+    if (id >= 0 && id < request_.model->facts.vocabulary_size) continue;
+    return absl::InternalError(absl::StrCat("worker sent token id ", id, ", the vocabulary has ",
+                                            request_.model->facts.vocabulary_size, " (request ", request_id_, ")"));
+  }
+  if (request_.worker_request.logprobs() >= 0 && chunk.logprobs_size() != chunk.token_ids_size()) {
+    return absl::InternalError(absl::StrCat("worker sent ", chunk.logprobs_size(), " logprobs for ",
+                                            chunk.token_ids_size(), " tokens (request ", request_id_, ")"));
+  }
+  return absl::OkStatus();
+}
+
+void StreamRelay::AppendTokens(const v1::WorkerGenerateChunk& chunk) {
+  const int num_tokens = chunk.token_ids_size();
+  for (int i = 0; i < num_tokens && !terminal_; ++i) {
+    const int32_t id = chunk.token_ids(i);
+    usage_.set_completion_tokens(usage_.completion_tokens() + 1);
+    pending_.add_token_ids(id);
+    if (i < chunk.logprobs_size()) *pending_.add_logprobs() = chunk.logprobs(i);
+    // The token that ended generation is counted but is not text.
+    const bool is_end = i + 1 == num_tokens && chunk.finish_reason() == v1::FINISH_REASON_STOP;
+    if (!is_end) AppendText(stop_matcher_->Append(detokenizer_->Append({&id, 1})));
+  }
+}
+
+void StreamRelay::AppendText(const StopMatcher::Result& result) {
+  pending_.mutable_text()->append(result.text);
+  if (!result.matched) return;
+  terminal_ = true;
+  pending_.set_finish_reason(v1::FINISH_REASON_STOP);
+  pending_.set_matched_stop(result.stop);
+}
+
+// The worker's terminal record: what was held back leaves, unless it turns out to complete a stop string.
+void StreamRelay::EndOfText(const v1::WorkerGenerateChunk& chunk) {
+  AppendText(stop_matcher_->Append(detokenizer_->Finish()));
+  if (terminal_) return;
+  pending_.mutable_text()->append(stop_matcher_->Finish());
+  terminal_ = true;
+  pending_.set_finish_reason(chunk.finish_reason());
+  if (chunk.finish_reason() == v1::FINISH_REASON_STOP) {
+    pending_.set_matched_stop(std::string(request_.model->tokenizer->TokenBytes(chunk.stop_token_id())));
+  }
+  if (chunk.usage().completion_tokens() != usage_.completion_tokens() ||
+      chunk.usage().prompt_tokens() != usage_.prompt_tokens()) {
+    // The caller is told, and owes, what was delivered.
+    metrics_->WorkerProtocolError();
+    Log(LogLevel::kError, "router.worker_counts_differ",
+        {{"request_id", request_id_},
+         {"worker", worker_address_},
+         {"worker_prompt_tokens", chunk.usage().prompt_tokens()},
+         {"worker_completion_tokens", chunk.usage().completion_tokens()},
+         {"prompt_tokens", usage_.prompt_tokens()},
+         {"completion_tokens", usage_.completion_tokens()}});
+  }
+}
+
+void StreamRelay::OnWorkerDone(WorkerCall* call, const absl::Status& status) {
+  std::shared_ptr<WorkerCall> ended;  // destroyed after the lock is gone
+  absl::MutexLock lock(&mutex_);
+  if (call != call_.get()) return;
+  ended = std::move(call_);
+  if (is_over()) return;
+  RetryOrFail(*ended, status.ok() ? absl::InternalError("the worker's stream ended without a terminal record") : status);
+}
+
+void StreamRelay::RetryOrFail(const WorkerCall& call, const absl::Status& status) {
+  if (absl::IsDeadlineExceeded(status)) {
+    FailLocked(absl::DeadlineExceededError(absl::StrCat("deadline passed (request ", request_id_, ")")));
+    return;
+  }
+  if (first_token_time_) {
+    FailLocked(absl::UnavailableError(absl::StrCat("worker lost after ", usage_.completion_tokens(),
+                                                   " tokens: ", status.message(), " (request ", request_id_, ")")));
+    return;
+  }
+  const bool is_failure = IsWorkerFailure(status);
+  if (!is_failure && !IsRefusal(status)) {
+    FailLocked(status);
+    return;
+  }
+  tried_workers_.insert(call.worker_idx());
+  if (is_failure) ++num_failure_retries_;
+  const bool may_retry = num_failure_retries_ <= limits::kFailureRetriesMax &&
+                         static_cast<int>(tried_workers_.size()) < limits::kPlacementAttemptsMax;
+  Log(LogLevel::kWarning, "router.placement_failed",
+      {{"request_id", request_id_},
+       {"worker", call.address()},
+       {"code", absl::StatusCodeToString(status.code())},
+       {"message", std::string(status.message())}});
+  if (may_retry) {
+    if (auto lease = pool_->Acquire(*request_.model, tried_workers_); lease.ok()) {
+      metrics_->PlacementRetried();
+      Place(std::move(lease));
+      return;
+    }
+  }
+  const std::string message = absl::StrCat("no worker took the request; the last one said: ", status.message(),
+                                           " (request ", request_id_, ")");
+  FailLocked(absl::IsResourceExhausted(status) ? absl::ResourceExhaustedError(message)
+                                               : absl::UnavailableError(message));
+}
+
+// ---- To the client ----
+
+void StreamRelay::FailLocked(const absl::Status& status) {
+  if (is_over()) return;
+  failure_ = status;
+  if (call_ != nullptr) call_->Cancel();
+  Flush();
+}
+
+void StreamRelay::Flush() {
+  if (write_in_flight_ || finished_) return;
+  if (has_pending_) {
+    has_pending_ = false;
+    pending_.set_request_id(request_id_);
+    pending_.set_model(request_.model->facts.name);
+    pending_.set_service_tier(request_.worker_request.service_tier());
+    pending_.set_seed(request_.worker_request.seed());
+    *pending_.mutable_usage() = usage_;
+    if (terminal_) FillTiming(pending_.mutable_timing());
+    if (!first_write_time_) first_write_time_ = clock_->Monotonic();
+    const grpc::ByteBuffer bytes = Serialize(pending_);
+    pending_.Clear();
+    if (terminal_) {
+      finished_ = true;
+      StartWriteAndFinish(&bytes, grpc::WriteOptions(), grpc::Status::OK);
+    } else {
+      write_in_flight_ = true;
+      StartWrite(&bytes);
+    }
+    return;
+  }
+  if (failure_) {
+    finished_ = true;
+    Finish(ToGrpcStatus(*failure_));
+  }
+}
+
+void StreamRelay::FillTiming(v1::Timing* timing) const {
+  if (dispatch_time_) timing->set_queue_ms(absl::ToDoubleMilliseconds(*dispatch_time_ - arrival_));
+  if (!first_token_time_) return;
+  timing->set_ttft_ms(absl::ToDoubleMilliseconds(*first_token_time_ - arrival_));
+  const absl::Duration decode = *last_token_time_ - *first_token_time_;
+  timing->set_decode_ms(absl::ToDoubleMilliseconds(decode));
+  const int64_t num_tokens = usage_.completion_tokens() - num_first_chunk_tokens_;
+  if (num_tokens > 0 && decode > absl::ZeroDuration()) {
+    timing->set_tokens_per_second(static_cast<double>(num_tokens) / absl::ToDoubleSeconds(decode));
+  }
+}
+
+void StreamRelay::OnWriteDone(bool ok) {
+  absl::MutexLock lock(&mutex_);
+  write_in_flight_ = false;
+  if (!ok) {
+    has_pending_ = false;
+    FailLocked(absl::CancelledError("the client left"));
+  }
+  Flush();
+  if (reading_paused_ && call_ != nullptr) {
+    reading_paused_ = false;
+    call_->ResumeReading();
+  }
+}
+
+void StreamRelay::OnCancel() {
+  const bool deadline_passed = std::chrono::system_clock::now() >= deadline_;
+  absl::MutexLock lock(&mutex_);
+  has_pending_ = false;
+  if (terminal_ && !finished_) {  // the last chunk waited behind a write that nobody reads
+    terminal_ = false;
+  }
+  FailLocked(deadline_passed ? absl::DeadlineExceededError(absl::StrCat("deadline passed (request ", request_id_, ")"))
+                             : absl::CancelledError("the client left"));
+}
+
+void StreamRelay::OnDone() {
+  std::shared_ptr<StreamRelay> self;  // destroyed after the lock is gone
+  absl::MutexLock lock(&mutex_);
+  self = std::move(self_);
+  const absl::StatusCode code = failure_ ? failure_->code() : absl::StatusCode::kOk;
+  StreamRecord record = {.method = method_,
+                         .tier = request_.worker_request.service_tier(),
+                         .code = code,
+                         .prompt_tokens = usage_.prompt_tokens(),
+                         .completion_tokens = usage_.completion_tokens(),
+                         .ttft = std::nullopt,
+                         .time_per_output_token = std::nullopt,
+                         .overhead = std::nullopt};
+  if (first_token_time_) {
+    record.ttft = *first_token_time_ - arrival_;
+    if (first_write_time_) {
+      record.overhead = (*dispatch_time_ - arrival_) + (*first_write_time_ - *first_token_time_);
+    }
+    const int64_t num_tokens = usage_.completion_tokens() - num_first_chunk_tokens_;
+    if (num_tokens > 0) record.time_per_output_token = (*last_token_time_ - *first_token_time_) / num_tokens;
+  }
+  metrics_->StreamEnded(record);
+  Log(LogLevel::kInfo, "router.request",
+      {{"request_id", request_id_},
+       {"method", method_},
+       {"tenant", tenant_},
+       {"key_id", key_id_},
+       {"client_request_id", client_request_id_},
+       {"model", request_.model == nullptr ? std::string() : request_.model->facts.name},
+       {"tier", TierName(record.tier)},
+       {"worker", worker_address_},
+       {"code", absl::StatusCodeToString(code)},
+       {"message", failure_ ? std::string(failure_->message()) : std::string()},
+       {"prompt_tokens", usage_.prompt_tokens()},
+       {"completion_tokens", usage_.completion_tokens()},
+       {"draft_rounds", usage_.draft_rounds()},
+       {"ttft_ms", record.ttft ? absl::ToDoubleMilliseconds(*record.ttft) : 0.0},
+       {"overhead_ms", record.overhead ? absl::ToDoubleMilliseconds(*record.overhead) : 0.0},
+       {"duration_ms", absl::ToDoubleMilliseconds(clock_->Monotonic() - arrival_)}});
+}
+
+}  // namespace ultraspeed::router

@@ -1,0 +1,30 @@
+// Which worker gets the next request: a pure function of a snapshot. Called by WorkerPool under its
+// lock; no state, no clock, no randomness of its own, so every decision can be replayed in a test.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace ultraspeed::router {
+
+// What the policy may know of one worker. Counts are >= 0.
+struct WorkerCandidate {
+  bool eligible = false;       // ready, serves the model, and was not tried for this request yet
+  bool load_is_stale = false;  // the last load report is older than limits allow: counts as loaded
+  int64_t running_requests = 0;      // from the last load report, all routers together
+  int64_t waiting_requests = 0;      // from the same report
+  int64_t max_running_requests = 0;  // 0 = unknown
+  int64_t unreported_requests = 0;   // placed by this router since that report was asked for
+};
+
+// Requests that would be ahead of or beside a new one.
+int64_t CandidateLoad(const WorkerCandidate& candidate);
+
+// Index of the eligible worker with the least load. A fresh report with a free slot beats a full
+// worker, and any fresh report beats a stale one. Ties go to the first tied index at or after
+// `turn` modulo the number of candidates, so a caller that counts `turn` up gets round robin.
+// nullopt if none is eligible.
+std::optional<int> ChooseWorker(const std::vector<WorkerCandidate>& candidates, uint64_t turn);
+
+}  // namespace ultraspeed::router

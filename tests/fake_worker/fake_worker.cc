@@ -1,0 +1,167 @@
+#include "tests/fake_worker/fake_worker.h"
+
+#include <openssl/sha.h>
+
+#include <utility>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "grpcpp/security/server_credentials.h"
+#include "grpcpp/server_builder.h"
+
+namespace ultraspeed::testing {
+namespace {
+
+constexpr size_t kPartBytes = 100'000;
+
+std::string Sha256Hex(const std::string& bytes) {
+  unsigned char digest[SHA256_DIGEST_LENGTH];
+  SHA256(reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size(), digest);
+  return absl::BytesToHexString(absl::string_view(reinterpret_cast<char*>(digest), sizeof digest));
+}
+
+// False when the call was cancelled meanwhile.
+bool SleepUnlessCancelled(grpc::ServerContext* context, absl::Duration duration) {
+  const absl::Time end = absl::Now() + duration;
+  while (!context->IsCancelled()) {
+    const absl::Duration left = end - absl::Now();
+    if (left <= absl::ZeroDuration()) return true;
+    absl::SleepFor(std::min(left, absl::Milliseconds(2)));
+  }
+  return false;
+}
+
+// Writes the steps; false when the call was cancelled or broke.
+bool WriteSteps(const v1::WorkerGenerateRequest& request, const std::vector<FakeStep>& steps,
+                grpc::ServerContext* context, FakeWorker::Writer* writer, v1::Usage* usage) {
+  usage->set_prompt_tokens(request.prompt_token_ids_size());
+  for (const FakeStep& step : steps) {
+    if (!SleepUnlessCancelled(context, step.delay)) return false;
+    v1::WorkerGenerateChunk chunk;
+    chunk.mutable_token_ids()->Add(step.token_ids.begin(), step.token_ids.end());
+    usage->set_completion_tokens(usage->completion_tokens() + static_cast<int64_t>(step.token_ids.size()));
+    usage->set_draft_rounds(usage->draft_rounds() + 1);
+    *chunk.mutable_usage() = *usage;
+    if (!writer->Write(chunk)) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+FakeWorker::FakeWorker(Options options) : options_(std::move(options)), script_(options_.script) {
+  grpc::ServerBuilder builder;
+  builder.AddListeningPort(absl::StrCat("127.0.0.1:", options_.port), grpc::InsecureServerCredentials(), &port_);
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder.RegisterService(this);
+  server_ = builder.BuildAndStart();
+}
+
+FakeWorker::~FakeWorker() { Kill(); }
+
+void FakeWorker::Kill() {
+  if (server_ == nullptr) return;
+  server_->Shutdown(absl::ToChronoTime(absl::Now()));
+  server_->Wait();
+  server_.reset();
+}
+
+std::string FakeWorker::address() const { return absl::StrCat("127.0.0.1:", port_); }
+
+void FakeWorker::SetScript(Script script) {
+  absl::MutexLock lock(&mutex_);
+  script_ = std::move(script);
+}
+
+void FakeWorker::SetControlDelay(absl::Duration delay) { control_delay_ms_ = absl::ToInt64Milliseconds(delay); }
+
+void FakeWorker::DelayControl() const { absl::SleepFor(absl::Milliseconds(control_delay_ms_.load())); }
+
+v1::WorkerGenerateRequest FakeWorker::last_request() const {
+  absl::MutexLock lock(&mutex_);
+  return last_request_;
+}
+
+grpc::Status FakeWorker::Generate(grpc::ServerContext* context, const v1::WorkerGenerateRequest* request,
+                                  Writer* writer) {
+  Script script;
+  {
+    absl::MutexLock lock(&mutex_);
+    last_request_ = *request;
+    script = script_;
+  }
+  ++num_requests_;
+  ++num_running_;
+  const grpc::Status status = script(*request, context, writer);
+  if (context->IsCancelled()) ++num_cancelled_;
+  --num_running_;
+  return status;
+}
+
+grpc::Status FakeWorker::GetLoad(grpc::ServerContext*, const v1::GetLoadRequest*, v1::GetLoadResponse* response) {
+  DelayControl();
+  response->set_running_requests(num_running_);
+  response->set_max_running_requests(64);
+  response->set_draining(draining_);
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeWorker::GetModelInfo(grpc::ServerContext*, const v1::GetModelInfoRequest*, v1::ModelInfo* response) {
+  DelayControl();
+  response->set_name(options_.model);
+  response->set_context_tokens(options_.context_tokens);
+  response->set_vocabulary_size(1 << 20);
+  response->set_draft_block_size(8);
+  response->set_chat_template_id("mimo_v2");
+  response->set_default_temperature(1);
+  response->set_default_top_p(1);
+  response->set_tokenizer_sha256(options_.wrong_tokenizer_hash ? std::string(64, '0')
+                                                               : Sha256Hex(options_.tokenizer_json));
+  response->set_weights_sha256(options_.weights_sha256);
+  response->set_device("fake");
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeWorker::GetTokenizer(grpc::ServerContext*, const v1::GetTokenizerRequest*,
+                                      grpc::ServerWriter<v1::TokenizerPart>* writer) {
+  for (size_t offset = 0; offset < options_.tokenizer_json.size(); offset += kPartBytes) {
+    v1::TokenizerPart part;
+    part.set_data(options_.tokenizer_json.substr(offset, kPartBytes));
+    if (!writer->Write(part)) break;
+  }
+  return grpc::Status::OK;
+}
+
+FakeWorker::Script PlaySteps(std::vector<FakeStep> steps, v1::FinishReason finish) {
+  return [steps = std::move(steps), finish](const v1::WorkerGenerateRequest& request, grpc::ServerContext* context,
+                                            FakeWorker::Writer* writer) {
+    v1::WorkerGenerateChunk last;
+    if (!WriteSteps(request, steps, context, writer, last.mutable_usage())) return grpc::Status::CANCELLED;
+    last.set_finish_reason(finish);
+    writer->Write(last);
+    return grpc::Status::OK;
+  };
+}
+
+FakeWorker::Script PlayStepsThenFail(std::vector<FakeStep> steps, grpc::Status status) {
+  return [steps = std::move(steps), status = std::move(status)](const v1::WorkerGenerateRequest& request,
+                                                                grpc::ServerContext* context,
+                                                                FakeWorker::Writer* writer) {
+    v1::Usage usage;
+    WriteSteps(request, steps, context, writer, &usage);
+    return status;
+  };
+}
+
+FakeWorker::Script PlayStepsThenHang(std::vector<FakeStep> steps) {
+  return [steps = std::move(steps)](const v1::WorkerGenerateRequest& request, grpc::ServerContext* context,
+                                    FakeWorker::Writer* writer) {
+    v1::Usage usage;
+    WriteSteps(request, steps, context, writer, &usage);
+    SleepUnlessCancelled(context, absl::InfiniteDuration());
+    return grpc::Status::CANCELLED;
+  };
+}
+
+}  // namespace ultraspeed::testing

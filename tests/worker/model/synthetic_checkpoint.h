@@ -1,0 +1,73 @@
+// Writes a small checkpoint with random weights in the published layout, whole or damaged, for tests that need no trained model.
+//
+// A test makes one, changes what it wants to see refused, and writes it to a folder that is removed with the object.
+#pragma once
+
+#include <boost/json.hpp>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+namespace ultraspeed::worker {
+
+struct SyntheticShape {
+  int hidden = 64;
+  int num_layers = 4;  // layer 0 dense; the first and the last full, the others sliding
+  int num_q_heads = 4;
+  int num_kv_heads = 2;
+  int qk_head_dim = 64;
+  int v_head_dim = 32;
+  int window = 16;
+  int dense_ffn_width = 96;
+  int expert_ffn_width = 64;
+  int num_experts = 8;
+  int experts_per_token = 3;
+  int vocabulary = 128;
+  int vocabulary_used = 120;
+  int context_tokens = 4096;
+  int drafter_layers = 2;  // 0 = no dflash/
+  int block_size = 8;
+  int drafter_window = 48;
+  uint64_t seed = 1;
+};
+
+struct SyntheticTensor {
+  std::string dtype;
+  std::vector<int64_t> shape;
+  std::string bytes;
+};
+
+struct SyntheticCheckpoint {
+  boost::json::object config, generation, drafter_config, tokenizer;
+  std::map<std::string, SyntheticTensor> target, drafter;
+  std::string mask_pickle;   // data.pkl
+  std::string mask_storage;  // data/0
+  bool write_index = false;  // two target files and an index instead of model.safetensors
+
+  // Writes the folder, which must exist.
+  void Write(const std::string& folder) const;
+};
+
+SyntheticCheckpoint MakeSyntheticCheckpoint(const SyntheticShape& shape);
+
+// The parts, for tests that damage the container itself.
+std::string SafetensorsBytes(const std::map<std::string, SyntheticTensor>& tensors);
+std::string StoredZipBytes(const std::vector<std::pair<std::string, std::string>>& entries);
+std::string MaskPickle(int64_t mask_token_id, int hidden);
+void WriteBytes(const std::string& path, const std::string& bytes);
+
+// A folder of its own under the system's temporary folder, removed at the end.
+class TemporaryFolder {
+ public:
+  TemporaryFolder();
+  ~TemporaryFolder();
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+}  // namespace ultraspeed::worker

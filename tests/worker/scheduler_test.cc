@@ -1,0 +1,204 @@
+#include "worker/scheduler.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "tests/worker/scripted_executor.h"
+
+namespace ultraspeed::worker {
+namespace {
+
+// Running sequences with their leases, and what an executor would have answered.
+class SchedulerTest : public testing::Test {
+ protected:
+  Sequence& AddRunning(const std::string& id, int num_prompt_tokens, Tier tier,
+                       int64_t max_tokens = 100) {
+    running_.push_back(std::make_unique<Sequence>(MakeSpec(id, num_prompt_tokens, max_tokens, tier),
+                                                  nullptr, absl::ZeroDuration()));
+    running_.back()->lease = kv_.Acquire(running_.back()->max());
+    return *running_.back();
+  }
+  // One that has its prompt behind it.
+  Sequence& AddDecoding(const std::string& id, Tier tier, int64_t max_tokens = 100) {
+    Sequence& sequence = AddRunning(id, 4, tier, max_tokens);
+    SequenceResult result;
+    result.chosen.push_back({.token = 1, .logprob = 0, .top_tokens = {}, .top_logprobs = {}});
+    sequence.Advance(4, result);
+    return sequence;
+  }
+  void AddWaiting(const std::string& id, Tier tier, int priority = 0, int64_t max_tokens = 10) {
+    RequestSpec spec = MakeSpec(id, 4, max_tokens, tier);
+    spec.priority = priority;
+    waiting_.push_back(std::make_unique<Sequence>(spec, nullptr, absl::ZeroDuration()));
+  }
+  static std::vector<std::string> Ids(const Plan& plan) {
+    std::vector<std::string> ids;
+    for (const Sequence* sequence : plan.sequences) ids.push_back(sequence->spec().id);
+    return ids;
+  }
+  static int Rows(const Plan& plan) {
+    int rows = 0;
+    for (const SequenceStep& step : plan.round.steps) rows += step.num_tokens + step.block - 1;
+    return rows;
+  }
+
+  SchedulerOptions options_{.max_batch_tokens = 64, .draft_block_max = 8};
+  KvCache kv_{16, 1024, 8};
+  Scheduler::Running running_;
+  Scheduler::Waiting waiting_;
+};
+
+using testing::ElementsAre;
+
+TEST_F(SchedulerTest, AloneDecodesWithAFullBlock) {
+  AddDecoding("a", Tier::kStandard);
+  Scheduler scheduler(options_);
+  const Plan plan = scheduler.PlanRound(running_);
+  ASSERT_EQ(plan.round.steps.size(), 1u);
+  EXPECT_EQ(plan.round.steps[0].block, 8);
+  EXPECT_TRUE(plan.round.steps[0].sample);
+}
+
+TEST_F(SchedulerTest, BlockNeverPassesMaxTokens) {
+  AddDecoding("a", Tier::kStandard, 4);  // three are left
+  Scheduler scheduler(options_);
+  EXPECT_LE(scheduler.PlanRound(running_).round.steps[0].block, 3);
+}
+
+TEST_F(SchedulerTest, SpeculationOffMeansOneRow) {
+  RequestSpec spec = MakeSpec("a", 4, 50);
+  spec.speculation = false;
+  running_.push_back(std::make_unique<Sequence>(spec, nullptr, absl::ZeroDuration()));
+  running_.back()->lease = kv_.Acquire(54);
+  SequenceResult result;
+  result.chosen.resize(1);
+  running_.back()->Advance(4, result);
+  Scheduler scheduler(options_);
+  EXPECT_EQ(scheduler.PlanRound(running_).round.steps[0].block, 1);
+}
+
+TEST_F(SchedulerTest, LowAcceptanceTrimsTheDraft) {
+  Sequence& sequence = AddDecoding("a", Tier::kUltraspeed);
+  for (int i = 0; i < 30; ++i) sequence.speculation.Record(7, 0);
+  Scheduler scheduler(options_);
+  EXPECT_LE(scheduler.PlanRound(running_).round.steps[0].block, 2);
+}
+
+TEST_F(SchedulerTest, StandardSequencesShareAboutOneBlock) {
+  for (int i = 0; i < 8; ++i) AddDecoding(absl::StrCat("s", i), Tier::kStandard);
+  Scheduler scheduler(options_);
+  const Plan plan = scheduler.PlanRound(running_);
+  EXPECT_EQ(plan.sequences.size(), 8u);
+  EXPECT_EQ(Rows(plan), 8);
+}
+
+TEST_F(SchedulerTest, UltraspeedRunsAloneAndStandardIsNeverStarved) {
+  AddDecoding("fast", Tier::kUltraspeed);
+  AddDecoding("slow1", Tier::kStandard);
+  AddDecoding("slow2", Tier::kStandard);
+  Scheduler scheduler(options_);
+  int rounds_without = 0;
+  int standard_rounds = 0;
+  for (int i = 0; i < 90; ++i) {
+    const std::vector<std::string> ids = Ids(scheduler.PlanRound(running_));
+    if (ids == std::vector<std::string>{"fast"}) {
+      ASSERT_LE(++rounds_without, options_.standard_floor_rounds);
+    } else {
+      ASSERT_THAT(ids, testing::UnorderedElementsAre("slow1", "slow2"));
+      rounds_without = 0;
+      ++standard_rounds;
+    }
+  }
+  EXPECT_EQ(standard_rounds, 10);
+}
+
+TEST_F(SchedulerTest, UltraspeedBatchIsTinyAndTakesTurns) {
+  for (const char* id : {"a", "b", "c"}) AddDecoding(id, Tier::kUltraspeed);
+  Scheduler scheduler(options_);
+  std::map<std::string, int> served;
+  for (int i = 0; i < 30; ++i) {
+    const std::vector<std::string> ids = Ids(scheduler.PlanRound(running_));
+    ASSERT_EQ(ids.size(), 2u);
+    for (const std::string& id : ids) ++served[id];
+  }
+  EXPECT_EQ(served["a"], 20);
+  EXPECT_EQ(served["b"], 20);
+  EXPECT_EQ(served["c"], 20);
+}
+
+TEST_F(SchedulerTest, LongPromptRidesBesideDecodes) {
+  options_.prefill_tokens_per_round = 16;
+  AddDecoding("busy", Tier::kStandard);
+  Sequence& lengthy = AddRunning("long", 100, Tier::kStandard);
+  Scheduler scheduler(options_);
+  int rounds = 0;
+  while (!lengthy.is_decoding()) {
+    const Plan plan = scheduler.PlanRound(running_);
+    ASSERT_THAT(Ids(plan), ElementsAre("busy", "long")) << "every round decodes the busy one";
+    const SequenceStep& step = plan.round.steps[1];
+    ASSERT_LE(step.num_tokens, 16);
+    ASSERT_EQ(step.sample, lengthy.computed() + step.num_tokens == 100);
+    SequenceResult result;
+    if (step.sample) result.chosen.resize(1);
+    lengthy.Advance(step.num_tokens, result);
+    ++rounds;
+  }
+  EXPECT_EQ(rounds, 7);
+}
+
+TEST_F(SchedulerTest, LonePromptTakesTheWholeRound) {
+  AddRunning("long", 100, Tier::kStandard);
+  Scheduler scheduler(options_);
+  const Plan plan = scheduler.PlanRound(running_);
+  EXPECT_EQ(plan.round.steps[0].num_tokens, 64);
+  EXPECT_FALSE(plan.round.steps[0].sample);
+}
+
+TEST_F(SchedulerTest, RowsStayWithinTheRound) {
+  options_.max_batch_tokens = 10;
+  for (int i = 0; i < 4; ++i) AddDecoding(absl::StrCat("d", i), Tier::kUltraspeed);
+  AddRunning("p1", 30, Tier::kUltraspeed);
+  AddRunning("p2", 30, Tier::kStandard);
+  Scheduler scheduler(options_);
+  for (int i = 0; i < 40; ++i) {
+    const Plan plan = scheduler.PlanRound(running_);
+    ASSERT_GE(Rows(plan), 1);
+    ASSERT_LE(Rows(plan), 10);
+  }
+}
+
+TEST_F(SchedulerTest, AdmitsUltraspeedThenPriorityThenFirstCome) {
+  AddWaiting("s1", Tier::kStandard);
+  AddWaiting("s2", Tier::kStandard, 5);
+  AddWaiting("u1", Tier::kUltraspeed);
+  AddWaiting("s3", Tier::kStandard);
+  AddWaiting("u2", Tier::kUltraspeed);
+  Scheduler scheduler(options_);
+  std::vector<std::string> order;
+  while (auto sequence = scheduler.Admit(waiting_, kv_)) order.push_back(sequence->spec().id);
+  EXPECT_THAT(order, ElementsAre("u1", "u2", "s2", "s1", "s3"));
+}
+
+TEST_F(SchedulerTest, AdmissionFloorLetsStandardIn) {
+  for (int i = 0; i < 20; ++i) AddWaiting(absl::StrCat("u", i), Tier::kUltraspeed);
+  AddWaiting("s", Tier::kStandard);
+  Scheduler scheduler(options_);
+  int place = 0;
+  while (scheduler.Admit(waiting_, kv_)->spec().id != "s") ++place;
+  EXPECT_EQ(place, options_.standard_floor_rounds);
+}
+
+TEST_F(SchedulerTest, NothingOvertakesARequestThatWaitsForMemory) {
+  KvCache small(4, 4, 8);
+  KvLease taken = small.Acquire(16);
+  AddWaiting("big", Tier::kStandard, 0, 20);  // 24 tokens: three pages, two are free
+  AddWaiting("small", Tier::kStandard, 0, 4);
+  Scheduler scheduler(options_);
+  EXPECT_EQ(scheduler.Admit(waiting_, small), nullptr);
+  small.Release(taken);
+  EXPECT_EQ(scheduler.Admit(waiting_, small)->spec().id, "big");
+}
+
+}  // namespace
+}  // namespace ultraspeed::worker

@@ -1,0 +1,69 @@
+#include "worker/speculation.h"
+
+#include <gtest/gtest.h>
+
+namespace ultraspeed::worker {
+namespace {
+
+TEST(ChooseBlockTest, DraftsMoreWhenMoreIsAccepted) {
+  EXPECT_EQ(ChooseBlock(0.95, 8, kDraftRowCost), 8);
+  EXPECT_LE(ChooseBlock(0.5, 8, kDraftRowCost), 4);
+  EXPECT_EQ(ChooseBlock(0.02, 8, kDraftRowCost), 1);
+  int last = 1;
+  for (int percent = 1; percent < 100; ++percent) {
+    const int block = ChooseBlock(percent / 100.0, 8, kDraftRowCost);
+    EXPECT_GE(block, last) << "at acceptance " << percent << "%";
+    last = block;
+  }
+}
+
+TEST(ChooseBlockTest, StaysWithinTheBound) {
+  for (int block_max = 1; block_max <= kDraftBlockMax; ++block_max) {
+    EXPECT_EQ(ChooseBlock(0.99, block_max, 0.0), block_max);
+    EXPECT_GE(ChooseBlock(0.3, block_max, kDraftRowCost), 1);
+    EXPECT_LE(ChooseBlock(0.3, block_max, kDraftRowCost), block_max);
+  }
+}
+
+TEST(ChooseBlockTest, CostlyRowsAreNotDrafted) { EXPECT_EQ(ChooseBlock(0.9, 8, 1.0), 1); }
+
+TEST(SpeculationStateTest, FollowsRecentAcceptance) {
+  SpeculationState state;
+  const double prior = state.acceptance();
+  for (int i = 0; i < 30; ++i) state.Record(7, 0);
+  EXPECT_LT(state.acceptance(), 0.2);
+  for (int i = 0; i < 60; ++i) state.Record(7, 7);
+  EXPECT_GT(state.acceptance(), 0.95);
+  EXPECT_LT(state.acceptance(), 1.0);
+  EXPECT_GT(prior, 0.0);
+}
+
+TEST(SpeculationStateTest, TriesAgainAfterPlainRounds) {
+  SpeculationState state;
+  for (int i = 0; i < 40; ++i) state.Record(7, 0);
+  ASSERT_EQ(ChooseBlock(state.acceptance(), 8, 0.3), 1);
+  int plain_rounds = 0;
+  while (ChooseBlock(state.acceptance(), 8, 0.3) == 1 && plain_rounds < 200) {
+    state.Record(0, 0);
+    ++plain_rounds;
+  }
+  EXPECT_LT(plain_rounds, 100);
+  EXPECT_GT(plain_rounds, 5);
+}
+
+TEST(AcceptanceTotalsTest, CountsByPosition) {
+  AcceptanceTotals totals;
+  totals.Record(7, 3);
+  totals.Record(7, 1);
+  totals.Record(0, 0);  // a plain round is no draft
+  EXPECT_EQ(totals.rounds, 2);
+  EXPECT_EQ(totals.drafted, 14);
+  EXPECT_EQ(totals.accepted, 4);
+  EXPECT_EQ(totals.accepted_at[0], 2);
+  EXPECT_EQ(totals.accepted_at[1], 1);
+  EXPECT_EQ(totals.accepted_at[2], 1);
+  EXPECT_EQ(totals.accepted_at[3], 0);
+}
+
+}  // namespace
+}  // namespace ultraspeed::worker

@@ -1,0 +1,81 @@
+// The executor on CPUs: target, drafter and sampling joined into rounds.
+//
+// Callers: the engine through Executor; bench/ and tests also look at statistics(). Speculation is lossless because a row's numbers
+// depend on nothing beside its own sequence, and because drafter and target choose with the same noise at the same position.
+// The drafter's mask token and the ids past the tokenizer's last are never chosen. Thread: the engine thread only.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/thread_pool.h"
+#include "worker/cpu/drafter.h"
+#include "worker/cpu/statistics.h"
+#include "worker/cpu/target.h"
+#include "worker/executor.h"
+#include "worker/model/weights.h"
+
+namespace ultraspeed::worker {
+
+class CpuExecutor : public Executor {
+ public:
+  static constexpr int kPageTokens = 64;
+
+  // As CreateCpuExecutor.
+  static absl::StatusOr<std::unique_ptr<CpuExecutor>> Create(const ExecutorOptions& options);
+
+  const ModelConfig& config() const override { return config_; }
+  int max_sequences() const override { return shape_.max_sequences; }
+  int max_batch_tokens() const override { return shape_.max_rows; }
+  int page_tokens() const override { return shape_.page_tokens; }
+  int num_pages() const override { return shape_.num_pages; }
+  int vocabulary_used() const override { return vocabulary_used_; }
+  std::string device() const override;
+  void ResetSlot(int slot) override;
+  RoundResult Run(const Round& round) override;
+
+  const ForwardStatistics& statistics() const { return statistics_; }
+  const ModelWeights& weights() const { return weights_; }
+  kernels::ThreadPool& pool() { return pool_; }
+  TargetForward& target() { return target_; }
+
+ private:
+  // One row of logits that is to become a token.
+  struct Choice {
+    const SequenceStep* step;
+    int64_t position;  // of the token being chosen
+    bool want_logprob;
+    kernels::TokenChoice chosen;
+  };
+
+  CpuExecutor(ModelConfig config, ModelWeights weights, const CacheShape& shape, int num_threads, int vocabulary_used);
+
+  void CheckRound(const Round& round) const;
+  void DraftTokens(const Round& round);
+  void GatherRows(const Round& round);
+  void ChooseTokens(const Round& round);
+  RoundResult Accept(const Round& round);
+  void Sample(std::vector<Choice>& choices);
+
+  const ModelConfig config_;
+  const ModelWeights weights_;
+  const CacheShape shape_;
+  const int vocabulary_used_;
+  kernels::ThreadPool pool_;
+  ForwardStatistics statistics_;
+  TargetForward target_;
+  std::unique_ptr<DrafterForward> drafter_;  // null when the model has none
+
+  size_t sample_workspace_bytes_;
+  std::vector<uint8_t> sample_workspace_;  // one per sampled row
+  std::vector<float> logits_;              // [sampled rows, V]
+  std::vector<std::vector<int32_t>> drafts_;  // [S][block - 1]
+  std::vector<TargetSequence> sequences_;
+  std::vector<TargetRow> rows_;
+  std::vector<int> first_row_;             // [S] of the step's rows
+  std::vector<int> sampled_rows_;          // into rows_
+  std::vector<Choice> choices_;            // one per sampled row
+};
+
+}  // namespace ultraspeed::worker

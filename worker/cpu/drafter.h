@@ -1,0 +1,93 @@
+// The DFlash drafter's forward pass on CPUs: one bidirectional pass over [anchor, mask x (B-1)] proposes the next tokens of a block.
+//
+// It sees the past only through the target's tapped residuals, turned into keys and values of every draft layer (KV injection). Taps of
+// committed rows are stored as they come (AddTaps, a copy) and turned into keys and values when the sequence next drafts, so a sequence
+// that never drafts pays nothing. Only the last `window` positions are kept. Caller: CpuExecutor. Thread: the engine thread.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "kernels/ops.h"
+#include "kernels/thread_pool.h"
+#include "worker/cpu/statistics.h"
+#include "worker/cpu/zeroed_array.h"
+#include "worker/model/config.h"
+#include "worker/model/weights.h"
+
+namespace ultraspeed::worker {
+
+// The newest committed token of a sequence: taps exist for all positions before it, none for it.
+struct DraftAnchor {
+  int slot;
+  int64_t position;
+  int32_t token;
+  int num_drafts;  // 1..B-1: how many of the block's rows get logits, the first ones
+};
+
+class DrafterForward {
+ public:
+  // The embedding and the head are the target's. REQUIRES: config has a drafter. `max_positions`: past the last position ever drafted.
+  DrafterForward(const ModelConfig& config, const DrafterWeights& weights, const TargetWeights& target, int max_sequences,
+                 int64_t max_positions, kernels::ThreadPool& pool, ForwardStatistics& statistics);
+
+  void ResetSlot(int slot);
+
+  // Taps of the next `count` committed rows of a slot. REQUIRES: `position` continues the slot's last call.
+  void AddTaps(int slot, int64_t position, const kernels::bf16* taps /*[count, taps * H]*/, int count);
+
+  // Logits of the drafted rows, anchor after anchor, each num_drafts rows: row j chooses the token at anchor.position + 1 + j.
+  void Draft(absl::Span<const DraftAnchor> anchors, float* logits /*[sum of num_drafts, V]*/);
+
+ private:
+  struct Slot {
+    int64_t taps_end = 0;     // taps were given for positions below this
+    int64_t context_end = 0;  // keys and values exist for (the last window of) positions below this
+  };
+  struct ContextRow {
+    int slot;
+    int64_t position;
+  };
+
+  void CatchUp(absl::Span<const DraftAnchor> anchors);
+  void AppendContext(absl::Span<const ContextRow> rows);
+  void EmbedBlocks(absl::Span<const DraftAnchor> anchors);
+  void ProjectBlock(const DrafterLayer& layer, absl::Span<const DraftAnchor> anchors);
+  void Attend(size_t layer_idx, absl::Span<const DraftAnchor> anchors);
+  void HeadLogits(absl::Span<const DraftAnchor> anchors, float* logits);
+  void AddToResidual(int num_rows);
+  size_t RingRow(int slot, int64_t position) const;
+
+  const DrafterConfig& config_;
+  const DrafterWeights& weights_;
+  const TargetWeights& target_;
+  const int vocabulary_;
+  const size_t tap_width_;
+  const int max_rows_;
+  kernels::ThreadPool& pool_;
+  ForwardStatistics& statistics_;
+  kernels::RopeTable rope_;
+
+  std::vector<Slot> slots_;
+  ZeroedArray<kernels::bf16> pending_taps_;           // [slots, window, taps * H], position p at p % window
+  std::vector<ZeroedArray<kernels::bf16>> keys_;      // [layers] of [slots, window, Hkv, D], likewise
+  std::vector<ZeroedArray<kernels::bf16>> values_;    // [layers] of [slots, window, Hkv, D]
+
+  std::vector<kernels::bf16> taps_;        // [T, taps * H]
+  std::vector<float> context_kv_;          // [T, layers * 2 * Hkv * D]
+  std::vector<float> residual_;            // [T, H]
+  std::vector<kernels::bf16> normed_;      // [T, H]
+  std::vector<float> qkv_;                 // [T, (Hq + 2 Hkv) * D]
+  std::vector<kernels::bf16> q_;           // [T, Hq, D]
+  std::vector<kernels::bf16> block_k_;     // [T, Hkv, D]
+  std::vector<kernels::bf16> block_v_;     // [T, Hkv, D]
+  std::vector<kernels::bf16> attended_;    // [T, Hq, D]
+  std::vector<float> delta_;               // [T, H]
+  ZeroedArray<uint64_t> workspace_;
+  std::vector<kernels::KvView> views_;
+  std::vector<kernels::AttentionRow> attention_rows_;
+  std::vector<ContextRow> context_rows_;
+};
+
+}  // namespace ultraspeed::worker

@@ -1,0 +1,216 @@
+#include "worker/cpu/target.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/check.h"
+#include "worker/batch.h"
+
+namespace ultraspeed::worker {
+namespace {
+
+using kernels::bf16;
+
+size_t Size(int64_t a, int64_t b, int64_t c = 1, int64_t d = 1) { return static_cast<size_t>(a * b * c * d); }
+
+size_t MlpBytes(const kernels::MlpWeights& mlp) { return mlp.gate.bytes() + mlp.up.bytes() + mlp.down.bytes(); }
+
+// Row of a cache that holds `position`.
+size_t CacheRow(const kernels::KvView& view, int64_t position) {
+  const int64_t page = view.pages[(position / view.page_tokens) % view.num_pages];
+  return static_cast<size_t>(page * view.page_tokens + position % view.page_tokens);
+}
+
+}  // namespace
+
+TargetForward::TargetForward(const ModelConfig& config, const TargetWeights& weights, const CacheShape& shape,
+                             kernels::ThreadPool& pool, ForwardStatistics& statistics)
+    : config_(config), weights_(weights), shape_(shape), pool_(pool), statistics_(statistics),
+      group_rows_(QkvGroupRows(config)), ring_tokens_(config.window + shape.max_rows),
+      tap_width_(config.drafter.target_layer_ids.size() * static_cast<size_t>(config.hidden)) {
+  const int64_t positions =
+      std::min<int64_t>(config.context_tokens, int64_t{shape.num_pages} * shape.page_tokens) + kDraftBlockMax;
+  rope_full_ = kernels::BuildRopeTable(config.rope_theta_full, config.rotary_dims, static_cast<int>(positions));
+  rope_sliding_ = kernels::BuildRopeTable(config.rope_theta_sliding, config.rotary_dims, static_cast<int>(positions));
+  for (const AttentionKind kind : config.attention) {
+    const int64_t tokens = kind == AttentionKind::kFull ? int64_t{shape.num_pages} * shape.page_tokens
+                                                        : int64_t{shape.max_sequences} * ring_tokens_;
+    keys_.emplace_back(Size(tokens, config.num_kv_heads, config.qk_head_dim));
+    values_.emplace_back(Size(tokens, config.num_kv_heads, config.v_head_dim));
+  }
+  const int rows = shape.max_rows;
+  residual_.resize(Size(rows, config.hidden));
+  normed_.resize(Size(rows, config.hidden));
+  qkv_.resize(Size(rows, config.num_kv_heads, group_rows_));
+  q_.resize(Size(rows, config.num_q_heads, config.qk_head_dim));
+  attended_.resize(Size(rows, config.num_q_heads, config.v_head_dim));
+  delta_.resize(Size(rows, config.hidden));
+  taps_.resize(static_cast<size_t>(rows) * tap_width_);
+  expert_ids_.resize(Size(rows, config.experts_per_token));
+  expert_weights_.resize(Size(rows, config.experts_per_token));
+  const size_t workspace_bytes =
+      std::max(kernels::MlpWorkspaceBytes(rows, config.dense_ffn_width, config.hidden),
+               kernels::MoeWorkspaceBytes(rows, config.experts_per_token, config.num_experts,
+                                          config.expert_ffn_width, config.hidden));
+  workspace_ = ZeroedArray<uint64_t>(workspace_bytes / sizeof(uint64_t) + 1);
+  attention_rows_.resize(static_cast<size_t>(rows));
+  expert_seen_.resize(static_cast<size_t>(config.num_experts));
+}
+
+void TargetForward::Run(absl::Span<const TargetSequence> sequences, absl::Span<const TargetRow> rows) {
+  const int num_rows = static_cast<int>(rows.size()), hidden = config_.hidden;
+  KERNELS_CHECK(num_rows, <=, shape_.max_rows);
+  Embed(rows);
+  for (size_t l = 0; l < weights_.layers.size(); ++l) {
+    const TargetLayer& layer = weights_.layers[l];
+    SetViews(l, sequences);
+    kernels::RmsNorm(pool_, residual_.data(), layer.input_norm.data(), config_.norm_epsilon, num_rows, hidden, normed_.data());
+    kernels::MatMul(pool_, layer.qkv, normed_.data(), num_rows, hidden, qkv_.data(), layer.qkv.num_rows());
+    RotateAndCache(l, rows);
+    Attend(l, rows);
+    kernels::MatMul(pool_, layer.output, attended_.data(), num_rows, layer.output.num_cols(), delta_.data(), hidden);
+    AddToResidual(num_rows);
+    kernels::RmsNorm(pool_, residual_.data(), layer.post_attention_norm.data(), config_.norm_epsilon, num_rows, hidden, normed_.data());
+    FeedForward(l, num_rows);
+    AddToResidual(num_rows);
+    CaptureTap(l, num_rows);
+    CountBytes(l, num_rows);
+  }
+  statistics_.target_passes += 1;
+  statistics_.target_rows += num_rows;
+}
+
+void TargetForward::Logits(absl::Span<const int> row_indices, float* out) {
+  const auto hidden = static_cast<size_t>(config_.hidden);
+  const int count = static_cast<int>(row_indices.size());
+  KERNELS_CHECK(count, <=, shape_.max_rows);
+  if (count == 0) return;
+  for (size_t i = 0; i < row_indices.size(); ++i) {
+    std::copy_n(&residual_[static_cast<size_t>(row_indices[i]) * hidden], hidden, &delta_[i * hidden]);
+  }
+  kernels::RmsNorm(pool_, delta_.data(), weights_.final_norm.data(), config_.norm_epsilon, count, config_.hidden, normed_.data());
+  kernels::MatMul(pool_, weights_.head, normed_.data(), count, config_.hidden, out, config_.vocabulary);
+  statistics_.target_bytes += static_cast<int64_t>(weights_.head.bytes());
+}
+
+void TargetForward::Embed(absl::Span<const TargetRow> rows) {
+  const auto hidden = static_cast<size_t>(config_.hidden);
+  for (size_t t = 0; t < rows.size(); ++t) {
+    KERNELS_CHECK(rows[t].token, >=, 0);
+    KERNELS_CHECK(rows[t].token, <, config_.vocabulary);
+    const bf16* embedding = &weights_.embedding[static_cast<size_t>(rows[t].token) * hidden];
+    for (size_t i = 0; i < hidden; ++i) residual_[t * hidden + i] = kernels::FromBf16(embedding[i]);
+  }
+}
+
+void TargetForward::SetViews(size_t layer_idx, absl::Span<const TargetSequence> sequences) {
+  const bool full = config_.attention[layer_idx] == AttentionKind::kFull;
+  views_.clear();
+  for (const TargetSequence& sequence : sequences) {
+    views_.push_back({.k = keys_[layer_idx].data(),
+                      .v = values_[layer_idx].data(),
+                      .pages = full ? sequence.pages : &sequence.slot,
+                      .num_pages = full ? sequence.num_pages : 1,
+                      .page_tokens = full ? shape_.page_tokens : ring_tokens_});
+  }
+}
+
+void TargetForward::RotateAndCache(size_t layer_idx, absl::Span<const TargetRow> rows) {
+  const kernels::RopeTable& rope = config_.attention[layer_idx] == AttentionKind::kFull ? rope_full_ : rope_sliding_;
+  const int d = config_.qk_head_dim, dv = config_.v_head_dim;
+  const int group_heads = config_.num_q_heads / config_.num_kv_heads;
+  pool_.ParallelFor(static_cast<int>(rows.size()), [&](int t) {
+    const TargetRow& row = rows[static_cast<size_t>(t)];
+    const kernels::KvView& view = views_[static_cast<size_t>(row.sequence)];
+    const size_t cache_row = CacheRow(view, row.position);
+    for (int r = 0; r < config_.num_kv_heads; ++r) {
+      float* q = &qkv_[Size(int64_t{t} * config_.num_kv_heads + r, group_rows_)];  // [group_heads, D], then k [D], v [Dv]
+      float* k = q + group_heads * d;
+      float* v = k + d;
+      kernels::Rope(rope, static_cast<int>(row.position), q, group_heads + 1, d);
+      for (int i = 0; i < dv; ++i) v[i] *= config_.value_scale;
+      kernels::ToBf16(q, group_heads * d, &q_[Size(int64_t{t} * config_.num_kv_heads + r, group_heads, d)]);
+      kernels::ToBf16(k, d, view.k + (cache_row * config_.num_kv_heads + r) * d);
+      kernels::ToBf16(v, dv, view.v + (cache_row * config_.num_kv_heads + r) * dv);
+    }
+  });
+}
+
+void TargetForward::Attend(size_t layer_idx, absl::Span<const TargetRow> rows) {
+  const bool full = config_.attention[layer_idx] == AttentionKind::kFull;
+  for (size_t t = 0; t < rows.size(); ++t) {
+    const int position = static_cast<int>(rows[t].position);
+    attention_rows_[t] = {.kv = &views_[static_cast<size_t>(rows[t].sequence)],
+                          .first_key = full ? 0 : std::max(0, position - config_.window + 1),
+                          .last_key = position,
+                          .block_k = nullptr, .block_v = nullptr, .block_rows = 0};
+  }
+  const std::vector<float>& sinks = weights_.layers[layer_idx].sinks;
+  kernels::Attention(pool_, {.q = q_.data(),
+                             .rows = attention_rows_.data(),
+                             .sinks = sinks.empty() ? nullptr : sinks.data(),
+                             .num_tokens = static_cast<int>(rows.size()),
+                             .num_q_heads = config_.num_q_heads,
+                             .num_kv_heads = config_.num_kv_heads,
+                             .qk_head_dim = config_.qk_head_dim,
+                             .v_head_dim = config_.v_head_dim,
+                             .score_scale = 1.0f / std::sqrt(static_cast<float>(config_.qk_head_dim)),
+                             .out = attended_.data()});
+}
+
+void TargetForward::FeedForward(size_t layer_idx, int num_rows) {
+  const TargetLayer& layer = weights_.layers[layer_idx];
+  if (!config_.is_moe[layer_idx]) {
+    kernels::Mlp(pool_, layer.mlp, normed_.data(), num_rows, delta_.data(), workspace_.data());
+    return;
+  }
+  kernels::RouteTopK(pool_, normed_.data(), layer.router.data(), layer.router_bias.data(), num_rows, config_.hidden,
+                     config_.num_experts, config_.experts_per_token, expert_ids_.data(), expert_weights_.data());
+  kernels::MixtureOfExperts(pool_, {.experts = layer.experts.data(),
+                                    .num_experts = config_.num_experts,
+                                    .experts_per_token = config_.experts_per_token,
+                                    .x = normed_.data(),
+                                    .expert_ids = expert_ids_.data(),
+                                    .expert_weights = expert_weights_.data(),
+                                    .num_tokens = num_rows,
+                                    .out = delta_.data(),
+                                    .workspace = workspace_.data()});
+}
+
+void TargetForward::AddToResidual(int num_rows) {
+  const size_t count = Size(num_rows, config_.hidden);
+  for (size_t i = 0; i < count; ++i) residual_[i] += delta_[i];
+}
+
+void TargetForward::CaptureTap(size_t layer_idx, int num_rows) {
+  const std::vector<int>& layers = config_.drafter.target_layer_ids;
+  const auto found = std::find(layers.begin(), layers.end(), static_cast<int>(layer_idx));
+  if (found == layers.end()) return;
+  const auto hidden = static_cast<size_t>(config_.hidden);
+  const size_t offset = static_cast<size_t>(found - layers.begin()) * hidden;
+  for (size_t t = 0; t < static_cast<size_t>(num_rows); ++t) {
+    kernels::ToBf16(&residual_[t * hidden], config_.hidden, &taps_[t * tap_width_ + offset]);
+  }
+}
+
+void TargetForward::CountBytes(size_t layer_idx, int num_rows) {
+  const TargetLayer& layer = weights_.layers[layer_idx];
+  size_t bytes = layer.qkv.bytes() + layer.output.bytes() + layer.router.size() * sizeof(float);
+  if (config_.is_moe[layer_idx]) {
+    std::fill(expert_seen_.begin(), expert_seen_.end(), 0);
+    const size_t pairs = Size(num_rows, config_.experts_per_token);
+    for (size_t i = 0; i < pairs; ++i) {
+      const auto expert = static_cast<size_t>(expert_ids_[i]);
+      if (expert_seen_[expert]) continue;
+      expert_seen_[expert] = 1;
+      bytes += MlpBytes(layer.experts[expert]);
+      statistics_.distinct_experts += 1;
+    }
+    statistics_.moe_layer_passes += 1;
+  } else {
+    bytes += MlpBytes(layer.mlp);
+  }
+  statistics_.target_bytes += static_cast<int64_t>(bytes);
+}
+
+}  // namespace ultraspeed::worker

@@ -1,0 +1,140 @@
+// ultraspeed-worker: loads one checkpoint and serves worker.proto until SIGTERM. The only file of
+// the worker that wires objects.
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "common/clock.h"
+#include "common/config.h"
+#include "common/limits.h"
+#include "common/logging.h"
+#include "common/metrics.h"
+#include "common/server_main.h"
+#include "common/status_macros.h"
+#include "common/tls.h"
+#include "worker/engine.h"
+#include "worker/executor.h"
+#include "worker/identity.h"
+#include "worker/worker_metrics.h"
+#include "worker/worker_server.h"
+
+namespace ultraspeed::worker {
+namespace {
+
+struct Options {
+  std::string device = "auto";
+  std::string listen = "127.0.0.1:50061";
+  std::string metrics_listen = "127.0.0.1:0";
+  std::string ready_file;
+  absl::Duration drain_timeout = absl::Seconds(60);
+  int waiting_max = limits::kWaitingRequestsMax;
+  ExecutorOptions executor;
+  SchedulerOptions scheduler;
+  TlsOptions tls;
+};
+
+void AddFlags(FlagTable& flags, Options* options) {
+  ExecutorOptions& executor = options->executor;
+  flags.String("model", &executor.model_folder, "folder",
+               "Checkpoint folder in the published layout (required)");
+  flags.Choice("device", &options->device, {"auto", "cpu"},
+               "Where the model runs; auto takes the best that this build supports");
+  flags.String("listen", &options->listen, "host:port", "Where to serve; port 0 takes a free one");
+  flags.String("metrics-listen", &options->metrics_listen, "host:port",
+               "Where to serve /metrics; port 0 takes a free one, empty = nowhere");
+  flags.Int("max-sequences", &executor.max_sequences, {1, limits::kSequencesMax}, "sequences",
+            "Requests that run at once");
+  flags.Int(
+      "max-waiting", &options->waiting_max, {0, limits::kWaitingRequestsMax}, "requests",
+      "Requests that are accepted beyond max-sequences; more are refused with RESOURCE_EXHAUSTED");
+  flags.Int("max-batch-tokens", &executor.max_batch_tokens, {16, 8192}, "rows",
+            "Rows of one round, all requests together");
+  flags.Int64("kv-tokens", &executor.kv_tokens, {256, int64_t{1} << 32}, "tokens",
+              "KV capacity of the full-attention layers");
+  flags.Int("threads", &executor.num_threads, {0, 1024}, "threads",
+            "Compute threads; 0 = all cores");
+  flags.Double("draft-row-cost", &options->scheduler.draft_row_cost, {0, 10}, "ratio",
+               "Cost of one more drafted row relative to a one-row round; higher drafts less. "
+               "Never changes the text");
+  flags.String("ready-file", &options->ready_file, "file",
+               "Written with {\"port\":..,\"metrics_port\":..} once requests are served");
+  flags.Duration("drain-timeout", &options->drain_timeout,
+                 "How long SIGTERM waits for running requests");
+  AddTlsFlags(flags, "", "the gRPC listener", &options->tls);
+}
+
+absl::Status Serve(Options options) {
+  if (options.executor.model_folder.empty())
+    return absl::InvalidArgumentError("--model is required; see --help");
+  ShutdownSignal shutdown;  // before any other thread
+  if (options.device == "auto")
+    Log(LogLevel::kInfo, "worker.device",
+        {{"device", "cpu"}, {"reason", "this build has no CUDA executor"}});
+  ASSIGN_OR_RETURN(ModelIdentity identity, ReadModelIdentity(options.executor.model_folder));
+  Log(LogLevel::kInfo, "worker.loading",
+      {{"model", options.executor.model_folder}, {"weights_sha256", identity.weights_sha256}});
+  const absl::Duration started_at = RealClock().Monotonic();
+  ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor, CreateCpuExecutor(options.executor));
+  const std::string model = executor->config().name;
+  const std::string device = executor->device();
+  const int draft_block =
+      executor->config().drafter.num_layers > 0 ? executor->config().drafter.block_size : 1;
+
+  Metrics metrics;
+  int metrics_port = 0;
+  if (!options.metrics_listen.empty()) {
+    ASSIGN_OR_RETURN(metrics_port, metrics.Serve(options.metrics_listen));
+  }
+  WorkerMetrics worker_metrics(metrics, draft_block);
+  Engine engine(std::move(executor),
+                {.waiting_max = options.waiting_max, .scheduler = options.scheduler}, RealClock(),
+                &worker_metrics);
+  ASSIGN_OR_RETURN(const std::unique_ptr<WorkerServer> server,
+                   WorkerServer::Create(engine, std::move(identity), options.listen, options.tls));
+  engine.Start();
+  engine.WaitReady();
+  server->SetServing(true);
+  Log(LogLevel::kInfo, "worker.loaded",
+      {{"model", model},
+       {"device", device},
+       {"seconds", absl::ToDoubleSeconds(RealClock().Monotonic() - started_at)},
+       {"context_tokens", engine.bounds().context_tokens},
+       {"draft_block", draft_block}});
+  RETURN_IF_ERROR(AnnounceReady("worker", {.port = server->port(), .metrics_port = metrics_port},
+                                options.ready_file));
+
+  const int signal = shutdown.Wait();
+  Log(LogLevel::kInfo, "worker.draining",
+      {{"signal", signal}, {"running", engine.Load().running}, {"waiting", engine.Load().waiting}});
+  const bool drained = server->Shutdown(options.drain_timeout);
+  const EngineLoad load = engine.Load();
+  Log(LogLevel::kInfo, "worker.stopped",
+      {{"drained", drained},
+       {"requests_total", load.requests_total},
+       {"completion_tokens_total", load.completion_tokens_total}});
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  FlagTable flags("ultraspeed-worker",
+                  "serves one MiMo-V2 checkpoint over gRPC: token ids in, token ids out");
+  AddFlags(flags, &options);
+  const absl::StatusOr<ParseOutcome> outcome = flags.Parse(argc, argv);
+  if (outcome.ok() && *outcome == ParseOutcome::kHelp) {
+    std::fputs(flags.Help().c_str(), stdout);
+    return 0;
+  }
+  const absl::Status status = outcome.ok() ? Serve(std::move(options)) : outcome.status();
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "ultraspeed-worker: %s\n", std::string(status.message()).c_str());
+  return 1;
+}
+
+}  // namespace
+}  // namespace ultraspeed::worker
+
+int main(int argc, char** argv) { return ultraspeed::worker::Main(argc, argv); }

@@ -1,0 +1,52 @@
+// How often drafts are accepted, and how many rows the next round of a sequence should therefore
+// draft. Pure.
+//
+// A draft token is accepted with a probability that is taken to be the same at every position of
+// the block; it is estimated per sequence from the recent past, with old rounds fading. The block
+// is the one with the most expected tokens per unit of cost. Which block is chosen changes the
+// speed and never the text: every committed token is the target's own choice.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "worker/batch.h"
+
+namespace ultraspeed::worker {
+
+// Estimate of one sequence. Fades towards the prior, so a sequence that stopped drafting on hard
+// text tries again later.
+class SpeculationState {
+ public:
+  // Of one round that drafted `num_drafted` tokens (0 = plain round) and kept the first
+  // `num_accepted`.
+  void Record(int num_drafted, int num_accepted);
+  // Probability that the next draft token is accepted, in (0, 1).
+  double acceptance() const;
+
+ private:
+  double accepted_ = 0;  // fading count of accepted draft tokens
+  double tried_ = 0;  // fading count of draft tokens that were reached: the accepted ones and the
+                      // first rejected one
+};
+
+// Cost of one more verified row, as a part of the cost of a round with one row. 0.065 is what one
+// more row of experts costs at the served shape (0.27 of 4.2 ms); a machine that computes rather
+// than reads has more.
+inline constexpr double kDraftRowCost = 0.065;
+
+// 1, 2, 4, 8 .. or block_max, whichever gives the most expected tokens per cost; at most block_max.
+// REQUIRES: block_max >= 1.
+int ChooseBlock(double acceptance, int block_max, double row_cost);
+
+// Counts since start, for metrics. Thread: the engine thread.
+struct AcceptanceTotals {
+  int64_t rounds = 0;  // sequence rounds that drafted
+  int64_t drafted = 0;
+  int64_t accepted = 0;
+  std::array<int64_t, kDraftBlockMax> accepted_at{};  // [position in the block - 1]
+
+  void Record(int num_drafted, int num_accepted);
+};
+
+}  // namespace ultraspeed::worker

@@ -1,0 +1,47 @@
+// The engine's figures as prometheus series, ultraspeed_worker_*.
+//
+// Derived: acceptance rate = accepted_tokens / draft_tokens; mean acceptance length =
+// tokens_per_round's mean. Thread: the engine thread; the series themselves may be read from any.
+#pragma once
+
+#include <array>
+#include <map>
+
+#include "common/metrics.h"
+#include "worker/engine.h"
+
+namespace ultraspeed::worker {
+
+class WorkerMetrics : public EngineObserver {
+ public:
+  // `metrics` is not owned. `draft_block_max` bounds the positions of accepted_per_position_total.
+  WorkerMetrics(Metrics& metrics, int draft_block_max);
+
+  void OnRound(const RoundStats& stats) override;
+  void OnFinish(const RequestStats& stats) override;
+  void OnLoad(const EngineLoad& load) override;
+
+ private:
+  prometheus::Gauge& running_;
+  prometheus::Gauge& waiting_;
+  prometheus::Gauge& running_max_;
+  prometheus::Gauge& kv_tokens_used_;
+  prometheus::Gauge& kv_tokens_max_;
+  prometheus::Gauge& tokens_per_second_;
+  prometheus::Gauge& draining_;
+  prometheus::Counter& prompt_tokens_;
+  prometheus::Counter& completion_tokens_;
+  prometheus::Counter& rounds_;
+  prometheus::Counter& rows_;
+  prometheus::Counter& draft_tokens_;
+  prometheus::Counter& accepted_tokens_;
+  std::vector<prometheus::Counter*> accepted_at_;  // [draft_block_max - 1]
+  prometheus::Histogram& tokens_per_round_;
+  prometheus::Histogram& round_seconds_;
+  prometheus::Histogram& ttft_seconds_;
+  prometheus::Histogram& time_per_output_token_seconds_;
+  std::map<FinishReason, prometheus::Counter*> requests_;
+  AcceptanceTotals last_;
+};
+
+}  // namespace ultraspeed::worker
