@@ -22,7 +22,8 @@
 
 ABSL_FLAG(std::string, model, "models/tiny-mimo", "checkpoint folder");
 ABSL_FLAG(std::string, device, "cpu", "cpu");
-ABSL_FLAG(std::string, prompts, "held-out", "held-out (the folder's own prompts), or a file with one JSON prompt a line");
+ABSL_FLAG(std::string, prompts, "held-out",
+          "held-out (the folder's own prompts), or a file with one JSON prompt a line");
 ABSL_FLAG(int, max_tokens, 128, "completion tokens per prompt");
 ABSL_FLAG(int, threads, 0, "compute threads; 0 = all cores");
 ABSL_FLAG(double, temperature, 0, "0 = greedy");
@@ -45,13 +46,18 @@ struct Pass {
   double tokens_per_second() const { return tokens / seconds; }
 };
 
-Pass RunPass(worker::CpuExecutor& executor, const std::vector<HeldOutPrompt>& prompts, int block, const std::string& label) {
+Pass RunPass(worker::CpuExecutor& executor, const std::vector<HeldOutPrompt>& prompts, int block,
+             const std::string& label) {
   Pass pass;
-  DecodeOptions options{.max_tokens = absl::GetFlag(FLAGS_max_tokens), .block = block, .sampling = {}, .statistics = &executor.statistics()};
+  DecodeOptions options{.max_tokens = absl::GetFlag(FLAGS_max_tokens),
+                        .block = block,
+                        .sampling = {},
+                        .statistics = &executor.statistics()};
   options.sampling.temperature = static_cast<float>(absl::GetFlag(FLAGS_temperature));
   options.sampling.seed = kSeed;
   for (size_t i = 0; i < prompts.size(); ++i) {
-    if (isatty(STDERR_FILENO)) std::fprintf(stderr, "\r%-28s %zu/%zu", label.c_str(), i + 1, prompts.size());
+    if (isatty(STDERR_FILENO))
+      std::fprintf(stderr, "\r%-28s %zu/%zu", label.c_str(), i + 1, prompts.size());
     DecodeOutcome outcome = Decode(executor, prompts[i].tokens, options);
     pass.seconds += outcome.decode_seconds;
     pass.tokens += static_cast<int64_t>(outcome.tokens.size()) - 1;  // the first one is prefill's
@@ -64,16 +70,20 @@ Pass RunPass(worker::CpuExecutor& executor, const std::vector<HeldOutPrompt>& pr
 }
 
 Pass MedianPass(std::vector<Pass> passes) {
-  std::sort(passes.begin(), passes.end(), [](const Pass& a, const Pass& b) { return a.seconds < b.seconds; });
+  std::sort(passes.begin(), passes.end(),
+            [](const Pass& a, const Pass& b) { return a.seconds < b.seconds; });
   return passes[passes.size() / 2];
 }
 
 absl::Status RunDecode() {
   if (absl::GetFlag(FLAGS_device) != "cpu") {
-    return absl::InvalidArgumentError(absl::StrCat("--device=", absl::GetFlag(FLAGS_device), ": this build has cpu only"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--device=", absl::GetFlag(FLAGS_device), ": this build has cpu only"));
   }
-  if (absl::GetFlag(FLAGS_max_tokens) < 2) return absl::InvalidArgumentError("--max_tokens must be at least 2");
-  if (absl::GetFlag(FLAGS_repeats) < 1) return absl::InvalidArgumentError("--repeats must be at least 1");
+  if (absl::GetFlag(FLAGS_max_tokens) < 2)
+    return absl::InvalidArgumentError("--max_tokens must be at least 2");
+  if (absl::GetFlag(FLAGS_repeats) < 1)
+    return absl::InvalidArgumentError("--repeats must be at least 1");
 
   worker::ExecutorOptions executor_options;
   executor_options.model_folder = absl::GetFlag(FLAGS_model);
@@ -88,7 +98,8 @@ absl::Status RunDecode() {
   if (absl::GetFlag(FLAGS_prompts) == "held-out") {
     ASSIGN_OR_RETURN(prompts, LoadHeldOutPrompts(absl::GetFlag(FLAGS_model), config));
   } else {
-    ASSIGN_OR_RETURN(prompts, LoadPromptFile(absl::GetFlag(FLAGS_model), absl::GetFlag(FLAGS_prompts)));
+    ASSIGN_OR_RETURN(prompts,
+                     LoadPromptFile(absl::GetFlag(FLAGS_model), absl::GetFlag(FLAGS_prompts)));
   }
   if (prompts.empty()) return absl::InvalidArgumentError("--prompts: no prompt found");
 
@@ -97,7 +108,8 @@ absl::Status RunDecode() {
   RunPass(*executor, {prompts.front()}, block, "warm-up");
   for (int i = 0; i < absl::GetFlag(FLAGS_repeats); ++i) {
     plain_passes.push_back(RunPass(*executor, prompts, 1, absl::StrCat("plain, pass ", i + 1)));
-    speculative_passes.push_back(RunPass(*executor, prompts, block, absl::StrCat("speculative, pass ", i + 1)));
+    speculative_passes.push_back(
+        RunPass(*executor, prompts, block, absl::StrCat("speculative, pass ", i + 1)));
   }
   const Pass plain = MedianPass(plain_passes);
   const Pass speculative = MedianPass(speculative_passes);
@@ -138,7 +150,8 @@ absl::Status RunDecode() {
       std::cout << std::left << std::setw(38) << std::string(entry.key()) << entry.value() << "\n";
     }
   }
-  if (plain.texts != speculative.texts) return absl::InternalError("speculative text differs from plain text");
+  if (plain.texts != speculative.texts)
+    return absl::InternalError("speculative text differs from plain text");
   return absl::OkStatus();
 }
 
@@ -147,7 +160,8 @@ absl::Status RunDecode() {
 
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
-      "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--prompts held-out|FILE] [--max_tokens N] [--temperature X] [--json]");
+      "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--prompts held-out|FILE] "
+      "[--max_tokens N] [--temperature X] [--json]");
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
   if (arguments.size() != 2 || std::string(arguments[1]) != "decode") {
     std::cerr << "usage: ultraspeed-bench decode [--help for the flags]" << std::endl;

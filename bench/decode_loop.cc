@@ -14,12 +14,14 @@ double SecondsSince(Clock::time_point start) {
 }
 
 int64_t BytesRead(const DecodeOptions& options) {
-  return options.statistics ? options.statistics->target_bytes + options.statistics->drafter_bytes : 0;
+  return options.statistics ? options.statistics->target_bytes + options.statistics->drafter_bytes
+                            : 0;
 }
 
 }  // namespace
 
-DecodeOutcome Decode(worker::Executor& executor, const std::vector<int32_t>& prompt, const DecodeOptions& options) {
+DecodeOutcome Decode(worker::Executor& executor, const std::vector<int32_t>& prompt,
+                     const DecodeOptions& options) {
   std::vector<int32_t> pages(executor.num_pages());
   std::iota(pages.begin(), pages.end(), 0);
   executor.ResetSlot(0);
@@ -35,16 +37,20 @@ DecodeOutcome Decode(worker::Executor& executor, const std::vector<int32_t>& pro
   const Clock::time_point prefill_start = Clock::now();
   while (!step.sample) {
     step.tokens = committed.data() + step.computed;
-    step.num_tokens = std::min<int64_t>(executor.max_batch_tokens(), committed.size() - step.computed);
+    step.num_tokens =
+        std::min<int64_t>(executor.max_batch_tokens(), committed.size() - step.computed);
     step.sample = step.computed + step.num_tokens == static_cast<int64_t>(committed.size());
     const worker::RoundResult result = executor.Run(round);
     step.computed += step.num_tokens;
-    for (const worker::ChosenToken& chosen : result.sequences[0].chosen) committed.push_back(chosen.token);
+    for (const worker::ChosenToken& chosen : result.sequences[0].chosen)
+      committed.push_back(chosen.token);
   }
   outcome.prefill_seconds = SecondsSince(prefill_start);
 
   const std::vector<int32_t>& stops = executor.config().eos_token_ids;
-  const auto is_stop = [&](int32_t token) { return std::count(stops.begin(), stops.end(), token) > 0; };
+  const auto is_stop = [&](int32_t token) {
+    return std::count(stops.begin(), stops.end(), token) > 0;
+  };
   const size_t size_max = prompt.size() + options.max_tokens;
   outcome.accepted_per_position.resize(std::max(0, options.block - 1));
   bool stopped = is_stop(committed.back());

@@ -1,4 +1,5 @@
-// ultraspeed-eval: how good a checkpoint is. Bits per byte of its held-out text, and how many tokens its drafter wins per round.
+// ultraspeed-eval: how good a checkpoint is. Bits per byte of its held-out text, and how many
+// tokens its drafter wins per round.
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,7 +23,8 @@
 ABSL_FLAG(std::string, model, "models/tiny-mimo", "checkpoint folder");
 ABSL_FLAG(std::string, text, "", "text file to score; empty = the folder's heldout/text.txt");
 ABSL_FLAG(int, window, 1024, "tokens of context that each stretch of text is scored in");
-ABSL_FLAG(int, max_tokens, 128, "completion tokens per prompt for the acceptance figures; 0 = skip them");
+ABSL_FLAG(int, max_tokens, 128,
+          "completion tokens per prompt for the acceptance figures; 0 = skip them");
 ABSL_FLAG(int, threads, 0, "compute threads; 0 = all cores");
 ABSL_FLAG(bool, json, false, "one JSON object instead of a table");
 
@@ -67,7 +69,8 @@ double BitsOfWindow(worker::CpuExecutor& executor, const std::vector<int32_t>& t
   return bits;
 }
 
-double TokensPerRound(worker::CpuExecutor& executor, const std::vector<HeldOutPrompt>& prompts, bool chat, float temperature) {
+double TokensPerRound(worker::CpuExecutor& executor, const std::vector<HeldOutPrompt>& prompts,
+                      bool chat, float temperature) {
   DecodeOptions options;
   options.max_tokens = absl::GetFlag(FLAGS_max_tokens);
   options.block = std::max(1, executor.config().drafter.block_size);
@@ -92,14 +95,17 @@ absl::Status RunEval() {
   executor_options.max_sequences = 1;
   executor_options.kv_tokens = 8192;
   ASSIGN_OR_RETURN(const auto executor, worker::CpuExecutor::Create(executor_options));
-  if (window < 2 || window > executor->config().context_tokens || window > executor_options.kv_tokens) {
+  if (window < 2 || window > executor->config().context_tokens ||
+      window > executor_options.kv_tokens) {
     return absl::InvalidArgumentError("--window must be between 2 and the model's context");
   }
 
-  const std::string text_path = absl::GetFlag(FLAGS_text).empty() ? folder + "/heldout/text.txt" : absl::GetFlag(FLAGS_text);
+  const std::string text_path =
+      absl::GetFlag(FLAGS_text).empty() ? folder + "/heldout/text.txt" : absl::GetFlag(FLAGS_text);
   ASSIGN_OR_RETURN(const std::string text, ReadFile(text_path));
   ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, TokenizeText(folder, text));
-  if (tokens.size() < 2) return absl::InvalidArgumentError(text_path + ": needs at least two tokens");
+  if (tokens.size() < 2)
+    return absl::InvalidArgumentError(text_path + ": needs at least two tokens");
 
   // Windows share their border token: the last token of one is the first, given, token of the next.
   double bits = 0;
@@ -125,7 +131,8 @@ absl::Status RunEval() {
   if (absl::GetFlag(FLAGS_json)) {
     std::cout << report << std::endl;
   } else {
-    for (const auto& entry : report) std::cout << std::left << std::setw(38) << std::string(entry.key()) << entry.value() << "\n";
+    for (const auto& entry : report)
+      std::cout << std::left << std::setw(38) << std::string(entry.key()) << entry.value() << "\n";
   }
   return absl::OkStatus();
 }
@@ -134,7 +141,8 @@ absl::Status RunEval() {
 }  // namespace ultraspeed::bench
 
 int main(int argc, char** argv) {
-  absl::SetProgramUsageMessage("scores a checkpoint.\n  ultraspeed-eval [--model DIR] [--text FILE] [--json]");
+  absl::SetProgramUsageMessage(
+      "scores a checkpoint.\n  ultraspeed-eval [--model DIR] [--text FILE] [--json]");
   if (absl::ParseCommandLine(argc, argv).size() != 1) {
     std::cerr << "usage: ultraspeed-eval [--help for the flags]" << std::endl;
     return 2;

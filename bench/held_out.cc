@@ -23,8 +23,10 @@ absl::StatusOr<std::unique_ptr<router::Tokenizer>> LoadTokenizer(const std::stri
   return router::Tokenizer::Create(text);
 }
 
-// Calls `use` with each line's JSON value; a parse failure or a missing member becomes INVALID_ARGUMENT with file and line.
-absl::Status ForEachLine(const std::string& path, const std::function<absl::Status(const json::value&)>& use) {
+// Calls `use` with each line's JSON value; a parse failure or a missing member becomes
+// INVALID_ARGUMENT with file and line.
+absl::Status ForEachLine(const std::string& path,
+                         const std::function<absl::Status(const json::value&)>& use) {
   ASSIGN_OR_RETURN(const std::string text, ReadFile(path));
   std::istringstream lines(text);
   int number = 0;
@@ -40,13 +42,16 @@ absl::Status ForEachLine(const std::string& path, const std::function<absl::Stat
   return absl::OkStatus();
 }
 
-std::string String(const json::value& object, const char* key) { return std::string(object.at(key).as_string()); }
+std::string String(const json::value& object, const char* key) {
+  return std::string(object.at(key).as_string());
+}
 
 router::ChatTurn ParseTurn(const json::value& message) {
-  static const std::pair<const char*, router::ChatRole> kRoles[] = {{"system", router::ChatRole::kSystem},
-                                                                    {"user", router::ChatRole::kUser},
-                                                                    {"assistant", router::ChatRole::kAssistant},
-                                                                    {"tool", router::ChatRole::kTool}};
+  static const std::pair<const char*, router::ChatRole> kRoles[] = {
+      {"system", router::ChatRole::kSystem},
+      {"user", router::ChatRole::kUser},
+      {"assistant", router::ChatRole::kAssistant},
+      {"tool", router::ChatRole::kTool}};
   router::ChatTurn turn;
   turn.content = String(message, "content");
   const std::string role = String(message, "role");
@@ -66,27 +71,34 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
   return text.str();
 }
 
-absl::StatusOr<std::vector<HeldOutPrompt>> LoadHeldOutPrompts(const std::string& model_folder, const worker::ModelConfig& config) {
+absl::StatusOr<std::vector<HeldOutPrompt>> LoadHeldOutPrompts(const std::string& model_folder,
+                                                              const worker::ModelConfig& config) {
   ASSIGN_OR_RETURN(const auto tokenizer, LoadTokenizer(model_folder));
-  ASSIGN_OR_RETURN(const router::ChatTemplate chat_template, router::ChatTemplate::Create("mimo_v2", *tokenizer));
+  ASSIGN_OR_RETURN(const router::ChatTemplate chat_template,
+                   router::ChatTemplate::Create("mimo_v2", *tokenizer));
   std::vector<HeldOutPrompt> prompts;
-  RETURN_IF_ERROR(ForEachLine(model_folder + "/heldout/code.jsonl", [&](const json::value& line) -> absl::Status {
-    ASSIGN_OR_RETURN(auto tokens, tokenizer->Encode(String(line, "prompt"), router::SpecialTokens::kAsText));
-    prompts.push_back({String(line, "id"), false, std::move(tokens)});
-    return absl::OkStatus();
-  }));
-  RETURN_IF_ERROR(ForEachLine(model_folder + "/heldout/chat.jsonl", [&](const json::value& line) -> absl::Status {
-    std::vector<router::ChatTurn> turns;
-    for (const json::value& message : line.at("messages").as_array()) turns.push_back(ParseTurn(message));
-    const auto segments = chat_template.Segments(turns, config.enable_thinking_default);
-    ASSIGN_OR_RETURN(auto tokens, router::EncodeSegments(*tokenizer, segments));
-    prompts.push_back({String(line, "id"), true, std::move(tokens)});
-    return absl::OkStatus();
-  }));
+  RETURN_IF_ERROR(ForEachLine(
+      model_folder + "/heldout/code.jsonl", [&](const json::value& line) -> absl::Status {
+        ASSIGN_OR_RETURN(auto tokens,
+                         tokenizer->Encode(String(line, "prompt"), router::SpecialTokens::kAsText));
+        prompts.push_back({String(line, "id"), false, std::move(tokens)});
+        return absl::OkStatus();
+      }));
+  RETURN_IF_ERROR(ForEachLine(
+      model_folder + "/heldout/chat.jsonl", [&](const json::value& line) -> absl::Status {
+        std::vector<router::ChatTurn> turns;
+        for (const json::value& message : line.at("messages").as_array())
+          turns.push_back(ParseTurn(message));
+        const auto segments = chat_template.Segments(turns, config.enable_thinking_default);
+        ASSIGN_OR_RETURN(auto tokens, router::EncodeSegments(*tokenizer, segments));
+        prompts.push_back({String(line, "id"), true, std::move(tokens)});
+        return absl::OkStatus();
+      }));
   return prompts;
 }
 
-absl::StatusOr<std::vector<HeldOutPrompt>> LoadPromptFile(const std::string& model_folder, const std::string& path) {
+absl::StatusOr<std::vector<HeldOutPrompt>> LoadPromptFile(const std::string& model_folder,
+                                                          const std::string& path) {
   ASSIGN_OR_RETURN(const auto tokenizer, LoadTokenizer(model_folder));
   std::vector<HeldOutPrompt> prompts;
   RETURN_IF_ERROR(ForEachLine(path, [&](const json::value& line) -> absl::Status {
@@ -99,7 +111,8 @@ absl::StatusOr<std::vector<HeldOutPrompt>> LoadPromptFile(const std::string& mod
   return prompts;
 }
 
-absl::StatusOr<std::vector<int32_t>> TokenizeText(const std::string& model_folder, const std::string& text) {
+absl::StatusOr<std::vector<int32_t>> TokenizeText(const std::string& model_folder,
+                                                  const std::string& text) {
   ASSIGN_OR_RETURN(const auto tokenizer, LoadTokenizer(model_folder));
   return tokenizer->Encode(text, router::SpecialTokens::kAsText);
 }

@@ -18,14 +18,17 @@ struct HeldOutPrompt {
 
 absl::StatusOr<std::string> ReadFile(const std::string& path);
 
-// heldout/code.jsonl ({"id","prompt"}) and heldout/chat.jsonl ({"id","messages"}) of a model folder. NOT_FOUND or INVALID_ARGUMENT names file
-// and line.
-absl::StatusOr<std::vector<HeldOutPrompt>> LoadHeldOutPrompts(const std::string& model_folder, const worker::ModelConfig& config);
+// heldout/code.jsonl ({"id","prompt"}) and heldout/chat.jsonl ({"id","messages"}) of a model
+// folder. NOT_FOUND or INVALID_ARGUMENT names file and line.
+absl::StatusOr<std::vector<HeldOutPrompt>> LoadHeldOutPrompts(const std::string& model_folder,
+                                                              const worker::ModelConfig& config);
 
 // A file with one prompt a line: a JSON string, or an object with "prompt".
-absl::StatusOr<std::vector<HeldOutPrompt>> LoadPromptFile(const std::string& model_folder, const std::string& path);
+absl::StatusOr<std::vector<HeldOutPrompt>> LoadPromptFile(const std::string& model_folder,
+                                                          const std::string& path);
 
 // Token ids of a text, specials inert.
-absl::StatusOr<std::vector<int32_t>> TokenizeText(const std::string& model_folder, const std::string& text);
+absl::StatusOr<std::vector<int32_t>> TokenizeText(const std::string& model_folder,
+                                                  const std::string& text);
 
 }  // namespace ultraspeed::bench

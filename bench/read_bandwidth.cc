@@ -12,7 +12,8 @@ namespace ultraspeed::bench {
 namespace {
 
 constexpr int kPasses = 12;
-constexpr int kLanes = 8;  // independent sums of 8 words each: enough loads in flight to fill the memory pipe
+constexpr int kLanes =
+    8;  // independent sums of 8 words each: enough loads in flight to fill the memory pipe
 
 // Eight 64-byte vectors; the compiler maps the arithmetic to whatever the baseline offers.
 using Vector = uint64_t __attribute__((vector_size(64)));
@@ -51,14 +52,17 @@ double MeasureReadBandwidth(size_t bytes, int num_threads) {
   const size_t per_thread = bytes / sizeof(Vector) / num_threads;
   std::vector<uint64_t> storage((per_thread * num_threads + 1) * kLanes, 1);
   const auto address = reinterpret_cast<uintptr_t>(storage.data());
-  const Vector* data = reinterpret_cast<const Vector*>((address + sizeof(Vector) - 1) & ~(sizeof(Vector) - 1));
+  const Vector* data =
+      reinterpret_cast<const Vector*>((address + sizeof(Vector) - 1) & ~(sizeof(Vector) - 1));
 
   std::vector<uint64_t> sinks(num_threads);
   double best = 0;
   for (int pass = 0; pass < kPasses; ++pass) {
     const auto start = std::chrono::steady_clock::now();
-    pool.ParallelFor(num_threads, [&](int t) { sinks[t] ^= FastestSum(data + t * per_thread, per_thread); });
-    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    pool.ParallelFor(num_threads,
+                     [&](int t) { sinks[t] ^= FastestSum(data + t * per_thread, per_thread); });
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     best = std::max(best, per_thread * num_threads * sizeof(Vector) / seconds);
   }
   volatile uint64_t keep = std::accumulate(sinks.begin(), sinks.end(), uint64_t{0});

@@ -23,13 +23,16 @@ namespace {
 constexpr char kUsage[] =
     "ultraspeed: text from an UltraSpeed server.\n\n"
     "  ultraspeed generate [flags] [PROMPT]   continue a prompt\n"
-    "  ultraspeed chat     [flags] [MESSAGE]  answer a message; without one, on a terminal, converse\n"
+    "  ultraspeed chat     [flags] [MESSAGE]  answer a message; without one, on a terminal, "
+    "converse\n"
     "  ultraspeed models   [flags]            what the server offers\n"
     "  ultraspeed tokenize [flags] [TEXT]     token ids of a text\n\n"
-    "`ultraspeed COMMAND --help` lists the flags. Exit status: 0 done, 1 other, 2 usage, 3 invalid argument, 4 not authenticated\n"
+    "`ultraspeed COMMAND --help` lists the flags. Exit status: 0 done, 1 other, 2 usage, 3 invalid "
+    "argument, 4 not authenticated\n"
     "or permitted, 5 not found, 6 exhausted, 7 unavailable, 8 deadline, 130 interrupted.\n";
 
-// Optional numbers stay text until it is known whether they were given: zero is a value, absence is another.
+// Optional numbers stay text until it is known whether they were given: zero is a value, absence is
+// another.
 struct OptionalFlags {
   std::string max_tokens, temperature, top_p, top_k, seed, logprobs;
   std::string stop;  // for --help only; see TakeRepeated
@@ -42,9 +45,9 @@ struct OptionalFlags {
 
 absl::Status ParseInt32(const char* name, const std::string& text, int32_t* value) {
   if (absl::SimpleAtoi(text, value)) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("--", name, "=", text, ": must be a whole number in ",
-                                                 std::numeric_limits<int32_t>::min(), "..",
-                                                 std::numeric_limits<int32_t>::max()));
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", name, "=", text, ": must be a whole number in ",
+                   std::numeric_limits<int32_t>::min(), "..", std::numeric_limits<int32_t>::max()));
 }
 
 absl::Status ParseFloat(const char* name, const std::string& text, float* value) {
@@ -52,7 +55,8 @@ absl::Status ParseFloat(const char* name, const std::string& text, float* value)
   return absl::InvalidArgumentError(absl::StrCat("--", name, "=", text, ": must be a number"));
 }
 
-absl::Status FillOptions(const OptionalFlags& flags, std::vector<std::string> stop, v1::GenerateOptions* options) {
+absl::Status FillOptions(const OptionalFlags& flags, std::vector<std::string> stop,
+                         v1::GenerateOptions* options) {
   int32_t whole = 0;
   float real = 0;
   v1::SamplingParams* sampling = options->mutable_sampling();
@@ -75,8 +79,9 @@ absl::Status FillOptions(const OptionalFlags& flags, std::vector<std::string> st
   if (!flags.seed.empty()) {
     uint64_t seed = 0;
     if (!absl::SimpleAtoi(flags.seed, &seed)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--seed=", flags.seed, ": must be a whole number in 0..", std::numeric_limits<uint64_t>::max()));
+      return absl::InvalidArgumentError(absl::StrCat("--seed=", flags.seed,
+                                                     ": must be a whole number in 0..",
+                                                     std::numeric_limits<uint64_t>::max()));
     }
     sampling->set_seed(seed);
   }
@@ -95,7 +100,8 @@ absl::Status FillOptions(const OptionalFlags& flags, std::vector<std::string> st
 }
 
 // Takes every --name VALUE and --name=VALUE out of `words`; values may hold commas and C escapes.
-absl::StatusOr<std::vector<std::string>> TakeRepeated(const std::string& name, std::vector<std::string>* words) {
+absl::StatusOr<std::vector<std::string>> TakeRepeated(const std::string& name,
+                                                      std::vector<std::string>* words) {
   const std::string flag = "--" + name;
   std::vector<std::string> values, rest;
   for (size_t i = 0; i < words->size(); ++i) {
@@ -133,34 +139,48 @@ std::optional<Command> ParseCommand(const std::string& word) {
 
 void AddFlags(FlagTable& table, Arguments* arguments, OptionalFlags* optional) {
   table.String("server", &arguments->server, "host:port", "The router");
-  table.String("api-key", &arguments->api_key, "key", "Better in the environment: ULTRASPEED_API_KEY");
-  table.Duration("wait", &arguments->wait, "Ask again so long while the server or its model is not there yet");
+  table.String("api-key", &arguments->api_key, "key",
+               "Better in the environment: ULTRASPEED_API_KEY");
+  table.Duration("wait", &arguments->wait,
+                 "Ask again so long while the server or its model is not there yet");
   table.Duration("deadline", &arguments->deadline, "Of the whole call; 0 = none");
-  AddTlsFlags(table, "", "for the connection", &arguments->tls);
+  AddTlsFlags(table, "", "the connection", &arguments->tls);
   table.Bool("json", &arguments->json, "Print one JSON object at the end instead of text");
   if (arguments->command == Command::kModels) return;
-  table.String("model", &arguments->model, "name", "Which model; none = the only one that the server has");
+  table.String("model", &arguments->model, "name",
+               "Which model; none = the only one that the server has");
   table.String("file", &arguments->file, "path", "Read the prompt from there; - is standard input");
   if (arguments->command == Command::kTokenize) {
     table.Bool("parse-special", &arguments->parse_special, "The text may spell special tokens");
     return;
   }
-  table.Bool("stream-json", &arguments->stream_json, "Print one JSON object per chunk instead of text");
-  table.Bool("stats-json", &arguments->stats_json, "Print the statistics as JSON, the last line of standard output");
-  table.String("max-tokens", &optional->max_tokens, "tokens", "At most so many; none = to the end of the context");
-  table.String("temperature", &optional->temperature, "0..2", "0 is greedy; none = the model's own");
-  table.String("top-p", &optional->top_p, "0..1", "Sample from so much probability; none = the model's own");
+  table.Bool("stream-json", &arguments->stream_json,
+             "Print one JSON object per chunk instead of text");
+  table.Bool("stats-json", &arguments->stats_json,
+             "Print the statistics as JSON, the last line of standard output");
+  table.String("max-tokens", &optional->max_tokens, "tokens",
+               "At most so many; none = to the end of the context");
+  table.String("temperature", &optional->temperature, "0..2",
+               "0 is greedy; none = the model's own");
+  table.String("top-p", &optional->top_p, "0..1",
+               "Sample from so much probability; none = the model's own");
   table.String("top-k", &optional->top_k, "tokens", "Sample from so many tokens; 0 = off");
-  table.String("seed", &optional->seed, "number", "Repeats a sampled text; none = drawn and reported");
-  table.String("stop", &optional->stop, "text", "End before this text; may be repeated, C escapes are understood");
+  table.String("seed", &optional->seed, "number",
+               "Repeats a sampled text; none = drawn and reported");
+  table.String("stop", &optional->stop, "text",
+               "End before this text; may be repeated, C escapes are understood");
   table.Choice("tier", &optional->tier, {"auto", "standard", "ultraspeed"}, "Service tier");
-  table.Bool("speculation", &optional->speculation, "Draft and verify blocks of tokens; the text is the same without");
+  table.Bool("speculation", &optional->speculation,
+             "Draft and verify blocks of tokens; the text is the same without");
   table.Bool("ignore-eos", &optional->ignore_eos, "Go on past the end of the text (benchmarks)");
-  table.String("logprobs", &optional->logprobs, "0..8", "Log-probabilities and so many alternatives; see the JSON forms");
-  table.String("client-request-id", &optional->client_request_id, "label", "Shown in the server's log");
+  table.String("logprobs", &optional->logprobs, "0..8",
+               "Log-probabilities and so many alternatives; see the JSON forms");
+  table.String("client-request-id", &optional->client_request_id, "label",
+               "Shown in the server's log");
   if (arguments->command != Command::kChat) return;
   table.String("system", &arguments->system, "text", "System message");
-  table.Choice("thinking", &optional->thinking, {"on", "off"}, "Let the model think first; none = the model's own");
+  table.Choice("thinking", &optional->thinking, {"on", "off"},
+               "Let the model think first; none = the model's own");
 }
 
 }  // namespace
@@ -172,22 +192,27 @@ absl::StatusOr<std::optional<Arguments>> ParseArguments(int argc, const char* co
     return std::nullopt;
   }
   const std::optional<Command> command = ParseCommand(word);
-  if (!command) return absl::InvalidArgumentError(absl::StrCat("unknown command ", word, "; see ultraspeed --help"));
+  if (!command)
+    return absl::InvalidArgumentError(
+        absl::StrCat("unknown command ", word, "; see ultraspeed --help"));
   Arguments arguments;
   arguments.command = *command;
   OptionalFlags optional;
   FlagTable table(absl::StrCat("ultraspeed ", word), "Text from an UltraSpeed server.");
   AddFlags(table, &arguments, &optional);
-  if (*command != Command::kModels) table.Positional("TEXT", &arguments.words, "The prompt; without it and --file, standard input");
+  if (*command != Command::kModels)
+    table.Positional("TEXT", &arguments.words, "The prompt; without it and --file, standard input");
   std::vector<std::string> words(argv + 1, argv + argc);
   ASSIGN_OR_RETURN(std::vector<std::string> stop, TakeRepeated("stop", &words));
   std::vector<const char*> pointers;
   for (const std::string& one : words) pointers.push_back(one.c_str());
-  ASSIGN_OR_RETURN(const ParseOutcome outcome, table.Parse(static_cast<int>(pointers.size()), pointers.data()));
+  ASSIGN_OR_RETURN(const ParseOutcome outcome,
+                   table.Parse(static_cast<int>(pointers.size()), pointers.data()));
   if (outcome == ParseOutcome::kHelp) {
     std::cout << table.Help();
     return std::nullopt;
   }
+  if (!optional.stop.empty()) stop.push_back(optional.stop);  // from --config
   RETURN_IF_ERROR(FillOptions(optional, std::move(stop), &arguments.options));
   if (!optional.thinking.empty()) arguments.enable_thinking = optional.thinking == "on";
   if (arguments.api_key.empty()) {
@@ -202,13 +227,16 @@ absl::StatusOr<std::optional<Arguments>> ParseArguments(int argc, const char* co
 
 absl::StatusOr<std::string> ReadPrompt(const Arguments& arguments) {
   if (!arguments.words.empty() && arguments.words != std::vector<std::string>{"-"}) {
-    if (!arguments.file.empty()) return absl::InvalidArgumentError("--file and a prompt argument: only one of the two");
+    if (!arguments.file.empty())
+      return absl::InvalidArgumentError("--file and a prompt argument: only one of the two");
     return absl::StrJoin(arguments.words, " ");
   }
-  if (!arguments.file.empty() && arguments.file != "-") return ReadFile(arguments.file, limits::kPromptBytesMax, "file");
+  if (!arguments.file.empty() && arguments.file != "-")
+    return ReadFile(arguments.file, limits::kPromptBytesMax, "file");
   std::string text(std::istreambuf_iterator<char>(std::cin), {});
   if (text.size() > limits::kPromptBytesMax) {
-    return absl::InvalidArgumentError(absl::StrCat("standard input: ", text.size(), " bytes, at most ", limits::kPromptBytesMax));
+    return absl::InvalidArgumentError(
+        absl::StrCat("standard input: ", text.size(), " bytes, at most ", limits::kPromptBytesMax));
   }
   return text;
 }

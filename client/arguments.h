@@ -1,4 +1,5 @@
-// The command line of `ultraspeed` as plain values and as generation options. Called by main before anything else runs.
+// The command line of `ultraspeed` as plain values and as generation options. Called by main before
+// anything else runs.
 #pragma once
 
 #include <optional>
@@ -19,9 +20,9 @@ struct Arguments {
   Command command = Command::kGenerate;
   std::string server = "127.0.0.1:50051";
   std::string api_key;
-  std::string model;              // empty: the only model that the server has
-  std::string file;               // prompt from there; "-" is standard input
-  std::string system;             // chat only
+  std::string model;               // empty: the only model that the server has
+  std::string file;                // prompt from there; "-" is standard input
+  std::string system;              // chat only
   std::vector<std::string> words;  // positional: the prompt
   v1::GenerateOptions options;
   std::optional<bool> enable_thinking;

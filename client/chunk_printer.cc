@@ -15,26 +15,34 @@ namespace json = boost::json;
 
 absl::string_view FinishText(v1::FinishReason reason) {
   switch (reason) {
-    case v1::FINISH_REASON_STOP: return "stop";
-    case v1::FINISH_REASON_LENGTH: return "length";
-    case v1::FINISH_REASON_CANCELLED: return "cancelled";
-    default: return "none";
+    case v1::FINISH_REASON_STOP:
+      return "stop";
+    case v1::FINISH_REASON_LENGTH:
+      return "length";
+    case v1::FINISH_REASON_CANCELLED:
+      return "cancelled";
+    default:
+      return "none";
   }
 }
 
 json::string ToJson(absl::string_view text) { return json::string(text.data(), text.size()); }
 
 // JSON has no infinities; a log-probability of minus infinity becomes null.
-json::value ToJson(double value) { return std::isfinite(value) ? json::value(value) : json::value(nullptr); }
+json::value ToJson(double value) {
+  return std::isfinite(value) ? json::value(value) : json::value(nullptr);
+}
 
 json::array ToJson(const std::vector<v1::TokenLogprob>& logprobs) {
   json::array out;
   for (const v1::TokenLogprob& one : logprobs) {
     json::array top;
     for (int i = 0; i < one.top_token_ids_size(); ++i) {
-      top.push_back(json::object{{"token_id", one.top_token_ids(i)}, {"logprob", ToJson(one.top_logprobs(i))}});
+      top.push_back(json::object{{"token_id", one.top_token_ids(i)},
+                                 {"logprob", ToJson(one.top_logprobs(i))}});
     }
-    out.push_back(json::object{{"token_id", one.token_id()}, {"logprob", ToJson(one.logprob())}, {"top", std::move(top)}});
+    out.push_back(json::object{
+        {"token_id", one.token_id()}, {"logprob", ToJson(one.logprob())}, {"top", std::move(top)}});
   }
   return out;
 }
@@ -104,10 +112,14 @@ void PrintLine(const json::value& value) {
 
 absl::string_view TierText(v1::ServiceTier tier) {
   switch (tier) {
-    case v1::SERVICE_TIER_STANDARD: return "standard";
-    case v1::SERVICE_TIER_ULTRASPEED: return "ultraspeed";
-    case v1::SERVICE_TIER_AUTO: return "auto";
-    default: return "none";
+    case v1::SERVICE_TIER_STANDARD:
+      return "standard";
+    case v1::SERVICE_TIER_ULTRASPEED:
+      return "ultraspeed";
+    case v1::SERVICE_TIER_AUTO:
+      return "auto";
+    default:
+      return "none";
   }
 }
 
@@ -121,9 +133,11 @@ void ChunkPrinter::Print(const v1::GenerateChunk& chunk) {
     std::fwrite(chunk.text().data(), 1, chunk.text().size(), stdout);
     std::fflush(stdout);
   } else if (form_ == OutputForm::kStreamJson) {
-    json::object line{{"text", chunk.text()},
-                      {"token_ids", json::array(chunk.token_ids().begin(), chunk.token_ids().end())}};
-    if (chunk.logprobs_size() > 0) line["logprobs"] = ToJson({chunk.logprobs().begin(), chunk.logprobs().end()});
+    json::object line{
+        {"text", chunk.text()},
+        {"token_ids", json::array(chunk.token_ids().begin(), chunk.token_ids().end())}};
+    if (chunk.logprobs_size() > 0)
+      line["logprobs"] = ToJson({chunk.logprobs().begin(), chunk.logprobs().end()});
     line["completion_tokens"] = chunk.usage().completion_tokens();
     line["draft_rounds"] = chunk.usage().draft_rounds();
     if (chunk.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) {
@@ -140,17 +154,21 @@ void ChunkPrinter::Print(const v1::GenerateChunk& chunk) {
   last_.clear_logprobs();
   if (!first_token_) return;
   const double seconds = absl::ToDoubleSeconds(absl::Now() - *first_token_);
-  const double rate = seconds > 0.05 ? static_cast<double>(chunk.usage().completion_tokens()) / seconds : 0;
-  status_line_.Update(absl::StrFormat(" %d tokens  %.0f tokens/s  %.2f tokens/round  %s ", chunk.usage().completion_tokens(),
-                                      rate, TokensPerRound(chunk.usage()), TierText(chunk.service_tier())));
+  const double rate =
+      seconds > 0.05 ? static_cast<double>(chunk.usage().completion_tokens()) / seconds : 0;
+  status_line_.Update(absl::StrFormat(
+      " %d tokens  %.0f tokens/s  %.2f tokens/round  %s ", chunk.usage().completion_tokens(), rate,
+      TokensPerRound(chunk.usage()), TierText(chunk.service_tier())));
 }
 
 std::string ChunkPrinter::StatsText() const {
   const v1::Usage& usage = last_.usage();
   return absl::StrFormat(
-      "%d prompt + %d completion tokens; first token %.1f ms; %.1f tokens/s; %.2f tokens/round; tier %s; finish %s",
-      usage.prompt_tokens(), usage.completion_tokens(), last_.timing().ttft_ms(), last_.timing().tokens_per_second(),
-      TokensPerRound(usage), TierText(last_.service_tier()), FinishText(last_.finish_reason()));
+      "%d prompt + %d completion tokens; first token %.1f ms; %.1f tokens/s; %.2f tokens/round; "
+      "tier %s; finish %s",
+      usage.prompt_tokens(), usage.completion_tokens(), last_.timing().ttft_ms(),
+      last_.timing().tokens_per_second(), TokensPerRound(usage), TierText(last_.service_tier()),
+      FinishText(last_.finish_reason()));
 }
 
 void ChunkPrinter::Finish() {
@@ -164,7 +182,8 @@ void ChunkPrinter::Finish() {
       std::fprintf(stderr, "%s\n", StatsText().c_str());
     }
   } else if (form_ == OutputForm::kJson) {
-    json::object object{{"text", text_}, {"token_ids", json::array(token_ids_.begin(), token_ids_.end())}};
+    json::object object{{"text", text_},
+                        {"token_ids", json::array(token_ids_.begin(), token_ids_.end())}};
     if (!logprobs_.empty()) object["logprobs"] = ToJson(logprobs_);
     for (const auto& [key, value] : Stats(last_)) object[key] = value;
     PrintLine(object);

@@ -1,5 +1,5 @@
-// What the chunks of one stream look like on standard output, and its statistics. Called by main's read loop.
-// Thread contract: one thread.
+// What the chunks of one stream look like on standard output, and its statistics. Called by main's
+// read loop. Thread contract: one thread.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,8 @@ class ChunkPrinter {
   ChunkPrinter(OutputForm form, bool stats_json);
 
   void Print(const v1::GenerateChunk& chunk);
-  // After the stream, whether it ended well or not. Statistics go to standard error, or as JSON to standard output.
+  // After the stream, whether it ended well or not. Statistics go to standard error, or as JSON to
+  // standard output.
   void Finish();
 
   const std::string& text() const { return text_; }

@@ -1,8 +1,9 @@
-// `ultraspeed`: generate, chat, models, tokenize over the public gRPC API. Synchronous; one thread reads, one waits for Ctrl-C.
+// `ultraspeed`: generate, chat, models, tokenize over the public gRPC API. Synchronous; one thread
+// reads, one waits for Ctrl-C.
 #include <unistd.h>
 
-#include <boost/json.hpp>
 #include <atomic>
+#include <boost/json.hpp>
 #include <functional>
 #include <iostream>
 #include <memory>
@@ -19,6 +20,7 @@
 #include "common/server_main.h"
 #include "common/status_macros.h"
 #include "common/tls.h"
+#include "google/protobuf/stubs/logging.h"
 #include "grpcpp/client_context.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/support/channel_arguments.h"
@@ -32,16 +34,24 @@ constexpr int kExitInterrupted = 130;
 
 int ExitCode(const absl::Status& status) {
   switch (status.code()) {
-    case absl::StatusCode::kOk: return 0;
+    case absl::StatusCode::kOk:
+      return 0;
     case absl::StatusCode::kInvalidArgument:
-    case absl::StatusCode::kOutOfRange: return 3;
+    case absl::StatusCode::kOutOfRange:
+      return 3;
     case absl::StatusCode::kUnauthenticated:
-    case absl::StatusCode::kPermissionDenied: return 4;
-    case absl::StatusCode::kNotFound: return 5;
-    case absl::StatusCode::kResourceExhausted: return 6;
-    case absl::StatusCode::kUnavailable: return 7;
-    case absl::StatusCode::kDeadlineExceeded: return 8;
-    default: return 1;
+    case absl::StatusCode::kPermissionDenied:
+      return 4;
+    case absl::StatusCode::kNotFound:
+      return 5;
+    case absl::StatusCode::kResourceExhausted:
+      return 6;
+    case absl::StatusCode::kUnavailable:
+      return 7;
+    case absl::StatusCode::kDeadlineExceeded:
+      return 8;
+    default:
+      return 1;
   }
 }
 
@@ -51,7 +61,7 @@ class Interrupt {
   Interrupt(ShutdownSignal* signal, grpc::ClientContext* context)
       : thread_([this, signal, context] {
           while (!done_.load()) {
-            if (!signal->WaitFor(absl::Milliseconds(50))) continue;
+            if (!signal->WaitFor(absl::Milliseconds(10))) continue;
             context->TryCancel();
             return;
           }
@@ -68,14 +78,16 @@ class Interrupt {
 
 class Session {
  public:
-  static absl::StatusOr<std::unique_ptr<Session>> Create(const Arguments& arguments, ShutdownSignal* signal) {
+  static absl::StatusOr<std::unique_ptr<Session>> Create(const Arguments& arguments,
+                                                         ShutdownSignal* signal) {
     ASSIGN_OR_RETURN(auto credentials, CreateChannelCredentials(arguments.tls, arguments.server));
     grpc::ChannelArguments channel_arguments;
     channel_arguments.SetMaxReceiveMessageSize(limits::kGrpcMessageBytesMax);
     channel_arguments.SetMaxSendMessageSize(limits::kGrpcMessageBytesMax);
     channel_arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
     auto channel = grpc::CreateCustomChannel(arguments.server, credentials, channel_arguments);
-    return std::unique_ptr<Session>(new Session(arguments, signal, v1::Inference::NewStub(channel)));
+    return std::unique_ptr<Session>(
+        new Session(arguments, signal, v1::Inference::NewStub(channel)));
   }
 
   // With --wait: until a model is there. Fills in the model if none was named.
@@ -88,8 +100,10 @@ class Session {
       arguments_.model = response.models(0).name();
       return absl::OkStatus();
     }
-    if (response.models_size() == 0) return absl::UnavailableError("the server has no model yet; see --wait");
-    return absl::InvalidArgumentError("--model: the server has several models; see `ultraspeed models`");
+    if (response.models_size() == 0)
+      return absl::UnavailableError("the server has no model yet; see --wait");
+    return absl::InvalidArgumentError(
+        "--model: the server has several models; see `ultraspeed models`");
   }
 
   // With --wait, asks again until some model has a ready worker.
@@ -117,8 +131,9 @@ class Session {
     request.set_text(text);
     request.set_parse_special(arguments_.parse_special);
     v1::TokenizeResponse response;
-    RETURN_IF_ERROR(Unary(
-        [&](grpc::ClientContext* context) { return stub_->Tokenize(context, request, &response); }));
+    RETURN_IF_ERROR(Unary([&](grpc::ClientContext* context) {
+      return stub_->Tokenize(context, request, &response);
+    }));
     return response;
   }
 
@@ -128,13 +143,15 @@ class Session {
     request.set_model(arguments_.model);
     request.set_prompt(prompt);
     *request.mutable_options() = arguments_.options;
-    return Stream([&](grpc::ClientContext* context) { return stub_->Generate(context, request); }).first;
+    return Stream([&](grpc::ClientContext* context) { return stub_->Generate(context, request); })
+        .first;
   }
 
   // One turn; appends the answer to the conversation.
   absl::Status Chat(const std::string& message) {
     RETURN_IF_ERROR(ChooseModel());
-    if (conversation_.messages_size() == 0 && !arguments_.system.empty()) AddMessage(v1::ROLE_SYSTEM, arguments_.system);
+    if (conversation_.messages_size() == 0 && !arguments_.system.empty())
+      AddMessage(v1::ROLE_SYSTEM, arguments_.system);
     AddMessage(v1::ROLE_USER, message);
     conversation_.set_model(arguments_.model);
     *conversation_.mutable_options() = arguments_.options;
@@ -148,11 +165,13 @@ class Session {
  private:
   using Reader = std::unique_ptr<grpc::ClientReader<v1::GenerateChunk>>;
 
-  Session(const Arguments& arguments, ShutdownSignal* signal, std::unique_ptr<v1::Inference::Stub> stub)
+  Session(const Arguments& arguments, ShutdownSignal* signal,
+          std::unique_ptr<v1::Inference::Stub> stub)
       : arguments_(arguments), signal_(signal), stub_(std::move(stub)) {}
 
   void Prepare(grpc::ClientContext* context) const {
-    if (!arguments_.api_key.empty()) context->AddMetadata("authorization", absl::StrCat("Bearer ", arguments_.api_key));
+    if (!arguments_.api_key.empty())
+      context->AddMetadata("authorization", absl::StrCat("Bearer ", arguments_.api_key));
     if (arguments_.deadline > absl::ZeroDuration()) {
       context->set_deadline(absl::ToChronoTime(absl::Now() + arguments_.deadline));
     }
@@ -165,7 +184,8 @@ class Session {
     return FromGrpcStatus(call(&context));
   }
 
-  std::pair<absl::Status, std::string> Stream(const std::function<Reader(grpc::ClientContext*)>& open) const {
+  std::pair<absl::Status, std::string> Stream(
+      const std::function<Reader(grpc::ClientContext*)>& open) const {
     grpc::ClientContext context;
     Prepare(&context);
     Interrupt interrupt(signal_, &context);
@@ -204,8 +224,8 @@ void PrintModels(const v1::ListModelsResponse& response, bool as_json) {
       absl::StrAppend(&tier_words, tier_words.empty() ? "" : ",", name);
     }
     if (!as_json) {
-      std::cout << model.name() << "  context " << model.context_tokens() << "  workers " << model.workers_ready()
-                << "  tiers " << tier_words << "\n";
+      std::cout << model.name() << "  context " << model.context_tokens() << "  workers "
+                << model.workers_ready() << "  tiers " << tier_words << "\n";
     }
     models.push_back(boost::json::object{{"name", model.name()},
                                          {"context_tokens", model.context_tokens()},
@@ -213,7 +233,8 @@ void PrintModels(const v1::ListModelsResponse& response, bool as_json) {
                                          {"tiers", std::move(tiers)},
                                          {"weights_sha256", model.weights_sha256()}});
   }
-  if (as_json) std::cout << boost::json::serialize(boost::json::object{{"models", std::move(models)}}) << "\n";
+  if (as_json)
+    std::cout << boost::json::serialize(boost::json::object{{"models", std::move(models)}}) << "\n";
 }
 
 absl::Status Converse(Session* session, ShutdownSignal* signal) {
@@ -234,8 +255,8 @@ absl::Status Run(const Arguments& arguments, ShutdownSignal* signal) {
     PrintModels(response, arguments.json);
     return absl::OkStatus();
   }
-  const bool converse = arguments.command == Command::kChat && arguments.words.empty() && arguments.file.empty() &&
-                        isatty(STDIN_FILENO);
+  const bool converse = arguments.command == Command::kChat && arguments.words.empty() &&
+                        arguments.file.empty() && isatty(STDIN_FILENO);
   if (converse) return Converse(session.get(), signal);
   ASSIGN_OR_RETURN(const std::string prompt, ReadPrompt(arguments));
   if (arguments.command == Command::kGenerate) return session->Generate(prompt);
@@ -255,11 +276,14 @@ int Main(int argc, char** argv) {
     return kExitUsage;
   }
   if (!arguments->has_value()) return 0;
+  google::protobuf::SetLogHandler(
+      nullptr);  // bytes that are not UTF-8 are the server's to refuse, in one line
   ShutdownSignal signal;
   const absl::Status status = Run(**arguments, &signal);
   if (status.ok()) return 0;
   if (signal.WaitFor(absl::ZeroDuration())) return kExitInterrupted;
-  std::cerr << "ultraspeed: " << absl::StatusCodeToString(status.code()) << ": " << status.message() << "\n";
+  std::cerr << "ultraspeed: " << absl::StatusCodeToString(status.code()) << ": " << status.message()
+            << "\n";
   return ExitCode(status);
 }
 

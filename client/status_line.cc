@@ -18,7 +18,8 @@ StatusLine::StatusLine() {
   num_columns_ = size.ws_col;
   if (!isatty(STDOUT_FILENO)) return;
   mode_ = Mode::kBelowScrollRegion;
-  // One free row at the bottom, then a scroll region above it; setting the region moves the cursor, so save and restore it.
+  // One free row at the bottom, then a scroll region above it; setting the region moves the cursor,
+  // so save and restore it.
   std::fprintf(stderr, "\n\033[A\0337\033[1;%dr\0338", num_rows_ - 1);
   std::fflush(stderr);
 }

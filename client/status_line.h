@@ -1,6 +1,6 @@
-// The live tokens/s line on standard error. If standard output is the same terminal, the line lives below a scroll region, so the
-// streamed text and the line do not disturb each other. Does nothing if standard error is no terminal.
-// Thread contract: one thread. Destruction restores the terminal.
+// The live tokens/s line on standard error. If standard output is the same terminal, the line lives
+// below a scroll region, so the streamed text and the line do not disturb each other. Does nothing
+// if standard error is no terminal. Thread contract: one thread. Destruction restores the terminal.
 #pragma once
 
 #include <string>

@@ -1,15 +1,19 @@
 // Every operation of the target and of the drafter, declared once.
 //
-// Who calls it: the executors in worker/. What it knows: pointers, shapes and numbers; nothing of models, requests or threads' owners.
+// Who calls it: the executors in worker/. What it knows: pointers, shapes and numbers; nothing of
+// models, requests or threads' owners.
 //
-// Shape letters: T rows (tokens) of a call, H hidden, Hq/Hkv query/key-value heads, D head dim (qk), Dv head dim (v), F ffn width, E experts,
-// K experts per token, V vocabulary, P tokens per KV page, N/Kdim output/input width of a matrix.
+// Shape letters: T rows (tokens) of a call, H hidden, Hq/Hkv query/key-value heads, D head dim
+// (qk), Dv head dim (v), F ffn width, E experts, K experts per token, V vocabulary, P tokens per KV
+// page, N/Kdim output/input width of a matrix.
 //
-// Numerics (docs/MODEL.md): matrix inputs are bf16, weights exact (FP8 code x block scale, MXFP4 code x E8M0, bf16), accumulation and
-// outputs fp32. Every reduction has one fixed order that depends neither on T, nor on the thread count, nor on the instruction set, so
-// a row's result is the same bits alone or in a batch, on AVX2 or AVX-512. That is what makes speculation lossless.
+// Numerics (docs/MODEL.md): matrix inputs are bf16, weights exact (FP8 code x block scale, MXFP4
+// code x E8M0, bf16), accumulation and outputs fp32. Every reduction has one fixed order that
+// depends neither on T, nor on the thread count, nor on the instruction set, so a row's result is
+// the same bits alone or in a batch, on AVX2 or AVX-512. That is what makes speculation lossless.
 //
-// Ops never allocate. Preconditions are checked with KERNELS_CHECK, which aborts with the operands.
+// Ops never allocate (PackedMatrix::Pack and BuildRopeTable do); a workspace is at least 8-byte
+// aligned. Preconditions are checked with KERNELS_CHECK, which aborts with the operands.
 #pragma once
 
 #include <cstddef>
@@ -25,19 +29,23 @@ class ThreadPool;
 
 enum class WeightFormat : uint8_t { kBf16, kFp8Block128, kMxfp4 };
 
-// ---- Weights --------------------------------------------------------------------------------------------------------------------
+// ---- Weights
+// --------------------------------------------------------------------------------------------------------------------
 
 // A weight as it lies in the checkpoint, row-major [num_rows, num_cols].
 struct CheckpointMatrix {
   WeightFormat format;
   int num_rows;
-  int num_cols;            // multiple of 32
-  const void* codes;       // bf16 [N, Kdim] | u8 e4m3fn [N, Kdim] | u8 [N, Kdim/2], low nibble = even column
-  const float* scales_f32; // kFp8Block128: [ceil(N/128), ceil(Kdim/128)], blocks counted from this matrix's first row; else null
+  int num_cols;  // multiple of 32
+  const void*
+      codes;  // bf16 [N, Kdim] | u8 e4m3fn [N, Kdim] | u8 [N, Kdim/2], low nibble = even column
+  const float* scales_f32;  // kFp8Block128: [ceil(N/128), ceil(Kdim/128)], blocks counted from this
+                            // matrix's first row; else null
   const uint8_t* scales_e8m0;  // kMxfp4: [N, Kdim/32], value 2^(s-127); else null
 };
 
-// A weight repacked for streaming; move-only, owns its bytes. Layout is private to kernels/cpu/matmul.cc.
+// A weight repacked for streaming; move-only, owns its bytes. Layout is private to
+// kernels/cpu/matmul.cc.
 class PackedMatrix {
  public:
   PackedMatrix() = default;
@@ -60,11 +68,12 @@ class PackedMatrix {
   std::vector<uint8_t> storage_;
 };
 
-// ---- Matrix products ------------------------------------------------------------------------------------------------------------
+// ---- Matrix products
+// ------------------------------------------------------------------------------------------------------------
 
 // out[T, N] = x[T, Kdim] * w[N, Kdim]^T.
-void MatMul(ThreadPool& pool, const PackedMatrix& w, const bf16* x /*[T, x_stride]*/, int num_tokens, int x_stride,
-            float* out /*[T, out_stride]*/, int out_stride);
+void MatMul(ThreadPool& pool, const PackedMatrix& w, const bf16* x /*[T, x_stride]*/,
+            int num_tokens, int x_stride, float* out /*[T, out_stride]*/, int out_stride);
 
 // The three matrices of one expert (or of the dense layer's MLP).
 struct MlpWeights {
@@ -74,36 +83,41 @@ struct MlpWeights {
 };
 
 // out[T, H] = down(bf16(silu(gate x) * (up x))). workspace: MlpWorkspaceBytes.
-void Mlp(ThreadPool& pool, const MlpWeights& w, const bf16* x /*[T, H]*/, int num_tokens, float* out /*[T, H]*/, void* workspace);
+void Mlp(ThreadPool& pool, const MlpWeights& w, const bf16* x /*[T, H]*/, int num_tokens,
+         float* out /*[T, H]*/, void* workspace);
 size_t MlpWorkspaceBytes(int num_tokens, int ffn_width, int hidden);
 
-// out[T, H] = sum over k of weights[t, k] * expert(ids[t, k])(x[t]), summed in ascending expert id per token.
-// REQUIRES: ids of one token are ascending and distinct.
+// out[T, H] = sum over k of weights[t, k] * expert(ids[t, k])(x[t]), summed in ascending expert id
+// per token. REQUIRES: ids of one token are ascending and distinct.
 struct MoeParams {
   const MlpWeights* experts;  // [E]
   int num_experts;
   int experts_per_token;
-  const bf16* x;              // [T, H]
-  const int32_t* expert_ids;  // [T, K] ascending
+  const bf16* x;                // [T, H]
+  const int32_t* expert_ids;    // [T, K] ascending
   const float* expert_weights;  // [T, K]
   int num_tokens;
-  float* out;                 // [T, H]
-  void* workspace;            // MoeWorkspaceBytes
+  float* out;       // [T, H]
+  void* workspace;  // MoeWorkspaceBytes
 };
 void MixtureOfExperts(ThreadPool& pool, const MoeParams& params);
-size_t MoeWorkspaceBytes(int num_tokens, int experts_per_token, int num_experts, int ffn_width, int hidden);
+size_t MoeWorkspaceBytes(int num_tokens, int experts_per_token, int num_experts, int ffn_width,
+                         int hidden);
 
-// ---- Norms, rotary, router -------------------------------------------------------------------------------------------------------
+// ---- Norms, rotary, router
+// -------------------------------------------------------------------------------------------------------
 
 // out = bf16(x * rsqrt(mean(x^2) + eps) * weight), one row at a time.
-void RmsNorm(ThreadPool& pool, const float* x /*[T, H]*/, const float* weight /*[H]*/, float eps, int num_tokens, int hidden,
-             bf16* out /*[T, H]*/);
+void RmsNorm(ThreadPool& pool, const float* x /*[T, H]*/, const float* weight /*[H]*/, float eps,
+             int num_tokens, int hidden, bf16* out /*[T, H]*/);
 
-// x = x * rsqrt(mean(x^2) + eps) * weight in fp32 over each head of D values, in place (drafter's q_norm and k_norm).
-void HeadRmsNorm(float* x /*[num_heads, D] at head_stride*/, int num_heads, int head_dim, int head_stride, const float* weight /*[D]*/,
-                 float eps);
+// x = x * rsqrt(mean(x^2) + eps) * weight in fp32 over each head of D values, in place (drafter's
+// q_norm and k_norm).
+void HeadRmsNorm(float* x /*[num_heads, D] at head_stride*/, int num_heads, int head_dim,
+                 int head_stride, const float* weight /*[D]*/, float eps);
 
-// cos/sin of position * theta^(-2i/rotary_dims), i in [0, rotary_dims/2): computed in double, stored fp32.
+// cos/sin of position * theta^(-2i/rotary_dims), i in [0, rotary_dims/2): computed in double,
+// stored fp32.
 struct RopeTable {
   int rotary_dims = 0;
   int num_positions = 0;
@@ -112,17 +126,23 @@ struct RopeTable {
 RopeTable BuildRopeTable(double theta, int rotary_dims, int num_positions);
 
 // Rotates pairs (i, i + rotary_dims/2) of each head in place (NeoX form); further dims untouched.
-void Rope(const RopeTable& table, int position, float* x /*[num_heads, D] at head_stride*/, int num_heads, int head_stride);
+void Rope(const RopeTable& table, int position, float* x /*[num_heads, D] at head_stride*/,
+          int num_heads, int head_stride);
 
-// logits = x * w^T in fp32 (E rows of H); s = sigmoid(logits); chooses the K largest s + bias (ties: lower id) and writes them in
-// ascending id with weights s / (sum of chosen s + 1e-20). Source: MiMo-V2-Flash report, section 2 (noaux_tc, one group).
-void RouteTopK(ThreadPool& pool, const bf16* x /*[T, H]*/, const float* w /*[E, H]*/, const float* bias /*[E]*/, int num_tokens, int hidden,
-               int num_experts, int experts_per_token, int32_t* expert_ids /*[T, K]*/, float* expert_weights /*[T, K]*/);
+// logits = x * w^T in fp32 (E rows of H); s = sigmoid(logits); chooses the K largest s + bias
+// (ties: lower id) and writes them in ascending id with weights s / (sum of chosen s + 1e-20).
+// Source: MiMo-V2-Flash report, section 2 (noaux_tc, one group).
+void RouteTopK(ThreadPool& pool, const bf16* x /*[T, H]*/, const float* w /*[E, H]*/,
+               const float* bias /*[E]*/, int num_tokens, int hidden, int num_experts,
+               int experts_per_token, int32_t* expert_ids /*[T, K]*/,
+               float* expert_weights /*[T, K]*/);
 
-// ---- Attention -------------------------------------------------------------------------------------------------------------------
+// ---- Attention
+// -------------------------------------------------------------------------------------------------------------------
 
-// Where the keys and values of one sequence and layer lie. Position p is row pages[(p / P) % num_pages] * P + p % P of `k` and `v`:
-// full layers have one entry per page, a sliding layer's ring is one page of ring size.
+// Where the keys and values of one sequence and layer lie. Position p is row pages[(p / P) %
+// num_pages] * P + p % P of `k` and `v`: full layers have one entry per page, a sliding layer's
+// ring is one page of ring size.
 struct KvView {
   bf16* k;  // rows of [Hkv, D]
   bf16* v;  // rows of [Hkv, Dv]
@@ -131,29 +151,32 @@ struct KvView {
   int page_tokens;  // P
 };
 
-// One row's attention: query row t at `query_position` sees keys [first_key, last_key] of `kv`, and if block_k is not null also
-// block_rows more keys that lie outside the cache (the drafter's own block).
+// One row's attention: query row t at `query_position` sees keys [first_key, last_key] of `kv`, and
+// if block_k is not null also block_rows more keys that lie outside the cache (the drafter's own
+// block).
 struct AttentionRow {
   const KvView* kv;
   int first_key;
-  int last_key;  // inclusive; first_key - 1 = none
+  int last_key;         // inclusive; first_key - 1 = none
   const bf16* block_k;  // [block_rows, Hkv, D] or null
   const bf16* block_v;  // [block_rows, Hkv, Dv] or null
   int block_rows;
 };
 
 struct AttentionParams {
-  const bf16* q;               // [T, Hq, D], scaled by nothing
-  const AttentionRow* rows;    // [T]
-  const float* sinks;          // [Hq] logits that join the softmax's denominator, or null
+  const bf16* q;             // [T, Hq, D], scaled by nothing
+  const AttentionRow* rows;  // [T]
+  const float* sinks;        // [Hq] logits that join the softmax's denominator, or null
   int num_tokens, num_q_heads, num_kv_heads, qk_head_dim, v_head_dim;
-  float score_scale;           // 1/sqrt(D)
-  bf16* out;                   // [T, Hq, Dv]
+  float score_scale;  // 1/sqrt(D)
+  bf16* out;          // [T, Hq, Dv]
 };
-// Keys are visited in fixed chunks from first_key on, with an online softmax: one order whatever else is in the batch.
+// Keys are visited in fixed chunks from first_key on, with an online softmax: one order whatever
+// else is in the batch.
 void Attention(ThreadPool& pool, const AttentionParams& params);
 
-// ---- Sampling --------------------------------------------------------------------------------------------------------------------
+// ---- Sampling
+// --------------------------------------------------------------------------------------------------------------------
 
 // How one row is turned into a token. Plain data; the worker validates the ranges.
 struct SamplingSpec {
@@ -168,36 +191,44 @@ struct TokenChoice {
   float logprob;  // of the unprocessed distribution
 };
 
-// Gumbel-max: argmax over the kept tokens of logits/temperature + GumbelNoise(seed, position, token), which is an exact draw from the
-// processed distribution (temperature, then top-k, then top-p). Greedy: argmax; ties take the lower id. `position` is the
-// absolute position of the token being chosen. Drafter and target call this with the same spec and position, so their choices
-// coincide as often as a coupling without communication allows (drafter-invariant speculative sampling, Daliri et al. 2024).
-TokenChoice SampleToken(const float* logits /*[V]*/, int num_tokens_in_vocabulary, const SamplingSpec& spec, int64_t position,
-                        bool want_logprob, void* workspace);
+// Gumbel-max: argmax over the kept tokens of logits/temperature + GumbelNoise(seed, position,
+// token), which is an exact draw from the processed distribution (temperature, then top-k, then
+// top-p). Greedy: argmax; ties take the lower id. `position` is the absolute position of the token
+// being chosen. Drafter and target call this with the same spec and position, so their choices
+// coincide as often as a coupling without communication allows (drafter-invariant speculative
+// sampling, Daliri et al. 2024).
+TokenChoice SampleToken(const float* logits /*[V]*/, int num_tokens_in_vocabulary,
+                        const SamplingSpec& spec, int64_t position, bool want_logprob,
+                        void* workspace);
 size_t SampleWorkspaceBytes(int num_tokens_in_vocabulary);
 
-// Standard Gumbel noise as a pure function: Philox4x32-10 keyed by seed, counter (token / 4, position), one lane per token, and a
-// logarithm made of fused multiply-adds only, so CPU and GPU produce the same bits.
+// Standard Gumbel noise as a pure function: Philox4x32-10 keyed by seed, counter (token / 4,
+// position), one lane per token, and a logarithm made of fused multiply-adds only, so CPU and GPU
+// produce the same bits.
 float GumbelNoise(uint64_t seed, int64_t position, int32_t token);
 
 // The n most likely tokens and their log-probabilities, descending (ties: lower id).
-void TopLogprobs(const float* logits /*[V]*/, int num_tokens_in_vocabulary, int n, int32_t* tokens /*[n]*/, float* logprobs /*[n]*/);
+void TopLogprobs(const float* logits /*[V]*/, int num_tokens_in_vocabulary, int n,
+                 int32_t* tokens /*[n]*/, float* logprobs /*[n]*/);
 
-// ---- Conversions -----------------------------------------------------------------------------------------------------------------
+// ---- Conversions
+// -----------------------------------------------------------------------------------------------------------------
 
-bf16 ToBf16(float x);    // round to nearest even
+bf16 ToBf16(float x);  // round to nearest even
 float FromBf16(bf16 x);
 void ToBf16(const float* x, int count, bf16* out);
 float FromE4m3(uint8_t code);
 float FromE2m1(uint8_t code);   // low nibble
 float FromE8m0(uint8_t scale);  // 2^(scale-127); 255 is NaN
 
-// ---- Machine ---------------------------------------------------------------------------------------------------------------------
+// ---- Machine
+// ---------------------------------------------------------------------------------------------------------------------
 
 enum class InstructionSet : uint8_t { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
-InstructionSet DetectInstructionSet();      // the best that CPU and OS support
-InstructionSet ActiveInstructionSet();      // what the operations use now
-void SetInstructionSet(InstructionSet set); // REQUIRES: supported; before any matrix is packed. Tests and benchmarks only
-const char* Name(InstructionSet set);       // "scalar", "avx2", "avx512", "avx512_bf16"
+InstructionSet DetectInstructionSet();       // the best that CPU and OS support
+InstructionSet ActiveInstructionSet();       // what the operations use now
+void SetInstructionSet(InstructionSet set);  // REQUIRES: supported; before any matrix is packed.
+                                             // Tests and benchmarks only
+const char* Name(InstructionSet set);        // "scalar", "avx2", "avx512", "avx512_bf16"
 
 }  // namespace ultraspeed::kernels

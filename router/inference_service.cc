@@ -31,7 +31,8 @@ uint64_t DrawSeed() {
 void Serialize(const google::protobuf::Message& message, grpc::ByteBuffer* bytes) {
   bool own_buffer = false;
   // Cannot fail: our own message, far below 2 GiB.
-  (void)grpc::GenericSerialize<grpc::ProtoBufferWriter, google::protobuf::Message>(message, bytes, &own_buffer);
+  (void)grpc::GenericSerialize<grpc::ProtoBufferWriter, google::protobuf::Message>(message, bytes,
+                                                                                   &own_buffer);
 }
 
 }  // namespace
@@ -39,23 +40,28 @@ void Serialize(const google::protobuf::Message& message, grpc::ByteBuffer* bytes
 InferenceService::InferenceService(const Options& options)
     : options_(options), tokenize_pool_(limits::kTokenizeThreads, limits::kTokenizeQueue) {}
 
-absl::StatusOr<AuthenticatedTenant> InferenceService::Authenticate(const grpc::CallbackServerContext& context) const {
+absl::StatusOr<AuthenticatedTenant> InferenceService::Authenticate(
+    const grpc::CallbackServerContext& context) const {
   if (options_.keys == nullptr) return AuthenticatedTenant{.tenant = "anonymous", .key_id = ""};
-  return options_.keys->Authenticate(ApiKeyFromHeaders(Header(context, "authorization"), Header(context, "api-key")));
+  return options_.keys->Authenticate(
+      ApiKeyFromHeaders(Header(context, "authorization"), Header(context, "api-key")));
 }
 
-absl::StatusOr<InferenceService::ResolvedModel> InferenceService::ResolveModel(const std::string& name) const {
+absl::StatusOr<InferenceService::ResolvedModel> InferenceService::ResolveModel(
+    const std::string& name) const {
   auto exact = options_.pool->FindModel(name);
   if (exact.ok()) return ResolvedModel{.model = *std::move(exact), .by_ultraspeed_alias = false};
   absl::string_view stem = name;
   if (absl::ConsumeSuffix(&stem, kUltraspeedSuffix)) {
     auto aliased = options_.pool->FindModel(stem);
-    if (aliased.ok()) return ResolvedModel{.model = *std::move(aliased), .by_ultraspeed_alias = true};
+    if (aliased.ok())
+      return ResolvedModel{.model = *std::move(aliased), .by_ultraspeed_alias = true};
   }
   return exact.status();
 }
 
-v1::ServiceTier InferenceService::ResolveTier(v1::ServiceTier asked, bool by_ultraspeed_alias) const {
+v1::ServiceTier InferenceService::ResolveTier(v1::ServiceTier asked,
+                                              bool by_ultraspeed_alias) const {
   if (asked == v1::SERVICE_TIER_STANDARD || asked == v1::SERVICE_TIER_ULTRASPEED) return asked;
   return by_ultraspeed_alias ? v1::SERVICE_TIER_ULTRASPEED : options_.auto_tier;
 }
@@ -65,7 +71,8 @@ v1::ServiceTier InferenceService::ResolveTier(v1::ServiceTier asked, bool by_ult
 template <typename Request>
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartStream(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes, absl::string_view method,
-    absl::StatusOr<RelayRequest> (InferenceService::*prepare)(const Request&, const std::string&) const) {
+    absl::StatusOr<RelayRequest> (InferenceService::*prepare)(const Request&, const std::string&)
+        const) {
   auto relay = StreamRelay::Create({.context = context,
                                     .pool = options_.pool,
                                     .metrics = options_.metrics,
@@ -81,8 +88,9 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartStream(
     relay->Fail(status);
     return relay.get();
   }
-  relay->SetCaller(tenant->tenant, tenant->key_id,
-                   request->options().client_request_id().substr(0, limits::kClientRequestIdBytesMax));
+  relay->SetCaller(
+      tenant->tenant, tenant->key_id,
+      request->options().client_request_id().substr(0, limits::kClientRequestIdBytesMax));
   auto run = [this, relay, request, prepare] {
     auto ready = (this->*prepare)(*request, relay->request_id());
     if (ready.ok()) {
@@ -94,24 +102,25 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartStream(
   if (bytes.Length() <= limits::kInlineTokenizeBytes) {
     run();
   } else if (!tokenize_pool_.TrySubmit(run)) {
-    relay->Fail(absl::ResourceExhaustedError(
-        absl::StrCat("too many long prompts wait to be tokenized, at most ", limits::kTokenizeQueue)));
+    relay->Fail(absl::ResourceExhaustedError(absl::StrCat(
+        "too many long prompts wait to be tokenized, at most ", limits::kTokenizeQueue)));
   }
   return relay.get();
 }
 
-grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(grpc::CallbackServerContext* context,
-                                                                       const grpc::ByteBuffer* bytes) {
-  return StartStream<v1::GenerateRequest>(context, *bytes, "Generate", &InferenceService::PrepareGenerate);
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes) {
+  return StartStream<v1::GenerateRequest>(context, *bytes, "Generate",
+                                          &InferenceService::PrepareGenerate);
 }
 
-grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Chat(grpc::CallbackServerContext* context,
-                                                                   const grpc::ByteBuffer* bytes) {
+grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Chat(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes) {
   return StartStream<v1::ChatRequest>(context, *bytes, "Chat", &InferenceService::PrepareChat);
 }
 
-absl::StatusOr<RelayRequest> InferenceService::PrepareGenerate(const v1::GenerateRequest& request,
-                                                               const std::string& request_id) const {
+absl::StatusOr<RelayRequest> InferenceService::PrepareGenerate(
+    const v1::GenerateRequest& request, const std::string& request_id) const {
   ASSIGN_OR_RETURN(const ResolvedModel resolved, ResolveModel(request.model()));
   ASSIGN_OR_RETURN(const GenerationParams params, ValidateGenerate(request, resolved.model->facts));
   ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
@@ -125,8 +134,8 @@ absl::StatusOr<RelayRequest> InferenceService::PrepareChat(const v1::ChatRequest
   ASSIGN_OR_RETURN(const ChatParams params, ValidateChat(request, resolved.model->facts));
   const auto& chat_template = resolved.model->chat_template;
   if (!chat_template.ok()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("model=", request.model(), ": cannot chat: ", chat_template.status().message()));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "model=", request.model(), ": cannot chat: ", chat_template.status().message()));
   }
   ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
                    EncodeSegments(*resolved.model->tokenizer,
@@ -134,11 +143,13 @@ absl::StatusOr<RelayRequest> InferenceService::PrepareChat(const v1::ChatRequest
   return Prepare(resolved, params.generation, std::move(prompt), request_id);
 }
 
-absl::StatusOr<RelayRequest> InferenceService::Prepare(const ResolvedModel& resolved, const GenerationParams& params,
+absl::StatusOr<RelayRequest> InferenceService::Prepare(const ResolvedModel& resolved,
+                                                       const GenerationParams& params,
                                                        std::vector<int32_t> prompt,
                                                        const std::string& request_id) const {
   const ServedModel& model = *resolved.model;
-  ASSIGN_OR_RETURN(const int32_t max_tokens, MaxTokens(params, static_cast<int64_t>(prompt.size()), model.facts));
+  ASSIGN_OR_RETURN(const int32_t max_tokens,
+                   MaxTokens(params, static_cast<int64_t>(prompt.size()), model.facts));
   RelayRequest ready;
   ready.model = resolved.model;
   ready.stop = params.stop;
@@ -150,7 +161,8 @@ absl::StatusOr<RelayRequest> InferenceService::Prepare(const ResolvedModel& reso
   out.set_top_k(params.top_k);
   out.set_top_p(params.top_p);
   out.set_seed(params.seed ? *params.seed : DrawSeed());
-  if (!params.ignore_eos) out.mutable_stop_token_ids()->Add(model.eos_token_ids.begin(), model.eos_token_ids.end());
+  if (!params.ignore_eos)
+    out.mutable_stop_token_ids()->Add(model.eos_token_ids.begin(), model.eos_token_ids.end());
   out.set_speculation(params.speculation);
   out.set_service_tier(ResolveTier(params.service_tier, resolved.by_ultraspeed_alias));
   out.set_logprobs(params.logprobs);
@@ -160,7 +172,8 @@ absl::StatusOr<RelayRequest> InferenceService::Prepare(const ResolvedModel& reso
 
 // ---- Unary calls ----
 
-grpc::ServerUnaryReactor* InferenceService::FinishUnary(grpc::CallbackServerContext* context, absl::string_view method,
+grpc::ServerUnaryReactor* InferenceService::FinishUnary(grpc::CallbackServerContext* context,
+                                                        absl::string_view method,
                                                         const absl::Status& status) {
   options_.metrics->UnaryEnded(method, status.code());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
@@ -168,20 +181,23 @@ grpc::ServerUnaryReactor* InferenceService::FinishUnary(grpc::CallbackServerCont
   return reactor;
 }
 
-absl::StatusOr<v1::TokenizeResponse> InferenceService::RunTokenize(const grpc::ByteBuffer& bytes) const {
+absl::StatusOr<v1::TokenizeResponse> InferenceService::RunTokenize(
+    const grpc::ByteBuffer& bytes) const {
   v1::TokenizeRequest request;
   RETURN_IF_ERROR(DecodeRequest(bytes, &request));
   ASSIGN_OR_RETURN(const ResolvedModel resolved, ResolveModel(request.model()));
   RETURN_IF_ERROR(ValidateTokenize(request));
   const auto special = request.parse_special() ? SpecialTokens::kParse : SpecialTokens::kAsText;
-  ASSIGN_OR_RETURN(const std::vector<int32_t> ids, resolved.model->tokenizer->Encode(request.text(), special));
+  ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                   resolved.model->tokenizer->Encode(request.text(), special));
   v1::TokenizeResponse response;
   response.mutable_token_ids()->Add(ids.begin(), ids.end());
   return response;
 }
 
 grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
-                                                     const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response) {
+                                                     const grpc::ByteBuffer* bytes,
+                                                     grpc::ByteBuffer* response) {
   const auto tenant = Authenticate(*context);
   if (!tenant.ok()) return FinishUnary(context, "Tokenize", tenant.status());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
@@ -195,15 +211,17 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
   if (bytes->Length() <= limits::kInlineTokenizeBytes) {
     run();
   } else if (!tokenize_pool_.TrySubmit(run)) {
-    return FinishUnary(context, "Tokenize",
-                       absl::ResourceExhaustedError(absl::StrCat("too many long texts wait to be tokenized, at most ",
-                                                                 limits::kTokenizeQueue)));
+    return FinishUnary(
+        context, "Tokenize",
+        absl::ResourceExhaustedError(absl::StrCat(
+            "too many long texts wait to be tokenized, at most ", limits::kTokenizeQueue)));
   }
   return reactor;
 }
 
 grpc::ServerUnaryReactor* InferenceService::ListModels(grpc::CallbackServerContext* context,
-                                                       const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response) {
+                                                       const grpc::ByteBuffer* bytes,
+                                                       grpc::ByteBuffer* response) {
   (void)bytes;  // an empty message
   const auto tenant = Authenticate(*context);
   if (!tenant.ok()) return FinishUnary(context, "ListModels", tenant.status());
@@ -222,12 +240,14 @@ grpc::ServerUnaryReactor* InferenceService::ListModels(grpc::CallbackServerConte
 }
 
 grpc::ServerUnaryReactor* InferenceService::GetUsage(grpc::CallbackServerContext* context,
-                                                     const grpc::ByteBuffer* bytes, grpc::ByteBuffer* response) {
+                                                     const grpc::ByteBuffer* bytes,
+                                                     grpc::ByteBuffer* response) {
   (void)bytes;
   (void)response;
   const auto tenant = Authenticate(*context);
   if (!tenant.ok()) return FinishUnary(context, "GetUsage", tenant.status());
-  return FinishUnary(context, "GetUsage", absl::UnimplementedError("this router has no accounts store"));
+  return FinishUnary(context, "GetUsage",
+                     absl::UnimplementedError("this router has no accounts store"));
 }
 
 }  // namespace ultraspeed::router

@@ -1,13 +1,14 @@
-// ultraspeed-router: wires keys, worker pool, service and server; serves until SIGTERM, then drains. Sub-commands `new-key` and
-// `hash-key` write lines for the keys file. The only file of the router that reads flags.
+// ultraspeed-router: wires keys, worker pool, service and server; serves until SIGTERM, then
+// drains. Sub-commands `new-key` and `hash-key` write lines for the keys file. The only file of the
+// router that reads flags.
 #include <iostream>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/config.h"
 #include "common/limits.h"
@@ -16,6 +17,7 @@
 #include "common/server_main.h"
 #include "common/status_macros.h"
 #include "common/tls.h"
+#include "google/protobuf/stubs/logging.h"
 #include "grpcpp/ext/health_check_service_server_builder_option.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/server_builder.h"
@@ -46,7 +48,8 @@ struct Flags {
   TlsOptions worker_tls;
 };
 
-// The flag table keeps the last of a repeated list; --worker may be repeated, so its values are joined first.
+// The flag table keeps the last of a repeated list; --worker may be repeated, so its values are
+// joined first.
 std::vector<std::string> JoinWorkerFlags(int argc, char** argv) {
   std::vector<std::string> words, workers;
   for (int i = 0; i < argc; ++i) {
@@ -64,29 +67,41 @@ std::vector<std::string> JoinWorkerFlags(int argc, char** argv) {
 }
 
 absl::StatusOr<ParseOutcome> ParseFlags(int argc, char** argv, Flags* flags) {
-  FlagTable table("ultraspeed-router", "Takes text requests from tenants and places them on workers.");
-  table.String("listen", &flags->listen, "host:port", "Where to serve gRPC; port 0 takes a free one");
-  table.StringList("worker", &flags->workers, "host:port", "Workers, comma-separated or the flag repeated");
-  table.String("api-keys", &flags->api_keys, "file", "Lines `tenant key-id hash`; see `ultraspeed-router new-key`");
-  table.String("pepper-file", &flags->pepper_file, "file", "Secret of at least 16 bytes that the key hashes are made with");
+  FlagTable table("ultraspeed-router",
+                  "Takes text requests from tenants and places them on workers.");
+  table.String("listen", &flags->listen, "host:port",
+               "Where to serve gRPC; port 0 takes a free one");
+  table.StringList("worker", &flags->workers, "host:port",
+                   "Workers, comma-separated or the flag repeated");
+  table.String("api-keys", &flags->api_keys, "file",
+               "Lines `tenant key-id hash`; see `ultraspeed-router new-key`");
+  table.String("pepper-file", &flags->pepper_file, "file",
+               "Secret of at least 16 bytes that the key hashes are made with");
   table.Bool("no-auth", &flags->no_auth, "Serve without keys; allowed on loopback only");
   table.Choice("auto-tier", &flags->auto_tier, {"standard", "ultraspeed"},
                "Tier of requests that ask for none, or for AUTO");
-  table.String("metrics-listen", &flags->metrics_listen, "host:port", "Where to serve /metrics; none = nowhere");
-  table.String("ready-file", &flags->ready_file, "file", "Written with the ports as JSON once the router listens");
-  table.Duration("drain-timeout", &flags->drain_timeout, "How long running streams may go on after SIGTERM");
-  table.Duration("load-interval", &flags->load_interval, "How often each worker is asked for its load");
-  table.Choice("log-level", &flags->log_level, {"debug", "info", "warning", "error"}, "Lines below it are dropped");
-  AddTlsFlags(table, "", "for callers", &flags->tls);
-  AddTlsFlags(table, "worker-", "for the connections to workers", &flags->worker_tls);
+  table.String("metrics-listen", &flags->metrics_listen, "host:port",
+               "Where to serve /metrics; none = nowhere");
+  table.String("ready-file", &flags->ready_file, "file",
+               "Written with the ports as JSON once the router listens");
+  table.Duration("drain-timeout", &flags->drain_timeout,
+                 "How long running streams may go on after SIGTERM");
+  table.Duration("load-interval", &flags->load_interval,
+                 "How often each worker is asked for its load");
+  table.Choice("log-level", &flags->log_level, {"debug", "info", "warning", "error"},
+               "Lines below it are dropped");
+  AddTlsFlags(table, "", "callers", &flags->tls);
+  AddTlsFlags(table, "worker-", "the connections to workers", &flags->worker_tls);
   const std::vector<std::string> words = JoinWorkerFlags(argc, argv);
   std::vector<const char*> pointers;
   for (const std::string& word : words) pointers.push_back(word.c_str());
   auto outcome = table.Parse(static_cast<int>(pointers.size()), pointers.data());
   if (outcome.ok() && *outcome == ParseOutcome::kHelp) {
     std::cout << table.Help()
-              << "\nsub-commands:\n  new-key  --pepper-file F [--tenant T] [--key-id I]\n      Makes a key: the line for the "
-                 "keys file on standard output, the key itself on standard error\n  hash-key --pepper-file F [--tenant T] "
+              << "\nsub-commands:\n  new-key  --pepper-file F [--tenant T] [--key-id I]\n      "
+                 "Makes a key: the line for the "
+                 "keys file on standard output, the key itself on standard error\n  hash-key "
+                 "--pepper-file F [--tenant T] "
                  "[--key-id I] KEY\n      The line for a key that exists already\n";
   }
   return outcome;
@@ -101,7 +116,8 @@ LogLevel ParseLogLevel(const std::string& name) {
 
 absl::StatusOr<std::unique_ptr<ApiKeys>> LoadKeys(const Flags& flags) {
   if (flags.no_auth) {
-    if (!flags.api_keys.empty()) return absl::InvalidArgumentError("no-auth: not together with api-keys");
+    if (!flags.api_keys.empty())
+      return absl::InvalidArgumentError("no-auth: not together with api-keys");
     if (!IsLoopback(flags.listen)) {
       return absl::FailedPreconditionError(
           absl::StrCat("no-auth: allowed on loopback only, listen=", flags.listen));
@@ -110,7 +126,8 @@ absl::StatusOr<std::unique_ptr<ApiKeys>> LoadKeys(const Flags& flags) {
     return std::unique_ptr<ApiKeys>();
   }
   if (flags.api_keys.empty() || flags.pepper_file.empty()) {
-    return absl::InvalidArgumentError("api-keys and pepper-file are needed (or no-auth on loopback)");
+    return absl::InvalidArgumentError(
+        "api-keys and pepper-file are needed (or no-auth on loopback)");
   }
   ASSIGN_OR_RETURN(std::string pepper, ReadPepper(flags.pepper_file));
   return ApiKeys::Create({.path = flags.api_keys, .pepper = std::move(pepper)});
@@ -126,6 +143,8 @@ void SetHealth(grpc::HealthCheckServiceInterface* health, bool ready) {
 
 absl::Status Serve(const Flags& flags) {
   ShutdownSignal shutdown;
+  google::protobuf::SetLogHandler(
+      nullptr);  // a caller's bad UTF-8 is answered and counted, not printed
   SetLogLevel(ParseLogLevel(flags.log_level));
   ASSIGN_OR_RETURN(const std::unique_ptr<ApiKeys> keys, LoadKeys(flags));
   ASSIGN_OR_RETURN(const auto credentials, CreateServerCredentials(flags.tls, flags.listen));
@@ -139,13 +158,15 @@ absl::Status Serve(const Flags& flags) {
   pool_options.addresses = flags.workers;
   pool_options.tls = flags.worker_tls;
   pool_options.load_interval = flags.load_interval;
-  ASSIGN_OR_RETURN(const std::unique_ptr<WorkerPool> pool, WorkerPool::Create(std::move(pool_options)));
+  ASSIGN_OR_RETURN(const std::unique_ptr<WorkerPool> pool,
+                   WorkerPool::Create(std::move(pool_options)));
   InferenceService service({.pool = pool.get(),
                             .keys = keys.get(),
                             .metrics = &router_metrics,
                             .clock = &RealClock(),
-                            .auto_tier = flags.auto_tier == "ultraspeed" ? v1::SERVICE_TIER_ULTRASPEED
-                                                                         : v1::SERVICE_TIER_STANDARD});
+                            .auto_tier = flags.auto_tier == "ultraspeed"
+                                             ? v1::SERVICE_TIER_ULTRASPEED
+                                             : v1::SERVICE_TIER_STANDARD});
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
@@ -155,7 +176,8 @@ absl::Status Serve(const Flags& flags) {
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, limits::kGrpcMetadataBytesMax);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, limits::kGrpcConcurrentStreamsMax);
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 30000);  // a client that vanished holds no slot for long
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS,
+                             30000);  // a client that vanished holds no slot for long
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10000);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
@@ -178,8 +200,10 @@ absl::Status Serve(const Flags& flags) {
       }
     }
   }
-  // GOAWAY to every client, so new calls go to another replica; running streams finish until the deadline.
-  Log(LogLevel::kInfo, "router.draining", {{"timeout_s", absl::ToDoubleSeconds(flags.drain_timeout)}});
+  // GOAWAY to every client, so new calls go to another replica; running streams finish until the
+  // deadline.
+  Log(LogLevel::kInfo, "router.draining",
+      {{"timeout_s", absl::ToDoubleSeconds(flags.drain_timeout)}});
   SetHealth(health, false);
   server->Shutdown(absl::ToChronoTime(absl::Now() + flags.drain_timeout));
   server->Wait();
@@ -222,7 +246,8 @@ absl::Status MakeKeyLine(int argc, char** argv) {
 
 int Main(int argc, char** argv) {
   absl::Status status;
-  if (argc > 1 && (absl::string_view(argv[1]) == "new-key" || absl::string_view(argv[1]) == "hash-key")) {
+  if (argc > 1 &&
+      (absl::string_view(argv[1]) == "new-key" || absl::string_view(argv[1]) == "hash-key")) {
     status = MakeKeyLine(argc, argv);
   } else {
     Flags flags;

@@ -1,4 +1,5 @@
-// What every gRPC-speaking file of the router includes, compiled once (service.cmake). Include what you use all the same.
+// What every gRPC-speaking file of the router includes, compiled once (service.cmake). Include what
+// you use all the same.
 #pragma once
 
 #include "common/metrics.h"

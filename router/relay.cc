@@ -15,21 +15,28 @@
 namespace ultraspeed::router {
 namespace {
 
+// A caller whose deadline passed resets the stream; its clock started before ours, so the reset
+// comes a little early.
+constexpr std::chrono::milliseconds kDeadlineSlack(20);
+
 grpc::ByteBuffer Serialize(const v1::GenerateChunk& chunk) {
   grpc::ByteBuffer bytes;
   bool own_buffer = false;
   // Cannot fail: the chunk is initialised and far below 2 GiB.
-  (void)grpc::GenericSerialize<grpc::ProtoBufferWriter, v1::GenerateChunk>(chunk, &bytes, &own_buffer);
+  (void)grpc::GenericSerialize<grpc::ProtoBufferWriter, v1::GenerateChunk>(chunk, &bytes,
+                                                                           &own_buffer);
   return bytes;
 }
 
 // The worker refused the request as it might refuse any other now: another worker may take it.
-bool IsRefusal(const absl::Status& status) { return absl::IsResourceExhausted(status) || absl::IsUnavailable(status); }
+bool IsRefusal(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) || absl::IsUnavailable(status);
+}
 
 // The worker, not the request, is at fault.
 bool IsWorkerFailure(const absl::Status& status) {
-  return absl::IsInternal(status) || absl::IsUnknown(status) || absl::IsAborted(status) || absl::IsDataLoss(status) ||
-         absl::IsCancelled(status);
+  return absl::IsInternal(status) || absl::IsUnknown(status) || absl::IsAborted(status) ||
+         absl::IsDataLoss(status) || absl::IsCancelled(status);
 }
 
 }  // namespace
@@ -38,7 +45,9 @@ bool IsWorkerFailure(const absl::Status& status) {
 class StreamRelay::WorkerCall : public grpc::ClientReadReactor<v1::WorkerGenerateChunk> {
  public:
   WorkerCall(std::shared_ptr<StreamRelay> relay, WorkerPool::Lease lease)
-      : relay_(std::move(relay)), lease_(std::move(lease)), context_(std::make_shared<grpc::ClientContext>()) {}
+      : relay_(std::move(relay)),
+        lease_(std::move(lease)),
+        context_(std::make_shared<grpc::ClientContext>()) {}
 
   void Start(std::shared_ptr<WorkerCall> self, const v1::WorkerGenerateRequest& request,
              std::chrono::system_clock::time_point deadline) {
@@ -61,7 +70,8 @@ class StreamRelay::WorkerCall : public grpc::ClientReadReactor<v1::WorkerGenerat
   }
 
   void OnDone(const grpc::Status& status) override {
-    const std::shared_ptr<WorkerCall> self = std::move(self_);  // this object ends with this function
+    const std::shared_ptr<WorkerCall> self =
+        std::move(self_);  // this object ends with this function
     relay_->OnWorkerDone(this, FromGrpcStatus(status));
     lease_.Release();
   }
@@ -133,14 +143,18 @@ void StreamRelay::Place(absl::StatusOr<WorkerPool::Lease> lease) {
 bool StreamRelay::OnWorkerChunk(WorkerCall* call, const v1::WorkerGenerateChunk& chunk) {
   const absl::Duration now = clock_->Monotonic();
   absl::MutexLock lock(&mutex_);
-  if (call != call_.get() || is_over()) return true;  // reads on to the end of a call that nobody waits for
+  if (call != call_.get() || is_over()) {
+    call->Cancel();  // nobody waits for this; the read that fails next ends the call
+    return true;
+  }
   if (const absl::Status status = CheckChunk(chunk); !status.ok()) {
     metrics_->WorkerProtocolError();
     FailLocked(status);
     return true;
   }
   if (chunk.token_ids_size() > 0) {
-    if (last_token_time_) metrics_->ChunkInterval(request_.worker_request.service_tier(), now - *last_token_time_);
+    if (last_token_time_)
+      metrics_->ChunkInterval(request_.worker_request.service_tier(), now - *last_token_time_);
     if (!first_token_time_) {
       first_token_time_ = now;
       num_first_chunk_tokens_ = chunk.token_ids_size();
@@ -162,17 +176,20 @@ bool StreamRelay::OnWorkerChunk(WorkerCall* call, const v1::WorkerGenerateChunk&
 absl::Status StreamRelay::CheckChunk(const v1::WorkerGenerateChunk& chunk) const {
   const int64_t num_tokens = usage_.completion_tokens() + chunk.token_ids_size();
   if (num_tokens > request_.worker_request.max_tokens()) {
-    return absl::InternalError(absl::StrCat("worker sent ", num_tokens, " tokens, more than max_tokens=",
-                                            request_.worker_request.max_tokens(), " (request ", request_id_, ")"));
+    return absl::InternalError(
+        absl::StrCat("worker sent ", num_tokens, " tokens, more than max_tokens=",
+                     request_.worker_request.max_tokens(), " (request ", request_id_, ")"));
   }
   for (const int32_t id : chunk.token_ids()) {
     if (id >= 0 && id < request_.model->facts.vocabulary_size) continue;
     return absl::InternalError(absl::StrCat("worker sent token id ", id, ", the vocabulary has ",
-                                            request_.model->facts.vocabulary_size, " (request ", request_id_, ")"));
+                                            request_.model->facts.vocabulary_size, " (request ",
+                                            request_id_, ")"));
   }
   if (request_.worker_request.logprobs() >= 0 && chunk.logprobs_size() != chunk.token_ids_size()) {
     return absl::InternalError(absl::StrCat("worker sent ", chunk.logprobs_size(), " logprobs for ",
-                                            chunk.token_ids_size(), " tokens (request ", request_id_, ")"));
+                                            chunk.token_ids_size(), " tokens (request ",
+                                            request_id_, ")"));
   }
   return absl::OkStatus();
 }
@@ -198,7 +215,8 @@ void StreamRelay::AppendText(const StopMatcher::Result& result) {
   pending_.set_matched_stop(result.stop);
 }
 
-// The worker's terminal record: what was held back leaves, unless it turns out to complete a stop string.
+// The worker's terminal record: what was held back leaves, unless it turns out to complete a stop
+// string.
 void StreamRelay::EndOfText(const v1::WorkerGenerateChunk& chunk) {
   AppendText(stop_matcher_->Append(detokenizer_->Finish()));
   if (terminal_) return;
@@ -206,7 +224,8 @@ void StreamRelay::EndOfText(const v1::WorkerGenerateChunk& chunk) {
   terminal_ = true;
   pending_.set_finish_reason(chunk.finish_reason());
   if (chunk.finish_reason() == v1::FINISH_REASON_STOP) {
-    pending_.set_matched_stop(std::string(request_.model->tokenizer->TokenBytes(chunk.stop_token_id())));
+    pending_.set_matched_stop(
+        std::string(request_.model->tokenizer->TokenBytes(chunk.stop_token_id())));
   }
   if (chunk.usage().completion_tokens() != usage_.completion_tokens() ||
       chunk.usage().prompt_tokens() != usage_.prompt_tokens()) {
@@ -228,17 +247,21 @@ void StreamRelay::OnWorkerDone(WorkerCall* call, const absl::Status& status) {
   if (call != call_.get()) return;
   ended = std::move(call_);
   if (is_over()) return;
-  RetryOrFail(*ended, status.ok() ? absl::InternalError("the worker's stream ended without a terminal record") : status);
+  RetryOrFail(*ended, status.ok() ? absl::InternalError(
+                                        "the worker's stream ended without a terminal record")
+                                  : status);
 }
 
 void StreamRelay::RetryOrFail(const WorkerCall& call, const absl::Status& status) {
   if (absl::IsDeadlineExceeded(status)) {
-    FailLocked(absl::DeadlineExceededError(absl::StrCat("deadline passed (request ", request_id_, ")")));
+    FailLocked(
+        absl::DeadlineExceededError(absl::StrCat("deadline passed (request ", request_id_, ")")));
     return;
   }
   if (first_token_time_) {
     FailLocked(absl::UnavailableError(absl::StrCat("worker lost after ", usage_.completion_tokens(),
-                                                   " tokens: ", status.message(), " (request ", request_id_, ")")));
+                                                   " tokens: ", status.message(), " (request ",
+                                                   request_id_, ")")));
     return;
   }
   const bool is_failure = IsWorkerFailure(status);
@@ -262,8 +285,9 @@ void StreamRelay::RetryOrFail(const WorkerCall& call, const absl::Status& status
       return;
     }
   }
-  const std::string message = absl::StrCat("no worker took the request; the last one said: ", status.message(),
-                                           " (request ", request_id_, ")");
+  const std::string message =
+      absl::StrCat("no worker took the request; the last one said: ", status.message(),
+                   " (request ", request_id_, ")");
   FailLocked(absl::IsResourceExhausted(status) ? absl::ResourceExhaustedError(message)
                                                : absl::UnavailableError(message));
 }
@@ -288,14 +312,14 @@ void StreamRelay::Flush() {
     *pending_.mutable_usage() = usage_;
     if (terminal_) FillTiming(pending_.mutable_timing());
     if (!first_write_time_) first_write_time_ = clock_->Monotonic();
-    const grpc::ByteBuffer bytes = Serialize(pending_);
+    write_bytes_ = Serialize(pending_);
     pending_.Clear();
     if (terminal_) {
       finished_ = true;
-      StartWriteAndFinish(&bytes, grpc::WriteOptions(), grpc::Status::OK);
+      StartWriteAndFinish(&write_bytes_, grpc::WriteOptions(), grpc::Status::OK);
     } else {
       write_in_flight_ = true;
-      StartWrite(&bytes);
+      StartWrite(&write_bytes_);
     }
     return;
   }
@@ -332,13 +356,14 @@ void StreamRelay::OnWriteDone(bool ok) {
 }
 
 void StreamRelay::OnCancel() {
-  const bool deadline_passed = std::chrono::system_clock::now() >= deadline_;
+  const bool deadline_passed = std::chrono::system_clock::now() + kDeadlineSlack >= deadline_;
   absl::MutexLock lock(&mutex_);
   has_pending_ = false;
   if (terminal_ && !finished_) {  // the last chunk waited behind a write that nobody reads
     terminal_ = false;
   }
-  FailLocked(deadline_passed ? absl::DeadlineExceededError(absl::StrCat("deadline passed (request ", request_id_, ")"))
+  FailLocked(deadline_passed ? absl::DeadlineExceededError(
+                                   absl::StrCat("deadline passed (request ", request_id_, ")"))
                              : absl::CancelledError("the client left"));
 }
 
@@ -361,7 +386,8 @@ void StreamRelay::OnDone() {
       record.overhead = (*dispatch_time_ - arrival_) + (*first_write_time_ - *first_token_time_);
     }
     const int64_t num_tokens = usage_.completion_tokens() - num_first_chunk_tokens_;
-    if (num_tokens > 0) record.time_per_output_token = (*last_token_time_ - *first_token_time_) / num_tokens;
+    if (num_tokens > 0)
+      record.time_per_output_token = (*last_token_time_ - *first_token_time_) / num_tokens;
   }
   metrics_->StreamEnded(record);
   Log(LogLevel::kInfo, "router.request",

@@ -1,14 +1,19 @@
-// One client stream from acceptance to its last chunk: places the request on a worker, turns token ids into text, watches stop
-// strings, writes chunks, and ends. Created by InferenceService; keeps itself alive until gRPC and its worker call are done with it.
+// One client stream from acceptance to its last chunk: places the request on a worker, turns token
+// ids into text, watches stop strings, writes chunks, and ends. Created by InferenceService; keeps
+// itself alive until gRPC and its worker call are done with it.
 //
 // Surprising:
-//   * A StreamRelay is the guard of its request: it owns the worker call (which owns the worker's lease) and reports the request to
+//   * A StreamRelay is the guard of its request: it owns the worker call (which owns the worker's
+//   lease) and reports the request to
 //     metrics and log in OnDone, which gRPC calls exactly once however the stream ended.
-//   * One write is in flight at most; what arrives meanwhile is merged into one chunk. If the client is so slow that
+//   * One write is in flight at most; what arrives meanwhile is merged into one chunk. If the
+//   client is so slow that
 //     limits::kUnsentTextBytesMax wait, the worker's stream is not read until it caught up.
-//   * When a stop string matches, completion_tokens counts the tokens up to and including the one that completed the match. Later
+//   * When a stop string matches, completion_tokens counts the tokens up to and including the one
+//   that completed the match. Later
 //     tokens of the same round are dropped, and the worker call is cancelled.
-//   * Until the first token a failed placement is repeated on another worker; after it the stream ends with UNAVAILABLE.
+//   * Until the first token a failed placement is repeated on another worker; after it the stream
+//   ends with UNAVAILABLE.
 #pragma once
 
 #include <chrono>
@@ -41,8 +46,10 @@ struct RelayRequest {
   std::vector<std::string> stop;
 };
 
-// Thread contract: Begin and Fail once, from any thread, one of the two; the rest is called by gRPC.
-class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public std::enable_shared_from_this<StreamRelay> {
+// Thread contract: Begin and Fail once, from any thread, one of the two; the rest is called by
+// gRPC.
+class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
+                    public std::enable_shared_from_this<StreamRelay> {
  public:
   struct Options {
     grpc::CallbackServerContext* context = nullptr;  // outlives OnDone
@@ -52,7 +59,8 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public st
     absl::string_view method;  // static storage
   };
 
-  // Starts the clock of the request, mints its id and announces it as initial metadata x-request-id.
+  // Starts the clock of the request, mints its id and announces it as initial metadata
+  // x-request-id.
   static std::shared_ptr<StreamRelay> Create(const Options& options);
 
   const std::string& request_id() const { return request_id_; }
@@ -71,20 +79,25 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public st
 
   explicit StreamRelay(const Options& options);
 
-  // From WorkerCall. OnWorkerChunk returns whether to read on now; if not, ResumeReading comes later or the call is over.
+  // From WorkerCall. OnWorkerChunk returns whether to read on now; if not, ResumeReading comes
+  // later or the call is over.
   bool OnWorkerChunk(WorkerCall* call, const v1::WorkerGenerateChunk& chunk);
   void OnWorkerDone(WorkerCall* call, const absl::Status& status);
 
   void Place(absl::StatusOr<WorkerPool::Lease> lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void RetryOrFail(const WorkerCall& call, const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status CheckChunk(const v1::WorkerGenerateChunk& chunk) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void RetryOrFail(const WorkerCall& call, const absl::Status& status)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckChunk(const v1::WorkerGenerateChunk& chunk) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void AppendTokens(const v1::WorkerGenerateChunk& chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void AppendText(const StopMatcher::Result& result) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndOfText(const v1::WorkerGenerateChunk& chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Flush() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void FailLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void FillTiming(v1::Timing* timing) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  bool is_over() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return terminal_ || failure_.has_value(); }
+  bool is_over() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return terminal_ || failure_.has_value();
+  }
 
   grpc::CallbackServerContext* const context_;
   WorkerPool* const pool_;
@@ -105,18 +118,21 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>, public st
   std::optional<Detokenizer> detokenizer_ ABSL_GUARDED_BY(mutex_);
   std::optional<StopMatcher> stop_matcher_ ABSL_GUARDED_BY(mutex_);
 
-  std::shared_ptr<WorkerCall> call_ ABSL_GUARDED_BY(mutex_);  // null between placements and after the end
+  std::shared_ptr<WorkerCall> call_
+      ABSL_GUARDED_BY(mutex_);  // null between placements and after the end
   absl::flat_hash_set<int> tried_workers_ ABSL_GUARDED_BY(mutex_);
   int num_failure_retries_ ABSL_GUARDED_BY(mutex_) = 0;
   std::string worker_address_ ABSL_GUARDED_BY(mutex_);
 
   v1::GenerateChunk pending_ ABSL_GUARDED_BY(mutex_);  // not written yet
   bool has_pending_ ABSL_GUARDED_BY(mutex_) = false;
+  // What gRPC writes now. It keeps the address, not a copy, when the call is not bound yet.
+  grpc::ByteBuffer write_bytes_ ABSL_GUARDED_BY(mutex_);
   bool write_in_flight_ ABSL_GUARDED_BY(mutex_) = false;
   bool reading_paused_ ABSL_GUARDED_BY(mutex_) = false;
-  bool terminal_ ABSL_GUARDED_BY(mutex_) = false;              // pending_ holds (or held) the terminal chunk
+  bool terminal_ ABSL_GUARDED_BY(mutex_) = false;  // pending_ holds (or held) the terminal chunk
   std::optional<absl::Status> failure_ ABSL_GUARDED_BY(mutex_);
-  bool finished_ ABSL_GUARDED_BY(mutex_) = false;              // Finish was called
+  bool finished_ ABSL_GUARDED_BY(mutex_) = false;  // Finish was called
 
   v1::Usage usage_ ABSL_GUARDED_BY(mutex_);
   int64_t num_first_chunk_tokens_ ABSL_GUARDED_BY(mutex_) = 0;

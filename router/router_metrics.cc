@@ -11,42 +11,53 @@ const MetricBuckets kOverheadBuckets = {.00005, .0001, .0002, .0003, .0005, .000
 
 absl::string_view TierName(v1::ServiceTier tier) {
   switch (tier) {
-    case v1::SERVICE_TIER_STANDARD: return "standard";
-    case v1::SERVICE_TIER_ULTRASPEED: return "ultraspeed";
-    default: return "none";
+    case v1::SERVICE_TIER_STANDARD:
+      return "standard";
+    case v1::SERVICE_TIER_ULTRASPEED:
+      return "ultraspeed";
+    default:
+      return "none";
   }
 }
 
 RouterMetrics::RouterMetrics(Metrics* metrics)
     : metrics_(metrics),
-      active_streams_(metrics->Gauge("ultraspeed_router_active_streams", "Generate and Chat calls that run now")),
-      placement_retries_(metrics->Counter("ultraspeed_router_placement_retries_total",
-                                          "Requests offered to another worker before their first token")),
-      worker_protocol_errors_(metrics->Counter("ultraspeed_router_worker_protocol_errors_total",
-                                               "Worker streams whose counts or order broke the contract")),
-      overhead_(metrics->Histogram("ultraspeed_router_first_token_overhead_seconds",
-                                   "The router's own share of time to first token: arrival to dispatch, and first "
-                                   "worker chunk to write",
-                                   kOverheadBuckets)) {
+      active_streams_(metrics->Gauge("ultraspeed_router_active_streams",
+                                     "Generate and Chat calls that run now")),
+      placement_retries_(
+          metrics->Counter("ultraspeed_router_placement_retries_total",
+                           "Requests offered to another worker before their first token")),
+      worker_protocol_errors_(
+          metrics->Counter("ultraspeed_router_worker_protocol_errors_total",
+                           "Worker streams whose counts or order broke the contract")),
+      overhead_(metrics->Histogram(
+          "ultraspeed_router_first_token_overhead_seconds",
+          "The router's own share of time to first token: arrival to dispatch, and first "
+          "worker chunk to write",
+          kOverheadBuckets)) {
   for (const auto tier : {v1::SERVICE_TIER_STANDARD, v1::SERVICE_TIER_ULTRASPEED}) {
     const MetricLabels labels = {{"tier", std::string(TierName(tier))}};
     ForTier(tier) = {
-        .ttft = &metrics->Histogram("ultraspeed_router_ttft_seconds", "Arrival at the router to first token",
+        .ttft = &metrics->Histogram("ultraspeed_router_ttft_seconds",
+                                    "Arrival at the router to first token",
                                     kTimeToFirstTokenBuckets, labels),
         .time_per_output_token =
             &metrics->Histogram("ultraspeed_router_time_per_output_token_seconds",
                                 "Mean time per token after the first chunk, one value per request",
                                 kTimePerOutputTokenBuckets, labels),
-        .inter_chunk = &metrics->Histogram("ultraspeed_router_inter_chunk_seconds",
-                                           "Time between worker chunks; one chunk carries several tokens",
-                                           kInterChunkBuckets, labels),
+        .inter_chunk =
+            &metrics->Histogram("ultraspeed_router_inter_chunk_seconds",
+                                "Time between worker chunks; one chunk carries several tokens",
+                                kInterChunkBuckets, labels),
         .tokens_per_second = &metrics->Histogram("ultraspeed_router_tokens_per_second",
                                                  "Decode speed of one request, tokens per second",
                                                  kTokensPerSecondBuckets, labels),
-        .prompt_tokens = &metrics->Counter("ultraspeed_router_prompt_tokens_total",
-                                           "Prompt tokens of streams that got a first token", labels),
-        .completion_tokens = &metrics->Counter("ultraspeed_router_completion_tokens_total",
-                                               "Tokens relayed, and the one that completed a stop string", labels)};
+        .prompt_tokens =
+            &metrics->Counter("ultraspeed_router_prompt_tokens_total",
+                              "Prompt tokens of streams that got a first token", labels),
+        .completion_tokens =
+            &metrics->Counter("ultraspeed_router_completion_tokens_total",
+                              "Tokens relayed, and the one that completed a stop string", labels)};
   }
 }
 
@@ -54,10 +65,13 @@ RouterMetrics::PerTier& RouterMetrics::ForTier(v1::ServiceTier tier) {
   return tiers_[tier == v1::SERVICE_TIER_ULTRASPEED ? 1 : 0];
 }
 
-void RouterMetrics::CountRequest(absl::string_view method, absl::StatusCode code, absl::string_view tier) {
+void RouterMetrics::CountRequest(absl::string_view method, absl::StatusCode code,
+                                 absl::string_view tier) {
   metrics_
       ->Counter("ultraspeed_router_requests_total", "Calls that ended, by status code",
-                {{"method", std::string(method)}, {"code", absl::StatusCodeToString(code)}, {"tier", std::string(tier)}})
+                {{"method", std::string(method)},
+                 {"code", absl::StatusCodeToString(code)},
+                 {"tier", std::string(tier)}})
       .Increment();
 }
 
@@ -76,7 +90,9 @@ void RouterMetrics::StreamEnded(const StreamRecord& record) {
   if (seconds > 0) tier.tokens_per_second->Observe(1 / seconds);
 }
 
-void RouterMetrics::UnaryEnded(absl::string_view method, absl::StatusCode code) { CountRequest(method, code, "none"); }
+void RouterMetrics::UnaryEnded(absl::string_view method, absl::StatusCode code) {
+  CountRequest(method, code, "none");
+}
 
 void RouterMetrics::ChunkInterval(v1::ServiceTier tier, absl::Duration interval) {
   ForTier(tier).inter_chunk->Observe(absl::ToDoubleSeconds(interval));
@@ -84,7 +100,8 @@ void RouterMetrics::ChunkInterval(v1::ServiceTier tier, absl::Duration interval)
 
 void RouterMetrics::SetWorkers(absl::string_view state, int count) {
   metrics_
-      ->Gauge("ultraspeed_router_workers", "Workers by state as this router sees them", {{"state", std::string(state)}})
+      ->Gauge("ultraspeed_router_workers", "Workers by state as this router sees them",
+              {{"state", std::string(state)}})
       .Set(count);
 }
 

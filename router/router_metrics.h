@@ -1,5 +1,5 @@
-// Every number that the router publishes, by name (ultraspeed_router_*). Filled by StreamRelay and InferenceService at the end of a
-// request, by main for worker states.
+// Every number that the router publishes, by name (ultraspeed_router_*). Filled by StreamRelay and
+// InferenceService at the end of a request, by main for worker states.
 #pragma once
 
 #include <array>
@@ -24,9 +24,10 @@ struct StreamRecord {
   absl::StatusCode code = absl::StatusCode::kOk;
   int64_t prompt_tokens = 0;
   int64_t completion_tokens = 0;
-  std::optional<absl::Duration> ttft;                   // absent: no token came
-  std::optional<absl::Duration> time_per_output_token;  // absent: fewer than two chunks of tokens came
-  std::optional<absl::Duration> overhead;               // the router's own share of ttft
+  std::optional<absl::Duration> ttft;  // absent: no token came
+  std::optional<absl::Duration>
+      time_per_output_token;               // absent: fewer than two chunks of tokens came
+  std::optional<absl::Duration> overhead;  // the router's own share of ttft
 };
 
 // Thread contract: every method may be called from any thread.

@@ -40,9 +40,13 @@ grpc::ChannelArguments WorkerChannelArguments() {
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 50);
   arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 500);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 2000);
-  // A host that vanishes sends no FIN. Load polls keep data flowing, so these pings stay within every server's patience.
+  // A host that vanishes sends no FIN. Load polls keep data flowing, so these pings stay within
+  // every server's patience.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, 5000);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 3000);
+  // Tokens are few bytes: a fixed window bounds what a stream that is not read can pile up here,
+  // and saves the probe's pings.
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   // One connection per worker entry with its own back-off, even if two entries name one address.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   return arguments;
@@ -50,12 +54,13 @@ grpc::ChannelArguments WorkerChannelArguments() {
 
 absl::Status CheckModelInfo(const v1::ModelInfo& info) {
   if (info.name().empty() || info.name().size() > limits::kModelNameBytesMax) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("model name of ", info.name().size(), " bytes: must be 1..", limits::kModelNameBytesMax));
+    return absl::FailedPreconditionError(absl::StrCat(
+        "model name of ", info.name().size(), " bytes: must be 1..", limits::kModelNameBytesMax));
   }
   if (info.context_tokens() < 2 || info.vocabulary_size() < 1) {
-    return absl::FailedPreconditionError(absl::StrCat("context_tokens=", info.context_tokens(), ", vocabulary_size=",
-                                                      info.vocabulary_size(), ": must be at least 2 and 1"));
+    return absl::FailedPreconditionError(absl::StrCat("context_tokens=", info.context_tokens(),
+                                                      ", vocabulary_size=", info.vocabulary_size(),
+                                                      ": must be at least 2 and 1"));
   }
   return absl::OkStatus();
 }
@@ -64,11 +69,16 @@ absl::Status CheckModelInfo(const v1::ModelInfo& info) {
 
 absl::string_view WorkerStateName(WorkerState state) {
   switch (state) {
-    case WorkerState::kConnecting: return "connecting";
-    case WorkerState::kReady: return "ready";
-    case WorkerState::kDraining: return "draining";
-    case WorkerState::kLost: return "lost";
-    case WorkerState::kRefused: return "refused";
+    case WorkerState::kConnecting:
+      return "connecting";
+    case WorkerState::kReady:
+      return "ready";
+    case WorkerState::kDraining:
+      return "draining";
+    case WorkerState::kLost:
+      return "lost";
+    case WorkerState::kRefused:
+      return "refused";
   }
   return "unknown";
 }
@@ -85,9 +95,9 @@ struct WorkerPool::Worker {
   v1::GetLoadResponse load;
   absl::Duration load_time = -absl::InfiniteDuration();  // when that report was asked for
   uint64_t placed = 0;                                   // leases ever given
-  uint64_t placed_at_load = 0;                           // of these, before that report was asked for
+  uint64_t placed_at_load = 0;  // of these, before that report was asked for
   absl::flat_hash_map<uint64_t, std::function<void()>> leases;  // callback may be empty
-  grpc::ClientContext* control_context = nullptr;        // of the control call that runs now
+  grpc::ClientContext* control_context = nullptr;               // of the control call that runs now
 };
 
 // ---- Leases ----
@@ -160,23 +170,26 @@ absl::StatusOr<WorkerPool::Lease> WorkerPool::Acquire(const ServedModel& model,
 
 // ---- What is served ----
 
-absl::StatusOr<std::shared_ptr<const ServedModel>> WorkerPool::FindModel(absl::string_view name) const {
+absl::StatusOr<std::shared_ptr<const ServedModel>> WorkerPool::FindModel(
+    absl::string_view name) const {
   absl::MutexLock lock(&mutex_);
   const auto found = models_.find(name);
   if (found != models_.end()) return found->second;
-  const std::string available = absl::StrJoin(
-      models_, ", ", [](std::string* out, const auto& entry) { absl::StrAppend(out, entry.first); });
-  return absl::NotFoundError(
-      absl::StrCat("model=", name, ": not served here; available: ", available.empty() ? "none yet" : available));
+  const std::string available =
+      absl::StrJoin(models_, ", ",
+                    [](std::string* out, const auto& entry) { absl::StrAppend(out, entry.first); });
+  return absl::NotFoundError(absl::StrCat("model=", name, ": not served here; available: ",
+                                          available.empty() ? "none yet" : available));
 }
 
 std::vector<WorkerPool::ModelStatus> WorkerPool::Models() const {
   absl::MutexLock lock(&mutex_);
   std::vector<ModelStatus> result;
   for (const auto& [name, model] : models_) {
-    const auto num_ready = std::count_if(workers_.begin(), workers_.end(), [&model = model](const auto& worker) {
-      return worker->state == WorkerState::kReady && worker->model == model;
-    });
+    const auto num_ready =
+        std::count_if(workers_.begin(), workers_.end(), [&model = model](const auto& worker) {
+          return worker->state == WorkerState::kReady && worker->model == model;
+        });
     result.push_back({.model = model, .workers_ready = static_cast<int>(num_ready)});
   }
   return result;
@@ -189,19 +202,22 @@ std::array<int, kNumWorkerStates> WorkerPool::CountStates() const {
   return counts;
 }
 
-bool WorkerPool::AnyReady() const { return CountStates()[static_cast<int>(WorkerState::kReady)] > 0; }
+bool WorkerPool::AnyReady() const {
+  return CountStates()[static_cast<int>(WorkerState::kReady)] > 0;
+}
 
 // ---- Start and end ----
 
 absl::Status WorkerPool::Options::Validate() const {
   if (addresses.empty() || addresses.size() > limits::kWorkersMax) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("worker: ", addresses.size(), " addresses given, must be 1..", limits::kWorkersMax));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "worker: ", addresses.size(), " addresses given, must be 1..", limits::kWorkersMax));
   }
   absl::flat_hash_set<std::string> seen;
   for (const std::string& address : addresses) {
     if (address.empty()) return absl::InvalidArgumentError("worker: empty address");
-    if (!seen.insert(address).second) return absl::InvalidArgumentError(absl::StrCat("worker=", address, ": given twice"));
+    if (!seen.insert(address).second)
+      return absl::InvalidArgumentError(absl::StrCat("worker=", address, ": given twice"));
   }
   return absl::OkStatus();
 }
@@ -221,7 +237,8 @@ absl::Status WorkerPool::Start() {
     auto worker = std::make_unique<Worker>();
     worker->idx = static_cast<int>(workers_.size());
     worker->address = address;
-    worker->stub = v1::Worker::NewStub(grpc::CreateCustomChannel(address, credentials, WorkerChannelArguments()));
+    worker->stub = v1::Worker::NewStub(
+        grpc::CreateCustomChannel(address, credentials, WorkerChannelArguments()));
     workers_.push_back(std::move(worker));
   }
   for (const auto& worker : workers_) {
@@ -242,7 +259,8 @@ WorkerPool::~WorkerPool() {
     if (worker->thread.joinable()) worker->thread.join();
   }
   absl::MutexLock lock(&mutex_);
-  mutex_.Await(absl::Condition(+[](int64_t* num_leases) { return *num_leases == 0; }, &num_leases_));
+  mutex_.Await(absl::Condition(
+      +[](int64_t* num_leases) { return *num_leases == 0; }, &num_leases_));
 }
 
 // ---- Control thread of one worker ----
@@ -252,8 +270,9 @@ bool WorkerPool::Sleep(absl::Duration duration) const {
   return !mutex_.AwaitWithTimeout(absl::Condition(&closing_), duration);
 }
 
-absl::Status WorkerPool::ControlCall(Worker* worker, absl::Duration timeout,
-                                     const std::function<grpc::Status(grpc::ClientContext*)>& call) {
+absl::Status WorkerPool::ControlCall(
+    Worker* worker, absl::Duration timeout,
+    const std::function<grpc::Status(grpc::ClientContext*)>& call) {
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + absl::ToChronoMicroseconds(timeout));
   {
@@ -283,7 +302,9 @@ void WorkerPool::SetState(Worker* worker, WorkerState state, const absl::Status&
   for (const auto& callback : on_lost) callback();
   const bool is_bad = state == WorkerState::kLost || state == WorkerState::kRefused;
   Log(is_bad ? LogLevel::kWarning : LogLevel::kInfo, "router.worker_state",
-      {{"worker", worker->address}, {"state", WorkerStateName(state)}, {"reason", std::string(reason.message())}});
+      {{"worker", worker->address},
+       {"state", WorkerStateName(state)},
+       {"reason", std::string(reason.message())}});
 }
 
 void WorkerPool::RunControl(Worker* worker) {
@@ -297,7 +318,8 @@ void WorkerPool::RunControl(Worker* worker) {
       SetState(worker, WorkerState::kRefused, status);
       backoff = kRefusedRetry;
     } else {
-      absl::MutexLock lock(&mutex_);  // not reachable: connecting or lost, as before; refused ones are lost now
+      absl::MutexLock lock(
+          &mutex_);  // not reachable: connecting or lost, as before; refused ones are lost now
       if (worker->state != WorkerState::kConnecting) worker->state = WorkerState::kLost;
     }
     if (!Sleep(backoff)) return;
@@ -328,25 +350,28 @@ absl::Status WorkerPool::Handshake(Worker* worker) {
   return Admit(worker, std::move(model));
 }
 
-absl::StatusOr<std::shared_ptr<const Tokenizer>> WorkerPool::FetchTokenizer(Worker* worker, const std::string& sha256) {
+absl::StatusOr<std::shared_ptr<const Tokenizer>> WorkerPool::FetchTokenizer(
+    Worker* worker, const std::string& sha256) {
   {
     absl::MutexLock lock(&mutex_);
     if (auto known = tokenizers_[sha256].lock()) return known;
   }
   std::string json;
   bool too_large = false;
-  const absl::Status status = ControlCall(worker, kTokenizerTimeout, [&](grpc::ClientContext* context) {
-    auto reader = worker->stub->GetTokenizer(context, v1::GetTokenizerRequest());
-    v1::TokenizerPart part;
-    while (reader->Read(&part)) {
-      too_large = json.size() + part.data().size() > limits::kTokenizerBytesMax;
-      if (too_large) context->TryCancel();
-      if (!too_large) json.append(part.data());
-    }
-    return reader->Finish();
-  });
+  const absl::Status status =
+      ControlCall(worker, kTokenizerTimeout, [&](grpc::ClientContext* context) {
+        auto reader = worker->stub->GetTokenizer(context, v1::GetTokenizerRequest());
+        v1::TokenizerPart part;
+        while (reader->Read(&part)) {
+          too_large = json.size() + part.data().size() > limits::kTokenizerBytesMax;
+          if (too_large) context->TryCancel();
+          if (!too_large) json.append(part.data());
+        }
+        return reader->Finish();
+      });
   if (too_large) {
-    return absl::FailedPreconditionError(absl::StrCat("tokenizer: more than ", limits::kTokenizerBytesMax, " bytes"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("tokenizer: more than ", limits::kTokenizerBytesMax, " bytes"));
   }
   RETURN_IF_ERROR(status);
   const std::string actual = Sha256Hex(json);
@@ -376,13 +401,14 @@ absl::Status WorkerPool::Admit(Worker* worker, std::shared_ptr<const ServedModel
                       current->facts.vocabulary_size == model->facts.vocabulary_size;
     if (!same) {
       for (const auto& other : workers_) {
-        const bool serves = other->state == WorkerState::kReady || other->state == WorkerState::kDraining;
+        const bool serves =
+            other->state == WorkerState::kReady || other->state == WorkerState::kDraining;
         if (other.get() == worker || !serves || other->model != current) continue;
         return absl::FailedPreconditionError(absl::StrCat(
-            "model ", model->facts.name, " differs from that of ", other->address, ": weights ", model->weights_sha256,
-            " and ", current->weights_sha256, ", tokenizer ", model->tokenizer_sha256, " and ",
-            current->tokenizer_sha256, ", context ", model->facts.context_tokens, " and ",
-            current->facts.context_tokens));
+            "model ", model->facts.name, " differs from that of ", other->address, ": weights ",
+            model->weights_sha256, " and ", current->weights_sha256, ", tokenizer ",
+            model->tokenizer_sha256, " and ", current->tokenizer_sha256, ", context ",
+            model->facts.context_tokens, " and ", current->facts.context_tokens));
       }
       current = std::move(model);
     }
@@ -400,7 +426,8 @@ absl::Status WorkerPool::CheckModelUnchanged(Worker* worker) {
     return worker->stub->GetModelInfo(context, v1::GetModelInfoRequest(), &info);
   }));
   absl::MutexLock lock(&mutex_);
-  if (info.name() != worker->model->facts.name || info.weights_sha256() != worker->model->weights_sha256 ||
+  if (info.name() != worker->model->facts.name ||
+      info.weights_sha256() != worker->model->weights_sha256 ||
       info.tokenizer_sha256() != worker->model->tokenizer_sha256) {
     return absl::UnavailableError("the worker serves another model now");
   }
@@ -417,9 +444,10 @@ void WorkerPool::PollLoad(Worker* worker) {
       absl::MutexLock lock(&mutex_);
       placed = worker->placed;
     }
-    absl::Status status = ControlCall(worker, options_.call_timeout, [&](grpc::ClientContext* context) {
-      return worker->stub->GetLoad(context, v1::GetLoadRequest(), &load);
-    });
+    absl::Status status =
+        ControlCall(worker, options_.call_timeout, [&](grpc::ClientContext* context) {
+          return worker->stub->GetLoad(context, v1::GetLoadRequest(), &load);
+        });
     if (status.ok() && num_polls % kPollsPerModelCheck == 0) status = CheckModelUnchanged(worker);
     if (status.ok()) {
       num_failures = 0;

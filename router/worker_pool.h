@@ -1,9 +1,11 @@
-// The workers this router was given: their connections, states, load, and the models they serve. Called by InferenceService (models)
-// and StreamRelay (leases). One control thread per worker asks for model facts, fetches the tokenizer, then asks for the load about
-// every 100 ms; when the worker goes away it tries again for ever, with back-off.
+// The workers this router was given: their connections, states, load, and the models they serve.
+// Called by InferenceService (models) and StreamRelay (leases). One control thread per worker asks
+// for model facts, fetches the tokenizer, then asks for the load about every 100 ms; when the
+// worker goes away it tries again for ever, with back-off.
 //
-// A model is what the first ready worker of that name says it is; a worker of the same name with other weights or another tokenizer
-// is refused until no ready or draining worker of the old kind is left.
+// A model is what the first ready worker of that name says it is; a worker of the same name with
+// other weights or another tokenizer is refused until no ready or draining worker of the old kind
+// is left.
 #pragma once
 
 #include <array>
@@ -30,13 +32,15 @@
 
 namespace ultraspeed::router {
 
-// What a request needs to know of a model. Immutable and shared; outlives the workers that serve it.
+// What a request needs to know of a model. Immutable and shared; outlives the workers that serve
+// it.
 struct ServedModel {
   ModelFacts facts;
   int32_t draft_block_size = 1;
   std::vector<int32_t> eos_token_ids;
   std::shared_ptr<const Tokenizer> tokenizer;  // never null
-  absl::StatusOr<ChatTemplate> chat_template = absl::UnknownError("");  // the reason if the model cannot chat
+  absl::StatusOr<ChatTemplate> chat_template =
+      absl::UnknownError("");  // the reason if the model cannot chat
   std::string tokenizer_sha256;
   std::string weights_sha256;
 };
@@ -52,12 +56,13 @@ class WorkerPool {
 
  public:
   struct Options {
-    std::vector<std::string> addresses;  // host:port or a gRPC name; 1..limits::kWorkersMax, no doubles
+    std::vector<std::string>
+        addresses;  // host:port or a gRPC name; 1..limits::kWorkersMax, no doubles
     TlsOptions tls;
     absl::Duration load_interval = absl::Milliseconds(100);
     absl::Duration load_stale_after = absl::Milliseconds(500);
     absl::Duration call_timeout = absl::Seconds(1);  // of one control call
-    int timeouts_until_lost = 3;                     // control calls in a row that a silent worker may miss
+    int timeouts_until_lost = 3;  // control calls in a row that a silent worker may miss
     absl::Duration backoff_min = absl::Milliseconds(50);
     absl::Duration backoff_max = absl::Seconds(2);
     const Clock* clock = &RealClock();
@@ -78,8 +83,9 @@ class WorkerPool {
     v1::Worker::Stub* stub() const;
     const std::string& address() const;
     int worker_idx() const;
-    // Calls `callback`, at most once, if the worker is found lost while the lease is held: from a control thread, without locks.
-    // It may still be running when Release returns, so it must own what it touches.
+    // Calls `callback`, at most once, if the worker is found lost while the lease is held: from a
+    // control thread, without locks. It may still be running when Release returns, so it must own
+    // what it touches.
     void OnLost(std::function<void()> callback);
 
    private:
@@ -101,7 +107,8 @@ class WorkerPool {
   // NOT_FOUND names the model and those there are.
   absl::StatusOr<std::shared_ptr<const ServedModel>> FindModel(absl::string_view name) const;
   std::vector<ModelStatus> Models() const;
-  // The best worker of the model that is not in `excluded` (worker_idx). UNAVAILABLE if there is none.
+  // The best worker of the model that is not in `excluded` (worker_idx). UNAVAILABLE if there is
+  // none.
   absl::StatusOr<Lease> Acquire(const ServedModel& model, const absl::flat_hash_set<int>& excluded);
   std::array<int, kNumWorkerStates> CountStates() const;
   bool AnyReady() const;
@@ -115,10 +122,12 @@ class WorkerPool {
   absl::Status CheckModelUnchanged(Worker* worker);
   // Polls until the worker is lost, changed, or the pool closes.
   void PollLoad(Worker* worker);
-  absl::StatusOr<std::shared_ptr<const Tokenizer>> FetchTokenizer(Worker* worker, const std::string& sha256);
+  absl::StatusOr<std::shared_ptr<const Tokenizer>> FetchTokenizer(Worker* worker,
+                                                                  const std::string& sha256);
   absl::Status Admit(Worker* worker, std::shared_ptr<const ServedModel> model);
   void SetState(Worker* worker, WorkerState state, const absl::Status& reason);
-  // Runs one control call that the destructor can cancel. `call` gets a context with the deadline set.
+  // Runs one control call that the destructor can cancel. `call` gets a context with the deadline
+  // set.
   absl::Status ControlCall(Worker* worker, absl::Duration timeout,
                            const std::function<grpc::Status(grpc::ClientContext*)>& call);
   // False when the pool closes.
@@ -131,9 +140,12 @@ class WorkerPool {
   uint64_t turn_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t next_lease_id_ ABSL_GUARDED_BY(mutex_) = 1;
   int64_t num_leases_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::map<std::string, std::shared_ptr<const ServedModel>, std::less<>> models_ ABSL_GUARDED_BY(mutex_);
-  std::map<std::string, std::weak_ptr<const Tokenizer>> tokenizers_ ABSL_GUARDED_BY(mutex_);  // by sha256
-  std::vector<std::unique_ptr<Worker>> workers_;  // fixed after Start; mutable fields guarded by mutex_
+  std::map<std::string, std::shared_ptr<const ServedModel>, std::less<>> models_
+      ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, std::weak_ptr<const Tokenizer>> tokenizers_
+      ABSL_GUARDED_BY(mutex_);  // by sha256
+  std::vector<std::unique_ptr<Worker>>
+      workers_;  // fixed after Start; mutable fields guarded by mutex_
 };
 
 }  // namespace ultraspeed::router

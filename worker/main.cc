@@ -1,10 +1,11 @@
 // ultraspeed-worker: loads one checkpoint and serves worker.proto until SIGTERM. The only file of
 // the worker that wires objects.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 
 #include "common/clock.h"
@@ -15,6 +16,7 @@
 #include "common/server_main.h"
 #include "common/status_macros.h"
 #include "common/tls.h"
+#include "worker/calibration.h"
 #include "worker/engine.h"
 #include "worker/executor.h"
 #include "worker/identity.h"
@@ -32,6 +34,7 @@ struct Options {
   absl::Duration drain_timeout = absl::Seconds(60);
   int waiting_max = limits::kWaitingRequestsMax;
   ExecutorOptions executor;
+  std::string draft_cost = "measured";
   SchedulerOptions scheduler;
   TlsOptions tls;
 };
@@ -56,14 +59,22 @@ void AddFlags(FlagTable& flags, Options* options) {
               "KV capacity of the full-attention layers");
   flags.Int("threads", &executor.num_threads, {0, 1024}, "threads",
             "Compute threads; 0 = all cores");
-  flags.Double("draft-row-cost", &options->scheduler.draft_row_cost, {0, 10}, "ratio",
-               "Cost of one more drafted row relative to a one-row round; higher drafts less. "
-               "Never changes the text");
+  flags.Choice("draft-cost", &options->draft_cost, {"measured", "served-shape"},
+               "What drafting is taken to cost when blocks are chosen: measured at start, or the "
+               "arithmetic of MiMo-V2.5-Pro on Hopper. Never changes the text");
   flags.String("ready-file", &options->ready_file, "file",
                "Written with {\"port\":..,\"metrics_port\":..} once requests are served");
   flags.Duration("drain-timeout", &options->drain_timeout,
                  "How long SIGTERM waits for running requests");
   AddTlsFlags(flags, "", "the gRPC listener", &options->tls);
+}
+
+// A bar on a terminal, nothing elsewhere: the log has the start and the end.
+void ShowProgress(int done, int total) {
+  constexpr int kWidth = 40;
+  const int filled = kWidth * done / std::max(total, 1);
+  std::fprintf(stderr, "\rloading [%s%s] %d/%d layers%s", std::string(filled, '#').c_str(),
+               std::string(kWidth - filled, '.').c_str(), done, total, done == total ? "\n" : "");
 }
 
 absl::Status Serve(Options options) {
@@ -76,12 +87,20 @@ absl::Status Serve(Options options) {
   ASSIGN_OR_RETURN(ModelIdentity identity, ReadModelIdentity(options.executor.model_folder));
   Log(LogLevel::kInfo, "worker.loading",
       {{"model", options.executor.model_folder}, {"weights_sha256", identity.weights_sha256}});
+  if (isatty(STDERR_FILENO) != 0) options.executor.progress = ShowProgress;
   const absl::Duration started_at = RealClock().Monotonic();
   ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor, CreateCpuExecutor(options.executor));
   const std::string model = executor->config().name;
   const std::string device = executor->device();
   const int draft_block =
       executor->config().drafter.num_layers > 0 ? executor->config().drafter.block_size : 1;
+
+  if (options.draft_cost == "measured") {
+    const DraftCost cost = MeasureDraftCost(*executor, RealClock());
+    options.scheduler.draft_cost = cost;
+    Log(LogLevel::kInfo, "worker.calibrated",
+        {{"draft_fixed_cost", absl::StrCat(cost.fixed)}, {"draft_row_cost", absl::StrCat(cost.row)}});
+  }
 
   Metrics metrics;
   int metrics_port = 0;

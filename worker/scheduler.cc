@@ -103,7 +103,7 @@ void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, int
     const int64_t tokens_left = sequence->max() - sequence->committed();
     const int bound = static_cast<int>(std::min<int64_t>({block_max, rows_left, tokens_left}));
     const int block = spec.speculation ? ChooseBlock(sequence->speculation.acceptance(), bound,
-                                                     options_.draft_row_cost)
+                                                     options_.draft_cost)
                                        : 1;
     plan.sequences.push_back(sequence);
     plan.round.steps.push_back({.slot = sequence->lease.slot,

@@ -23,7 +23,7 @@ namespace ultraspeed::worker {
 struct SchedulerOptions {
   int max_batch_tokens = 512;  // rows of a round
   int draft_block_max = 1;     // 1 = no drafter
-  double draft_row_cost = kDraftRowCost;
+  DraftCost draft_cost = kServedShapeDraftCost;
   int ultraspeed_batch_max = limits::kUltraspeedBatchMax;
   int standard_floor_rounds = limits::kStandardFloorRounds;
   int prefill_tokens_per_round = limits::kPrefillTokensPerRound;

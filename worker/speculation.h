@@ -30,14 +30,19 @@ class SpeculationState {
                       // first rejected one
 };
 
-// Cost of one more verified row, as a part of the cost of a round with one row. 0.065 is what one
-// more row of experts costs at the served shape (0.27 of 4.2 ms); a machine that computes rather
-// than reads has more.
-inline constexpr double kDraftRowCost = 0.065;
+// What a drafted block costs, in units of a round with one row: 1 + fixed + row * (block - 1).
+struct DraftCost {
+  double fixed = 0;  // running the drafter at all
+  double row = 0;    // one more drafted and verified row
+};
+
+// At the served shape one more row of experts costs 0.27 of 4.2 ms and the drafter about 0.2 ms. A
+// machine that computes rather than reads has more: see calibration.h, which measures it.
+inline constexpr DraftCost kServedShapeDraftCost = {.fixed = 0.05, .row = 0.065};
 
 // 1, 2, 4, 8 .. or block_max, whichever gives the most expected tokens per cost; at most block_max.
 // REQUIRES: block_max >= 1.
-int ChooseBlock(double acceptance, int block_max, double row_cost);
+int ChooseBlock(double acceptance, int block_max, const DraftCost& cost);
 
 // Counts since start, for metrics. Thread: the engine thread.
 struct AcceptanceTotals {

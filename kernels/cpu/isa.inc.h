@@ -8,7 +8,8 @@ namespace ultraspeed::kernels {
 namespace ULTRASPEED_ISA {
 namespace {
 
-// clang-format off: the order matters
+// Each builds on those before it.
+// clang-format off
 #include "kernels/cpu/simd.inc.h"
 #include "kernels/cpu/matmul_kernels.inc.h"
 #include "kernels/cpu/rows_kernels.inc.h"
@@ -20,10 +21,10 @@ namespace {
 }  // namespace ULTRASPEED_ISA
 
 const KernelTable ULTRASPEED_TABLE = {
-    ULTRASPEED_ISA::MatMulRows,       ULTRASPEED_ISA::SwiGlu,    ULTRASPEED_ISA::WeightedSum,
-    ULTRASPEED_ISA::RmsNormRow,       ULTRASPEED_ISA::RopeHead,  ULTRASPEED_ISA::RouterScores,
-    ULTRASPEED_ISA::AttentionTaskRun, ULTRASPEED_ISA::ToBf16Row, ULTRASPEED_ISA::ArgMax,
-    ULTRASPEED_ISA::SumExp,           ULTRASPEED_ISA::Divide,    ULTRASPEED_ISA::AddGumbel,
-    ULTRASPEED_ISA::SelectAtLeast};
+    ULTRASPEED_ISA::MatMulRows,       ULTRASPEED_ISA::SwiGlu,       ULTRASPEED_ISA::WeightedSum,
+    ULTRASPEED_ISA::RmsNormRow,       ULTRASPEED_ISA::RopeHead,     ULTRASPEED_ISA::RouterScores,
+    ULTRASPEED_ISA::AttentionTaskRun, ULTRASPEED_ISA::ToBf16Row,    ULTRASPEED_ISA::ArgMax,
+    ULTRASPEED_ISA::SumExp,           ULTRASPEED_ISA::Exponentials, ULTRASPEED_ISA::Divide,
+    ULTRASPEED_ISA::AddGumbel,        ULTRASPEED_ISA::SelectAtLeast};
 
 }  // namespace ultraspeed::kernels

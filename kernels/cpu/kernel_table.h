@@ -95,6 +95,8 @@ struct KernelTable {
   int (*arg_max)(const float* x, int count);
   // sum of exp(x - max); NaN counts as -inf
   float (*sum_exp)(const float* x, int count, float max);
+  // x[i] = exp(x[i] - max)
+  void (*exponentials)(float* x, int count, float max);
   // out[i] = x[i] / temperature, NaN becomes -inf
   void (*divide)(const float* x, int count, float temperature, float* out);
   // x[i] += Gumbel noise of token i

@@ -5,6 +5,7 @@
 // the descending order, so only the tokens within a margin of the largest are sorted, and the
 // margin grows until the prefix is complete.
 #include <algorithm>
+#include <bit>
 #include <limits>
 
 #include "kernels/check.h"
@@ -15,73 +16,107 @@
 namespace ultraspeed::kernels {
 namespace {
 
-// Logits within this of the largest are sorted first; then twice as far, and so on up to
-// everything.
-constexpr float kFirstMargin = 2.0f;
-constexpr float kLastMargin = 32.0f;
+// Logits within this of the largest are looked at first; then half as far again, and so on.
+constexpr float kFirstMargin = 1.5f;
+constexpr float kMarginGrowth = 1.5f;
+constexpr float kLastMargin = 40.0f;  // beyond it, everything
+constexpr float kMassSlack = 0.999f;  // covers the rounding of a sum in another order
+constexpr int kNoiseForAllTokens =
+    128;  // from here on, vectorised noise for the vocabulary is cheaper than one by one
 
-size_t PaddedBytes(int count) { return (static_cast<size_t>(count) * 4 + 63) / 64 * 64; }
-
-// Scratch of one call.
-struct Scratch {
-  float* scaled;   // [V] logits / temperature
-  int32_t* order;  // [V] tokens in descending order, as far as known
-};
-
-// exp(scaled - max) as the inner loops compute it: the kept set must not depend on the machine's
-// libm.
-float Exponential(const KernelTable& kernels, const Scratch& scratch, int32_t token, float max) {
-  return kernels.sum_exp(scratch.scaled + token, 1, max);
+size_t PaddedBytes(int count, size_t element) {
+  return (static_cast<size_t>(count) * element + 63) / 64 * 64;
 }
 
-// How many of order[0, count) the processed distribution keeps, or -1 if it may need more than
-// those.
-int PrefixKept(const KernelTable& kernels, const SamplingSpec& spec, const Scratch& scratch,
-               int count, int vocabulary, float max, float sum_all) {
-  int limit = count;
-  const bool complete = count == vocabulary;
-  if (spec.top_k > 0) {
-    const int k = std::min(spec.top_k, vocabulary);
-    if (count < k && !complete) return -1;
-    limit = std::min(limit, k);
+// Scratch of one call, V elements each.
+struct Scratch {
+  float* scaled;   // logits / temperature
+  float* weights;  // exp(scaled - max) of order[i]
+  int32_t*
+      order;  // candidates: tokens at or above a threshold, in the end descending (ties: lower id)
+  uint64_t* keys;  // what they are sorted by
+
+  Scratch(void* workspace, int vocabulary) {
+    auto* bytes = static_cast<uint8_t*>(workspace);
+    keys = reinterpret_cast<uint64_t*>(bytes);
+    bytes += PaddedBytes(vocabulary, 8);
+    scaled = reinterpret_cast<float*>(bytes);
+    bytes += PaddedBytes(vocabulary, 4);
+    weights = reinterpret_cast<float*>(bytes);
+    bytes += PaddedBytes(vocabulary, 4);
+    order = reinterpret_cast<int32_t*>(bytes);
   }
-  if (spec.top_p >= 1.0f) return spec.top_k > 0 || complete ? limit : -1;
-  float sum = sum_all;
-  if (spec.top_k > 0) {
-    sum = 0.0f;
-    for (int i = 0; i < limit; ++i) sum += Exponential(kernels, scratch, scratch.order[i], max);
+};
+
+// Ascending keys are descending values, then ascending tokens.
+uint64_t SortKey(float value, int32_t token) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value + 0.0f);  // -0 becomes +0
+  const uint32_t ascending = (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
+  return uint64_t{~ascending} << 32 | static_cast<uint32_t>(token);
+}
+
+void SortCandidates(const Scratch& scratch, int count) {
+  for (int i = 0; i < count; ++i) {
+    scratch.keys[i] = SortKey(scratch.scaled[scratch.order[i]], scratch.order[i]);
   }
-  float cumulative = 0.0f;
-  for (int i = 0; i < limit; ++i) {
-    cumulative += Exponential(kernels, scratch, scratch.order[i], max);
-    if (cumulative >= spec.top_p * sum) return i + 1;
+  std::sort(scratch.keys, scratch.keys + count);
+  for (int i = 0; i < count; ++i) {
+    scratch.order[i] = static_cast<int32_t>(static_cast<uint32_t>(scratch.keys[i]));
   }
-  return spec.top_k > 0 || complete ? limit : -1;
+}
+
+// weights[i] of the first `count` candidates; returns their sum.
+float WeighCandidates(const KernelTable& kernels, const Scratch& scratch, int count, float max) {
+  for (int i = 0; i < count; ++i) scratch.weights[i] = scratch.scaled[scratch.order[i]];
+  kernels.exponentials(scratch.weights, count, max);
+  float sum = 0.0f;
+  for (int i = 0; i < count; ++i) sum += scratch.weights[i];
+  return sum;
+}
+
+// Fills order with the kept tokens and returns how many.
+int KeepTokens(const KernelTable& kernels, const SamplingSpec& spec, int vocabulary,
+               const Scratch& scratch) {
+  const float max = scratch.scaled[kernels.arg_max(scratch.scaled, vocabulary)];
+  const float sum_all = kernels.sum_exp(scratch.scaled, vocabulary, max);
+  const int top_k = spec.top_k > 0 ? std::min(spec.top_k, vocabulary) : vocabulary;
+  for (float margin = kFirstMargin;; margin *= kMarginGrowth) {
+    const bool everything = margin > kLastMargin;
+    const float threshold = everything ? -std::numeric_limits<float>::infinity() : max - margin;
+    int count = kernels.select_at_least(scratch.scaled, vocabulary, threshold, scratch.order);
+    if (!everything) {
+      // Enough for top-k, or, without top-k, enough mass for top-p?
+      if (spec.top_k > 0 && count < top_k) continue;
+      if (spec.top_k == 0 &&
+          kMassSlack * WeighCandidates(kernels, scratch, count, max) < spec.top_p * sum_all) {
+        continue;
+      }
+    }
+    SortCandidates(scratch, count);
+    count = std::min(count, top_k);
+    const float sum_candidates = WeighCandidates(kernels, scratch, count, max);
+    if (spec.top_p >= 1.0f) return count;
+    const float wanted = spec.top_p * (spec.top_k > 0 ? sum_candidates : sum_all);
+    float cumulative = 0.0f;
+    for (int i = 0; i < count; ++i) {
+      cumulative += scratch.weights[i];
+      if (cumulative >= wanted) return i + 1;
+    }
+    if (everything || spec.top_k > 0) return count;
+  }
 }
 
 int32_t DrawFromKept(const KernelTable& kernels, const SamplingSpec& spec, int64_t position,
                      int vocabulary, const Scratch& scratch) {
-  const float max = scratch.scaled[kernels.arg_max(scratch.scaled, vocabulary)];
-  const float sum_all = kernels.sum_exp(scratch.scaled, vocabulary, max);
-  const auto before = [&](int32_t a, int32_t b) {
-    const float x = scratch.scaled[a];
-    const float y = scratch.scaled[b];
-    return x != y ? x > y : a < b;
-  };
-  int kept = -1;
-  for (float margin = kFirstMargin; kept < 0; margin *= 2) {
-    const float threshold =
-        margin <= kLastMargin ? max - margin : -std::numeric_limits<float>::infinity();
-    const int count = kernels.select_at_least(scratch.scaled, vocabulary, threshold, scratch.order);
-    std::sort(scratch.order, scratch.order + count, before);
-    kept = PrefixKept(kernels, spec, scratch, count, vocabulary, max, sum_all);
-    if (count == vocabulary) break;
-  }
+  const int kept = KeepTokens(kernels, spec, vocabulary, scratch);
+  const bool noise_for_all = kept >= kNoiseForAllTokens;
+  if (noise_for_all) kernels.add_gumbel(scratch.scaled, vocabulary, spec.seed, position);
   int32_t best = scratch.order[0];
   float best_value = -std::numeric_limits<float>::infinity();
   for (int i = 0; i < kept; ++i) {
     const int32_t token = scratch.order[i];
-    const float value = scratch.scaled[token] + GumbelNoise(spec.seed, position, token);
+    const float value =
+        scratch.scaled[token] + (noise_for_all ? 0.0f : GumbelNoise(spec.seed, position, token));
     if (value > best_value || (value == best_value && token < best)) {
       best_value = value;
       best = token;
@@ -101,7 +136,7 @@ float GumbelNoise(uint64_t seed, int64_t position, int32_t token) {
 }
 
 size_t SampleWorkspaceBytes(int num_tokens_in_vocabulary) {
-  return 2 * PaddedBytes(num_tokens_in_vocabulary);
+  return PaddedBytes(num_tokens_in_vocabulary, 8) + 3 * PaddedBytes(num_tokens_in_vocabulary, 4);
 }
 
 TokenChoice SampleToken(const float* logits, int num_tokens_in_vocabulary, const SamplingSpec& spec,
@@ -118,9 +153,7 @@ TokenChoice SampleToken(const float* logits, int num_tokens_in_vocabulary, const
   if (spec.temperature == 0.0f) {
     choice.token = greedy;
   } else {
-    const Scratch scratch = {
-        static_cast<float*>(workspace),
-        reinterpret_cast<int32_t*>(static_cast<uint8_t*>(workspace) + PaddedBytes(vocabulary))};
+    const Scratch scratch(workspace, vocabulary);
     kernels.divide(logits, vocabulary, spec.temperature, scratch.scaled);
     if (spec.top_k == 0 && spec.top_p >= 1.0f) {
       kernels.add_gumbel(scratch.scaled, vocabulary, spec.seed, position);

@@ -35,6 +35,12 @@ float SumExp(const float* x, int count, float max) {
   return Sum(sum);
 }
 
+void Exponentials(float* x, int count, float max) {
+  for (int i = 0; i < count; i += kLanes) {
+    StorePart(x + i, Exp(LoadPart(x + i, count - i, max) - max), count - i);
+  }
+}
+
 void Divide(const float* x, int count, float temperature, float* out) {
   for (int i = 0; i < count; i += kLanes) {
     StorePart(out + i, NanToMinusInfinity(LoadPart(x + i, count - i, 0.0f) / temperature),

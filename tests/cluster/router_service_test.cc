@@ -1,6 +1,5 @@
-// The router's service, relay and worker pool in this process, against fake workers and over real loopback gRPC.
-#include "router/inference_service.h"
-
+// The router's service, relay and worker pool in this process, against fake workers and over real
+// loopback gRPC.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -17,6 +16,7 @@
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/server_builder.h"
+#include "router/inference_service.h"
 #include "router/request_decoder.h"
 #include "router/unicode.h"
 #include "tests/fake_worker/fake_worker.h"
@@ -45,10 +45,13 @@ const Tokenizer& TestTokenizer() {
   return *tokenizer;
 }
 
-std::vector<int32_t> Encode(const std::string& text) { return *TestTokenizer().Encode(text, SpecialTokens::kAsText); }
+std::vector<int32_t> Encode(const std::string& text) {
+  return *TestTokenizer().Encode(text, SpecialTokens::kAsText);
+}
 
 // One step per token of `text`.
-std::vector<FakeStep> StepsOf(const std::string& text, absl::Duration delay = absl::ZeroDuration()) {
+std::vector<FakeStep> StepsOf(const std::string& text,
+                              absl::Duration delay = absl::ZeroDuration()) {
   std::vector<FakeStep> steps;
   for (const int32_t id : Encode(text)) steps.push_back({delay, {id}});
   return steps;
@@ -99,8 +102,9 @@ class RouterServiceTest : public ::testing::Test {
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
     builder.RegisterService(service_.get());
     server_ = builder.BuildAndStart();
-    channel_ = grpc::CreateChannel(absl::StrCat("127.0.0.1:", port), grpc::InsecureChannelCredentials());
-    stub_ = v1::Inference::NewStub(channel_);
+    router_address_ = absl::StrCat("127.0.0.1:", port);
+    stub_ = v1::Inference::NewStub(
+        grpc::CreateChannel(router_address_, grpc::InsecureChannelCredentials()));
     if (num_ready < 0) num_ready = static_cast<int>(workers_.size());
     ASSERT_TRUE(Eventually([&] { return NumIn(WorkerState::kReady) == num_ready; }));
   }
@@ -148,7 +152,7 @@ class RouterServiceTest : public ::testing::Test {
   std::unique_ptr<WorkerPool> pool_;
   std::unique_ptr<InferenceService> service_;
   std::unique_ptr<grpc::Server> server_;
-  std::shared_ptr<grpc::Channel> channel_;
+  std::string router_address_;
   std::unique_ptr<v1::Inference::Stub> stub_;
 };
 
@@ -161,7 +165,8 @@ TEST_F(RouterServiceTest, StreamsTextAndEndsWithOneTerminalChunk) {
   ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
   EXPECT_EQ(answer.text, "hello world");
   int num_terminal = 0;
-  for (const auto& chunk : answer.chunks) num_terminal += chunk.finish_reason() != v1::FINISH_REASON_UNSPECIFIED;
+  for (const auto& chunk : answer.chunks)
+    num_terminal += chunk.finish_reason() != v1::FINISH_REASON_UNSPECIFIED;
   EXPECT_EQ(num_terminal, 1);
   const v1::GenerateChunk& last = answer.last();
   EXPECT_EQ(last.finish_reason(), v1::FINISH_REASON_LENGTH);
@@ -225,11 +230,13 @@ TEST_F(RouterServiceTest, OnlyWholeCharactersLeave) {
   StartRouter();
   const Answer answer = Generate(Request());
   EXPECT_EQ(answer.text, text);
-  for (const auto& chunk : answer.chunks) EXPECT_EQ(FirstInvalidByte(chunk.text()), chunk.text().size());
+  for (const auto& chunk : answer.chunks)
+    EXPECT_EQ(FirstInvalidByte(chunk.text()), chunk.text().size());
 }
 
 TEST_F(RouterServiceTest, AStopStringAcrossChunksEndsTextAndWorkerCall) {
-  const std::vector<FakeStep> steps = StepsOf("int main() { return 0; } // and a long tail", absl::Milliseconds(1));
+  const std::vector<FakeStep> steps =
+      StepsOf("int main() { return 0; } // and a long tail", absl::Milliseconds(1));
   FakeWorker& worker = AddWorker({.script = PlayStepsThenHang(steps)});
   StartRouter();
   v1::GenerateRequest request = Request();
@@ -242,14 +249,16 @@ TEST_F(RouterServiceTest, AStopStringAcrossChunksEndsTextAndWorkerCall) {
   // Tokens up to and including the one that completed the match.
   std::string so_far;
   int64_t expected = 0;
-  while (!absl::StrContains(so_far, "return 0")) absl::StrAppend(&so_far, TestTokenizer().TokenBytes(steps[expected++].token_ids[0]));
+  while (!absl::StrContains(so_far, "return 0"))
+    absl::StrAppend(&so_far, TestTokenizer().TokenBytes(steps[expected++].token_ids[0]));
   EXPECT_EQ(answer.last().usage().completion_tokens(), expected);
   EXPECT_TRUE(Eventually([&] { return worker.num_running() == 0; }));
 }
 
 TEST_F(RouterServiceTest, TheEndTokenIsCountedButIsNotText) {
   const int32_t end = *TestTokenizer().TokenId("<|im_end|>");
-  AddWorker({.script = [end](const v1::WorkerGenerateRequest& request, grpc::ServerContext*, FakeWorker::Writer* writer) {
+  AddWorker({.script = [end](const v1::WorkerGenerateRequest& request, grpc::ServerContext*,
+                             FakeWorker::Writer* writer) {
     v1::WorkerGenerateChunk chunk;
     for (const int32_t id : Encode("done")) chunk.add_token_ids(id);
     chunk.add_token_ids(end);
@@ -264,37 +273,50 @@ TEST_F(RouterServiceTest, TheEndTokenIsCountedButIsNotText) {
   const Answer answer = Generate(Request());
   EXPECT_EQ(answer.text, "done");
   EXPECT_EQ(answer.last().matched_stop(), "<|im_end|>");
-  EXPECT_EQ(answer.last().usage().completion_tokens(), static_cast<int64_t>(Encode("done").size()) + 1);
+  EXPECT_EQ(answer.last().usage().completion_tokens(),
+            static_cast<int64_t>(Encode("done").size()) + 1);
 }
 
 TEST_F(RouterServiceTest, ASlowClientGetsMergedChunksAndTheWholeText) {
-  std::string line = "a long line of text that a slow client does not read for a while; ";
+  constexpr int kNumSteps =
+      3000;  // far more bytes than the transport and the relay hold for a client that does not read
+  std::string line;
+  for (int i = 0; i < 20; ++i)
+    line += "a long line of text that a slow client does not read for a while; ";
   std::vector<FakeStep> steps;
   const std::vector<int32_t> ids = Encode(line);
   std::string expected;
-  for (int i = 0; i < 200; ++i) {
+  for (int i = 0; i < kNumSteps; ++i) {
     steps.push_back({absl::ZeroDuration(), ids});
     expected += line;
   }
-  AddWorker({.context_tokens = 1 << 20, .script = PlaySteps(steps)});
+  FakeWorker& worker = AddWorker({.context_tokens = 1 << 21, .script = PlaySteps(steps)});
   StartRouter();
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);  // keeps the client's own window small
+  const auto slow_stub = v1::Inference::NewStub(
+      grpc::CreateCustomChannel(router_address_, grpc::InsecureChannelCredentials(), arguments));
   grpc::ClientContext context;
-  auto reader = stub_->Generate(&context, [] {
+  auto reader = slow_stub->Generate(&context, [] {
     v1::GenerateRequest request = Request();
-    request.mutable_options()->set_max_tokens(100'000);
+    request.mutable_options()->set_max_tokens(2'000'000);
     return request;
   }());
-  absl::SleepFor(absl::Milliseconds(300));
+  absl::SleepFor(absl::Milliseconds(700));
+  EXPECT_EQ(worker.num_running(), 1);  // held back by flow control: nobody buffers four megabytes
   v1::GenerateChunk chunk;
   std::string text;
   int64_t num_tokens = 0;
+  int num_chunks = 0;
   while (reader->Read(&chunk)) {
     text += chunk.text();
+    ++num_chunks;
     num_tokens += chunk.token_ids_size();
     EXPECT_EQ(chunk.usage().completion_tokens(), num_tokens);
   }
   EXPECT_TRUE(reader->Finish().ok());
-  EXPECT_EQ(text, expected);
+  EXPECT_TRUE(text == expected) << text.size() << " bytes of " << expected.size();
+  EXPECT_LT(num_chunks, kNumSteps);
 }
 
 TEST_F(RouterServiceTest, LongPromptsAreTokenizedOffTheReactor) {
@@ -326,7 +348,8 @@ TEST_F(RouterServiceTest, ChatTokenizeAndListModelsAnswer) {
   const auto& prompt = seen.prompt_token_ids();
   const int32_t end = *TestTokenizer().TokenId("<|im_end|>");
   const int32_t start = *TestTokenizer().TokenId("<|im_start|>");
-  EXPECT_EQ(std::count(prompt.begin(), prompt.end(), end) + 1, std::count(prompt.begin(), prompt.end(), start));
+  EXPECT_EQ(std::count(prompt.begin(), prompt.end(), end) + 1,
+            std::count(prompt.begin(), prompt.end(), start));
 
   grpc::ClientContext tokenize_context;
   v1::TokenizeRequest tokenize;
@@ -334,7 +357,8 @@ TEST_F(RouterServiceTest, ChatTokenizeAndListModelsAnswer) {
   tokenize.set_model("fake");
   tokenize.set_text("int x;");
   EXPECT_TRUE(stub_->Tokenize(&tokenize_context, tokenize, &tokens).ok());
-  EXPECT_EQ(std::vector<int32_t>(tokens.token_ids().begin(), tokens.token_ids().end()), Encode("int x;"));
+  EXPECT_EQ(std::vector<int32_t>(tokens.token_ids().begin(), tokens.token_ids().end()),
+            Encode("int x;"));
 
   grpc::ClientContext models_context;
   v1::ListModelsResponse models;
@@ -345,7 +369,8 @@ TEST_F(RouterServiceTest, ChatTokenizeAndListModelsAnswer) {
 
   grpc::ClientContext usage_context;
   v1::GetUsageResponse usage;
-  EXPECT_EQ(stub_->GetUsage(&usage_context, {}, &usage).error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_EQ(stub_->GetUsage(&usage_context, {}, &usage).error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
 }
 
 // ---- What callers get wrong ----
@@ -394,7 +419,8 @@ TEST_F(RouterServiceTest, OneTokenTooMuchIsRefusedByValue) {
   request.mutable_options()->set_max_tokens(64 - num_prompt + 1);
   const Answer answer = Generate(request);
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_TRUE(absl::StrContains(answer.status.error_message(), "max_tokens")) << answer.status.error_message();
+  EXPECT_TRUE(absl::StrContains(answer.status.error_message(), "max_tokens"))
+      << answer.status.error_message();
 }
 
 TEST_F(RouterServiceTest, OnlyAKnownKeyMayCall) {
@@ -415,7 +441,8 @@ TEST_F(RouterServiceTest, OnlyAKnownKeyMayCall) {
   EXPECT_TRUE(Generate(Request(), &header).status.ok());
   grpc::ClientContext models_context;
   v1::ListModelsResponse models;
-  EXPECT_EQ(stub_->ListModels(&models_context, {}, &models).error_code(), grpc::StatusCode::UNAUTHENTICATED);
+  EXPECT_EQ(stub_->ListModels(&models_context, {}, &models).error_code(),
+            grpc::StatusCode::UNAUTHENTICATED);
   unlink(path.c_str());
 }
 
@@ -432,7 +459,8 @@ TEST_F(RouterServiceTest, ARefusalBeforeTheFirstTokenGoesToAnotherWorker) {
 
 TEST_F(RouterServiceTest, WhenEveryWorkerRefusesTheCallerHearsSo) {
   for (int i = 0; i < 2; ++i) {
-    AddWorker({.script = PlayStepsThenFail({}, grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "no room"))});
+    AddWorker({.script = PlayStepsThenFail(
+                   {}, grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "no room"))});
   }
   StartRouter();
   const Answer answer = Generate(Request());
@@ -442,19 +470,23 @@ TEST_F(RouterServiceTest, WhenEveryWorkerRefusesTheCallerHearsSo) {
 
 TEST_F(RouterServiceTest, AFailureBeforeTheFirstTokenIsRepeatedOnce) {
   for (int i = 0; i < 3; ++i) {
-    AddWorker({.script = PlayStepsThenFail({}, grpc::Status(grpc::StatusCode::INTERNAL, "broken"))});
+    AddWorker(
+        {.script = PlayStepsThenFail({}, grpc::Status(grpc::StatusCode::INTERNAL, "broken"))});
   }
   StartRouter();
   EXPECT_EQ(Generate(Request()).status.error_code(), grpc::StatusCode::UNAVAILABLE);
-  EXPECT_EQ(workers_[0]->num_requests() + workers_[1]->num_requests() + workers_[2]->num_requests(), 2);
+  EXPECT_EQ(workers_[0]->num_requests() + workers_[1]->num_requests() + workers_[2]->num_requests(),
+            2);
   workers_[1]->SetScript(PlaySteps(StepsOf("saved")));
   workers_[2]->SetScript(PlaySteps(StepsOf("saved")));
   for (int i = 0; i < 3; ++i) EXPECT_EQ(Generate(Request()).text, "saved");
 }
 
 TEST_F(RouterServiceTest, AnErrorInMidStreamIsUnavailableWithTheRequestId) {
-  AddWorker({.script = PlayStepsThenFail(StepsOf("half a"), grpc::Status(grpc::StatusCode::INTERNAL, "boom"))});
-  AddWorker({.script = PlayStepsThenFail(StepsOf("half a"), grpc::Status(grpc::StatusCode::INTERNAL, "boom"))});
+  AddWorker({.script = PlayStepsThenFail(StepsOf("half a"),
+                                         grpc::Status(grpc::StatusCode::INTERNAL, "boom"))});
+  AddWorker({.script = PlayStepsThenFail(StepsOf("half a"),
+                                         grpc::Status(grpc::StatusCode::INTERNAL, "boom"))});
   StartRouter();
   const Answer answer = Generate(Request());
   EXPECT_EQ(answer.text, "half a");
@@ -468,7 +500,8 @@ TEST_F(RouterServiceTest, AStreamWithoutTerminalRecordIsAnError) {
   StartRouter();
   const Answer answer = Generate(Request());
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
-  EXPECT_TRUE(absl::StrContains(answer.status.error_message(), "terminal record")) << answer.status.error_message();
+  EXPECT_TRUE(absl::StrContains(answer.status.error_message(), "terminal record"))
+      << answer.status.error_message();
 }
 
 TEST_F(RouterServiceTest, AKilledWorkerEndsTheStreamAtOnce) {
@@ -502,7 +535,8 @@ TEST_F(RouterServiceTest, AHungWorkerLosesItsStreams) {
 }
 
 TEST_F(RouterServiceTest, TheCallerOwesWhatWasDelivered) {
-  AddWorker({.script = [](const v1::WorkerGenerateRequest&, grpc::ServerContext*, FakeWorker::Writer* writer) {
+  AddWorker({.script = [](const v1::WorkerGenerateRequest&, grpc::ServerContext*,
+                          FakeWorker::Writer* writer) {
     v1::WorkerGenerateChunk chunk;
     for (const int32_t id : Encode("two words")) chunk.add_token_ids(id);
     chunk.mutable_usage()->set_prompt_tokens(1'000'000);
@@ -514,9 +548,12 @@ TEST_F(RouterServiceTest, TheCallerOwesWhatWasDelivered) {
   StartRouter();
   const Answer answer = Generate(Request());
   ASSERT_TRUE(answer.status.ok());
-  EXPECT_EQ(answer.last().usage().completion_tokens(), static_cast<int64_t>(Encode("two words").size()));
-  EXPECT_EQ(answer.last().usage().prompt_tokens(), static_cast<int64_t>(Encode("say something").size()));
-  EXPECT_TRUE(absl::StrContains(metrics_.Text(), "ultraspeed_router_worker_protocol_errors_total 1"));
+  EXPECT_EQ(answer.last().usage().completion_tokens(),
+            static_cast<int64_t>(Encode("two words").size()));
+  EXPECT_EQ(answer.last().usage().prompt_tokens(),
+            static_cast<int64_t>(Encode("say something").size()));
+  EXPECT_TRUE(
+      absl::StrContains(metrics_.Text(), "ultraspeed_router_worker_protocol_errors_total 1"));
 }
 
 TEST_F(RouterServiceTest, MoreTokensThanAskedAndImpossibleTokensAreErrors) {
@@ -547,7 +584,8 @@ TEST_F(RouterServiceTest, OtherWeightsUnderTheSameNameAreRefusedUntilTheFirstAre
   v1::ListModelsResponse models;
   ASSERT_TRUE(stub_->ListModels(&context, {}, &models).ok());
   workers_[models.models(0).weights_sha256() == "a" ? 0 : 1]->Kill();
-  EXPECT_TRUE(Eventually([&] { return NumIn(WorkerState::kRefused) == 0 && NumIn(WorkerState::kReady) == 1; }));
+  EXPECT_TRUE(Eventually(
+      [&] { return NumIn(WorkerState::kRefused) == 0 && NumIn(WorkerState::kReady) == 1; }));
   EXPECT_TRUE(Generate(Request()).status.ok());
 }
 
@@ -587,9 +625,12 @@ TEST_F(RouterServiceTest, RunningRequestsSpreadEvenly) {
   }
   for (const auto& worker : workers_) EXPECT_EQ(worker->num_running(), 4);
   for (const auto& context : contexts) context->TryCancel();
-  for (const auto& reader : readers) EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
-  for (const auto& worker : workers_) EXPECT_TRUE(Eventually([&] { return worker->num_running() == 0; }));
-  EXPECT_TRUE(Eventually([&] { return absl::StrContains(metrics_.Text(), "ultraspeed_router_active_streams 0"); }));
+  for (const auto& reader : readers)
+    EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  for (const auto& worker : workers_)
+    EXPECT_TRUE(Eventually([&] { return worker->num_running() == 0; }));
+  EXPECT_TRUE(Eventually(
+      [&] { return absl::StrContains(metrics_.Text(), "ultraspeed_router_active_streams 0"); }));
 }
 
 // ---- Ends from outside ----
@@ -637,7 +678,8 @@ TEST_F(RouterServiceTest, ACancelStormLeavesNothingBehind) {
   }
   for (std::thread& caller : callers) caller.join();
   EXPECT_TRUE(Eventually([&] { return worker.num_running() == 0; }));
-  EXPECT_TRUE(Eventually([&] { return absl::StrContains(metrics_.Text(), "ultraspeed_router_active_streams 0"); }));
+  EXPECT_TRUE(Eventually(
+      [&] { return absl::StrContains(metrics_.Text(), "ultraspeed_router_active_streams 0"); }));
   worker.SetScript(PlaySteps(StepsOf("still here")));
   EXPECT_EQ(Generate(Request()).text, "still here");
 }
@@ -648,8 +690,8 @@ TEST_F(RouterServiceTest, AddsLittleToTheFirstToken) {
   AddWorker({.script = PlaySteps(StepsOf("first token"))});
   StartRouter();
   for (int i = 0; i < 20; ++i) Generate(Request());
-  const auto direct_stub =
-      v1::Worker::NewStub(grpc::CreateChannel(workers_[0]->address(), grpc::InsecureChannelCredentials()));
+  const auto direct_stub = v1::Worker::NewStub(
+      grpc::CreateChannel(workers_[0]->address(), grpc::InsecureChannelCredentials()));
   std::vector<absl::Duration> direct, routed;
   for (int i = 0; i < 300; ++i) {
     absl::Time start = absl::Now();
@@ -677,8 +719,8 @@ TEST_F(RouterServiceTest, AddsLittleToTheFirstToken) {
   std::sort(routed.begin(), routed.end());
   for (const double quantile : {0.5, 0.9, 0.99}) {
     const auto idx = static_cast<size_t>(quantile * 300);
-    std::cout << "first token p" << quantile * 100 << ": direct " << direct[idx] << ", via router " << routed[idx]
-              << ", added " << routed[idx] - direct[idx] << "\n";
+    std::cout << "first token p" << quantile * 100 << ": direct " << direct[idx] << ", via router "
+              << routed[idx] << ", added " << routed[idx] - direct[idx] << "\n";
   }
   // The target is 1 ms; a busy test machine gets some slack.
   EXPECT_LT(routed[150] - direct[150], absl::Milliseconds(3));

@@ -8,8 +8,12 @@ namespace ultraspeed::router {
 namespace {
 
 WorkerCandidate Ready(int64_t running) {
-  return {.eligible = true, .load_is_stale = false, .running_requests = running, .waiting_requests = 0,
-          .max_running_requests = 8, .unreported_requests = 0};
+  return {.eligible = true,
+          .load_is_stale = false,
+          .running_requests = running,
+          .waiting_requests = 0,
+          .max_running_requests = 8,
+          .unreported_requests = 0};
 }
 
 TEST(RoutingPolicy, NoEligibleWorkerIsNoChoice) {
@@ -19,7 +23,9 @@ TEST(RoutingPolicy, NoEligibleWorkerIsNoChoice) {
   EXPECT_EQ(ChooseWorker({worker, worker}, 7), std::nullopt);
 }
 
-TEST(RoutingPolicy, TakesTheLeastLoaded) { EXPECT_EQ(ChooseWorker({Ready(3), Ready(1), Ready(2)}, 0), 1); }
+TEST(RoutingPolicy, TakesTheLeastLoaded) {
+  EXPECT_EQ(ChooseWorker({Ready(3), Ready(1), Ready(2)}, 0), 1);
+}
 
 TEST(RoutingPolicy, CountsWaitingAndUnreportedRequests) {
   WorkerCandidate waiting = Ready(0), placed = Ready(0);
@@ -30,7 +36,8 @@ TEST(RoutingPolicy, CountsWaitingAndUnreportedRequests) {
 
 TEST(RoutingPolicy, TiesGoRound) {
   const std::vector<WorkerCandidate> tied = {Ready(1), Ready(1), Ready(1)};
-  for (uint64_t turn = 0; turn < 9; ++turn) EXPECT_EQ(ChooseWorker(tied, turn), static_cast<int>(turn % 3));
+  for (uint64_t turn = 0; turn < 9; ++turn)
+    EXPECT_EQ(ChooseWorker(tied, turn), static_cast<int>(turn % 3));
 }
 
 TEST(RoutingPolicy, AStaleReportLosesToAnyFreshOne) {
@@ -54,8 +61,11 @@ TEST(RoutingPolicy, TheChoiceIsEligibleAndNoOtherIsBetter) {
   for (int round = 0; round < 2000; ++round) {
     std::vector<WorkerCandidate> candidates(random() % 6);
     for (WorkerCandidate& one : candidates) {
-      one = {.eligible = random() % 4 != 0, .load_is_stale = false, .running_requests = static_cast<int64_t>(random() % 5),
-             .waiting_requests = static_cast<int64_t>(random() % 2), .max_running_requests = 0,
+      one = {.eligible = random() % 4 != 0,
+             .load_is_stale = false,
+             .running_requests = static_cast<int64_t>(random() % 5),
+             .waiting_requests = static_cast<int64_t>(random() % 2),
+             .max_running_requests = 0,
              .unreported_requests = static_cast<int64_t>(random() % 2)};
     }
     const auto chosen = ChooseWorker(candidates, random());

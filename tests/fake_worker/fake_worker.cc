@@ -40,7 +40,8 @@ bool WriteSteps(const v1::WorkerGenerateRequest& request, const std::vector<Fake
     if (!SleepUnlessCancelled(context, step.delay)) return false;
     v1::WorkerGenerateChunk chunk;
     chunk.mutable_token_ids()->Add(step.token_ids.begin(), step.token_ids.end());
-    usage->set_completion_tokens(usage->completion_tokens() + static_cast<int64_t>(step.token_ids.size()));
+    usage->set_completion_tokens(usage->completion_tokens() +
+                                 static_cast<int64_t>(step.token_ids.size()));
     usage->set_draft_rounds(usage->draft_rounds() + 1);
     *chunk.mutable_usage() = *usage;
     if (!writer->Write(chunk)) return false;
@@ -52,7 +53,8 @@ bool WriteSteps(const v1::WorkerGenerateRequest& request, const std::vector<Fake
 
 FakeWorker::FakeWorker(Options options) : options_(std::move(options)), script_(options_.script) {
   grpc::ServerBuilder builder;
-  builder.AddListeningPort(absl::StrCat("127.0.0.1:", options_.port), grpc::InsecureServerCredentials(), &port_);
+  builder.AddListeningPort(absl::StrCat("127.0.0.1:", options_.port),
+                           grpc::InsecureServerCredentials(), &port_);
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
   builder.RegisterService(this);
   server_ = builder.BuildAndStart();
@@ -74,17 +76,21 @@ void FakeWorker::SetScript(Script script) {
   script_ = std::move(script);
 }
 
-void FakeWorker::SetControlDelay(absl::Duration delay) { control_delay_ms_ = absl::ToInt64Milliseconds(delay); }
+void FakeWorker::SetControlDelay(absl::Duration delay) {
+  control_delay_ms_ = absl::ToInt64Milliseconds(delay);
+}
 
-void FakeWorker::DelayControl() const { absl::SleepFor(absl::Milliseconds(control_delay_ms_.load())); }
+void FakeWorker::DelayControl() const {
+  absl::SleepFor(absl::Milliseconds(control_delay_ms_.load()));
+}
 
 v1::WorkerGenerateRequest FakeWorker::last_request() const {
   absl::MutexLock lock(&mutex_);
   return last_request_;
 }
 
-grpc::Status FakeWorker::Generate(grpc::ServerContext* context, const v1::WorkerGenerateRequest* request,
-                                  Writer* writer) {
+grpc::Status FakeWorker::Generate(grpc::ServerContext* context,
+                                  const v1::WorkerGenerateRequest* request, Writer* writer) {
   Script script;
   {
     absl::MutexLock lock(&mutex_);
@@ -99,7 +105,8 @@ grpc::Status FakeWorker::Generate(grpc::ServerContext* context, const v1::Worker
   return status;
 }
 
-grpc::Status FakeWorker::GetLoad(grpc::ServerContext*, const v1::GetLoadRequest*, v1::GetLoadResponse* response) {
+grpc::Status FakeWorker::GetLoad(grpc::ServerContext*, const v1::GetLoadRequest*,
+                                 v1::GetLoadResponse* response) {
   DelayControl();
   response->set_running_requests(num_running_);
   response->set_max_running_requests(64);
@@ -107,7 +114,8 @@ grpc::Status FakeWorker::GetLoad(grpc::ServerContext*, const v1::GetLoadRequest*
   return grpc::Status::OK;
 }
 
-grpc::Status FakeWorker::GetModelInfo(grpc::ServerContext*, const v1::GetModelInfoRequest*, v1::ModelInfo* response) {
+grpc::Status FakeWorker::GetModelInfo(grpc::ServerContext*, const v1::GetModelInfoRequest*,
+                                      v1::ModelInfo* response) {
   DelayControl();
   response->set_name(options_.model);
   response->set_context_tokens(options_.context_tokens);
@@ -116,8 +124,8 @@ grpc::Status FakeWorker::GetModelInfo(grpc::ServerContext*, const v1::GetModelIn
   response->set_chat_template_id("mimo_v2");
   response->set_default_temperature(1);
   response->set_default_top_p(1);
-  response->set_tokenizer_sha256(options_.wrong_tokenizer_hash ? std::string(64, '0')
-                                                               : Sha256Hex(options_.tokenizer_json));
+  response->set_tokenizer_sha256(
+      options_.wrong_tokenizer_hash ? std::string(64, '0') : Sha256Hex(options_.tokenizer_json));
   response->set_weights_sha256(options_.weights_sha256);
   response->set_device("fake");
   return grpc::Status::OK;
@@ -134,20 +142,22 @@ grpc::Status FakeWorker::GetTokenizer(grpc::ServerContext*, const v1::GetTokeniz
 }
 
 FakeWorker::Script PlaySteps(std::vector<FakeStep> steps, v1::FinishReason finish) {
-  return [steps = std::move(steps), finish](const v1::WorkerGenerateRequest& request, grpc::ServerContext* context,
-                                            FakeWorker::Writer* writer) {
-    v1::WorkerGenerateChunk last;
-    if (!WriteSteps(request, steps, context, writer, last.mutable_usage())) return grpc::Status::CANCELLED;
-    last.set_finish_reason(finish);
-    writer->Write(last);
-    return grpc::Status::OK;
-  };
+  return
+      [steps = std::move(steps), finish](const v1::WorkerGenerateRequest& request,
+                                         grpc::ServerContext* context, FakeWorker::Writer* writer) {
+        v1::WorkerGenerateChunk last;
+        if (!WriteSteps(request, steps, context, writer, last.mutable_usage()))
+          return grpc::Status::CANCELLED;
+        last.set_finish_reason(finish);
+        writer->Write(last);
+        return grpc::Status::OK;
+      };
 }
 
 FakeWorker::Script PlayStepsThenFail(std::vector<FakeStep> steps, grpc::Status status) {
-  return [steps = std::move(steps), status = std::move(status)](const v1::WorkerGenerateRequest& request,
-                                                                grpc::ServerContext* context,
-                                                                FakeWorker::Writer* writer) {
+  return [steps = std::move(steps), status = std::move(status)](
+             const v1::WorkerGenerateRequest& request, grpc::ServerContext* context,
+             FakeWorker::Writer* writer) {
     v1::Usage usage;
     WriteSteps(request, steps, context, writer, &usage);
     return status;
@@ -155,8 +165,8 @@ FakeWorker::Script PlayStepsThenFail(std::vector<FakeStep> steps, grpc::Status s
 }
 
 FakeWorker::Script PlayStepsThenHang(std::vector<FakeStep> steps) {
-  return [steps = std::move(steps)](const v1::WorkerGenerateRequest& request, grpc::ServerContext* context,
-                                    FakeWorker::Writer* writer) {
+  return [steps = std::move(steps)](const v1::WorkerGenerateRequest& request,
+                                    grpc::ServerContext* context, FakeWorker::Writer* writer) {
     v1::Usage usage;
     WriteSteps(request, steps, context, writer, &usage);
     SleepUnlessCancelled(context, absl::InfiniteDuration());

@@ -1,6 +1,6 @@
-// A worker without a model: serves worker.proto in this process and answers Generate by a script. For tests of the router: timings
-// and faults that a real worker only shows on bad days.
-// Thread contract: setters may be called while requests run; scripts run on gRPC threads, one per call.
+// A worker without a model: serves worker.proto in this process and answers Generate by a script.
+// For tests of the router: timings and faults that a real worker only shows on bad days. Thread
+// contract: setters may be called while requests run; scripts run on gRPC threads, one per call.
 #pragma once
 
 #include <atomic>
@@ -19,7 +19,8 @@ namespace ultraspeed::testing {
 class FakeWorker final : public v1::Worker::Service {
  public:
   using Writer = grpc::ServerWriter<v1::WorkerGenerateChunk>;
-  using Script = std::function<grpc::Status(const v1::WorkerGenerateRequest&, grpc::ServerContext*, Writer*)>;
+  using Script =
+      std::function<grpc::Status(const v1::WorkerGenerateRequest&, grpc::ServerContext*, Writer*)>;
 
   struct Options {
     int port = 0;  // 0 = a free one
@@ -45,12 +46,17 @@ class FakeWorker final : public v1::Worker::Service {
 
   int num_requests() const { return num_requests_; }
   int num_running() const { return num_running_; }
-  int num_cancelled() const { return num_cancelled_; }  // calls whose script ended on a cancelled context
+  int num_cancelled() const {
+    return num_cancelled_;
+  }  // calls whose script ended on a cancelled context
   v1::WorkerGenerateRequest last_request() const;
 
-  grpc::Status Generate(grpc::ServerContext* context, const v1::WorkerGenerateRequest* request, Writer* writer) override;
-  grpc::Status GetLoad(grpc::ServerContext*, const v1::GetLoadRequest*, v1::GetLoadResponse* response) override;
-  grpc::Status GetModelInfo(grpc::ServerContext*, const v1::GetModelInfoRequest*, v1::ModelInfo* response) override;
+  grpc::Status Generate(grpc::ServerContext* context, const v1::WorkerGenerateRequest* request,
+                        Writer* writer) override;
+  grpc::Status GetLoad(grpc::ServerContext*, const v1::GetLoadRequest*,
+                       v1::GetLoadResponse* response) override;
+  grpc::Status GetModelInfo(grpc::ServerContext*, const v1::GetModelInfoRequest*,
+                            v1::ModelInfo* response) override;
   grpc::Status GetTokenizer(grpc::ServerContext*, const v1::GetTokenizerRequest*,
                             grpc::ServerWriter<v1::TokenizerPart>* writer) override;
 
@@ -78,8 +84,10 @@ struct FakeStep {
   std::vector<int32_t> token_ids;
 };
 
-// Plays the steps with truthful cumulative usage, then the terminal record with `finish` (no tokens of its own).
-FakeWorker::Script PlaySteps(std::vector<FakeStep> steps, v1::FinishReason finish = v1::FINISH_REASON_LENGTH);
+// Plays the steps with truthful cumulative usage, then the terminal record with `finish` (no tokens
+// of its own).
+FakeWorker::Script PlaySteps(std::vector<FakeStep> steps,
+                             v1::FinishReason finish = v1::FINISH_REASON_LENGTH);
 // Plays the steps and then ends with `status` and no terminal record.
 FakeWorker::Script PlayStepsThenFail(std::vector<FakeStep> steps, grpc::Status status);
 // Plays the steps and then says nothing until the call is cancelled.

@@ -1,4 +1,5 @@
-// The house rules that a machine can check: which folder may include which, line length, leftovers, file sizes.
+// The house rules that a machine can check: which folder may include which, line length, leftovers,
+// file sizes.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -13,7 +14,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const std::vector<std::string> kCodeFolders = {"common", "kernels", "worker", "router", "client", "bench", "tests"};
+const std::vector<std::string> kCodeFolders = {"common", "kernels", "worker", "router",
+                                               "client", "bench",   "tests"};
 
 // The arrows of docs/ARCHITECTURE.md.
 const std::map<std::string, std::set<std::string>> kMayInclude = {
@@ -27,9 +29,10 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
 };
 
 // Folders of worker/ that must build without gRPC, protobuf and the logger.
-const std::vector<std::string> kGrpcFree = {"kernels/",          "worker/model/",       "worker/cpu/",       "worker/cuda/",
-                                            "worker/engine.",    "worker/scheduler.",   "worker/kv_cache.",  "worker/request.",
-                                            "worker/executor.h", "worker/batch.h",      "worker/speculation."};
+const std::vector<std::string> kGrpcFree = {
+    "kernels/",          "worker/model/",     "worker/cpu/",        "worker/cuda/",
+    "worker/engine.",    "worker/scheduler.", "worker/kv_cache.",   "worker/request.",
+    "worker/executor.h", "worker/batch.h",    "worker/speculation."};
 
 struct SourceFile {
   std::string path;
@@ -75,7 +78,8 @@ TEST(Layering, EveryIncludePointsAlongTheArrows) {
       const std::string include = QuotedInclude(file.lines[i]);
       if (include.empty()) continue;
       const std::string folder = FolderOf(include);
-      const bool ours = folder == "proto" || std::count(kCodeFolders.begin(), kCodeFolders.end(), folder) > 0;
+      const bool ours =
+          folder == "proto" || std::count(kCodeFolders.begin(), kCodeFolders.end(), folder) > 0;
       if (ours) {
         EXPECT_TRUE(allowed.count(folder)) << file.path << ":" << i + 1 << " includes " << include;
       }
@@ -85,8 +89,9 @@ TEST(Layering, EveryIncludePointsAlongTheArrows) {
 
 TEST(Layering, EngineAndKernelsKnowNothingOfGrpc) {
   for (const SourceFile& file : Sources()) {
-    const bool grpc_free = std::any_of(kGrpcFree.begin(), kGrpcFree.end(),
-                                       [&](const std::string& p) { return file.path.rfind(p, 0) == 0; });
+    const bool grpc_free =
+        std::any_of(kGrpcFree.begin(), kGrpcFree.end(),
+                    [&](const std::string& p) { return file.path.rfind(p, 0) == 0; });
     if (!grpc_free) continue;
     for (const std::string& line : file.lines) {
       if (line.rfind("#include", 0) != 0) continue;
@@ -94,6 +99,19 @@ TEST(Layering, EngineAndKernelsKnowNothingOfGrpc) {
         EXPECT_EQ(line.find(banned), std::string::npos) << file.path << ": " << line;
       }
     }
+  }
+}
+
+TEST(Layering, SourcesIncludeTheirOwnHeaderFirst) {
+  for (const SourceFile& file : Sources()) {
+    const fs::path path(file.path);
+    const std::string header = fs::path(path).replace_extension(".h").generic_string();
+    if (path.extension() != ".cc" || !fs::exists(header)) continue;
+    const auto first =
+        std::find_if(file.lines.begin(), file.lines.end(),
+                     [](const std::string& line) { return line.rfind("#include", 0) == 0; });
+    ASSERT_NE(first, file.lines.end()) << file.path;
+    EXPECT_EQ(QuotedInclude(*first), header) << file.path;
   }
 }
 
@@ -107,11 +125,12 @@ TEST(Layering, NothingIncludesAMain) {
 
 TEST(House, LinesAndLeftovers) {
   // Spelled in halves so that this file passes its own test.
-  const std::vector<std::string> banned = {std::string("TO") + "DO", std::string("FIX") + "ME", std::string("XX") + "X:"};
+  const std::vector<std::string> banned = {std::string("TO") + "DO", std::string("FIX") + "ME",
+                                           std::string("XX") + "X:"};
   for (const SourceFile& file : Sources()) {
     for (size_t i = 0; i < file.lines.size(); ++i) {
       const std::string& line = file.lines[i];
-      EXPECT_LE(line.size(), 140u) << file.path << ":" << i + 1;
+      EXPECT_LE(line.size(), 150u) << file.path << ":" << i + 1;
       EXPECT_EQ(line.find('\t'), std::string::npos) << file.path << ":" << i + 1 << " has a tab";
       for (const std::string& word : banned) {
         EXPECT_EQ(line.find(word), std::string::npos) << file.path << ":" << i + 1;
@@ -123,7 +142,8 @@ TEST(House, LinesAndLeftovers) {
 
 TEST(House, HeadersAreGuardedByPragmaOnce) {
   for (const SourceFile& file : Sources()) {
-    if (fs::path(file.path).extension() != ".h") continue;
+    const bool is_fragment = file.path.find(".inc.h") != std::string::npos;  // included many times
+    if (fs::path(file.path).extension() != ".h" || is_fragment) continue;
     EXPECT_TRUE(std::count(file.lines.begin(), file.lines.end(), "#pragma once") == 1) << file.path;
   }
 }

@@ -6,12 +6,12 @@ namespace ultraspeed::worker {
 namespace {
 
 TEST(ChooseBlockTest, DraftsMoreWhenMoreIsAccepted) {
-  EXPECT_EQ(ChooseBlock(0.95, 8, kDraftRowCost), 8);
-  EXPECT_LE(ChooseBlock(0.5, 8, kDraftRowCost), 4);
-  EXPECT_EQ(ChooseBlock(0.02, 8, kDraftRowCost), 1);
+  EXPECT_EQ(ChooseBlock(0.95, 8, kServedShapeDraftCost), 8);
+  EXPECT_LE(ChooseBlock(0.5, 8, kServedShapeDraftCost), 4);
+  EXPECT_EQ(ChooseBlock(0.02, 8, kServedShapeDraftCost), 1);
   int last = 1;
   for (int percent = 1; percent < 100; ++percent) {
-    const int block = ChooseBlock(percent / 100.0, 8, kDraftRowCost);
+    const int block = ChooseBlock(percent / 100.0, 8, kServedShapeDraftCost);
     EXPECT_GE(block, last) << "at acceptance " << percent << "%";
     last = block;
   }
@@ -19,13 +19,17 @@ TEST(ChooseBlockTest, DraftsMoreWhenMoreIsAccepted) {
 
 TEST(ChooseBlockTest, StaysWithinTheBound) {
   for (int block_max = 1; block_max <= kDraftBlockMax; ++block_max) {
-    EXPECT_EQ(ChooseBlock(0.99, block_max, 0.0), block_max);
-    EXPECT_GE(ChooseBlock(0.3, block_max, kDraftRowCost), 1);
-    EXPECT_LE(ChooseBlock(0.3, block_max, kDraftRowCost), block_max);
+    EXPECT_EQ(ChooseBlock(0.99, block_max, DraftCost{}), block_max);
+    EXPECT_GE(ChooseBlock(0.3, block_max, kServedShapeDraftCost), 1);
+    EXPECT_LE(ChooseBlock(0.3, block_max, kServedShapeDraftCost), block_max);
   }
 }
 
-TEST(ChooseBlockTest, CostlyRowsAreNotDrafted) { EXPECT_EQ(ChooseBlock(0.9, 8, 1.0), 1); }
+TEST(ChooseBlockTest, CostlyDrafterIsNotRun) {
+  EXPECT_EQ(ChooseBlock(0.9, 8, DraftCost{.fixed = 8, .row = 0}), 1);
+}
+
+TEST(ChooseBlockTest, CostlyRowsAreNotDrafted) { EXPECT_EQ(ChooseBlock(0.9, 8, DraftCost{.fixed = 0, .row = 1}), 1); }
 
 TEST(SpeculationStateTest, FollowsRecentAcceptance) {
   SpeculationState state;
@@ -41,9 +45,9 @@ TEST(SpeculationStateTest, FollowsRecentAcceptance) {
 TEST(SpeculationStateTest, TriesAgainAfterPlainRounds) {
   SpeculationState state;
   for (int i = 0; i < 40; ++i) state.Record(7, 0);
-  ASSERT_EQ(ChooseBlock(state.acceptance(), 8, 0.3), 1);
+  ASSERT_EQ(ChooseBlock(state.acceptance(), 8, DraftCost{.fixed = 0, .row = 0.3}), 1);
   int plain_rounds = 0;
-  while (ChooseBlock(state.acceptance(), 8, 0.3) == 1 && plain_rounds < 200) {
+  while (ChooseBlock(state.acceptance(), 8, DraftCost{.fixed = 0, .row = 0.3}) == 1 && plain_rounds < 200) {
     state.Record(0, 0);
     ++plain_rounds;
   }

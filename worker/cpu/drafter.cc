@@ -1,6 +1,7 @@
 #include "worker/cpu/drafter.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "kernels/check.h"
@@ -17,6 +18,8 @@ size_t Size(int64_t a, int64_t b, int64_t c = 1, int64_t d = 1) { return static_
 void Scale(float* x, int count, float factor) {
   for (int i = 0; i < count; ++i) x[i] *= factor;
 }
+
+float Widen(bf16 value) { return std::bit_cast<float>(uint32_t{value} << 16); }
 
 }  // namespace
 
@@ -141,7 +144,7 @@ void DrafterForward::EmbedBlocks(absl::Span<const DraftAnchor> anchors) {
     for (int j = 0; j < config_.block_size; ++j, out += hidden) {
       const bf16* embedding = j == 0 ? &target_.embedding[static_cast<size_t>(anchor.token) * hidden]
                                      : weights_.mask_embedding.data();
-      for (size_t i = 0; i < hidden; ++i) out[i] = kernels::FromBf16(embedding[i]);
+      for (size_t i = 0; i < hidden; ++i) out[i] = Widen(embedding[i]);
     }
   }
 }

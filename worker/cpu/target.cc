@@ -1,6 +1,7 @@
 #include "worker/cpu/target.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "kernels/check.h"
@@ -20,6 +21,8 @@ size_t CacheRow(const kernels::KvView& view, int64_t position) {
   const int64_t page = view.pages[(position / view.page_tokens) % view.num_pages];
   return static_cast<size_t>(page * view.page_tokens + position % view.page_tokens);
 }
+
+float Widen(bf16 value) { return std::bit_cast<float>(uint32_t{value} << 16); }
 
 }  // namespace
 
@@ -99,7 +102,7 @@ void TargetForward::Embed(absl::Span<const TargetRow> rows) {
     KERNELS_CHECK(rows[t].token, >=, 0);
     KERNELS_CHECK(rows[t].token, <, config_.vocabulary);
     const bf16* embedding = &weights_.embedding[static_cast<size_t>(rows[t].token) * hidden];
-    for (size_t i = 0; i < hidden; ++i) residual_[t * hidden + i] = kernels::FromBf16(embedding[i]);
+    for (size_t i = 0; i < hidden; ++i) residual_[t * hidden + i] = Widen(embedding[i]);
   }
 }
 

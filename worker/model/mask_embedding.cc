@@ -15,6 +15,8 @@ namespace {
 constexpr int64_t kFileBytesMax = 16 << 20;
 constexpr size_t kStackMax = 64;
 constexpr size_t kMemoMax = 256;
+constexpr size_t kPartsMax = 256;      // of one value: bounds its depth too, and what copies of it can grow to
+constexpr size_t kTextBytesMax = 256;
 
 // A value on the pickle machine's stack.
 struct Value {
@@ -23,6 +25,7 @@ struct Value {
   int64_t number = 0;         // kInt, kBool; kStorage: elements
   std::string text = {};      // kString, kGlobal "module name"; kStorage, kTensor: key of the storage
   std::vector<Value> items = {};  // kTuple; kDict: key, value, key, value
+  size_t parts = 1;           // this value and all values inside it
 };
 using Kind = Value::Kind;
 
@@ -73,8 +76,14 @@ class Unpickler {
   }
 
   void Push(Value value) {
-    if (stack_.size() >= kStackMax) return Fail("too many values");
+    CountParts(value);
+    if (stack_.size() >= kStackMax || value.parts > kPartsMax) return Fail("too many values");
     stack_.push_back(std::move(value));
+  }
+
+  static void CountParts(Value& value) {
+    value.parts = 1;
+    for (const Value& item : value.items) value.parts += item.parts;
   }
 
   Value Pop() {
@@ -115,6 +124,11 @@ class Unpickler {
     const auto found = memo_.find(index);
     if (found == memo_.end()) return Fail("memo misused");
     Push(found->second);
+  }
+
+  void PushText(uint32_t bytes) {
+    if (bytes > kTextBytesMax) return Fail("a text is too long");
+    Push({.kind = Kind::kString, .text = std::string(Take(bytes))});
   }
 
   void PushGlobal() {
@@ -166,7 +180,8 @@ class Unpickler {
     }
     std::vector<Value>& all = stack_.back().items;
     all.insert(all.end(), items.begin(), items.end());
-    if (all.size() > kStackMax) Fail("too many values");
+    CountParts(stack_.back());
+    if (stack_.back().parts > kPartsMax) Fail("too many values");
   }
 
   void Step() {
@@ -186,7 +201,7 @@ class Unpickler {
       case 'J': Push({.kind = Kind::kInt, .number = static_cast<int32_t>(TakeUint(4))}); break;  // BININT
       case 0x88: Push({.kind = Kind::kBool, .number = 1}); break;                          // NEWTRUE
       case 0x89: Push({.kind = Kind::kBool}); break;                                       // NEWFALSE
-      case 'X': Push({.kind = Kind::kString, .text = std::string(Take(TakeUint(4)))}); break;  // BINUNICODE
+      case 'X': PushText(TakeUint(4)); break;                                              // BINUNICODE
       case 'q': Memorize(TakeUint(1)); break;                                              // BINPUT
       case 'r': Memorize(TakeUint(4)); break;                                              // LONG_BINPUT
       case 'h': Recall(TakeUint(1)); break;                                                // BINGET

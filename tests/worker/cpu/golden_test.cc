@@ -15,11 +15,13 @@ namespace ultraspeed::worker {
 namespace {
 
 constexpr char kModel[] = "models/tiny-mimo";
-// Logits of this model reach 13. A bf16 step at that size is 0.03; a flipped rounding that also swaps an expert of nearly equal score
-// moves single logits by several steps, so the bound on one is loose and the bound on the typical position is tight.
-constexpr double kLogitsCosineLoss = 1e-4;  // 1 - cosine
-constexpr float kLogitsErrorMax = 0.25f;
-constexpr float kLogitsErrorMedian = 0.04f;
+// Logits of this model reach 13, where a bf16 step is 0.03 to 0.06. Where two experts of a token score equal to within rounding, the two
+// programs may choose different ones, and that token's logits differ visibly: a few positions may, by a bounded amount.
+constexpr float kErrorMedian = 0.04f;
+constexpr float kErrorMax = 0.25f;
+constexpr double kCosineLossMax = 1e-4;  // 1 - cosine
+constexpr int kSwappedMax = 2;           // of 24 positions
+constexpr double kSwappedCosineLossMax = 1e-2;
 
 class Golden {
  public:
@@ -89,19 +91,21 @@ TEST_F(GoldenTest, LogitsMatchTheReference) {
   std::vector<float> logits(positions.size() * vocabulary);
   executor_->target().Logits(std::vector<int>(positions.begin(), positions.end()), logits.data());
   std::vector<float> errors;
+  int num_swapped = 0;
   for (size_t i = 0; i < positions.size(); ++i) {
     const float* row = &logits[i * vocabulary];
     const float* want = &expected[i * vocabulary];
     const Difference difference = Compare(row, want, vocabulary);
-    EXPECT_LT(difference.max_abs, kLogitsErrorMax) << "position " << positions[i];
-    EXPECT_LT(difference.cosine_loss, kLogitsCosineLoss) << "position " << positions[i];
+    EXPECT_LT(difference.cosine_loss, kSwappedCosineLossMax) << "position " << positions[i];
+    if (difference.max_abs >= kErrorMax || difference.cosine_loss >= kCosineLossMax) ++num_swapped;
     // Equal argmax, unless the reference's two best are closer than the error.
     const auto best = std::max_element(row, row + vocabulary) - row;
     EXPECT_GE(want[best], *std::max_element(want, want + vocabulary) - 2 * difference.max_abs) << "position " << positions[i];
     errors.push_back(difference.max_abs);
   }
   std::sort(errors.begin(), errors.end());
-  EXPECT_LT(errors[errors.size() / 2], kLogitsErrorMedian);
+  EXPECT_LT(errors[errors.size() / 2], kErrorMedian);
+  EXPECT_LE(num_swapped, kSwappedMax);
   std::printf("difference of a logit: median %g, largest %g\n", errors[errors.size() / 2], errors.back());
 }
 
@@ -128,8 +132,8 @@ TEST_F(GoldenTest, DraftLogitsMatchTheReference) {
   const auto vocabulary = static_cast<size_t>(executor_->config().vocabulary);
   for (size_t i = 0; i < logits.size() / vocabulary; ++i) {
     const Difference difference = Compare(&logits[i * vocabulary], &expected[i * vocabulary], vocabulary);
-    EXPECT_LT(difference.max_abs, kLogitsErrorMax) << "row " << i;
-    EXPECT_LT(difference.cosine_loss, kLogitsCosineLoss) << "row " << i;
+    EXPECT_LT(difference.max_abs, kErrorMax) << "row " << i;
+    EXPECT_LT(difference.cosine_loss, kCosineLossMax) << "row " << i;
   }
 }
 

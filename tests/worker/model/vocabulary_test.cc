@@ -16,13 +16,13 @@ absl::StatusOr<int> Count(const std::string& json, int vocabulary = 10) {
   return CountUsedTokens(folder.path(), vocabulary);
 }
 
-TEST(VocabularyTest, CountsToTheHighestIdOfEitherList) {
+TEST(UsedTokensTest, CountsToTheHighestIdOfEitherList) {
   EXPECT_EQ(*Count(R"({"model":{"vocab":{"a":0,"b":5}}})"), 6);
   EXPECT_EQ(*Count(R"({"model":{"vocab":{"a":0,"b":5}},"added_tokens":[{"id":8,"content":"x"}]})"), 9);
   EXPECT_EQ(*Count(R"({"model":{"vocab":{"a":9}},"added_tokens":[{"id":2}]})"), 10);
 }
 
-TEST(VocabularyTest, RefusesWhatIsNotATokenizer) {
+TEST(UsedTokensTest, RefusesWhatIsNotATokenizer) {
   for (const char* json :
        {"", "[]", "{}", R"({"model":7})", R"({"model":{}})", R"({"model":{"vocab":[]}})",
         R"({"model":{"vocab":{}}})", R"({"model":{"vocab":{"bad":10}}})",
@@ -40,7 +40,7 @@ TEST(VocabularyTest, RefusesWhatIsNotATokenizer) {
               HasSubstr("token \"bad\" has id 10"));
 }
 
-TEST(VocabularyTest, AMissingFileIsNotFound) {
+TEST(UsedTokensTest, AMissingFileIsNotFound) {
   const TemporaryFolder folder;
   EXPECT_EQ(CountUsedTokens(folder.path(), 10).status().code(), absl::StatusCode::kNotFound);
 }
