@@ -62,18 +62,18 @@ class StreamRelay::WorkerCall : public grpc::ClientReadReactor<v1::WorkerGenerat
 
   void Cancel() { context_->TryCancel(); }
   void ResumeReading() { StartRead(&chunk_); }
-  int worker_idx() const { return lease_.worker_idx(); }
-  const std::string& address() const { return lease_.address(); }
 
   void OnReadDone(bool ok) override {
     if (ok && relay_->OnWorkerChunk(this, chunk_)) StartRead(&chunk_);
   }
 
   void OnDone(const grpc::Status& status) override {
-    const std::shared_ptr<WorkerCall> self =
-        std::move(self_);  // this object ends with this function
-    relay_->OnWorkerDone(this, FromGrpcStatus(status));
-    lease_.Release();
+    // Locals end in reverse order: this object and its context, which holds the channel, then the
+    // lease. The pool waits for the lease, so the channel always ends on the pool's thread and
+    // never on one of gRPC's own, which would have to join itself.
+    const WorkerPool::Lease lease = std::move(lease_);
+    const std::shared_ptr<WorkerCall> self = std::move(self_);
+    relay_->OnWorkerDone(this, lease, FromGrpcStatus(status));
   }
 
  private:
@@ -241,18 +241,19 @@ void StreamRelay::EndOfText(const v1::WorkerGenerateChunk& chunk) {
   }
 }
 
-void StreamRelay::OnWorkerDone(WorkerCall* call, const absl::Status& status) {
+void StreamRelay::OnWorkerDone(WorkerCall* call, const WorkerPool::Lease& lease,
+                               const absl::Status& status) {
   std::shared_ptr<WorkerCall> ended;  // destroyed after the lock is gone
   absl::MutexLock lock(&mutex_);
   if (call != call_.get()) return;
   ended = std::move(call_);
   if (is_over()) return;
-  RetryOrFail(*ended, status.ok() ? absl::InternalError(
-                                        "the worker's stream ended without a terminal record")
-                                  : status);
+  RetryOrFail(lease, status.ok() ? absl::InternalError(
+                                       "the worker's stream ended without a terminal record")
+                                 : status);
 }
 
-void StreamRelay::RetryOrFail(const WorkerCall& call, const absl::Status& status) {
+void StreamRelay::RetryOrFail(const WorkerPool::Lease& lease, const absl::Status& status) {
   if (absl::IsDeadlineExceeded(status)) {
     FailLocked(
         absl::DeadlineExceededError(absl::StrCat("deadline passed (request ", request_id_, ")")));
@@ -269,19 +270,19 @@ void StreamRelay::RetryOrFail(const WorkerCall& call, const absl::Status& status
     FailLocked(status);
     return;
   }
-  tried_workers_.insert(call.worker_idx());
+  tried_workers_.insert(lease.worker_idx());
   if (is_failure) ++num_failure_retries_;
   const bool may_retry = num_failure_retries_ <= limits::kFailureRetriesMax &&
                          static_cast<int>(tried_workers_.size()) < limits::kPlacementAttemptsMax;
   Log(LogLevel::kWarning, "router.placement_failed",
       {{"request_id", request_id_},
-       {"worker", call.address()},
+       {"worker", lease.address()},
        {"code", absl::StatusCodeToString(status.code())},
        {"message", std::string(status.message())}});
   if (may_retry) {
-    if (auto lease = pool_->Acquire(*request_.model, tried_workers_); lease.ok()) {
+    if (auto next = pool_->Acquire(*request_.model, tried_workers_); next.ok()) {
       metrics_->PlacementRetried();
-      Place(std::move(lease));
+      Place(std::move(next));
       return;
     }
   }

@@ -82,10 +82,10 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // From WorkerCall. OnWorkerChunk returns whether to read on now; if not, ResumeReading comes
   // later or the call is over.
   bool OnWorkerChunk(WorkerCall* call, const v1::WorkerGenerateChunk& chunk);
-  void OnWorkerDone(WorkerCall* call, const absl::Status& status);
+  void OnWorkerDone(WorkerCall* call, const WorkerPool::Lease& lease, const absl::Status& status);
 
   void Place(absl::StatusOr<WorkerPool::Lease> lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void RetryOrFail(const WorkerCall& call, const absl::Status& status)
+  void RetryOrFail(const WorkerPool::Lease& lease, const absl::Status& status)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CheckChunk(const v1::WorkerGenerateChunk& chunk) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -16,7 +16,7 @@ std::tuple<bool, bool, int64_t> Rank(const WorkerCandidate& candidate) {
 }  // namespace
 
 int64_t CandidateLoad(const WorkerCandidate& candidate) {
-  return candidate.running_requests + candidate.waiting_requests + candidate.unreported_requests;
+  return candidate.other_requests + candidate.own_requests;
 }
 
 std::optional<int> ChooseWorker(const std::vector<WorkerCandidate>& candidates, uint64_t turn) {

@@ -12,10 +12,11 @@ namespace ultraspeed::router {
 struct WorkerCandidate {
   bool eligible = false;       // ready, serves the model, and was not tried for this request yet
   bool load_is_stale = false;  // the last load report is older than limits allow: counts as loaded
-  int64_t running_requests = 0;      // from the last load report, all routers together
-  int64_t waiting_requests = 0;      // from the same report
+  // What the last report counted, running and waiting, beyond this router's own: the other
+  // routers'.
+  int64_t other_requests = 0;
+  int64_t own_requests = 0;          // placed by this router and not over yet; always up to date
   int64_t max_running_requests = 0;  // 0 = unknown
-  int64_t unreported_requests = 0;   // placed by this router since that report was asked for
 };
 
 // Requests that would be ahead of or beside a new one.

@@ -92,10 +92,9 @@ struct WorkerPool::Worker {
 
   WorkerState state = WorkerState::kConnecting;
   std::shared_ptr<const ServedModel> model;  // null until ready
-  v1::GetLoadResponse load;
-  absl::Duration load_time = -absl::InfiniteDuration();  // when that report was asked for
-  uint64_t placed = 0;                                   // leases ever given
-  uint64_t placed_at_load = 0;  // of these, before that report was asked for
+  int64_t other_requests = 0;                // as WorkerCandidate has it
+  int64_t max_running_requests = 0;
+  absl::Duration load_time = -absl::InfiniteDuration();  // when the last report was asked for
   absl::flat_hash_map<uint64_t, std::function<void()>> leases;  // callback may be empty
   grpc::ClientContext* control_context = nullptr;               // of the control call that runs now
 };
@@ -144,14 +143,13 @@ absl::StatusOr<WorkerPool::Lease> WorkerPool::Acquire(const ServedModel& model,
   const absl::Duration now = options_.clock->Monotonic();
   std::vector<WorkerCandidate> candidates(workers_.size());
   for (const auto& worker : workers_) {
-    candidates[worker->idx] = {
-        .eligible = worker->state == WorkerState::kReady && worker->model.get() == &model &&
-                    !excluded.contains(worker->idx),
-        .load_is_stale = now - worker->load_time > options_.load_stale_after,
-        .running_requests = worker->load.running_requests(),
-        .waiting_requests = worker->load.waiting_requests(),
-        .max_running_requests = worker->load.max_running_requests(),
-        .unreported_requests = static_cast<int64_t>(worker->placed - worker->placed_at_load)};
+    candidates[worker->idx] = {.eligible = worker->state == WorkerState::kReady &&
+                                           worker->model.get() == &model &&
+                                           !excluded.contains(worker->idx),
+                               .load_is_stale = now - worker->load_time > options_.load_stale_after,
+                               .other_requests = worker->other_requests,
+                               .own_requests = static_cast<int64_t>(worker->leases.size()),
+                               .max_running_requests = worker->max_running_requests};
   }
   const std::optional<int> chosen = ChooseWorker(candidates, turn_);
   if (!chosen) {
@@ -163,7 +161,6 @@ absl::StatusOr<WorkerPool::Lease> WorkerPool::Acquire(const ServedModel& model,
   lease.worker_ = workers_[*chosen].get();
   lease.id_ = next_lease_id_++;
   ++num_leases_;
-  lease.worker_->placed++;
   lease.worker_->leases[lease.id_] = nullptr;
   return lease;
 }
@@ -413,7 +410,8 @@ absl::Status WorkerPool::Admit(Worker* worker, std::shared_ptr<const ServedModel
       current = std::move(model);
     }
     worker->model = current;
-    worker->load.Clear();
+    worker->other_requests = 0;
+    worker->max_running_requests = 0;
     worker->load_time = -absl::InfiniteDuration();
   }
   SetState(worker, WorkerState::kReady, absl::OkStatus());
@@ -439,10 +437,10 @@ void WorkerPool::PollLoad(Worker* worker) {
   for (uint64_t num_polls = 1;; ++num_polls) {
     v1::GetLoadResponse load;
     const absl::Duration asked = options_.clock->Monotonic();
-    uint64_t placed = 0;
+    size_t own_requests = 0;
     {
       absl::MutexLock lock(&mutex_);
-      placed = worker->placed;
+      own_requests = worker->leases.size();
     }
     absl::Status status =
         ControlCall(worker, options_.call_timeout, [&](grpc::ClientContext* context) {
@@ -454,9 +452,14 @@ void WorkerPool::PollLoad(Worker* worker) {
       const bool draining = load.draining();
       {
         absl::MutexLock lock(&mutex_);
-        worker->load = std::move(load);
+        // Own requests that came or went while the report was on its way may or may not be in it:
+        // subtract the larger count, so that none of them is taken for another router's.
+        own_requests = std::max(own_requests, worker->leases.size());
+        const int64_t reported = int64_t{load.running_requests()} + load.waiting_requests();
+        worker->other_requests =
+            std::max<int64_t>(0, reported - static_cast<int64_t>(own_requests));
+        worker->max_running_requests = load.max_running_requests();
         worker->load_time = asked;
-        worker->placed_at_load = placed;
       }
       SetState(worker, draining ? WorkerState::kDraining : WorkerState::kReady, absl::OkStatus());
     } else if (absl::IsUnavailable(status) || ++num_failures >= options_.timeouts_until_lost) {

@@ -1,8 +1,9 @@
 // What crosses between the engine and an executor: one round of work, and what came of it.
 //
-// Owner: the engine thread fills a Round, hands it to Executor::Run and reads the RoundResult before it fills the next.
-// A sequence is a few ordered integers: cached <= computed <= committed <= max. `computed` tokens have KV; the tokens from there to
-// `committed` are known but not yet run. Prefill feeds many of them, plain decode and a speculative round feed exactly one (the
+// Owner: the engine thread fills a Round, hands it to Executor::Run and reads the RoundResult
+// before it fills the next. A sequence is a few ordered integers: cached <= computed <= committed
+// <= max. `computed` tokens have KV; the tokens from there to `committed` are known but not yet
+// run. Prefill feeds many of them, plain decode and a speculative round feed exactly one (the
 // anchor): they are one path.
 #pragma once
 
@@ -16,33 +17,39 @@ namespace ultraspeed::worker {
 inline constexpr int kDraftBlockMax = 16;
 
 struct SequenceStep {
-  int slot = 0;                        // ring and drafter-cache index of the sequence, 0 <= slot < Executor::max_sequences()
-  int64_t computed = 0;                // position of tokens[0]
-  const int32_t* tokens = nullptr;     // [num_tokens] committed tokens to run now, owned by the request
-  int num_tokens = 0;                  // >= 1
-  bool sample = false;                 // the last token of `tokens` is the newest committed one: choose what follows it
-  int block = 1;                       // 1 = plain. B > 1 = draft B-1 tokens after the anchor and verify them. REQUIRES: num_tokens == 1 if > 1
-  const int32_t* pages = nullptr;      // [num_pages] pages of the full layers, enough for computed + num_tokens + block - 1 positions
+  int slot =
+      0;  // ring and drafter-cache index of the sequence, 0 <= slot < Executor::max_sequences()
+  int64_t computed = 0;  // position of tokens[0]
+  const int32_t* tokens =
+      nullptr;         // [num_tokens] committed tokens to run now, owned by the request
+  int num_tokens = 0;  // >= 1
+  bool sample =
+      false;      // the last token of `tokens` is the newest committed one: choose what follows it
+  int block = 1;  // 1 = plain. B > 1 = draft B-1 tokens after the anchor and verify them. REQUIRES:
+                  // num_tokens == 1 if > 1
+  const int32_t* pages = nullptr;  // [num_pages] pages of the full layers, enough for computed +
+                                   // num_tokens + block - 1 positions
   int num_pages = 0;
   kernels::SamplingSpec sampling = {};
-  int logprobs = -1;                   // -1 none, else number of alternatives
+  int logprobs = -1;  // -1 none, else number of alternatives
 };
 
 struct Round {
-  std::vector<SequenceStep> steps;     // [S]
+  std::vector<SequenceStep> steps;  // [S]
 };
 
 struct ChosenToken {
   int32_t token = 0;
-  float logprob = 0;                   // meaningful when asked for
-  std::vector<int32_t> top_tokens;     // [logprobs]
-  std::vector<float> top_logprobs;     // [logprobs]
+  float logprob = 0;                // meaningful when asked for
+  std::vector<int32_t> top_tokens;  // [logprobs]
+  std::vector<float> top_logprobs;  // [logprobs]
 };
 
 struct SequenceResult {
-  std::vector<ChosenToken> chosen;     // empty when !sample; else 1..block tokens, all of them the target's own choices
-  int num_drafted = 0;                 // block - 1
-  int num_accepted = 0;                // chosen.size() - 1
+  std::vector<ChosenToken>
+      chosen;  // empty when !sample; else 1..block tokens, all of them the target's own choices
+  int num_drafted = 0;   // block - 1
+  int num_accepted = 0;  // chosen.size() - 1
 };
 
 struct RoundResult {

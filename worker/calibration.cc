@@ -52,7 +52,8 @@ class Probe {
     step_.sample = false;
     while (step_.computed < static_cast<int64_t>(prompt.size())) {
       step_.tokens = prompt.data() + step_.computed;
-      step_.num_tokens = std::min<int64_t>(executor_.max_batch_tokens(), prompt.size() - step_.computed);
+      step_.num_tokens =
+          std::min<int64_t>(executor_.max_batch_tokens(), prompt.size() - step_.computed);
       executor_.Run({{step_}});
       step_.computed += step_.num_tokens;
     }

@@ -1,8 +1,8 @@
 // What drafting costs on this machine, measured before the first request.
 //
-// Called once by main, before the engine owns the executor. Where weights stream from memory a drafted
-// row is nearly free; where they sit in a cache it costs arithmetic. Guessing wrong makes speculation
-// slower than plain decoding, so it is measured.
+// Called once by main, before the engine owns the executor. Where weights stream from memory a
+// drafted row is nearly free; where they sit in a cache it costs arithmetic. Guessing wrong makes
+// speculation slower than plain decoding, so it is measured.
 #pragma once
 
 #include "common/clock.h"
@@ -11,8 +11,8 @@
 
 namespace ultraspeed::worker {
 
-// Runs some dozen rounds of one made-up sequence in slot 0 and leaves the slot reset. Zero cost if the
-// model has no drafter.
+// Runs some dozen rounds of one made-up sequence in slot 0 and leaves the slot reset. Zero cost if
+// the model has no drafter.
 DraftCost MeasureDraftCost(Executor& executor, const Clock& clock);
 
 }  // namespace ultraspeed::worker

@@ -1,8 +1,9 @@
 // The boundary between scheduling and arithmetic. Two implementations: worker/cpu and worker/cuda.
 //
-// Thread: the engine thread only. After Run the executor holds KV for computed + num_tokens tokens of each step, plus, where it
-// sampled, for the accepted draft tokens: the new `computed` is computed + num_tokens + num_accepted, and the last chosen token is the
-// next anchor. KV of rejected drafts is dead and is overwritten by the next round.
+// Thread: the engine thread only. After Run the executor holds KV for computed + num_tokens tokens
+// of each step, plus, where it sampled, for the accepted draft tokens: the new `computed` is
+// computed + num_tokens + num_accepted, and the last chosen token is the next anchor. KV of
+// rejected drafts is dead and is overwritten by the next round.
 #pragma once
 
 #include <functional>
@@ -17,10 +18,10 @@ namespace ultraspeed::worker {
 
 struct ExecutorOptions {
   std::string model_folder = {};
-  int max_sequences = 8;        // slots
-  int max_batch_tokens = 512;   // rows of one round, all sequences together
-  int64_t kv_tokens = 65536;    // capacity of the full layers, rounded up to pages
-  int num_threads = 0;          // 0 = all cores
+  int max_sequences = 8;       // slots
+  int max_batch_tokens = 512;  // rows of one round, all sequences together
+  int64_t kv_tokens = 65536;   // capacity of the full layers, rounded up to pages
+  int num_threads = 0;         // 0 = all cores
   std::function<void(int done, int total)> progress = {};  // of loading, in layers; may be null
 };
 
@@ -31,15 +32,17 @@ class Executor {
   virtual const ModelConfig& config() const = 0;
   virtual int max_sequences() const = 0;
   virtual int max_batch_tokens() const = 0;
-  virtual int page_tokens() const = 0;       // P
+  virtual int page_tokens() const = 0;  // P
   virtual int num_pages() const = 0;
-  virtual int vocabulary_used() const = 0;   // ids that may be sampled: rows past the tokenizer's last id are masked
-  virtual std::string device() const = 0;    // "cpu avx512_bf16, 2 threads"
+  virtual int vocabulary_used()
+      const = 0;  // ids that may be sampled: rows past the tokenizer's last id are masked
+  virtual std::string device() const = 0;  // "cpu avx512_bf16, 2 threads"
 
   // Forgets what slot `slot` held; the next step on it starts at computed == 0.
   virtual void ResetSlot(int slot) = 0;
 
-  // Runs one round. REQUIRES: the bounds above; total rows (num_tokens + block - 1) <= max_batch_tokens.
+  // Runs one round. REQUIRES: the bounds above; total rows (num_tokens + block - 1) <=
+  // max_batch_tokens.
   virtual RoundResult Run(const Round& round) = 0;
 };
 

@@ -99,7 +99,8 @@ absl::Status Serve(Options options) {
     const DraftCost cost = MeasureDraftCost(*executor, RealClock());
     options.scheduler.draft_cost = cost;
     Log(LogLevel::kInfo, "worker.calibrated",
-        {{"draft_fixed_cost", absl::StrCat(cost.fixed)}, {"draft_row_cost", absl::StrCat(cost.row)}});
+        {{"draft_fixed_cost", absl::StrCat(cost.fixed)},
+         {"draft_row_cost", absl::StrCat(cost.row)}});
   }
 
   Metrics metrics;

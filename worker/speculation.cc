@@ -9,8 +9,8 @@ namespace ultraspeed::worker {
 namespace {
 
 constexpr double kFade = 0.93;  // per round: half of the weight lies in the last ten rounds
-// Published acceptance of code, 6.3 tokens of 8, is about 0.9. Hopeful on purpose: drafting is tried
-// before it is given up.
+// Published acceptance of code, 6.3 tokens of 8, is about 0.9. Hopeful on purpose: drafting is
+// tried before it is given up.
 constexpr double kPriorAcceptance = 0.9;
 constexpr double kPriorWeight = 2.0;  // draft tokens
 

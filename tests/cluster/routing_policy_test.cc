@@ -7,13 +7,12 @@
 namespace ultraspeed::router {
 namespace {
 
-WorkerCandidate Ready(int64_t running) {
+WorkerCandidate Ready(int64_t own) {
   return {.eligible = true,
           .load_is_stale = false,
-          .running_requests = running,
-          .waiting_requests = 0,
-          .max_running_requests = 8,
-          .unreported_requests = 0};
+          .other_requests = 0,
+          .own_requests = own,
+          .max_running_requests = 8};
 }
 
 TEST(RoutingPolicy, NoEligibleWorkerIsNoChoice) {
@@ -27,11 +26,11 @@ TEST(RoutingPolicy, TakesTheLeastLoaded) {
   EXPECT_EQ(ChooseWorker({Ready(3), Ready(1), Ready(2)}, 0), 1);
 }
 
-TEST(RoutingPolicy, CountsWaitingAndUnreportedRequests) {
-  WorkerCandidate waiting = Ready(0), placed = Ready(0);
-  waiting.waiting_requests = 2;
-  placed.unreported_requests = 1;
-  EXPECT_EQ(ChooseWorker({waiting, placed}, 0), 1);
+TEST(RoutingPolicy, CountsTheRequestsOfOtherRoutersToo) {
+  WorkerCandidate shared = Ready(0);
+  shared.other_requests = 2;
+  EXPECT_EQ(ChooseWorker({shared, Ready(1)}, 0), 1);
+  EXPECT_EQ(ChooseWorker({shared, Ready(3)}, 0), 0);
 }
 
 TEST(RoutingPolicy, TiesGoRound) {
@@ -63,10 +62,9 @@ TEST(RoutingPolicy, TheChoiceIsEligibleAndNoOtherIsBetter) {
     for (WorkerCandidate& one : candidates) {
       one = {.eligible = random() % 4 != 0,
              .load_is_stale = false,
-             .running_requests = static_cast<int64_t>(random() % 5),
-             .waiting_requests = static_cast<int64_t>(random() % 2),
-             .max_running_requests = 0,
-             .unreported_requests = static_cast<int64_t>(random() % 2)};
+             .other_requests = static_cast<int64_t>(random() % 3),
+             .own_requests = static_cast<int64_t>(random() % 5),
+             .max_running_requests = 0};
     }
     const auto chosen = ChooseWorker(candidates, random());
     for (const WorkerCandidate& one : candidates) {

@@ -130,7 +130,9 @@ TEST(House, LinesAndLeftovers) {
   for (const SourceFile& file : Sources()) {
     for (size_t i = 0; i < file.lines.size(); ++i) {
       const std::string& line = file.lines[i];
-      EXPECT_LE(line.size(), 150u) << file.path << ":" << i + 1;
+      // clang-format keeps code within 100 columns; the rest is for strings that it cannot break.
+      const bool is_test = file.path.rfind("tests/", 0) == 0;
+      EXPECT_LE(line.size(), is_test ? 160u : 120u) << file.path << ":" << i + 1;
       EXPECT_EQ(line.find('\t'), std::string::npos) << file.path << ":" << i + 1 << " has a tab";
       for (const std::string& word : banned) {
         EXPECT_EQ(line.find(word), std::string::npos) << file.path << ":" << i + 1;

@@ -29,7 +29,9 @@ TEST(ChooseBlockTest, CostlyDrafterIsNotRun) {
   EXPECT_EQ(ChooseBlock(0.9, 8, DraftCost{.fixed = 8, .row = 0}), 1);
 }
 
-TEST(ChooseBlockTest, CostlyRowsAreNotDrafted) { EXPECT_EQ(ChooseBlock(0.9, 8, DraftCost{.fixed = 0, .row = 1}), 1); }
+TEST(ChooseBlockTest, CostlyRowsAreNotDrafted) {
+  EXPECT_EQ(ChooseBlock(0.9, 8, DraftCost{.fixed = 0, .row = 1}), 1);
+}
 
 TEST(SpeculationStateTest, FollowsRecentAcceptance) {
   SpeculationState state;
@@ -47,7 +49,8 @@ TEST(SpeculationStateTest, TriesAgainAfterPlainRounds) {
   for (int i = 0; i < 40; ++i) state.Record(7, 0);
   ASSERT_EQ(ChooseBlock(state.acceptance(), 8, DraftCost{.fixed = 0, .row = 0.3}), 1);
   int plain_rounds = 0;
-  while (ChooseBlock(state.acceptance(), 8, DraftCost{.fixed = 0, .row = 0.3}) == 1 && plain_rounds < 200) {
+  while (ChooseBlock(state.acceptance(), 8, DraftCost{.fixed = 0, .row = 0.3}) == 1 &&
+         plain_rounds < 200) {
     state.Record(0, 0);
     ++plain_rounds;
   }

@@ -1,8 +1,9 @@
 // The executor on CPUs: target, drafter and sampling joined into rounds.
 //
-// Callers: the engine through Executor; bench/ and tests also look at statistics(). Speculation is lossless because a row's numbers
-// depend on nothing beside its own sequence, and because drafter and target choose with the same noise at the same position.
-// The drafter's mask token and the ids past the tokenizer's last are never chosen. Thread: the engine thread only.
+// Callers: the engine through Executor; bench/ and tests also look at statistics(). Speculation is
+// lossless because a row's numbers depend on nothing beside its own sequence, and because drafter
+// and target choose with the same noise at the same position. The drafter's mask token and the ids
+// past the tokenizer's last are never chosen. Thread: the engine thread only.
 #pragma once
 
 #include <memory>
@@ -49,7 +50,8 @@ class CpuExecutor : public Executor {
     kernels::TokenChoice chosen;
   };
 
-  CpuExecutor(ModelConfig config, ModelWeights weights, const CacheShape& shape, int num_threads, int vocabulary_used);
+  CpuExecutor(ModelConfig config, ModelWeights weights, const CacheShape& shape, int num_threads,
+              int vocabulary_used);
 
   void CheckRound(const Round& round) const;
   void DraftTokens(const Round& round);
@@ -68,14 +70,14 @@ class CpuExecutor : public Executor {
   std::unique_ptr<DrafterForward> drafter_;  // null when the model has none
 
   size_t sample_workspace_bytes_;
-  std::vector<uint8_t> sample_workspace_;  // one per sampled row
-  std::vector<float> logits_;              // [sampled rows, V]
+  std::vector<uint8_t> sample_workspace_;     // one per sampled row
+  std::vector<float> logits_;                 // [sampled rows, V]
   std::vector<std::vector<int32_t>> drafts_;  // [S][block - 1]
   std::vector<TargetSequence> sequences_;
   std::vector<TargetRow> rows_;
-  std::vector<int> first_row_;             // [S] of the step's rows
-  std::vector<int> sampled_rows_;          // into rows_
-  std::vector<Choice> choices_;            // one per sampled row
+  std::vector<int> first_row_;     // [S] of the step's rows
+  std::vector<int> sampled_rows_;  // into rows_
+  std::vector<Choice> choices_;    // one per sampled row
 };
 
 }  // namespace ultraspeed::worker

@@ -13,7 +13,9 @@ using kernels::bf16;
 
 constexpr int kContextRowsAtOnce = 128;  // of a catch-up after prefill
 
-size_t Size(int64_t a, int64_t b, int64_t c = 1, int64_t d = 1) { return static_cast<size_t>(a * b * c * d); }
+size_t Size(int64_t a, int64_t b, int64_t c = 1, int64_t d = 1) {
+  return static_cast<size_t>(a * b * c * d);
+}
 
 void Scale(float* x, int count, float factor) {
   for (int i = 0; i < count; ++i) x[i] *= factor;
@@ -23,17 +25,24 @@ float Widen(bf16 value) { return std::bit_cast<float>(uint32_t{value} << 16); }
 
 }  // namespace
 
-DrafterForward::DrafterForward(const ModelConfig& config, const DrafterWeights& weights, const TargetWeights& target,
-                               int max_sequences, int64_t max_positions, kernels::ThreadPool& pool,
+DrafterForward::DrafterForward(const ModelConfig& config, const DrafterWeights& weights,
+                               const TargetWeights& target, int max_sequences,
+                               int64_t max_positions, kernels::ThreadPool& pool,
                                ForwardStatistics& statistics)
-    : config_(config.drafter), weights_(weights), target_(target), vocabulary_(config.vocabulary),
+    : config_(config.drafter),
+      weights_(weights),
+      target_(target),
+      vocabulary_(config.vocabulary),
       tap_width_(config.drafter.target_layer_ids.size() * static_cast<size_t>(config.hidden)),
-      max_rows_(std::max(max_sequences * config.drafter.block_size, kContextRowsAtOnce)), pool_(pool),
-      statistics_(statistics), slots_(static_cast<size_t>(max_sequences)) {
+      max_rows_(std::max(max_sequences * config.drafter.block_size, kContextRowsAtOnce)),
+      pool_(pool),
+      statistics_(statistics),
+      slots_(static_cast<size_t>(max_sequences)) {
   rope_ = kernels::BuildRopeTable(config_.rope_theta, config_.rotary_dims,
                                   static_cast<int>(max_positions + config_.block_size));
   pending_taps_ = ZeroedArray<bf16>(Size(max_sequences, config_.window) * tap_width_);
-  const size_t cache_size = Size(max_sequences, config_.window, config_.num_kv_heads, config_.head_dim);
+  const size_t cache_size =
+      Size(max_sequences, config_.window, config_.num_kv_heads, config_.head_dim);
   for (int l = 0; l < config_.num_layers; ++l) {
     keys_.emplace_back(cache_size);
     values_.emplace_back(cache_size);
@@ -71,23 +80,29 @@ void DrafterForward::AddTaps(int slot, int64_t position, const bf16* taps, int c
 }
 
 void DrafterForward::Draft(absl::Span<const DraftAnchor> anchors, float* logits) {
-  const int num_rows = static_cast<int>(anchors.size()) * config_.block_size, hidden = config_.hidden;
+  const int num_rows = static_cast<int>(anchors.size()) * config_.block_size,
+            hidden = config_.hidden;
   KERNELS_CHECK(num_rows, <=, max_rows_);
   CatchUp(anchors);
   EmbedBlocks(anchors);
   for (size_t l = 0; l < weights_.layers.size(); ++l) {
     const DrafterLayer& layer = weights_.layers[l];
-    kernels::RmsNorm(pool_, residual_.data(), layer.input_norm.data(), config_.norm_epsilon, num_rows, hidden, normed_.data());
-    kernels::MatMul(pool_, layer.qkv, normed_.data(), num_rows, hidden, qkv_.data(), layer.qkv.num_rows());
+    kernels::RmsNorm(pool_, residual_.data(), layer.input_norm.data(), config_.norm_epsilon,
+                     num_rows, hidden, normed_.data());
+    kernels::MatMul(pool_, layer.qkv, normed_.data(), num_rows, hidden, qkv_.data(),
+                    layer.qkv.num_rows());
     ProjectBlock(layer, anchors);
     Attend(l, anchors);
-    kernels::MatMul(pool_, layer.output, attended_.data(), num_rows, layer.output.num_cols(), delta_.data(), hidden);
+    kernels::MatMul(pool_, layer.output, attended_.data(), num_rows, layer.output.num_cols(),
+                    delta_.data(), hidden);
     AddToResidual(num_rows);
-    kernels::RmsNorm(pool_, residual_.data(), layer.post_attention_norm.data(), config_.norm_epsilon, num_rows, hidden, normed_.data());
+    kernels::RmsNorm(pool_, residual_.data(), layer.post_attention_norm.data(),
+                     config_.norm_epsilon, num_rows, hidden, normed_.data());
     kernels::Mlp(pool_, layer.mlp, normed_.data(), num_rows, delta_.data(), workspace_.data());
     AddToResidual(num_rows);
-    statistics_.drafter_bytes += static_cast<int64_t>(layer.qkv.bytes() + layer.output.bytes() + layer.mlp.gate.bytes() +
-                                                      layer.mlp.up.bytes() + layer.mlp.down.bytes());
+    statistics_.drafter_bytes +=
+        static_cast<int64_t>(layer.qkv.bytes() + layer.output.bytes() + layer.mlp.gate.bytes() +
+                             layer.mlp.up.bytes() + layer.mlp.down.bytes());
   }
   HeadLogits(anchors, logits);
   statistics_.drafter_passes += 1;
@@ -103,7 +118,8 @@ void DrafterForward::CatchUp(absl::Span<const DraftAnchor> anchors) {
   for (const DraftAnchor& anchor : anchors) {
     Slot& state = slots_[static_cast<size_t>(anchor.slot)];
     KERNELS_CHECK(anchor.position, ==, state.taps_end);
-    for (int64_t p = std::max(state.context_end, state.taps_end - config_.window); p < state.taps_end; ++p) {
+    for (int64_t p = std::max(state.context_end, state.taps_end - config_.window);
+         p < state.taps_end; ++p) {
       context_rows_.push_back({anchor.slot, p});
       if (context_rows_.size() == kContextRowsAtOnce) flush();
     }
@@ -115,26 +131,32 @@ void DrafterForward::CatchUp(absl::Span<const DraftAnchor> anchors) {
 void DrafterForward::AppendContext(absl::Span<const ContextRow> rows) {
   const int num_rows = static_cast<int>(rows.size()), hidden = config_.hidden, d = config_.head_dim;
   for (size_t t = 0; t < rows.size(); ++t) {
-    std::copy_n(&pending_taps_[RingRow(rows[t].slot, rows[t].position) * tap_width_], tap_width_, &taps_[t * tap_width_]);
+    std::copy_n(&pending_taps_[RingRow(rows[t].slot, rows[t].position) * tap_width_], tap_width_,
+                &taps_[t * tap_width_]);
   }
-  kernels::MatMul(pool_, weights_.features, taps_.data(), num_rows, static_cast<int>(tap_width_), delta_.data(), hidden);
-  kernels::RmsNorm(pool_, delta_.data(), weights_.features_norm.data(), config_.norm_epsilon, num_rows, hidden, normed_.data());
+  kernels::MatMul(pool_, weights_.features, taps_.data(), num_rows, static_cast<int>(tap_width_),
+                  delta_.data(), hidden);
+  kernels::RmsNorm(pool_, delta_.data(), weights_.features_norm.data(), config_.norm_epsilon,
+                   num_rows, hidden, normed_.data());
   const int stride = weights_.context_kv.num_rows(), kv_width = config_.num_kv_heads * d;
-  kernels::MatMul(pool_, weights_.context_kv, normed_.data(), num_rows, hidden, context_kv_.data(), stride);
+  kernels::MatMul(pool_, weights_.context_kv, normed_.data(), num_rows, hidden, context_kv_.data(),
+                  stride);
   pool_.ParallelFor(num_rows, [&](int t) {
     const ContextRow& row = rows[static_cast<size_t>(t)];
     const size_t cache = RingRow(row.slot, row.position) * static_cast<size_t>(kv_width);
     for (size_t l = 0; l < weights_.layers.size(); ++l) {
       float* k = &context_kv_[Size(t, stride) + l * 2 * static_cast<size_t>(kv_width)];
       float* v = k + kv_width;
-      kernels::HeadRmsNorm(k, config_.num_kv_heads, d, d, weights_.layers[l].k_norm.data(), config_.norm_epsilon);
+      kernels::HeadRmsNorm(k, config_.num_kv_heads, d, d, weights_.layers[l].k_norm.data(),
+                           config_.norm_epsilon);
       kernels::Rope(rope_, static_cast<int>(row.position), k, config_.num_kv_heads, d);
       Scale(v, kv_width, config_.value_scale);
       kernels::ToBf16(k, kv_width, &keys_[l][cache]);
       kernels::ToBf16(v, kv_width, &values_[l][cache]);
     }
   });
-  statistics_.drafter_bytes += static_cast<int64_t>(weights_.features.bytes() + weights_.context_kv.bytes());
+  statistics_.drafter_bytes +=
+      static_cast<int64_t>(weights_.features.bytes() + weights_.context_kv.bytes());
 }
 
 void DrafterForward::EmbedBlocks(absl::Span<const DraftAnchor> anchors) {
@@ -142,17 +164,20 @@ void DrafterForward::EmbedBlocks(absl::Span<const DraftAnchor> anchors) {
   float* out = residual_.data();
   for (const DraftAnchor& anchor : anchors) {
     for (int j = 0; j < config_.block_size; ++j, out += hidden) {
-      const bf16* embedding = j == 0 ? &target_.embedding[static_cast<size_t>(anchor.token) * hidden]
-                                     : weights_.mask_embedding.data();
+      const bf16* embedding = j == 0
+                                  ? &target_.embedding[static_cast<size_t>(anchor.token) * hidden]
+                                  : weights_.mask_embedding.data();
       for (size_t i = 0; i < hidden; ++i) out[i] = Widen(embedding[i]);
     }
   }
 }
 
-void DrafterForward::ProjectBlock(const DrafterLayer& layer, absl::Span<const DraftAnchor> anchors) {
+void DrafterForward::ProjectBlock(const DrafterLayer& layer,
+                                  absl::Span<const DraftAnchor> anchors) {
   const int d = config_.head_dim, q_heads = config_.num_q_heads, kv_heads = config_.num_kv_heads;
   pool_.ParallelFor(static_cast<int>(anchors.size()) * config_.block_size, [&](int t) {
-    const int64_t position = anchors[static_cast<size_t>(t / config_.block_size)].position + t % config_.block_size;
+    const int64_t position =
+        anchors[static_cast<size_t>(t / config_.block_size)].position + t % config_.block_size;
     float* q = &qkv_[Size(t, q_heads + 2 * kv_heads, d)];
     float* k = q + q_heads * d;
     float* v = k + kv_heads * d;
@@ -170,16 +195,21 @@ void DrafterForward::Attend(size_t layer_idx, absl::Span<const DraftAnchor> anch
   const int block = config_.block_size, kv_width = config_.num_kv_heads * config_.head_dim;
   views_.clear();
   for (const DraftAnchor& anchor : anchors) {
-    views_.push_back({.k = keys_[layer_idx].data(), .v = values_[layer_idx].data(), .pages = &anchor.slot,
-                      .num_pages = 1, .page_tokens = config_.window});
+    views_.push_back({.k = keys_[layer_idx].data(),
+                      .v = values_[layer_idx].data(),
+                      .pages = &anchor.slot,
+                      .num_pages = 1,
+                      .page_tokens = config_.window});
   }
   for (size_t a = 0; a < anchors.size(); ++a) {
     const int anchor_position = static_cast<int>(anchors[a].position);
     for (int j = 0; j < block; ++j) {
-      // A context key is visible iff key + window > query; every row of the block sees the whole block.
+      // A context key is visible iff key + window > query; every row of the block sees the whole
+      // block.
       attention_rows_[a * static_cast<size_t>(block) + static_cast<size_t>(j)] = {
           .kv = &views_[a],
-          .first_key = std::min(anchor_position, std::max(0, anchor_position + j - config_.window + 1)),
+          .first_key =
+              std::min(anchor_position, std::max(0, anchor_position + j - config_.window + 1)),
           .last_key = anchor_position - 1,
           .block_k = &block_k_[Size(static_cast<int64_t>(a), block, kv_width)],
           .block_v = &block_v_[Size(static_cast<int64_t>(a), block, kv_width)],
@@ -209,7 +239,8 @@ void DrafterForward::HeadLogits(absl::Span<const DraftAnchor> anchors, float* lo
       std::copy_n(&residual_[row * hidden], hidden, &delta_[static_cast<size_t>(count) * hidden]);
     }
   }
-  kernels::RmsNorm(pool_, delta_.data(), weights_.final_norm.data(), config_.norm_epsilon, count, config_.hidden, normed_.data());
+  kernels::RmsNorm(pool_, delta_.data(), weights_.final_norm.data(), config_.norm_epsilon, count,
+                   config_.hidden, normed_.data());
   kernels::MatMul(pool_, target_.head, normed_.data(), count, config_.hidden, logits, vocabulary_);
   statistics_.drafter_bytes += static_cast<int64_t>(target_.head.bytes());
 }

@@ -1,8 +1,11 @@
-// The DFlash drafter's forward pass on CPUs: one bidirectional pass over [anchor, mask x (B-1)] proposes the next tokens of a block.
+// The DFlash drafter's forward pass on CPUs: one bidirectional pass over [anchor, mask x (B-1)]
+// proposes the next tokens of a block.
 //
-// It sees the past only through the target's tapped residuals, turned into keys and values of every draft layer (KV injection). Taps of
-// committed rows are stored as they come (AddTaps, a copy) and turned into keys and values when the sequence next drafts, so a sequence
-// that never drafts pays nothing. Only the last `window` positions are kept. Caller: CpuExecutor. Thread: the engine thread.
+// It sees the past only through the target's tapped residuals, turned into keys and values of every
+// draft layer (KV injection). Taps of committed rows are stored as they come (AddTaps, a copy) and
+// turned into keys and values when the sequence next drafts, so a sequence that never drafts pays
+// nothing. Only the last `window` positions are kept. Caller: CpuExecutor. Thread: the engine
+// thread.
 #pragma once
 
 #include <cstdint>
@@ -28,16 +31,21 @@ struct DraftAnchor {
 
 class DrafterForward {
  public:
-  // The embedding and the head are the target's. REQUIRES: config has a drafter. `max_positions`: past the last position ever drafted.
-  DrafterForward(const ModelConfig& config, const DrafterWeights& weights, const TargetWeights& target, int max_sequences,
-                 int64_t max_positions, kernels::ThreadPool& pool, ForwardStatistics& statistics);
+  // The embedding and the head are the target's. REQUIRES: config has a drafter. `max_positions`:
+  // past the last position ever drafted.
+  DrafterForward(const ModelConfig& config, const DrafterWeights& weights,
+                 const TargetWeights& target, int max_sequences, int64_t max_positions,
+                 kernels::ThreadPool& pool, ForwardStatistics& statistics);
 
   void ResetSlot(int slot);
 
-  // Taps of the next `count` committed rows of a slot. REQUIRES: `position` continues the slot's last call.
-  void AddTaps(int slot, int64_t position, const kernels::bf16* taps /*[count, taps * H]*/, int count);
+  // Taps of the next `count` committed rows of a slot. REQUIRES: `position` continues the slot's
+  // last call.
+  void AddTaps(int slot, int64_t position, const kernels::bf16* taps /*[count, taps * H]*/,
+               int count);
 
-  // Logits of the drafted rows, anchor after anchor, each num_drafts rows: row j chooses the token at anchor.position + 1 + j.
+  // Logits of the drafted rows, anchor after anchor, each num_drafts rows: row j chooses the token
+  // at anchor.position + 1 + j.
   void Draft(absl::Span<const DraftAnchor> anchors, float* logits /*[sum of num_drafts, V]*/);
 
  private:
@@ -70,20 +78,20 @@ class DrafterForward {
   kernels::RopeTable rope_;
 
   std::vector<Slot> slots_;
-  ZeroedArray<kernels::bf16> pending_taps_;           // [slots, window, taps * H], position p at p % window
-  std::vector<ZeroedArray<kernels::bf16>> keys_;      // [layers] of [slots, window, Hkv, D], likewise
-  std::vector<ZeroedArray<kernels::bf16>> values_;    // [layers] of [slots, window, Hkv, D]
+  ZeroedArray<kernels::bf16> pending_taps_;  // [slots, window, taps * H], position p at p % window
+  std::vector<ZeroedArray<kernels::bf16>> keys_;    // [layers] of [slots, window, Hkv, D], likewise
+  std::vector<ZeroedArray<kernels::bf16>> values_;  // [layers] of [slots, window, Hkv, D]
 
-  std::vector<kernels::bf16> taps_;        // [T, taps * H]
-  std::vector<float> context_kv_;          // [T, layers * 2 * Hkv * D]
-  std::vector<float> residual_;            // [T, H]
-  std::vector<kernels::bf16> normed_;      // [T, H]
-  std::vector<float> qkv_;                 // [T, (Hq + 2 Hkv) * D]
-  std::vector<kernels::bf16> q_;           // [T, Hq, D]
-  std::vector<kernels::bf16> block_k_;     // [T, Hkv, D]
-  std::vector<kernels::bf16> block_v_;     // [T, Hkv, D]
-  std::vector<kernels::bf16> attended_;    // [T, Hq, D]
-  std::vector<float> delta_;               // [T, H]
+  std::vector<kernels::bf16> taps_;      // [T, taps * H]
+  std::vector<float> context_kv_;        // [T, layers * 2 * Hkv * D]
+  std::vector<float> residual_;          // [T, H]
+  std::vector<kernels::bf16> normed_;    // [T, H]
+  std::vector<float> qkv_;               // [T, (Hq + 2 Hkv) * D]
+  std::vector<kernels::bf16> q_;         // [T, Hq, D]
+  std::vector<kernels::bf16> block_k_;   // [T, Hkv, D]
+  std::vector<kernels::bf16> block_v_;   // [T, Hkv, D]
+  std::vector<kernels::bf16> attended_;  // [T, Hq, D]
+  std::vector<float> delta_;             // [T, H]
   ZeroedArray<uint64_t> workspace_;
   std::vector<kernels::KvView> views_;
   std::vector<kernels::AttentionRow> attention_rows_;

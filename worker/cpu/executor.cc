@@ -17,13 +17,20 @@ constexpr int kThreadsMax = 1024;
 
 absl::Status CheckOption(const char* name, int64_t value, int64_t min, int64_t max) {
   if (value >= min && value <= max) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(name, ": is ", value, "; must be from ", min, " to ", max));
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, ": is ", value, "; must be from ", min, " to ", max));
 }
 
 absl::Status Validate(const ExecutorOptions& options) {
-  if (absl::Status s = CheckOption("max_sequences", options.max_sequences, 1, kSequencesMax); !s.ok()) return s;
-  if (absl::Status s = CheckOption("max_batch_tokens", options.max_batch_tokens, kDraftBlockMax, kBatchTokensMax); !s.ok()) return s;
-  if (absl::Status s = CheckOption("kv_tokens", options.kv_tokens, 1, kKvTokensMax); !s.ok()) return s;
+  if (absl::Status s = CheckOption("max_sequences", options.max_sequences, 1, kSequencesMax);
+      !s.ok())
+    return s;
+  if (absl::Status s = CheckOption("max_batch_tokens", options.max_batch_tokens, kDraftBlockMax,
+                                   kBatchTokensMax);
+      !s.ok())
+    return s;
+  if (absl::Status s = CheckOption("kv_tokens", options.kv_tokens, 1, kKvTokensMax); !s.ok())
+    return s;
   return CheckOption("num_threads", options.num_threads, 0, kThreadsMax);
 }
 
@@ -35,7 +42,8 @@ absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const ExecutorO
   if (!config.ok()) return config.status();
   absl::StatusOr<int> vocabulary_used = CountUsedTokens(options.model_folder, config->vocabulary);
   if (!vocabulary_used.ok()) return vocabulary_used.status();
-  absl::StatusOr<ModelWeights> weights = LoadModelWeights(options.model_folder, *config, options.progress);
+  absl::StatusOr<ModelWeights> weights =
+      LoadModelWeights(options.model_folder, *config, options.progress);
   if (!weights.ok()) return weights.status();
   const CacheShape shape = {
       .max_sequences = options.max_sequences,
@@ -45,28 +53,34 @@ absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const ExecutorO
   const int num_threads = options.num_threads > 0
                               ? options.num_threads
                               : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  return std::unique_ptr<CpuExecutor>(
-      new CpuExecutor(*std::move(config), *std::move(weights), shape, num_threads, *vocabulary_used));
+  return std::unique_ptr<CpuExecutor>(new CpuExecutor(*std::move(config), *std::move(weights),
+                                                      shape, num_threads, *vocabulary_used));
 }
 
 absl::StatusOr<std::unique_ptr<Executor>> CreateCpuExecutor(const ExecutorOptions& options) {
   return CpuExecutor::Create(options);
 }
 
-CpuExecutor::CpuExecutor(ModelConfig config, ModelWeights weights, const CacheShape& shape, int num_threads,
-                         int vocabulary_used)
-    : config_(std::move(config)), weights_(std::move(weights)), shape_(shape), vocabulary_used_(vocabulary_used),
-      pool_(num_threads), target_(config_, weights_.target, shape_, pool_, statistics_),
+CpuExecutor::CpuExecutor(ModelConfig config, ModelWeights weights, const CacheShape& shape,
+                         int num_threads, int vocabulary_used)
+    : config_(std::move(config)),
+      weights_(std::move(weights)),
+      shape_(shape),
+      vocabulary_used_(vocabulary_used),
+      pool_(num_threads),
+      target_(config_, weights_.target, shape_, pool_, statistics_),
       sample_workspace_bytes_((kernels::SampleWorkspaceBytes(vocabulary_used) + 63) / 64 * 64) {
   if (config_.drafter.num_layers > 0) {
-    drafter_ = std::make_unique<DrafterForward>(config_, weights_.drafter, weights_.target, shape_.max_sequences,
-                                                int64_t{shape_.num_pages} * shape_.page_tokens, pool_, statistics_);
+    drafter_ = std::make_unique<DrafterForward>(
+        config_, weights_.drafter, weights_.target, shape_.max_sequences,
+        int64_t{shape_.num_pages} * shape_.page_tokens, pool_, statistics_);
   }
   drafts_.resize(static_cast<size_t>(shape_.max_sequences));
 }
 
 std::string CpuExecutor::device() const {
-  return absl::StrCat("cpu ", kernels::Name(kernels::ActiveInstructionSet()), ", ", pool_.num_threads(), " threads");
+  return absl::StrCat("cpu ", kernels::Name(kernels::ActiveInstructionSet()), ", ",
+                      pool_.num_threads(), " threads");
 }
 
 void CpuExecutor::ResetSlot(int slot) {
@@ -115,13 +129,15 @@ void CpuExecutor::DraftTokens(const Round& round) {
     for (int j = 1; j < step.block; ++j) choices_.push_back({&step, step.computed + j, false, {}});
   }
   if (anchors.empty()) return;
-  logits_.resize(std::max(logits_.size(), choices_.size() * static_cast<size_t>(config_.vocabulary)));
+  logits_.resize(
+      std::max(logits_.size(), choices_.size() * static_cast<size_t>(config_.vocabulary)));
   drafter_->Draft(anchors, logits_.data());
   Sample(choices_);
   size_t choice = 0;
   for (size_t s = 0; s < round.steps.size(); ++s) {
     drafts_[s].clear();
-    for (int j = 1; j < round.steps[s].block; ++j) drafts_[s].push_back(choices_[choice++].chosen.token);
+    for (int j = 1; j < round.steps[s].block; ++j)
+      drafts_[s].push_back(choices_[choice++].chosen.token);
   }
 }
 
@@ -135,7 +151,8 @@ void CpuExecutor::GatherRows(const Round& round) {
     const int sequence = static_cast<int>(s);
     sequences_.push_back({step.slot, step.pages, step.num_pages});
     first_row_.push_back(static_cast<int>(rows_.size()));
-    for (int i = 0; i < step.num_tokens; ++i) rows_.push_back({step.tokens[i], step.computed + i, sequence});
+    for (int i = 0; i < step.num_tokens; ++i)
+      rows_.push_back({step.tokens[i], step.computed + i, sequence});
     for (int j = 1; j < step.block; ++j) {
       rows_.push_back({drafts_[s][static_cast<size_t>(j - 1)], step.computed + j, sequence});
     }
@@ -152,30 +169,37 @@ void CpuExecutor::ChooseTokens(const Round& round) {
     for (int j = 0; j < step.block; ++j) {
       const int row = first_row_[s] + step.num_tokens - 1 + j;
       sampled_rows_.push_back(row);
-      choices_.push_back({&step, rows_[static_cast<size_t>(row)].position + 1, step.logprobs >= 0, {}});
+      choices_.push_back(
+          {&step, rows_[static_cast<size_t>(row)].position + 1, step.logprobs >= 0, {}});
     }
   }
-  logits_.resize(std::max(logits_.size(), choices_.size() * static_cast<size_t>(config_.vocabulary)));
+  logits_.resize(
+      std::max(logits_.size(), choices_.size() * static_cast<size_t>(config_.vocabulary)));
   target_.Logits(sampled_rows_, logits_.data());
   Sample(choices_);
 }
 
 void CpuExecutor::Sample(std::vector<Choice>& choices) {
   const auto vocabulary = static_cast<size_t>(config_.vocabulary);
-  sample_workspace_.resize(std::max(sample_workspace_.size(), choices.size() * sample_workspace_bytes_ + 64));
-  const bool has_mask = config_.drafter.num_layers > 0 && config_.drafter.mask_token_id < vocabulary_used_;
+  sample_workspace_.resize(
+      std::max(sample_workspace_.size(), choices.size() * sample_workspace_bytes_ + 64));
+  const bool has_mask =
+      config_.drafter.num_layers > 0 && config_.drafter.mask_token_id < vocabulary_used_;
   pool_.ParallelFor(static_cast<int>(choices.size()), [&](int i) {
     const auto row = static_cast<size_t>(i);
     Choice& choice = choices[row];
     float* logits = &logits_[row * vocabulary];
     if (has_mask) logits[config_.drafter.mask_token_id] = kNeverChosen;
-    uint8_t* const aligned = sample_workspace_.data() + (-reinterpret_cast<uintptr_t>(sample_workspace_.data()) & 63);
-    choice.chosen = kernels::SampleToken(logits, vocabulary_used_, choice.step->sampling, choice.position,
-                                         choice.want_logprob, aligned + row * sample_workspace_bytes_);
+    uint8_t* const aligned =
+        sample_workspace_.data() + (-reinterpret_cast<uintptr_t>(sample_workspace_.data()) & 63);
+    choice.chosen =
+        kernels::SampleToken(logits, vocabulary_used_, choice.step->sampling, choice.position,
+                             choice.want_logprob, aligned + row * sample_workspace_bytes_);
   });
 }
 
-// Keeps the longest prefix of drafts that the target chose itself, plus the target's choice after it.
+// Keeps the longest prefix of drafts that the target chose itself, plus the target's choice after
+// it.
 RoundResult CpuExecutor::Accept(const Round& round) {
   RoundResult result;
   result.sequences.resize(round.steps.size());
@@ -187,24 +211,29 @@ RoundResult CpuExecutor::Accept(const Round& round) {
       out.num_drafted = step.block - 1;
       for (int j = 0; j < step.block; ++j) {
         const size_t index = choice + static_cast<size_t>(j);
-        ChosenToken chosen{.token = choices_[index].chosen.token, .logprob = choices_[index].chosen.logprob,
-                           .top_tokens = {}, .top_logprobs = {}};
+        ChosenToken chosen{.token = choices_[index].chosen.token,
+                           .logprob = choices_[index].chosen.logprob,
+                           .top_tokens = {},
+                           .top_logprobs = {}};
         if (step.logprobs > 0) {
           const int count = std::min(step.logprobs, vocabulary_used_);
           chosen.top_tokens.resize(static_cast<size_t>(count));
           chosen.top_logprobs.resize(static_cast<size_t>(count));
-          kernels::TopLogprobs(&logits_[index * static_cast<size_t>(config_.vocabulary)], vocabulary_used_, count,
-                               chosen.top_tokens.data(), chosen.top_logprobs.data());
+          kernels::TopLogprobs(&logits_[index * static_cast<size_t>(config_.vocabulary)],
+                               vocabulary_used_, count, chosen.top_tokens.data(),
+                               chosen.top_logprobs.data());
         }
         out.chosen.push_back(std::move(chosen));
-        const bool agreed = j + 1 < step.block && drafts_[s][static_cast<size_t>(j)] == out.chosen.back().token;
+        const bool agreed =
+            j + 1 < step.block && drafts_[s][static_cast<size_t>(j)] == out.chosen.back().token;
         if (!agreed) break;
         out.num_accepted += 1;
       }
       choice += static_cast<size_t>(step.block);
     }
     if (drafter_ != nullptr) {
-      drafter_->AddTaps(step.slot, step.computed, target_.taps(first_row_[s]), step.num_tokens + out.num_accepted);
+      drafter_->AddTaps(step.slot, step.computed, target_.taps(first_row_[s]),
+                        step.num_tokens + out.num_accepted);
     }
   }
   return result;

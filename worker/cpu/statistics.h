@@ -1,6 +1,7 @@
 // What the forward passes read, counted as they run: the denominator of every bandwidth figure.
 //
-// Written by TargetForward and DrafterForward on the engine thread; read by programs in bench/ between rounds.
+// Written by TargetForward and DrafterForward on the engine thread; read by programs in bench/
+// between rounds.
 #pragma once
 
 #include <cstdint>
@@ -10,11 +11,12 @@ namespace ultraspeed::worker {
 struct ForwardStatistics {
   int64_t target_passes = 0;
   int64_t target_rows = 0;
-  int64_t target_bytes = 0;      // packed weights, each matrix of a pass once, experts as they were routed
+  int64_t target_bytes =
+      0;  // packed weights, each matrix of a pass once, experts as they were routed
   int64_t moe_layer_passes = 0;
   int64_t distinct_experts = 0;  // summed over moe_layer_passes
   int64_t drafter_passes = 0;
-  int64_t drafter_bytes = 0;     // block pass, context features and the shared head
+  int64_t drafter_bytes = 0;  // block pass, context features and the shared head
 };
 
 }  // namespace ultraspeed::worker

@@ -12,9 +12,13 @@ namespace {
 
 using kernels::bf16;
 
-size_t Size(int64_t a, int64_t b, int64_t c = 1, int64_t d = 1) { return static_cast<size_t>(a * b * c * d); }
+size_t Size(int64_t a, int64_t b, int64_t c = 1, int64_t d = 1) {
+  return static_cast<size_t>(a * b * c * d);
+}
 
-size_t MlpBytes(const kernels::MlpWeights& mlp) { return mlp.gate.bytes() + mlp.up.bytes() + mlp.down.bytes(); }
+size_t MlpBytes(const kernels::MlpWeights& mlp) {
+  return mlp.gate.bytes() + mlp.up.bytes() + mlp.down.bytes();
+}
 
 // Row of a cache that holds `position`.
 size_t CacheRow(const kernels::KvView& view, int64_t position) {
@@ -26,18 +30,28 @@ float Widen(bf16 value) { return std::bit_cast<float>(uint32_t{value} << 16); }
 
 }  // namespace
 
-TargetForward::TargetForward(const ModelConfig& config, const TargetWeights& weights, const CacheShape& shape,
-                             kernels::ThreadPool& pool, ForwardStatistics& statistics)
-    : config_(config), weights_(weights), shape_(shape), pool_(pool), statistics_(statistics),
-      group_rows_(QkvGroupRows(config)), ring_tokens_(config.window + shape.max_rows),
+TargetForward::TargetForward(const ModelConfig& config, const TargetWeights& weights,
+                             const CacheShape& shape, kernels::ThreadPool& pool,
+                             ForwardStatistics& statistics)
+    : config_(config),
+      weights_(weights),
+      shape_(shape),
+      pool_(pool),
+      statistics_(statistics),
+      group_rows_(QkvGroupRows(config)),
+      ring_tokens_(config.window + shape.max_rows),
       tap_width_(config.drafter.target_layer_ids.size() * static_cast<size_t>(config.hidden)) {
   const int64_t positions =
-      std::min<int64_t>(config.context_tokens, int64_t{shape.num_pages} * shape.page_tokens) + kDraftBlockMax;
-  rope_full_ = kernels::BuildRopeTable(config.rope_theta_full, config.rotary_dims, static_cast<int>(positions));
-  rope_sliding_ = kernels::BuildRopeTable(config.rope_theta_sliding, config.rotary_dims, static_cast<int>(positions));
+      std::min<int64_t>(config.context_tokens, int64_t{shape.num_pages} * shape.page_tokens) +
+      kDraftBlockMax;
+  rope_full_ = kernels::BuildRopeTable(config.rope_theta_full, config.rotary_dims,
+                                       static_cast<int>(positions));
+  rope_sliding_ = kernels::BuildRopeTable(config.rope_theta_sliding, config.rotary_dims,
+                                          static_cast<int>(positions));
   for (const AttentionKind kind : config.attention) {
-    const int64_t tokens = kind == AttentionKind::kFull ? int64_t{shape.num_pages} * shape.page_tokens
-                                                        : int64_t{shape.max_sequences} * ring_tokens_;
+    const int64_t tokens = kind == AttentionKind::kFull
+                               ? int64_t{shape.num_pages} * shape.page_tokens
+                               : int64_t{shape.max_sequences} * ring_tokens_;
     keys_.emplace_back(Size(tokens, config.num_kv_heads, config.qk_head_dim));
     values_.emplace_back(Size(tokens, config.num_kv_heads, config.v_head_dim));
   }
@@ -60,20 +74,25 @@ TargetForward::TargetForward(const ModelConfig& config, const TargetWeights& wei
   expert_seen_.resize(static_cast<size_t>(config.num_experts));
 }
 
-void TargetForward::Run(absl::Span<const TargetSequence> sequences, absl::Span<const TargetRow> rows) {
+void TargetForward::Run(absl::Span<const TargetSequence> sequences,
+                        absl::Span<const TargetRow> rows) {
   const int num_rows = static_cast<int>(rows.size()), hidden = config_.hidden;
   KERNELS_CHECK(num_rows, <=, shape_.max_rows);
   Embed(rows);
   for (size_t l = 0; l < weights_.layers.size(); ++l) {
     const TargetLayer& layer = weights_.layers[l];
     SetViews(l, sequences);
-    kernels::RmsNorm(pool_, residual_.data(), layer.input_norm.data(), config_.norm_epsilon, num_rows, hidden, normed_.data());
-    kernels::MatMul(pool_, layer.qkv, normed_.data(), num_rows, hidden, qkv_.data(), layer.qkv.num_rows());
+    kernels::RmsNorm(pool_, residual_.data(), layer.input_norm.data(), config_.norm_epsilon,
+                     num_rows, hidden, normed_.data());
+    kernels::MatMul(pool_, layer.qkv, normed_.data(), num_rows, hidden, qkv_.data(),
+                    layer.qkv.num_rows());
     RotateAndCache(l, rows);
     Attend(l, rows);
-    kernels::MatMul(pool_, layer.output, attended_.data(), num_rows, layer.output.num_cols(), delta_.data(), hidden);
+    kernels::MatMul(pool_, layer.output, attended_.data(), num_rows, layer.output.num_cols(),
+                    delta_.data(), hidden);
     AddToResidual(num_rows);
-    kernels::RmsNorm(pool_, residual_.data(), layer.post_attention_norm.data(), config_.norm_epsilon, num_rows, hidden, normed_.data());
+    kernels::RmsNorm(pool_, residual_.data(), layer.post_attention_norm.data(),
+                     config_.norm_epsilon, num_rows, hidden, normed_.data());
     FeedForward(l, num_rows);
     AddToResidual(num_rows);
     CaptureTap(l, num_rows);
@@ -89,10 +108,13 @@ void TargetForward::Logits(absl::Span<const int> row_indices, float* out) {
   KERNELS_CHECK(count, <=, shape_.max_rows);
   if (count == 0) return;
   for (size_t i = 0; i < row_indices.size(); ++i) {
-    std::copy_n(&residual_[static_cast<size_t>(row_indices[i]) * hidden], hidden, &delta_[i * hidden]);
+    std::copy_n(&residual_[static_cast<size_t>(row_indices[i]) * hidden], hidden,
+                &delta_[i * hidden]);
   }
-  kernels::RmsNorm(pool_, delta_.data(), weights_.final_norm.data(), config_.norm_epsilon, count, config_.hidden, normed_.data());
-  kernels::MatMul(pool_, weights_.head, normed_.data(), count, config_.hidden, out, config_.vocabulary);
+  kernels::RmsNorm(pool_, delta_.data(), weights_.final_norm.data(), config_.norm_epsilon, count,
+                   config_.hidden, normed_.data());
+  kernels::MatMul(pool_, weights_.head, normed_.data(), count, config_.hidden, out,
+                  config_.vocabulary);
   statistics_.target_bytes += static_cast<int64_t>(weights_.head.bytes());
 }
 
@@ -119,7 +141,8 @@ void TargetForward::SetViews(size_t layer_idx, absl::Span<const TargetSequence> 
 }
 
 void TargetForward::RotateAndCache(size_t layer_idx, absl::Span<const TargetRow> rows) {
-  const kernels::RopeTable& rope = config_.attention[layer_idx] == AttentionKind::kFull ? rope_full_ : rope_sliding_;
+  const kernels::RopeTable& rope =
+      config_.attention[layer_idx] == AttentionKind::kFull ? rope_full_ : rope_sliding_;
   const int d = config_.qk_head_dim, dv = config_.v_head_dim;
   const int group_heads = config_.num_q_heads / config_.num_kv_heads;
   pool_.ParallelFor(static_cast<int>(rows.size()), [&](int t) {
@@ -127,12 +150,14 @@ void TargetForward::RotateAndCache(size_t layer_idx, absl::Span<const TargetRow>
     const kernels::KvView& view = views_[static_cast<size_t>(row.sequence)];
     const size_t cache_row = CacheRow(view, row.position);
     for (int r = 0; r < config_.num_kv_heads; ++r) {
-      float* q = &qkv_[Size(int64_t{t} * config_.num_kv_heads + r, group_rows_)];  // [group_heads, D], then k [D], v [Dv]
+      float* q = &qkv_[Size(int64_t{t} * config_.num_kv_heads + r,
+                            group_rows_)];  // [group_heads, D], then k [D], v [Dv]
       float* k = q + group_heads * d;
       float* v = k + d;
       kernels::Rope(rope, static_cast<int>(row.position), q, group_heads + 1, d);
       for (int i = 0; i < dv; ++i) v[i] *= config_.value_scale;
-      kernels::ToBf16(q, group_heads * d, &q_[Size(int64_t{t} * config_.num_kv_heads + r, group_heads, d)]);
+      kernels::ToBf16(q, group_heads * d,
+                      &q_[Size(int64_t{t} * config_.num_kv_heads + r, group_heads, d)]);
       kernels::ToBf16(k, d, view.k + (cache_row * config_.num_kv_heads + r) * d);
       kernels::ToBf16(v, dv, view.v + (cache_row * config_.num_kv_heads + r) * dv);
     }
@@ -146,19 +171,22 @@ void TargetForward::Attend(size_t layer_idx, absl::Span<const TargetRow> rows) {
     attention_rows_[t] = {.kv = &views_[static_cast<size_t>(rows[t].sequence)],
                           .first_key = full ? 0 : std::max(0, position - config_.window + 1),
                           .last_key = position,
-                          .block_k = nullptr, .block_v = nullptr, .block_rows = 0};
+                          .block_k = nullptr,
+                          .block_v = nullptr,
+                          .block_rows = 0};
   }
   const std::vector<float>& sinks = weights_.layers[layer_idx].sinks;
-  kernels::Attention(pool_, {.q = q_.data(),
-                             .rows = attention_rows_.data(),
-                             .sinks = sinks.empty() ? nullptr : sinks.data(),
-                             .num_tokens = static_cast<int>(rows.size()),
-                             .num_q_heads = config_.num_q_heads,
-                             .num_kv_heads = config_.num_kv_heads,
-                             .qk_head_dim = config_.qk_head_dim,
-                             .v_head_dim = config_.v_head_dim,
-                             .score_scale = 1.0f / std::sqrt(static_cast<float>(config_.qk_head_dim)),
-                             .out = attended_.data()});
+  kernels::Attention(pool_,
+                     {.q = q_.data(),
+                      .rows = attention_rows_.data(),
+                      .sinks = sinks.empty() ? nullptr : sinks.data(),
+                      .num_tokens = static_cast<int>(rows.size()),
+                      .num_q_heads = config_.num_q_heads,
+                      .num_kv_heads = config_.num_kv_heads,
+                      .qk_head_dim = config_.qk_head_dim,
+                      .v_head_dim = config_.v_head_dim,
+                      .score_scale = 1.0f / std::sqrt(static_cast<float>(config_.qk_head_dim)),
+                      .out = attended_.data()});
 }
 
 void TargetForward::FeedForward(size_t layer_idx, int num_rows) {
@@ -167,8 +195,9 @@ void TargetForward::FeedForward(size_t layer_idx, int num_rows) {
     kernels::Mlp(pool_, layer.mlp, normed_.data(), num_rows, delta_.data(), workspace_.data());
     return;
   }
-  kernels::RouteTopK(pool_, normed_.data(), layer.router.data(), layer.router_bias.data(), num_rows, config_.hidden,
-                     config_.num_experts, config_.experts_per_token, expert_ids_.data(), expert_weights_.data());
+  kernels::RouteTopK(pool_, normed_.data(), layer.router.data(), layer.router_bias.data(), num_rows,
+                     config_.hidden, config_.num_experts, config_.experts_per_token,
+                     expert_ids_.data(), expert_weights_.data());
   kernels::MixtureOfExperts(pool_, {.experts = layer.experts.data(),
                                     .num_experts = config_.num_experts,
                                     .experts_per_token = config_.experts_per_token,

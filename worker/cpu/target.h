@@ -1,8 +1,9 @@
 // The target model's forward pass on CPUs, with its KV cache.
 //
-// Caller: CpuExecutor (and bench/ for perplexity). Reads like docs/MODEL.md: the residual stream is fp32; norm outputs, q, k, v,
-// attention output and SwiGLU product are bf16; everything else is fp32. A row's result depends on its own sequence only.
-// Thread: the engine thread; the pool's threads work inside Run.
+// Caller: CpuExecutor (and bench/ for perplexity). Reads like docs/MODEL.md: the residual stream is
+// fp32; norm outputs, q, k, v, attention output and SwiGLU product are bf16; everything else is
+// fp32. A row's result depends on its own sequence only. Thread: the engine thread; the pool's
+// threads work inside Run.
 #pragma once
 
 #include <cstdint>
@@ -19,10 +20,10 @@
 namespace ultraspeed::worker {
 
 struct CacheShape {
-  int max_sequences = 0;   // slots
-  int max_rows = 0;        // of one pass
-  int num_pages = 0;       // of the full layers
-  int page_tokens = 0;     // P
+  int max_sequences = 0;  // slots
+  int max_rows = 0;       // of one pass
+  int num_pages = 0;      // of the full layers
+  int page_tokens = 0;    // P
 };
 
 // Where one sequence of a pass keeps its keys and values.
@@ -51,7 +52,9 @@ class TargetForward {
   void Logits(absl::Span<const int> row_indices, float* out /*[n, V]*/);
 
   // After Run: the drafter's input of a row, bf16 [taps * H]. REQUIRES: the model has a drafter.
-  const kernels::bf16* taps(int row) const { return taps_.data() + static_cast<size_t>(row) * tap_width_; }
+  const kernels::bf16* taps(int row) const {
+    return taps_.data() + static_cast<size_t>(row) * tap_width_;
+  }
 
  private:
   void Embed(absl::Span<const TargetRow> rows);
@@ -68,27 +71,27 @@ class TargetForward {
   const CacheShape shape_;
   kernels::ThreadPool& pool_;
   ForwardStatistics& statistics_;
-  int group_rows_;      // rows of one kv head's q, k and v in the fused projection
-  int ring_tokens_;     // of a sliding layer: the window plus the rows of one pass
+  int group_rows_;   // rows of one kv head's q, k and v in the fused projection
+  int ring_tokens_;  // of a sliding layer: the window plus the rows of one pass
   size_t tap_width_;
 
   kernels::RopeTable rope_full_, rope_sliding_;
   std::vector<ZeroedArray<kernels::bf16>> keys_;    // [L] of [pages * P | slots * ring, Hkv, D]
   std::vector<ZeroedArray<kernels::bf16>> values_;  // [L] of [pages * P | slots * ring, Hkv, Dv]
 
-  std::vector<float> residual_;            // [T, H]
-  std::vector<kernels::bf16> normed_;      // [T, H]
-  std::vector<float> qkv_;                 // [T, Hkv * group_rows]
-  std::vector<kernels::bf16> q_;           // [T, Hq, D]
-  std::vector<kernels::bf16> attended_;    // [T, Hq, Dv]
-  std::vector<float> delta_;               // [T, H]
-  std::vector<kernels::bf16> taps_;        // [T, taps * H]
-  std::vector<int32_t> expert_ids_;        // [T, K]
-  std::vector<float> expert_weights_;      // [T, K]
+  std::vector<float> residual_;          // [T, H]
+  std::vector<kernels::bf16> normed_;    // [T, H]
+  std::vector<float> qkv_;               // [T, Hkv * group_rows]
+  std::vector<kernels::bf16> q_;         // [T, Hq, D]
+  std::vector<kernels::bf16> attended_;  // [T, Hq, Dv]
+  std::vector<float> delta_;             // [T, H]
+  std::vector<kernels::bf16> taps_;      // [T, taps * H]
+  std::vector<int32_t> expert_ids_;      // [T, K]
+  std::vector<float> expert_weights_;    // [T, K]
   ZeroedArray<uint64_t> workspace_;
-  std::vector<kernels::KvView> views_;     // [S]
+  std::vector<kernels::KvView> views_;                 // [S]
   std::vector<kernels::AttentionRow> attention_rows_;  // [T]
-  std::vector<uint8_t> expert_seen_;       // [E]
+  std::vector<uint8_t> expert_seen_;                   // [E]
 };
 
 }  // namespace ultraspeed::worker

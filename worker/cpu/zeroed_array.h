@@ -1,4 +1,5 @@
-// A fixed array of zeros whose pages the system hands out on first use, so a large, mostly idle KV cache costs nothing at start.
+// A fixed array of zeros whose pages the system hands out on first use, so a large, mostly idle KV
+// cache costs nothing at start.
 //
 // Callers: the caches and scratch buffers of worker/cpu. Thread: as its owner says.
 #pragma once
@@ -14,8 +15,10 @@ template <typename T>
 class ZeroedArray {
  public:
   ZeroedArray() = default;
-  explicit ZeroedArray(size_t count) : data_(static_cast<T*>(std::calloc(count > 0 ? count : 1, sizeof(T)))) {
-    if (data_ == nullptr) throw std::bad_alloc();  // nobody catches it: out of memory at start-up ends the process
+  explicit ZeroedArray(size_t count)
+      : data_(static_cast<T*>(std::calloc(count > 0 ? count : 1, sizeof(T)))) {
+    if (data_ == nullptr)
+      throw std::bad_alloc();  // nobody catches it: out of memory at start-up ends the process
   }
   T* data() { return data_.get(); }
   T& operator[](size_t i) { return data_.get()[i]; }

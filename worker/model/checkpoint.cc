@@ -34,8 +34,8 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& 
   std::map<std::string, std::string> files;
   for (const auto& entry : map->get_object()) {
     const std::string tensor(entry.key().data(), entry.key().size());
-    const std::string file = entry.value().is_string() ? std::string(entry.value().get_string().c_str())
-                                                       : std::string();
+    const std::string file =
+        entry.value().is_string() ? std::string(entry.value().get_string().c_str()) : std::string();
     if (!IsPlainName(file)) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ": weight_map: tensor ", tensor, ": file ",
@@ -77,8 +77,8 @@ absl::Status Checkpoint::OpenIndexed(const std::string& folder, const std::strin
   std::set<std::string> names;
   for (const auto& [tensor, file] : *index) names.insert(file);
   if (names.size() > kFilesMax) {
-    return absl::InvalidArgumentError(absl::StrCat(index_path, ": names ", names.size(),
-                                                   " files; at most ", kFilesMax));
+    return absl::InvalidArgumentError(
+        absl::StrCat(index_path, ": names ", names.size(), " files; at most ", kFilesMax));
   }
   std::map<std::string, std::string> found;
   for (const std::string& name : names) {
@@ -97,8 +97,8 @@ absl::Status Checkpoint::OpenIndexed(const std::string& folder, const std::strin
   }
   for (const auto& [tensor, file] : *index) {
     if (found.count(tensor) == 0) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(folder, "/", file, ": tensor ", tensor, ": is in the index, not in the file"));
+      return absl::InvalidArgumentError(absl::StrCat(folder, "/", file, ": tensor ", tensor,
+                                                     ": is in the index, not in the file"));
     }
   }
   return absl::OkStatus();
@@ -109,8 +109,8 @@ absl::Status Checkpoint::Add(std::unique_ptr<SafetensorsFile> file, const Layout
     if (!layout.skip_prefix.empty() && absl::StartsWith(tensor.name, layout.skip_prefix)) continue;
     const std::string name(absl::StripPrefix(tensor.name, layout.optional_prefix));
     if (!entries_.emplace(name, Entry{tensor, file.get(), false}).second) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(file->path(), ": tensor ", tensor.name, ": appears twice in the checkpoint"));
+      return absl::InvalidArgumentError(absl::StrCat(file->path(), ": tensor ", tensor.name,
+                                                     ": appears twice in the checkpoint"));
     }
   }
   files_.push_back(std::move(file));
@@ -128,10 +128,9 @@ absl::StatusOr<TensorView> Checkpoint::Take(const std::string& name, std::string
   Entry& entry = found->second;
   KERNELS_CHECK(entry.taken, ==, false);
   if (entry.tensor.dtype != dtype || entry.tensor.shape != shape) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(entry.file->path(), ": tensor ", name, ": is ",
-                     ShapeName(entry.tensor.dtype, entry.tensor.shape), "; the config calls for ",
-                     expected));
+    return absl::InvalidArgumentError(absl::StrCat(
+        entry.file->path(), ": tensor ", name, ": is ",
+        ShapeName(entry.tensor.dtype, entry.tensor.shape), "; the config calls for ", expected));
   }
   entry.taken = true;
   return entry.tensor;
@@ -145,8 +144,9 @@ std::string Checkpoint::DtypeOf(const std::string& name) const {
 absl::Status Checkpoint::ExpectAllTaken() const {
   for (const auto& [name, entry] : entries_) {
     if (entry.taken) continue;
-    return absl::InvalidArgumentError(absl::StrCat(
-        entry.file->path(), ": tensor ", entry.tensor.name, ": the config calls for no such tensor"));
+    return absl::InvalidArgumentError(absl::StrCat(entry.file->path(), ": tensor ",
+                                                   entry.tensor.name,
+                                                   ": the config calls for no such tensor"));
   }
   return absl::OkStatus();
 }

@@ -1,5 +1,6 @@
-// All tensors of one folder, whether it has one .safetensors file or an index over many; each is taken once, with the dtype and the
-// shape that the config calls for, and what nobody takes is refused by name.
+// All tensors of one folder, whether it has one .safetensors file or an index over many; each is
+// taken once, with the dtype and the shape that the config calls for, and what nobody takes is
+// refused by name.
 //
 // Caller: weights.cc, once for the target and once for dflash/. Thread: the loading thread only.
 #pragma once
@@ -17,8 +18,9 @@ namespace ultraspeed::worker {
 
 class Checkpoint {
  public:
-  // Reads `folder`/model.safetensors.index.json or, if there is none, the first of `single_files` that exists.
-  // A leading `optional_prefix` is dropped from tensor names; names that start with `skip_prefix` (if not empty) are left out.
+  // Reads `folder`/model.safetensors.index.json or, if there is none, the first of `single_files`
+  // that exists. A leading `optional_prefix` is dropped from tensor names; names that start with
+  // `skip_prefix` (if not empty) are left out.
   struct Layout {
     std::vector<std::string> single_files;
     std::string optional_prefix;
@@ -27,7 +29,8 @@ class Checkpoint {
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& folder,
                                                           const Layout& layout);
 
-  // Exactly this dtype and shape, else INVALID_ARGUMENT names file and tensor. REQUIRES: not taken before.
+  // Exactly this dtype and shape, else INVALID_ARGUMENT names file and tensor. REQUIRES: not taken
+  // before.
   absl::StatusOr<TensorView> Take(const std::string& name, std::string_view dtype,
                                   const std::vector<int64_t>& shape);
 

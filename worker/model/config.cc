@@ -11,8 +11,8 @@
 namespace ultraspeed::worker {
 namespace {
 
-// Bounds that keep every product of two of these within an int and every buffer within reason; the largest published model is far
-// inside them.
+// Bounds that keep every product of two of these within an int and every buffer within reason; the
+// largest published model is far inside them.
 constexpr int64_t kLayersMax = 1024;
 constexpr int64_t kWidthMax = 1 << 17;
 constexpr int64_t kHeadsMax = 512;
@@ -46,16 +46,17 @@ void ReadAttention(JsonFields& fields, ModelConfig& config) {
   config.num_q_heads = static_cast<int>(fields.Int("num_attention_heads", 1, kHeadsMax));
   config.num_kv_heads = static_cast<int>(fields.Int("num_key_value_heads", 1, config.num_q_heads));
   if (config.num_q_heads % config.num_kv_heads != 0) {
-    fields.Fail("num_key_value_heads", absl::StrCat("is ", config.num_kv_heads,
-                                                    "; must divide num_attention_heads = ",
-                                                    config.num_q_heads));
+    fields.Fail("num_key_value_heads",
+                absl::StrCat("is ", config.num_kv_heads,
+                             "; must divide num_attention_heads = ", config.num_q_heads));
   }
   config.qk_head_dim = static_cast<int>(fields.Int("head_dim", kHeadDimMultiple, kHeadDimMax));
   RequireMultiple(fields, "head_dim", config.qk_head_dim, kHeadDimMultiple);
   config.v_head_dim = static_cast<int>(fields.Int("v_head_dim", kValueDimMultiple, kValueDimMax));
   RequireMultiple(fields, "v_head_dim", config.v_head_dim, kValueDimMultiple);
   if (config.num_q_heads * config.v_head_dim % kMatrixColumnsMultiple != 0) {
-    fields.Fail("v_head_dim", absl::StrCat("times num_attention_heads is ", config.num_q_heads * config.v_head_dim,
+    fields.Fail("v_head_dim", absl::StrCat("times num_attention_heads is ",
+                                           config.num_q_heads * config.v_head_dim,
                                            "; must be a multiple of ", kMatrixColumnsMultiple));
   }
   config.rotary_dims = RotaryDims(fields, config.qk_head_dim);
@@ -87,8 +88,8 @@ void ReadFeedForward(JsonFields& fields, ModelConfig& config) {
   config.expert_ffn_width = static_cast<int>(fields.Int("moe_intermediate_size", 32, kWidthMax));
   RequireMultiple(fields, "moe_intermediate_size", config.expert_ffn_width, kMatrixColumnsMultiple);
   config.num_experts = static_cast<int>(fields.Int("n_routed_experts", 1, kExpertsMax));
-  config.experts_per_token = static_cast<int>(
-      fields.Int("num_experts_per_tok", 1, std::min<int64_t>(kExpertsPerTokenMax, config.num_experts)));
+  config.experts_per_token = static_cast<int>(fields.Int(
+      "num_experts_per_tok", 1, std::min<int64_t>(kExpertsPerTokenMax, config.num_experts)));
   const auto layers = static_cast<size_t>(config.num_layers);
   for (int64_t moe : fields.IntArray("moe_layer_freq", layers, layers, 0, 1)) {
     config.is_moe.push_back(moe == 1);
@@ -159,7 +160,8 @@ absl::Status ReadGeneration(const std::string& path, ModelConfig& config) {
   return fields.status();
 }
 
-absl::Status ReadDrafter(const std::string& path, const ModelConfig& target, DrafterConfig& config) {
+absl::Status ReadDrafter(const std::string& path, const ModelConfig& target,
+                         DrafterConfig& config) {
   absl::StatusOr<boost::json::object> object = ReadJsonObject(path);
   if (!object.ok()) return object.status();
   JsonFields fields(path, *object);
@@ -168,9 +170,9 @@ absl::Status ReadDrafter(const std::string& path, const ModelConfig& target, Dra
   config.num_q_heads = static_cast<int>(fields.Int("num_attention_heads", 1, kHeadsMax));
   config.num_kv_heads = static_cast<int>(fields.Int("num_key_value_heads", 1, config.num_q_heads));
   if (config.num_q_heads % config.num_kv_heads != 0) {
-    fields.Fail("num_key_value_heads", absl::StrCat("is ", config.num_kv_heads,
-                                                    "; must divide num_attention_heads = ",
-                                                    config.num_q_heads));
+    fields.Fail("num_key_value_heads",
+                absl::StrCat("is ", config.num_kv_heads,
+                             "; must divide num_attention_heads = ", config.num_q_heads));
   }
   config.head_dim = static_cast<int>(fields.Int("head_dim", kHeadDimMultiple, kValueDimMax));
   RequireMultiple(fields, "head_dim", config.head_dim, kHeadDimMultiple);
@@ -190,14 +192,15 @@ absl::Status ReadDrafter(const std::string& path, const ModelConfig& target, Dra
   dflash.ExpectBool("use_swa", true);
   config.window = static_cast<int>(dflash.Int("swa_window_size", 1, 1 << 16));
   fields.ExpectInt("sliding_window", config.window);
-  config.mask_token_id = static_cast<int32_t>(dflash.Int("mask_token_id", 0, target.vocabulary - 1));
+  config.mask_token_id =
+      static_cast<int32_t>(dflash.Int("mask_token_id", 0, target.vocabulary - 1));
   config.value_scale = static_cast<float>(dflash.NumberOr("attention_value_scale", 1e-6, 1e6, 1));
   config.has_sinks = dflash.BoolOr("attention_sink_bias", false);
   for (int64_t layer : dflash.IntArray("target_layer_ids", 1, 16, 0, target.num_layers - 1)) {
     if (!config.target_layer_ids.empty() && layer <= config.target_layer_ids.back()) {
-      dflash.Fail("target_layer_ids", absl::StrCat("holds ", layer, " after ",
-                                                   config.target_layer_ids.back(),
-                                                   "; must ascend"));
+      dflash.Fail("target_layer_ids",
+                  absl::StrCat("holds ", layer, " after ", config.target_layer_ids.back(),
+                               "; must ascend"));
     }
     config.target_layer_ids.push_back(static_cast<int>(layer));
   }
@@ -217,7 +220,8 @@ absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& folder) {
   fs::path path = fs::absolute(folder).lexically_normal();
   config.name = (path.has_filename() ? path : path.parent_path()).filename().string();
   if (absl::Status s = ReadTarget(folder + "/config.json", config); !s.ok()) return s;
-  if (absl::Status s = ReadGeneration(folder + "/generation_config.json", config); !s.ok()) return s;
+  if (absl::Status s = ReadGeneration(folder + "/generation_config.json", config); !s.ok())
+    return s;
   if (fs::is_directory(folder + "/dflash", error)) {
     if (absl::Status s = ReadDrafter(folder + "/dflash/config.json", config, config.drafter);
         !s.ok()) {

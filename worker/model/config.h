@@ -1,8 +1,10 @@
-// The model's shape, read from config.json and dflash/config.json in the published layout and validated once.
+// The model's shape, read from config.json and dflash/config.json in the published layout and
+// validated once.
 //
-// Everything that the worker knows about a checkpoint's geometry is here; nothing below worker/model reads JSON.
-// Shape letters: T tokens, S sequences, H hidden, L layers, Hq/Hkv heads, D qk head dim, Dv v head dim, F ffn width, E experts,
-// K experts per token, V vocabulary, P tokens per KV page, B draft block.
+// Everything that the worker knows about a checkpoint's geometry is here; nothing below
+// worker/model reads JSON. Shape letters: T tokens, S sequences, H hidden, L layers, Hq/Hkv heads,
+// D qk head dim, Dv v head dim, F ffn width, E experts, K experts per token, V vocabulary, P tokens
+// per KV page, B draft block.
 #pragma once
 
 #include <cstdint>
@@ -19,16 +21,17 @@ enum class AttentionKind : uint8_t { kFull, kSliding };
 // One published `dflash/config.json`.
 struct DrafterConfig {
   int num_layers = 0;
-  int hidden = 0;            // H, equals the target's
+  int hidden = 0;  // H, equals the target's
   int num_q_heads = 0;
   int num_kv_heads = 0;
-  int head_dim = 0;          // D = Dv
-  int rotary_dims = 0;       // head_dim * partial_rotary_factor, even
+  int head_dim = 0;     // D = Dv
+  int rotary_dims = 0;  // head_dim * partial_rotary_factor, even
   int ffn_width = 0;
-  int block_size = 0;        // B: anchor + B-1 masks
-  int window = 0;            // context keys visible iff key + window > query
+  int block_size = 0;  // B: anchor + B-1 masks
+  int window = 0;      // context keys visible iff key + window > query
   int32_t mask_token_id = 0;
-  std::vector<int> target_layer_ids;  // taps: the residual stream after these layers, concatenated in this order
+  std::vector<int>
+      target_layer_ids;  // taps: the residual stream after these layers, concatenated in this order
   double rope_theta = 0;
   float norm_epsilon = 0;
   float value_scale = 1;
@@ -37,39 +40,40 @@ struct DrafterConfig {
 
 // One published `config.json` (MiMoV2ForCausalLM).
 struct ModelConfig {
-  int num_layers = 0;                        // L
-  int hidden = 0;                            // H
+  int num_layers = 0;  // L
+  int hidden = 0;      // H
   int num_q_heads = 0;
-  int num_kv_heads = 0;                      // also the number of fused qkv shards
-  int qk_head_dim = 0;                       // D
-  int v_head_dim = 0;                        // Dv
+  int num_kv_heads = 0;  // also the number of fused qkv shards
+  int qk_head_dim = 0;   // D
+  int v_head_dim = 0;    // Dv
   int rotary_dims = 0;
-  int window = 0;                            // sliding layers see keys j > i - window
+  int window = 0;  // sliding layers see keys j > i - window
   int dense_ffn_width = 0;
   int expert_ffn_width = 0;
-  int num_experts = 0;                       // E
-  int experts_per_token = 0;                 // K
+  int num_experts = 0;                                                  // E
+  int experts_per_token = 0;                                            // K
   kernels::WeightFormat expert_format = kernels::WeightFormat::kMxfp4;  // or kFp8Block128
-  int vocabulary = 0;                        // V: rows of embedding and head
-  int64_t context_tokens = 0;                // max_position_embeddings
+  int vocabulary = 0;          // V: rows of embedding and head
+  int64_t context_tokens = 0;  // max_position_embeddings
   double rope_theta_full = 0;
   double rope_theta_sliding = 0;
   float norm_epsilon = 0;
   float value_scale = 1;
   bool sinks_on_sliding = false;
-  std::vector<AttentionKind> attention;      // [L]
-  std::vector<bool> is_moe;                  // [L]
-  std::vector<int32_t> eos_token_ids;        // generation_config.json
+  std::vector<AttentionKind> attention;  // [L]
+  std::vector<bool> is_moe;              // [L]
+  std::vector<int32_t> eos_token_ids;    // generation_config.json
   float default_temperature = 1;
   float default_top_p = 1;
   bool enable_thinking_default = true;
-  std::string name;                          // the folder's name
-  DrafterConfig drafter;                     // num_layers 0 when the folder has no dflash/
+  std::string name;       // the folder's name
+  DrafterConfig drafter;  // num_layers 0 when the folder has no dflash/
 
   int qkv_shard_rows() const { return (num_q_heads / num_kv_heads + 1) * qk_head_dim + v_head_dim; }
 };
 
-// Reads and validates both configs of a checkpoint folder. INVALID_ARGUMENT names the file, the key, its value and what is allowed.
+// Reads and validates both configs of a checkpoint folder. INVALID_ARGUMENT names the file, the
+// key, its value and what is allowed.
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& folder);
 
 }  // namespace ultraspeed::worker

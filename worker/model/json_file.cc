@@ -36,10 +36,14 @@ bool AsInt(const json::value& value, int64_t* out) {
 }
 
 bool AsNumber(const json::value& value, double* out) {
-  if (value.is_int64()) *out = static_cast<double>(value.get_int64());
-  else if (value.is_uint64()) *out = static_cast<double>(value.get_uint64());
-  else if (value.is_double()) *out = value.get_double();
-  else return false;
+  if (value.is_int64())
+    *out = static_cast<double>(value.get_int64());
+  else if (value.is_uint64())
+    *out = static_cast<double>(value.get_uint64());
+  else if (value.is_double())
+    *out = value.get_double();
+  else
+    return false;
   return std::isfinite(*out);
 }
 
@@ -211,9 +215,10 @@ void JsonFields::ExpectBool(const char* key, bool expected) {
 void JsonFields::ExpectString(const char* key, std::string_view expected) {
   if (!Has(key)) return;
   const json::value& value = object_.at(key);
-  if (!value.is_string() || value.get_string() != json::string_view(expected.data(), expected.size())) {
-    Fail(key, absl::StrCat("is ", Shown(value), "; only \"", std::string(expected),
-                           "\" is supported"));
+  if (!value.is_string() ||
+      value.get_string() != json::string_view(expected.data(), expected.size())) {
+    Fail(key,
+         absl::StrCat("is ", Shown(value), "; only \"", std::string(expected), "\" is supported"));
   }
 }
 

@@ -1,8 +1,9 @@
-// Strict reading of JSON objects that come with a checkpoint: every value is checked against a range where it is read.
+// Strict reading of JSON objects that come with a checkpoint: every value is checked against a
+// range where it is read.
 //
-// Callers: config.cc, safetensors.cc, checkpoint.cc, vocabulary.cc. A JsonFields remembers the first thing that was wrong, so a
-// reader lists its keys one per line and asks for status() once; a wrong key yields the lower bound meanwhile.
-// Thread: any one thread.
+// Callers: config.cc, safetensors.cc, checkpoint.cc, vocabulary.cc. A JsonFields remembers the
+// first thing that was wrong, so a reader lists its keys one per line and asks for status() once; a
+// wrong key yields the lower bound meanwhile. Thread: any one thread.
 #pragma once
 
 #include <boost/json.hpp>
@@ -53,7 +54,9 @@ class JsonFields {
   // Records an error of the caller's own.
   void Fail(const char* key, const std::string& what);
   const absl::Status& status() const { return status_; }
-  void Absorb(const JsonFields& nested) { if (status_.ok()) status_ = nested.status_; }
+  void Absorb(const JsonFields& nested) {
+    if (status_.ok()) status_ = nested.status_;
+  }
 
  private:
   const boost::json::value* Find(const char* key);  // null after recording that it is missing

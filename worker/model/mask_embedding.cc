@@ -15,21 +15,34 @@ namespace {
 constexpr int64_t kFileBytesMax = 16 << 20;
 constexpr size_t kStackMax = 64;
 constexpr size_t kMemoMax = 256;
-constexpr size_t kPartsMax = 256;      // of one value: bounds its depth too, and what copies of it can grow to
+constexpr size_t kPartsMax =
+    256;  // of one value: bounds its depth too, and what copies of it can grow to
 constexpr size_t kTextBytesMax = 256;
 
 // A value on the pickle machine's stack.
 struct Value {
-  enum class Kind { kMark, kInt, kBool, kString, kGlobal, kTuple, kDict, kOrderedDict, kStorage, kTensor };
+  enum class Kind {
+    kMark,
+    kInt,
+    kBool,
+    kString,
+    kGlobal,
+    kTuple,
+    kDict,
+    kOrderedDict,
+    kStorage,
+    kTensor
+  };
   Kind kind = Kind::kMark;
-  int64_t number = 0;         // kInt, kBool; kStorage: elements
-  std::string text = {};      // kString, kGlobal "module name"; kStorage, kTensor: key of the storage
+  int64_t number = 0;     // kInt, kBool; kStorage: elements
+  std::string text = {};  // kString, kGlobal "module name"; kStorage, kTensor: key of the storage
   std::vector<Value> items = {};  // kTuple; kDict: key, value, key, value
-  size_t parts = 1;           // this value and all values inside it
+  size_t parts = 1;               // this value and all values inside it
 };
 using Kind = Value::Kind;
 
-// Interprets exactly the instructions that pickle protocol 2 uses for the one value that this file may hold.
+// Interprets exactly the instructions that pickle protocol 2 uses for the one value that this file
+// may hold.
 class Unpickler {
  public:
   Unpickler(std::string origin, std::string_view program)
@@ -38,13 +51,17 @@ class Unpickler {
   absl::StatusOr<Value> Run() {
     while (status_.ok() && !stopped_) Step();
     if (!status_.ok()) return status_;
-    if (stack_.size() != 1) return absl::InvalidArgumentError(absl::StrCat(origin_, ": pickle leaves ", stack_.size(), " values"));
+    if (stack_.size() != 1)
+      return absl::InvalidArgumentError(
+          absl::StrCat(origin_, ": pickle leaves ", stack_.size(), " values"));
     return stack_.back();
   }
 
  private:
   void Fail(const std::string& what) {
-    if (status_.ok()) status_ = absl::InvalidArgumentError(absl::StrCat(origin_, ": pickle at byte ", at_, ": ", what));
+    if (status_.ok())
+      status_ =
+          absl::InvalidArgumentError(absl::StrCat(origin_, ": pickle at byte ", at_, ": ", what));
   }
 
   std::string_view Take(size_t bytes) {
@@ -165,10 +182,9 @@ class Unpickler {
     const bool whole_vector =
         function.text == "torch._utils _rebuild_tensor_v2" && a.size() == 6 &&
         a[0].kind == Kind::kStorage && a[1].kind == Kind::kInt && a[1].number == 0 &&
-        a[2].kind == Kind::kTuple && a[2].items.size() == 1 &&
-        a[2].items[0].kind == Kind::kInt && a[2].items[0].number == a[0].number &&
-        a[3].kind == Kind::kTuple && a[3].items.size() == 1 &&
-        a[3].items[0].kind == Kind::kInt && a[3].items[0].number == 1 &&
+        a[2].kind == Kind::kTuple && a[2].items.size() == 1 && a[2].items[0].kind == Kind::kInt &&
+        a[2].items[0].number == a[0].number && a[3].kind == Kind::kTuple &&
+        a[3].items.size() == 1 && a[3].items[0].kind == Kind::kInt && a[3].items[0].number == 1 &&
         a[4].kind == Kind::kBool && a[5].kind == Kind::kOrderedDict;
     if (!whole_vector) return Fail("the embedding must be one contiguous vector");
     Push({.kind = Kind::kTensor, .number = a[0].number, .text = a[0].text});
@@ -188,29 +204,73 @@ class Unpickler {
     const std::string_view opcode = Take(1);
     if (opcode.empty()) return;
     switch (static_cast<uint8_t>(opcode[0])) {
-      case 0x80: if (TakeUint(1) > 5) Fail("protocol above 5"); break;                    // PROTO
-      case '.': stopped_ = true; break;                                                    // STOP
-      case '(': Push({.kind = Kind::kMark}); break;                                        // MARK
-      case '}': Push({.kind = Kind::kDict}); break;                                        // EMPTY_DICT
-      case ')': Push({.kind = Kind::kTuple}); break;                                       // EMPTY_TUPLE
-      case 't': Push({.kind = Kind::kTuple, .items = PopToMark()}); break;                 // TUPLE
-      case 0x85: PushTuple(1); break;                                                      // TUPLE1
-      case 0x86: PushTuple(2); break;                                                      // TUPLE2
-      case 'K': Push({.kind = Kind::kInt, .number = TakeUint(1)}); break;                  // BININT1
-      case 'M': Push({.kind = Kind::kInt, .number = TakeUint(2)}); break;                  // BININT2
-      case 'J': Push({.kind = Kind::kInt, .number = static_cast<int32_t>(TakeUint(4))}); break;  // BININT
-      case 0x88: Push({.kind = Kind::kBool, .number = 1}); break;                          // NEWTRUE
-      case 0x89: Push({.kind = Kind::kBool}); break;                                       // NEWFALSE
-      case 'X': PushText(TakeUint(4)); break;                                              // BINUNICODE
-      case 'q': Memorize(TakeUint(1)); break;                                              // BINPUT
-      case 'r': Memorize(TakeUint(4)); break;                                              // LONG_BINPUT
-      case 'h': Recall(TakeUint(1)); break;                                                // BINGET
-      case 'j': Recall(TakeUint(4)); break;                                                // LONG_BINGET
-      case 'c': PushGlobal(); break;                                                       // GLOBAL
-      case 'Q': PushStorage(); break;                                                      // BINPERSID
-      case 'R': Call(); break;                                                             // REDUCE
-      case 'u': SetItems(PopToMark()); break;                                              // SETITEMS
-      case 's': {                                                                          // SETITEM
+      case 0x80:
+        if (TakeUint(1) > 5) Fail("protocol above 5");
+        break;  // PROTO
+      case '.':
+        stopped_ = true;
+        break;  // STOP
+      case '(':
+        Push({.kind = Kind::kMark});
+        break;  // MARK
+      case '}':
+        Push({.kind = Kind::kDict});
+        break;  // EMPTY_DICT
+      case ')':
+        Push({.kind = Kind::kTuple});
+        break;  // EMPTY_TUPLE
+      case 't':
+        Push({.kind = Kind::kTuple, .items = PopToMark()});
+        break;  // TUPLE
+      case 0x85:
+        PushTuple(1);
+        break;  // TUPLE1
+      case 0x86:
+        PushTuple(2);
+        break;  // TUPLE2
+      case 'K':
+        Push({.kind = Kind::kInt, .number = TakeUint(1)});
+        break;  // BININT1
+      case 'M':
+        Push({.kind = Kind::kInt, .number = TakeUint(2)});
+        break;  // BININT2
+      case 'J':
+        Push({.kind = Kind::kInt, .number = static_cast<int32_t>(TakeUint(4))});
+        break;  // BININT
+      case 0x88:
+        Push({.kind = Kind::kBool, .number = 1});
+        break;  // NEWTRUE
+      case 0x89:
+        Push({.kind = Kind::kBool});
+        break;  // NEWFALSE
+      case 'X':
+        PushText(TakeUint(4));
+        break;  // BINUNICODE
+      case 'q':
+        Memorize(TakeUint(1));
+        break;  // BINPUT
+      case 'r':
+        Memorize(TakeUint(4));
+        break;  // LONG_BINPUT
+      case 'h':
+        Recall(TakeUint(1));
+        break;  // BINGET
+      case 'j':
+        Recall(TakeUint(4));
+        break;  // LONG_BINGET
+      case 'c':
+        PushGlobal();
+        break;  // GLOBAL
+      case 'Q':
+        PushStorage();
+        break;  // BINPERSID
+      case 'R':
+        Call();
+        break;  // REDUCE
+      case 'u':
+        SetItems(PopToMark());
+        break;     // SETITEMS
+      case 's': {  // SETITEM
         Value value = Pop();
         Value key = Pop();
         SetItems({std::move(key), std::move(value)});
@@ -272,7 +332,8 @@ absl::StatusOr<MaskEmbedding> ReadMaskEmbedding(const std::string& path, int hid
     return damaged("must hold {mask_token_id: int, embedding: tensor} and nothing else");
   }
   if (tensor->number != hidden) {
-    return damaged(absl::StrCat("embedding: has ", tensor->number, " values; the config calls for ", hidden));
+    return damaged(
+        absl::StrCat("embedding: has ", tensor->number, " values; the config calls for ", hidden));
   }
   const auto storage = entries->find(absl::StrCat(prefix, "data/", tensor->text));
   const size_t bytes = static_cast<size_t>(hidden) * sizeof(kernels::bf16);

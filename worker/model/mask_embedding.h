@@ -1,7 +1,8 @@
 // Reads dflash/mask_embedding.pt: the vector that stands at the drafter's mask positions.
 //
-// The file is what torch.save writes for {"mask_token_id": int, "embedding": bf16[H]}: a zip archive with a pickle in it. A pickle is
-// a program; this reader knows the few instructions that build this one value and refuses every other, so nothing is ever executed.
+// The file is what torch.save writes for {"mask_token_id": int, "embedding": bf16[H]}: a zip
+// archive with a pickle in it. A pickle is a program; this reader knows the few instructions that
+// build this one value and refuses every other, so nothing is ever executed.
 #pragma once
 
 #include <cstdint>

@@ -65,31 +65,36 @@ absl::Status ParseTensor(const std::string& path, const std::string& name, const
   tensor.dtype = std::string(dtype->get_string().c_str(), dtype->get_string().size());
   const int element_bytes = ElementBytes(tensor.dtype);
   if (element_bytes == 0) {
-    return Damaged(path, name, absl::StrCat("dtype \"", tensor.dtype.substr(0, 32), "\" is unknown"));
+    return Damaged(path, name,
+                   absl::StrCat("dtype \"", tensor.dtype.substr(0, 32), "\" is unknown"));
   }
   if (shape->get_array().size() > kDimensionsMax) {
-    return Damaged(path, name, absl::StrCat("has ", shape->get_array().size(),
-                                            " dimensions; at most ", kDimensionsMax));
+    return Damaged(
+        path, name,
+        absl::StrCat("has ", shape->get_array().size(), " dimensions; at most ", kDimensionsMax));
   }
   uint64_t bytes = static_cast<uint64_t>(element_bytes);
   for (const json::value& dimension : shape->get_array()) {
     uint64_t size = 0;
     if (!AsSize(dimension, &size) || size > INT64_MAX ||
         __builtin_mul_overflow(bytes, size, &bytes)) {
-      return Damaged(path, name, absl::StrCat("shape ", json::serialize(*shape).substr(0, 100),
-                                              " is negative or overflows"));
+      return Damaged(path, name,
+                     absl::StrCat("shape ", json::serialize(*shape).substr(0, 100),
+                                  " is negative or overflows"));
     }
     tensor.shape.push_back(static_cast<int64_t>(size));
   }
   uint64_t end = 0;
   if (!AsSize(offsets->get_array()[0], &begin) || !AsSize(offsets->get_array()[1], &end) ||
       begin > end || end > data_bytes) {
-    return Damaged(path, name, absl::StrCat("data_offsets ", json::serialize(*offsets),
-                                            " must ascend and end by ", data_bytes));
+    return Damaged(path, name,
+                   absl::StrCat("data_offsets ", json::serialize(*offsets),
+                                " must ascend and end by ", data_bytes));
   }
   if (end - begin != bytes) {
-    return Damaged(path, name, absl::StrCat("has ", end - begin, " bytes of data; ",
-                                            ShapeName(tensor.dtype, tensor.shape), " takes ", bytes));
+    return Damaged(path, name,
+                   absl::StrCat("has ", end - begin, " bytes of data; ",
+                                ShapeName(tensor.dtype, tensor.shape), " takes ", bytes));
   }
   tensor.bytes = static_cast<size_t>(bytes);
   return absl::OkStatus();
@@ -127,7 +132,8 @@ absl::Status SafetensorsFile::Map() {
   const int error = errno;
   close(fd);
   if (mapping == MAP_FAILED) {
-    return absl::UnavailableError(absl::StrCat(path_, ": cannot be mapped: ", std::strerror(error)));
+    return absl::UnavailableError(
+        absl::StrCat(path_, ": cannot be mapped: ", std::strerror(error)));
   }
   mapping_ = static_cast<const uint8_t*>(mapping);
   return absl::OkStatus();
@@ -153,7 +159,8 @@ absl::Status SafetensorsFile::ReadHeader() {
     if (name == "__metadata__") continue;
     TensorView tensor;
     uint64_t begin = 0;
-    if (absl::Status s = ParseTensor(path_, name, entry.value(), data_bytes, tensor, begin); !s.ok()) {
+    if (absl::Status s = ParseTensor(path_, name, entry.value(), data_bytes, tensor, begin);
+        !s.ok()) {
       return s;
     }
     tensor.data = data + begin;

@@ -1,7 +1,8 @@
-// One .safetensors file, mapped read-only: its tensors by name, each checked to lie inside the file and beside no other's bytes.
+// One .safetensors file, mapped read-only: its tensors by name, each checked to lie inside the file
+// and beside no other's bytes.
 //
-// Caller: checkpoint.cc. The bytes stay where the file has them, with no alignment promised; the header is read once and is hostile
-// until checked. Thread: immutable after Open.
+// Caller: checkpoint.cc. The bytes stay where the file has them, with no alignment promised; the
+// header is read once and is hostile until checked. Thread: immutable after Open.
 #pragma once
 
 #include <cstddef>

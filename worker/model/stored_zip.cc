@@ -8,9 +8,9 @@
 namespace ultraspeed::worker {
 namespace {
 
-constexpr size_t kEndBytes = 22;       // end of central directory
-constexpr size_t kCentralBytes = 46;   // one central entry without its name
-constexpr size_t kLocalBytes = 30;     // one local header without its name
+constexpr size_t kEndBytes = 22;      // end of central directory
+constexpr size_t kCentralBytes = 46;  // one central entry without its name
+constexpr size_t kLocalBytes = 30;    // one local header without its name
 constexpr size_t kCommentBytesMax = 65535;
 constexpr size_t kEntriesMax = 64;
 
@@ -70,8 +70,8 @@ absl::StatusOr<std::map<std::string, std::string_view>> ReadStoredZip(const std:
     const size_t stored_bytes = Load<uint32_t>(archive, central + 20);
     const size_t bytes = Load<uint32_t>(archive, central + 24);
     const size_t name_bytes = Load<uint16_t>(archive, central + 28);
-    const size_t tail_bytes = size_t{Load<uint16_t>(archive, central + 30)} +
-                              Load<uint16_t>(archive, central + 32);
+    const size_t tail_bytes =
+        size_t{Load<uint16_t>(archive, central + 30)} + Load<uint16_t>(archive, central + 32);
     const size_t local = Load<uint32_t>(archive, central + 42);
     if (end - central - kCentralBytes < name_bytes + tail_bytes) {
       return damaged("zip directory is damaged");

@@ -1,6 +1,7 @@
 // A zip archive whose entries are stored, not compressed: the container of torch.save.
 //
-// Caller: mask_embedding.cc. Every offset is checked against the archive, every entry against its CRC-32.
+// Caller: mask_embedding.cc. Every offset is checked against the archive, every entry against its
+// CRC-32.
 #pragma once
 
 #include <cstdint>

@@ -32,7 +32,8 @@ bool IsNanE4m3(uint8_t code) { return (code & 0x7F) == 0x7F; }
 
 void TensorReader::Refuse(const std::string& name, size_t index, const std::string& what) {
   if (!status_.ok()) return;
-  status_ = absl::InvalidArgumentError(absl::StrCat("tensor ", name, ": element ", index, " ", what));
+  status_ =
+      absl::InvalidArgumentError(absl::StrCat("tensor ", name, ": element ", index, " ", what));
 }
 
 const uint8_t* TensorReader::Take(const std::string& name, std::string_view dtype,
@@ -52,7 +53,8 @@ std::vector<kernels::bf16> TensorReader::Bf16(const std::string& name, int rows,
   const uint8_t* data = Take(name, "BF16", shape);
   if (data == nullptr) return {};
   std::vector<kernels::bf16> values(Product(rows, cols > 0 ? cols : 1));
-  std::memcpy(values.data(), data, values.size() * sizeof(kernels::bf16));  // the file promises no alignment
+  std::memcpy(values.data(), data,
+              values.size() * sizeof(kernels::bf16));  // the file promises no alignment
   const size_t bad = FirstBad(values.data(), values.size(),
                               [](kernels::bf16 v) { return (v & 0x7F80) == 0x7F80; });
   if (bad < values.size()) Refuse(name, bad, "is not finite");
@@ -91,15 +93,20 @@ std::vector<float> TensorReader::Router(const std::string& name, int rows, int c
 PackedMatrix TensorReader::Bf16Matrix(const std::string& name, int rows, int cols) {
   const std::vector<kernels::bf16> values = Bf16(name, rows, cols);
   if (!status_.ok()) return {};
-  return PackedMatrix::Pack({.format = WeightFormat::kBf16, .num_rows = rows, .num_cols = cols,
-                             .codes = values.data(), .scales_f32 = nullptr, .scales_e8m0 = nullptr});
+  return PackedMatrix::Pack({.format = WeightFormat::kBf16,
+                             .num_rows = rows,
+                             .num_cols = cols,
+                             .codes = values.data(),
+                             .scales_f32 = nullptr,
+                             .scales_e8m0 = nullptr});
 }
 
 PackedMatrix TensorReader::Fp8Matrix(const std::string& name, int rows, int cols) {
   return GroupedFp8Matrix(name, 1, rows, cols);
 }
 
-PackedMatrix TensorReader::GroupedFp8Matrix(const std::string& name, int groups, int group_rows, int cols) {
+PackedMatrix TensorReader::GroupedFp8Matrix(const std::string& name, int groups, int group_rows,
+                                            int cols) {
   const uint8_t* codes = Take(name, "F8_E4M3", {int64_t{groups} * group_rows, cols});
   const int64_t group_blocks = Blocks(group_rows);
   const std::vector<float> scales = F32(name + "_scale_inv", {groups * group_blocks, Blocks(cols)});
@@ -110,8 +117,11 @@ PackedMatrix TensorReader::GroupedFp8Matrix(const std::string& name, int groups,
     Refuse(name, bad, "is an FP8 NaN");
     return {};
   }
-  CheckpointMatrix source = {.format = WeightFormat::kFp8Block128, .num_rows = groups * group_rows,
-                             .num_cols = cols, .codes = codes, .scales_f32 = scales.data(),
+  CheckpointMatrix source = {.format = WeightFormat::kFp8Block128,
+                             .num_rows = groups * group_rows,
+                             .num_cols = cols,
+                             .codes = codes,
+                             .scales_f32 = scales.data(),
                              .scales_e8m0 = nullptr};
   std::vector<uint8_t> padded;
   const int64_t padded_rows = group_blocks * kBlock;
@@ -137,20 +147,29 @@ PackedMatrix TensorReader::Mxfp4Matrix(const std::string& name, int rows, int co
     Refuse(name + "_scale", bad, "is 255, which is NaN in E8M0; must be at most 254");
     return {};
   }
-  return PackedMatrix::Pack({.format = WeightFormat::kMxfp4, .num_rows = rows, .num_cols = cols,
-                             .codes = codes, .scales_f32 = nullptr, .scales_e8m0 = scales});
+  return PackedMatrix::Pack({.format = WeightFormat::kMxfp4,
+                             .num_rows = rows,
+                             .num_cols = cols,
+                             .codes = codes,
+                             .scales_f32 = nullptr,
+                             .scales_e8m0 = scales});
 }
 
-PackedMatrix TensorReader::Matrix(WeightFormat format, const std::string& name, int rows, int cols) {
+PackedMatrix TensorReader::Matrix(WeightFormat format, const std::string& name, int rows,
+                                  int cols) {
   switch (format) {
-    case WeightFormat::kBf16: return Bf16Matrix(name, rows, cols);
-    case WeightFormat::kFp8Block128: return Fp8Matrix(name, rows, cols);
-    case WeightFormat::kMxfp4: return Mxfp4Matrix(name, rows, cols);
+    case WeightFormat::kBf16:
+      return Bf16Matrix(name, rows, cols);
+    case WeightFormat::kFp8Block128:
+      return Fp8Matrix(name, rows, cols);
+    case WeightFormat::kMxfp4:
+      return Mxfp4Matrix(name, rows, cols);
   }
   return {};
 }
 
-kernels::MlpWeights TensorReader::Mlp(WeightFormat format, const std::string& prefix, int ffn_width, int hidden) {
+kernels::MlpWeights TensorReader::Mlp(WeightFormat format, const std::string& prefix, int ffn_width,
+                                      int hidden) {
   kernels::MlpWeights mlp;
   mlp.gate = Matrix(format, prefix + "gate_proj.weight", ffn_width, hidden);
   mlp.up = Matrix(format, prefix + "up_proj.weight", ffn_width, hidden);

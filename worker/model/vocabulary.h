@@ -9,7 +9,8 @@
 
 namespace ultraspeed::worker {
 
-// Highest id in `folder`/tokenizer.json plus one. INVALID_ARGUMENT if that exceeds `vocabulary` (the embedding's rows).
+// Highest id in `folder`/tokenizer.json plus one. INVALID_ARGUMENT if that exceeds `vocabulary`
+// (the embedding's rows).
 absl::StatusOr<int> CountUsedTokens(const std::string& folder, int vocabulary);
 
 }  // namespace ultraspeed::worker

@@ -1,5 +1,6 @@
-// One text, many ways to it: chunks, company, threads, instruction sets, speculation, used slots. Every way must give the same bits of
-// every log-probability, not only the same tokens: a difference that no token shows yet is a difference.
+// One text, many ways to it: chunks, company, threads, instruction sets, speculation, used slots.
+// Every way must give the same bits of every log-probability, not only the same tokens: a
+// difference that no token shows yet is a difference.
 #include "tests/worker/cpu/bundled_model.h"
 #include "tests/worker/cpu/recorded_run.h"
 
@@ -9,7 +10,8 @@ namespace {
 // 240 tokens of the reference's text: longer than the sliding window.
 std::vector<int32_t> Prompt(size_t begin = 0, size_t count = 240) {
   static const std::vector<int32_t> tokens = Reference().Values<int32_t>("tokens");
-  return {tokens.begin() + static_cast<ptrdiff_t>(begin), tokens.begin() + static_cast<ptrdiff_t>(begin + count)};
+  return {tokens.begin() + static_cast<ptrdiff_t>(begin),
+          tokens.begin() + static_cast<ptrdiff_t>(begin + count)};
 }
 
 kernels::SamplingSpec Sampled(uint64_t seed, int top_k = 0) {
@@ -47,14 +49,16 @@ TEST_F(BitwiseTest, PromptsInAnyChunks) {
 }
 
 TEST_F(BitwiseTest, SpeculationWithAnyBlock) {
-  for (const kernels::SamplingSpec& sampling : {kernels::SamplingSpec{}, Sampled(1), Sampled(2), Sampled(3, 40), Sampled(4, 1)}) {
+  for (const kernels::SamplingSpec& sampling :
+       {kernels::SamplingSpec{}, Sampled(1), Sampled(2), Sampled(3, 40), Sampled(4, 1)}) {
     RunPlan plan{.prompt = Prompt(), .num_new_tokens = 50, .sampling = sampling};
     const RecordedRun plain = Record(*executor_, plan);
     EXPECT_EQ(plain.num_rounds, 50);
     for (const int block : {3, 8}) {
       plan.block = block;
       EXPECT_EQ(Difference(Record(*executor_, plan), plain), "")
-          << "block " << block << " temperature " << sampling.temperature << " top_k " << sampling.top_k << " seed " << sampling.seed;
+          << "block " << block << " temperature " << sampling.temperature << " top_k "
+          << sampling.top_k << " seed " << sampling.seed;
     }
   }
 }
@@ -64,13 +68,19 @@ TEST_F(BitwiseTest, AnyNumberOfSequencesInOneRound) {
   std::vector<RecordedRun> alone;
   for (int i = 0; i < 8; ++i) {
     const auto offset = static_cast<size_t>(i);
-    plans.push_back({.prompt = Prompt(offset * 7, 40 + offset * 25), .num_new_tokens = 30, .block = i % 3 == 2 ? 1 : 8, .chunk = 30,
-                     .sampling = i % 2 == 0 ? kernels::SamplingSpec{} : Sampled(offset), .slot = i});
+    plans.push_back({.prompt = Prompt(offset * 7, 40 + offset * 25),
+                     .num_new_tokens = 30,
+                     .block = i % 3 == 2 ? 1 : 8,
+                     .chunk = 30,
+                     .sampling = i % 2 == 0 ? kernels::SamplingSpec{} : Sampled(offset),
+                     .slot = i});
     alone.push_back(Record(*executor_, plans.back()));
   }
   for (const size_t count : {size_t{1}, size_t{2}, size_t{3}, size_t{5}, size_t{8}}) {
-    const std::vector<RecordedRun> together = RecordTogether(*executor_, {plans.begin(), plans.begin() + static_cast<ptrdiff_t>(count)});
-    for (size_t i = 0; i < count; ++i) EXPECT_EQ(Difference(together[i], alone[i]), "") << "sequence " << i << " of " << count;
+    const std::vector<RecordedRun> together =
+        RecordTogether(*executor_, {plans.begin(), plans.begin() + static_cast<ptrdiff_t>(count)});
+    for (size_t i = 0; i < count; ++i)
+      EXPECT_EQ(Difference(together[i], alone[i]), "") << "sequence " << i << " of " << count;
   }
 }
 
@@ -81,29 +91,44 @@ TEST_F(BitwiseTest, APagesPlaceIsNoMatter) {
   for (size_t i = 0; i < 2; ++i) {
     executor_->ResetSlot(0);
     const std::vector<int32_t>& pages = i == 0 ? forward : backward;
-    const SequenceStep step{.tokens = prompt.data(), .num_tokens = static_cast<int>(prompt.size()), .sample = true,
-                            .pages = pages.data(), .num_pages = 5, .logprobs = 8};
+    const SequenceStep step{.tokens = prompt.data(),
+                            .num_tokens = static_cast<int>(prompt.size()),
+                            .sample = true,
+                            .pages = pages.data(),
+                            .num_pages = 5,
+                            .logprobs = 8};
     runs[i].chosen = executor_->Run({{step}}).sequences[0].chosen;
   }
   EXPECT_EQ(Difference(runs[0], runs[1]), "");
 }
 
-// 700 tokens wrap every ring: a sliding layer's has the window's 128 rows and those of one pass, 512.
+// 700 tokens wrap every ring: a sliding layer's has the window's 128 rows and those of one pass,
+// 512.
 TEST_F(BitwiseTest, PastTheRingsInOnePassOrMany) {
   RunPlan plan{.prompt = Prompt(), .num_new_tokens = 700, .sampling = Sampled(5)};
   const RecordedRun plain = Record(*executor_, plan, 1);
   plan.block = 8;
   EXPECT_EQ(Difference(Record(*executor_, plan, 1), plain), "");
   // The text so far as a prompt, in uneven chunks, continues with the same bits.
-  RunPlan rest{.prompt = plan.prompt, .num_new_tokens = 20, .block = 8, .chunk = 77, .sampling = plan.sampling};
+  RunPlan rest{.prompt = plan.prompt,
+               .num_new_tokens = 20,
+               .block = 8,
+               .chunk = 77,
+               .sampling = plan.sampling};
   for (size_t i = 0; i < 680; ++i) rest.prompt.push_back(plain.chosen[i].token);
-  EXPECT_EQ(Difference(Record(*executor_, rest, 1), {.chosen = {plain.chosen.begin() + 680, plain.chosen.end()}}), "");
+  EXPECT_EQ(Difference(Record(*executor_, rest, 1),
+                       {.chosen = {plain.chosen.begin() + 680, plain.chosen.end()}}),
+            "");
 }
 
 TEST_F(BitwiseTest, AUsedSlot) {
   RunPlan plan{.prompt = Prompt(0, 100), .num_new_tokens = 40, .block = 8, .slot = 3};
   const RecordedRun fresh = Record(*executor_, plan);
-  Record(*executor_, {.prompt = Prompt(50, 200), .num_new_tokens = 300, .block = 8, .sampling = Sampled(9), .slot = 3});
+  Record(*executor_, {.prompt = Prompt(50, 200),
+                      .num_new_tokens = 300,
+                      .block = 8,
+                      .sampling = Sampled(9),
+                      .slot = 3});
   EXPECT_EQ(Difference(Record(*executor_, plan), fresh), "");
 }
 
@@ -115,7 +140,10 @@ TEST_F(BitwiseTest, OneThreadOrTwo) {
 }
 
 TEST_F(BitwiseTest, EveryInstructionSet) {
-  const RunPlan plan{.prompt = Prompt(0, 40), .num_new_tokens = 10, .block = 8, .sampling = Sampled(7)};  // scalar code is slow
+  const RunPlan plan{.prompt = Prompt(0, 40),
+                     .num_new_tokens = 10,
+                     .block = 8,
+                     .sampling = Sampled(7)};  // scalar code is slow
   const RecordedRun best = Record(*executor_, plan);
   const kernels::InstructionSet detected = kernels::DetectInstructionSet();
   for (int set = 0; set < static_cast<int>(detected); ++set) {
@@ -127,12 +155,15 @@ TEST_F(BitwiseTest, EveryInstructionSet) {
   kernels::SetInstructionSet(detected);
 }
 
-// The drafter works on text that nobody trained it on: more than 1.2 tokens come of a round, sampled as well as greedy.
+// The drafter works on text that nobody trained it on: more than 1.2 tokens come of a round,
+// sampled as well as greedy.
 TEST_F(BitwiseTest, DraftsAreAccepted) {
   for (const kernels::SamplingSpec& sampling : {kernels::SamplingSpec{}, Sampled(1)}) {
     int rounds = 0, accepted = 0;
     for (size_t begin = 0; begin < 240; begin += 30) {
-      const RecordedRun run = Record(*executor_, {.prompt = Prompt(begin, 60), .num_new_tokens = 60, .block = 8, .sampling = sampling}, 0);
+      const RecordedRun run = Record(
+          *executor_,
+          {.prompt = Prompt(begin, 60), .num_new_tokens = 60, .block = 8, .sampling = sampling}, 0);
       rounds += run.num_rounds - 1;  // the prompt's last row drafts nothing
       accepted += run.num_accepted;
     }

@@ -1,8 +1,10 @@
-// The bundled model as the tests see it: an executor of it, and what its reference implementation computed.
+// The bundled model as the tests see it: an executor of it, and what its reference implementation
+// computed.
 #pragma once
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -19,16 +21,21 @@ inline constexpr char kBundledModel[] = "models/tiny-mimo";
 
 // Fails the test if the model is missing or damaged.
 inline std::unique_ptr<Executor> LoadBundledModel(int num_threads = 2) {
-  absl::StatusOr<std::unique_ptr<Executor>> executor = CreateCpuExecutor(
-      {.model_folder = kBundledModel, .max_sequences = 8, .kv_tokens = 16384, .num_threads = num_threads});
+  absl::StatusOr<std::unique_ptr<Executor>> executor =
+      CreateCpuExecutor({.model_folder = kBundledModel,
+                         .max_sequences = 8,
+                         .kv_tokens = 16384,
+                         .num_threads = num_threads});
   if (!executor.ok()) ADD_FAILURE() << executor.status();
   return executor.ok() ? *std::move(executor) : nullptr;
 }
 
-// golden/logits.safetensors: 300 tokens of text and the reference's logits at some of their positions.
+// golden/logits.safetensors: 300 tokens of text and the reference's logits at some of their
+// positions.
 class Reference {
  public:
-  Reference() : file_(*SafetensorsFile::Open(std::string(kBundledModel) + "/golden/logits.safetensors")) {
+  Reference()
+      : file_(*SafetensorsFile::Open(std::string(kBundledModel) + "/golden/logits.safetensors")) {
     for (const TensorView& tensor : file_->tensors()) tensors_[tensor.name] = tensor;
   }
   template <typename T>
@@ -44,7 +51,8 @@ class Reference {
   std::map<std::string, TensorView> tensors_;
 };
 
-// log-softmax over the ids that may be chosen: those that the tokenizer names, without the drafter's mask. Others are -infinity.
+// log-softmax over the ids that may be chosen: those that the tokenizer names, without the
+// drafter's mask. Others are -infinity.
 inline std::vector<double> LogProbabilities(const float* logits, const Executor& executor) {
   const auto used = static_cast<size_t>(executor.vocabulary_used());
   const auto mask = static_cast<size_t>(executor.config().drafter.mask_token_id);

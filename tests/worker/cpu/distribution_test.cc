@@ -1,7 +1,8 @@
-// Sampling is exact: the first and the second token after a prompt, drawn under thousands of seeds, against the probabilities that the
-// executor itself reports. The second token is drawn by a speculative round. Each check is shown to notice a wrong distribution.
+// Sampling is exact: the first and the second token after a prompt, drawn under thousands of seeds,
+// against the probabilities that the executor itself reports. The second token is drawn by a
+// speculative round. Each check is shown to notice a wrong distribution.
 #include <algorithm>
-#include <functional>
+#include <numeric>
 
 #include "tests/worker/cpu/bundled_model.h"
 #include "tests/worker/cpu/recorded_run.h"
@@ -12,8 +13,10 @@ namespace {
 constexpr int kDraws = 2400;
 constexpr int kSequences = 8;
 
-// Counts per token; expected probabilities per token. Cells of fewer than 8 expected draws are pooled.
-double ChiSquare(const std::vector<int>& seen, const std::vector<double>& probability, int* degrees) {
+// Counts per token; expected probabilities per token. Cells of fewer than 8 expected draws are
+// pooled.
+double ChiSquare(const std::vector<int>& seen, const std::vector<double>& probability,
+                 int* degrees) {
   double chi_square = 0, rest_expected = 0, rest_seen = 0;
   *degrees = -1;
   const auto add = [&](double count, double expected) {
@@ -52,7 +55,8 @@ class DistributionTest : public testing::Test {
     const RecordedRun run = Record(*executor_, {.prompt = prompt, .num_new_tokens = 1}, used);
     std::vector<double> probability(static_cast<size_t>(used));
     for (size_t k = 0; k < run.chosen[0].top_tokens.size(); ++k) {
-      probability[static_cast<size_t>(run.chosen[0].top_tokens[k])] = std::exp(double{run.chosen[0].top_logprobs[k]});
+      probability[static_cast<size_t>(run.chosen[0].top_tokens[k])] =
+          std::exp(double{run.chosen[0].top_logprobs[k]});
     }
     double sum = 0;
     for (const double p : probability) sum += p;
@@ -61,33 +65,42 @@ class DistributionTest : public testing::Test {
   }
 
   // Temperature, then the top_k largest, then the shortest prefix of at least top_p.
-  static std::vector<double> Processed(std::vector<double> probability, const kernels::SamplingSpec& spec) {
+  static std::vector<double> Processed(std::vector<double> probability,
+                                       const kernels::SamplingSpec& spec) {
     std::vector<size_t> order(probability.size());
     std::iota(order.begin(), order.end(), size_t{0});
-    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return probability[a] > probability[b]; });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](size_t a, size_t b) { return probability[a] > probability[b]; });
     double sum = 0;
     for (double& p : probability) sum += p = std::pow(p, 1 / spec.temperature);
     const size_t k = spec.top_k > 0 ? static_cast<size_t>(spec.top_k) : order.size();
     double limit = 0, kept = 0;
     for (size_t i = 0; i < k; ++i) limit += probability[order[i]];
     size_t count = 0;
-    while (count < k && (count == 0 || kept < spec.top_p * limit)) kept += probability[order[count++]];
+    while (count < k && (count == 0 || kept < spec.top_p * limit))
+      kept += probability[order[count++]];
     std::vector<double> processed(probability.size());
     for (size_t i = 0; i < count; ++i) processed[order[i]] = probability[order[i]] / kept;
     return processed;
   }
 
-  // The last token of `num_new_tokens`, once per seed, in rounds of eight sequences. Only runs that begin with `given` count: the
-  // draws go on until there are kDraws of those.
-  std::vector<int> Draw(int num_new_tokens, const kernels::SamplingSpec& spec, const std::vector<int32_t>& prompt) {
+  // How often each token came last of `num_new_tokens`, over kDraws seeds, in rounds of eight
+  // sequences.
+  std::vector<int> Draw(int num_new_tokens, const kernels::SamplingSpec& spec,
+                        const std::vector<int32_t>& prompt) {
     std::vector<int> seen(static_cast<size_t>(executor_->vocabulary_used()));
     for (int draw = 0; draw < kDraws; draw += kSequences) {
       std::vector<RunPlan> plans;
       for (int i = 0; i < kSequences; ++i) {
-        plans.push_back({.prompt = prompt, .num_new_tokens = num_new_tokens, .block = 4, .sampling = spec, .slot = i});
+        plans.push_back({.prompt = prompt,
+                         .num_new_tokens = num_new_tokens,
+                         .block = 4,
+                         .sampling = spec,
+                         .slot = i});
         plans.back().sampling.seed = static_cast<uint64_t>(draw + i);
       }
-      for (const RecordedRun& run : RecordTogether(*executor_, plans, 0)) ++seen[static_cast<size_t>(run.chosen.back().token)];
+      for (const RecordedRun& run : RecordTogether(*executor_, plans, 0))
+        ++seen[static_cast<size_t>(run.chosen.back().token)];
     }
     return seen;
   }
@@ -123,8 +136,9 @@ TEST_F(DistributionTest, TheFirstToken) {
 
 TEST_F(DistributionTest, TheFirstTokenProcessed) {
   const std::vector<double> reported = Reported(prompt_);
-  for (const kernels::SamplingSpec& spec : {kernels::SamplingSpec{.temperature = 1.3f, .top_k = 12},
-                                            kernels::SamplingSpec{.temperature = 1, .top_p = 0.8f}}) {
+  for (const kernels::SamplingSpec& spec :
+       {kernels::SamplingSpec{.temperature = 1.3f, .top_k = 12},
+        kernels::SamplingSpec{.temperature = 1, .top_p = 0.8f}}) {
     const std::vector<int> seen = Draw(1, spec, prompt_);
     ExpectDrawnFrom(seen, Processed(reported, spec));
     ExpectNotDrawnFrom(seen, reported);

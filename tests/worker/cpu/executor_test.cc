@@ -1,4 +1,5 @@
-// Properties of the executor that hold for any weights: the way to a token does not change the token. Random weights, no trained model.
+// Properties of the executor that hold for any weights: the way to a token does not change the
+// token. Random weights, no trained model.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -38,11 +39,15 @@ TEST_F(ExecutorTest, SpeculationChangesNoToken) {
   const auto executor = Load({});
   for (const float temperature : {0.0f, 0.7f, 1.5f}) {
     for (const uint64_t seed : {1, 2, 3}) {
-      RunPlan plan{.prompt = Prompt(37, seed), .num_new_tokens = 90, .sampling = {.temperature = temperature, .top_k = 40, .top_p = 0.9f, .seed = seed}};
+      RunPlan plan{
+          .prompt = Prompt(37, seed),
+          .num_new_tokens = 90,
+          .sampling = {.temperature = temperature, .top_k = 40, .top_p = 0.9f, .seed = seed}};
       const std::vector<int32_t> plain = RunAlone(*executor, plan);
       for (const int block : {2, 5, 8}) {
         plan.block = block;
-        EXPECT_EQ(RunAlone(*executor, plan), plain) << "temperature " << temperature << " seed " << seed << " block " << block;
+        EXPECT_EQ(RunAlone(*executor, plan), plain)
+            << "temperature " << temperature << " seed " << seed << " block " << block;
       }
     }
   }
@@ -62,8 +67,13 @@ TEST_F(ExecutorTest, CompanyChangesNoToken) {
   const auto executor = Load({}, {.max_sequences = 5});
   std::vector<RunPlan> plans;
   for (int i = 0; i < 5; ++i) {
-    plans.push_back({.prompt = Prompt(10 + 31 * i, static_cast<uint64_t>(i)), .num_new_tokens = 60, .block = i % 2 == 0 ? 8 : 1, .chunk = 20,
-                     .sampling = {.temperature = i < 2 ? 0.0f : 1.0f, .seed = static_cast<uint64_t>(i)}, .slot = (i + 2) % 5});
+    plans.push_back(
+        {.prompt = Prompt(10 + 31 * i, static_cast<uint64_t>(i)),
+         .num_new_tokens = 60,
+         .block = i % 2 == 0 ? 8 : 1,
+         .chunk = 20,
+         .sampling = {.temperature = i < 2 ? 0.0f : 1.0f, .seed = static_cast<uint64_t>(i)},
+         .slot = (i + 2) % 5});
   }
   std::vector<std::vector<int32_t>> alone;
   for (const RunPlan& plan : plans) alone.push_back(RunAlone(*executor, plan));
@@ -72,7 +82,8 @@ TEST_F(ExecutorTest, CompanyChangesNoToken) {
 }
 
 TEST_F(ExecutorTest, RingsWrapWithoutChangingAToken) {
-  // 24 rows of a pass + window 16 = a ring of 40, passed many times; the reference has a ring that never wraps.
+  // 24 rows of a pass + window 16 = a ring of 40, passed many times; the reference has a ring that
+  // never wraps.
   RunPlan plan{.prompt = Prompt(100, 9), .num_new_tokens = 300, .block = 8, .chunk = 24};
   const auto small = Load({}, {.max_sequences = 2, .max_batch_tokens = 24});
   const auto large = Load({}, {.max_sequences = 2, .max_batch_tokens = 512});
@@ -116,7 +127,10 @@ TEST_F(ExecutorTest, DraftingMayBeginLateAndPause) {
 }
 
 TEST_F(ExecutorTest, ThreadsAndSplitFilesChangeNoToken) {
-  RunPlan plan{.prompt = Prompt(70, 4), .num_new_tokens = 60, .block = 8, .sampling = {.temperature = 1, .seed = 9}};
+  RunPlan plan{.prompt = Prompt(70, 4),
+               .num_new_tokens = 60,
+               .block = 8,
+               .sampling = {.temperature = 1, .seed = 9}};
   const std::vector<int32_t> reference = RunAlone(*Load({}, {.num_threads = 1}), plan);
   EXPECT_EQ(RunAlone(*Load({}, {.num_threads = 3}), plan), reference);
 
@@ -124,18 +138,23 @@ TEST_F(ExecutorTest, ThreadsAndSplitFilesChangeNoToken) {
   checkpoint.write_index = true;
   TemporaryFolder folder;
   checkpoint.Write(folder.path());
-  auto executor = CreateCpuExecutor({.model_folder = folder.path(), .kv_tokens = 1024, .num_threads = 2});
+  auto executor =
+      CreateCpuExecutor({.model_folder = folder.path(), .kv_tokens = 1024, .num_threads = 2});
   ASSERT_TRUE(executor.ok()) << executor.status();
   EXPECT_EQ(RunAlone(**executor, plan), reference);
 }
 
 TEST_F(ExecutorTest, InstructionSetsAgreeOnTheTokens) {
-  RunPlan plan{.prompt = Prompt(70, 4), .num_new_tokens = 60, .block = 8, .sampling = {.temperature = 1, .seed = 9}};
+  RunPlan plan{.prompt = Prompt(70, 4),
+               .num_new_tokens = 60,
+               .block = 8,
+               .sampling = {.temperature = 1, .seed = 9}};
   const kernels::InstructionSet best = kernels::DetectInstructionSet();
   const std::vector<int32_t> reference = RunAlone(*Load({}), plan);
   for (int set = 0; set < static_cast<int>(best); ++set) {
     kernels::SetInstructionSet(static_cast<kernels::InstructionSet>(set));
-    EXPECT_EQ(RunAlone(*Load({}), plan), reference) << kernels::Name(static_cast<kernels::InstructionSet>(set));
+    EXPECT_EQ(RunAlone(*Load({}), plan), reference)
+        << kernels::Name(static_cast<kernels::InstructionSet>(set));
   }
   kernels::SetInstructionSet(best);
 }
@@ -155,7 +174,8 @@ TEST_F(ExecutorTest, OtherShapesRun) {
 
 TEST_F(ExecutorTest, AModelWithoutDrafterDecodesPlainly) {
   const auto with = Load({}), without = Load({.drafter_layers = 0});
-  // The mask token of the drafter is excluded only where there is one; a greedy text that does not meet it is equal.
+  // The mask token of the drafter is excluded only where there is one; a greedy text that does not
+  // meet it is equal.
   const RunPlan plan{.prompt = Prompt(40, 8), .num_new_tokens = 20};
   EXPECT_EQ(without->config().drafter.num_layers, 0);
   EXPECT_EQ(RunAlone(*without, plan).size(), 20u);
@@ -166,7 +186,11 @@ TEST_F(ExecutorTest, NeverChoosesUnusedIdsNorTheMask) {
   const auto executor = Load({});
   EXPECT_EQ(executor->vocabulary_used(), 120);
   for (uint64_t seed = 0; seed < 8; ++seed) {
-    for (const int32_t token : RunAlone(*executor, {.prompt = Prompt(5, seed), .num_new_tokens = 200, .block = 8, .sampling = {.temperature = 50, .seed = seed}})) {
+    for (const int32_t token :
+         RunAlone(*executor, {.prompt = Prompt(5, seed),
+                             .num_new_tokens = 200,
+                             .block = 8,
+                             .sampling = {.temperature = 50, .seed = seed}})) {
       ASSERT_LT(token, 119);
     }
   }
@@ -175,7 +199,12 @@ TEST_F(ExecutorTest, NeverChoosesUnusedIdsNorTheMask) {
 TEST_F(ExecutorTest, ReportsLogprobsAndAlternatives) {
   const auto executor = Load({});
   std::vector<int32_t> prompt = Prompt(20, 1), pages = {0};
-  SequenceStep step{.tokens = prompt.data(), .num_tokens = 20, .sample = true, .pages = pages.data(), .num_pages = 1, .logprobs = 3};
+  SequenceStep step{.tokens = prompt.data(),
+                    .num_tokens = 20,
+                    .sample = true,
+                    .pages = pages.data(),
+                    .num_pages = 1,
+                    .logprobs = 3};
   const ChosenToken chosen = executor->Run({{step}}).sequences[0].chosen.at(0);
   ASSERT_EQ(chosen.top_tokens.size(), 3u);
   EXPECT_EQ(chosen.top_tokens[0], chosen.token);
@@ -185,13 +214,18 @@ TEST_F(ExecutorTest, ReportsLogprobsAndAlternatives) {
   EXPECT_LE(chosen.logprob, 0);
 }
 
-// The token after one prompt, drawn under many seeds with speculation, against the softmax of the same logits: chi-square.
+// The token after one prompt, drawn under many seeds with speculation, against the softmax of the
+// same logits: chi-square.
 TEST_F(ExecutorTest, SampledTokensFollowTheSoftmax) {
   const auto executor = Load({});
   const std::vector<int32_t> prompt = Prompt(12, 6);
   std::vector<int32_t> pages = {0};
   // The distribution of the token at position 13, given the greedy one at 12.
-  SequenceStep step{.tokens = prompt.data(), .num_tokens = 12, .sample = true, .pages = pages.data(), .num_pages = 1};
+  SequenceStep step{.tokens = prompt.data(),
+                    .num_tokens = 12,
+                    .sample = true,
+                    .pages = pages.data(),
+                    .num_pages = 1};
   const int32_t anchor = executor->Run({{step}}).sequences[0].chosen.at(0).token;
   const TargetSequence sequence = {0, pages.data(), 1};
   const TargetRow row = {anchor, 12, 0};
@@ -203,11 +237,19 @@ TEST_F(ExecutorTest, SampledTokensFollowTheSoftmax) {
   constexpr double kTemperature = 1.3;
   std::vector<double> probability(kUsed);
   double sum = 0;
-  for (int i = 0; i < kUsed; ++i) sum += probability[static_cast<size_t>(i)] = std::exp(logits[static_cast<size_t>(i)] / kTemperature);
+  for (int i = 0; i < kUsed; ++i)
+    sum += probability[static_cast<size_t>(i)] =
+        std::exp(logits[static_cast<size_t>(i)] / kTemperature);
 
   constexpr int kDraws = 6000;
   std::vector<int> count(kUsed);
-  SequenceStep draw{.computed = 12, .tokens = &anchor, .num_tokens = 1, .sample = true, .block = 3, .pages = pages.data(), .num_pages = 1};
+  SequenceStep draw{.computed = 12,
+                    .tokens = &anchor,
+                    .num_tokens = 1,
+                    .sample = true,
+                    .block = 3,
+                    .pages = pages.data(),
+                    .num_pages = 1};
   draw.sampling.temperature = kTemperature;
   for (int i = 0; i < kDraws; ++i) {
     executor->ResetSlot(0);
@@ -228,19 +270,23 @@ TEST_F(ExecutorTest, SampledTokensFollowTheSoftmax) {
     chi_square += (count[i] - expected) * (count[i] - expected) / expected;
     ++cells;
   }
-  if (rest_expected > 0) chi_square += (rest_seen - rest_expected) * (rest_seen - rest_expected) / rest_expected;
+  if (rest_expected > 0)
+    chi_square += (rest_seen - rest_expected) * (rest_seen - rest_expected) / rest_expected;
   ASSERT_GE(cells, 3);
-  // Mean `cells`, deviation sqrt(2 cells): five deviations. Sampling at temperature 1 instead would be tens of deviations off.
+  // Mean `cells`, deviation sqrt(2 cells): five deviations. Sampling at temperature 1 instead would
+  // be tens of deviations off.
   EXPECT_LT(chi_square, cells + 5 * std::sqrt(2.0 * cells)) << cells << " cells";
 }
 
 TEST(ExecutorDeathTest, WrongRoundsAbort) {
   TemporaryFolder folder;
   MakeSyntheticCheckpoint({}).Write(folder.path());
-  const auto executor = *CpuExecutor::Create({.model_folder = folder.path(), .kv_tokens = 1024, .num_threads = 1});
+  const auto executor =
+      *CpuExecutor::Create({.model_folder = folder.path(), .kv_tokens = 1024, .num_threads = 1});
   const int32_t token = 1;
   std::vector<int32_t> pages = {0};
-  const SequenceStep good{.tokens = &token, .num_tokens = 1, .sample = true, .pages = pages.data(), .num_pages = 1};
+  const SequenceStep good{
+      .tokens = &token, .num_tokens = 1, .sample = true, .pages = pages.data(), .num_pages = 1};
   SequenceStep step = good;
   step.slot = 8;
   EXPECT_DEATH(executor->Run({{step}}), "slot");
@@ -253,7 +299,9 @@ TEST(ExecutorDeathTest, WrongRoundsAbort) {
 }
 
 TEST(ExecutorOptionsTest, ValuesOutOfRangeAreRefusedByName) {
-  const auto message = [](const ExecutorOptions& options) { return std::string(CreateCpuExecutor(options).status().message()); };
+  const auto message = [](const ExecutorOptions& options) {
+    return std::string(CreateCpuExecutor(options).status().message());
+  };
   EXPECT_EQ(message({.max_sequences = 0}), "max_sequences: is 0; must be from 1 to 1024");
   EXPECT_EQ(message({.max_batch_tokens = 4}), "max_batch_tokens: is 4; must be from 16 to 16384");
   EXPECT_EQ(message({.kv_tokens = -1}), "kv_tokens: is -1; must be from 1 to 67108864");

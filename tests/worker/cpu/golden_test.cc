@@ -1,6 +1,8 @@
-// The executor's numbers against the reference implementation's, which reads the same checkpoint files.
+// The executor's numbers against the reference implementation's, which reads the same checkpoint
+// files.
 //
-// Both round at the same points; what is left is the order of fp32 sums and, through it, a bf16 rounding here and there.
+// Both round at the same points; what is left is the order of fp32 sums and, through it, a bf16
+// rounding here and there.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -15,8 +17,9 @@ namespace ultraspeed::worker {
 namespace {
 
 constexpr char kModel[] = "models/tiny-mimo";
-// Logits of this model reach 13, where a bf16 step is 0.03 to 0.06. Where two experts of a token score equal to within rounding, the two
-// programs may choose different ones, and that token's logits differ visibly: a few positions may, by a bounded amount.
+// Logits of this model reach 13, where a bf16 step is 0.03 to 0.06. Where two experts of a token
+// score equal to within rounding, the two programs may choose different ones, and that token's
+// logits differ visibly: a few positions may, by a bounded amount.
 constexpr float kErrorMedian = 0.04f;
 constexpr float kErrorMax = 0.25f;
 constexpr double kCosineLossMax = 1e-4;  // 1 - cosine
@@ -63,7 +66,11 @@ class GoldenTest : public testing::Test {
  protected:
   void SetUp() override {
     absl::StatusOr<std::unique_ptr<CpuExecutor>> executor =
-        CpuExecutor::Create({.model_folder = kModel, .max_sequences = 1, .max_batch_tokens = 512, .kv_tokens = 1024, .num_threads = 2});
+        CpuExecutor::Create({.model_folder = kModel,
+                             .max_sequences = 1,
+                             .max_batch_tokens = 512,
+                             .kv_tokens = 1024,
+                             .num_threads = 2});
     ASSERT_TRUE(executor.ok()) << executor.status();
     executor_ = *std::move(executor);
     tokens_ = golden_.Values<int32_t>("tokens");
@@ -100,13 +107,15 @@ TEST_F(GoldenTest, LogitsMatchTheReference) {
     if (difference.max_abs >= kErrorMax || difference.cosine_loss >= kCosineLossMax) ++num_swapped;
     // Equal argmax, unless the reference's two best are closer than the error.
     const auto best = std::max_element(row, row + vocabulary) - row;
-    EXPECT_GE(want[best], *std::max_element(want, want + vocabulary) - 2 * difference.max_abs) << "position " << positions[i];
+    EXPECT_GE(want[best], *std::max_element(want, want + vocabulary) - 2 * difference.max_abs)
+        << "position " << positions[i];
     errors.push_back(difference.max_abs);
   }
   std::sort(errors.begin(), errors.end());
   EXPECT_LT(errors[errors.size() / 2], kErrorMedian);
   EXPECT_LE(num_swapped, kSwappedMax);
-  std::printf("difference of a logit: median %g, largest %g\n", errors[errors.size() / 2], errors.back());
+  std::printf("difference of a logit: median %g, largest %g\n", errors[errors.size() / 2],
+              errors.back());
 }
 
 TEST_F(GoldenTest, TapsMatchTheReference) {
@@ -122,16 +131,18 @@ TEST_F(GoldenTest, DraftLogitsMatchTheReference) {
   const int anchor = golden_.Values<int32_t>("draft_anchor")[0];
   RunPrefix(static_cast<size_t>(anchor));
   ForwardStatistics statistics;
-  DrafterForward drafter(executor_->config(), executor_->weights().drafter, executor_->weights().target, 1, 1024,
-                         executor_->pool(), statistics);
+  DrafterForward drafter(executor_->config(), executor_->weights().drafter,
+                         executor_->weights().target, 1, 1024, executor_->pool(), statistics);
   drafter.AddTaps(0, 0, executor_->target().taps(0), anchor);
   const std::vector<float> expected = golden_.Values<float>("draft_logits");
   std::vector<float> logits(expected.size());
-  const DraftAnchor draft = {0, anchor, tokens_[static_cast<size_t>(anchor)], executor_->config().drafter.block_size - 1};
+  const DraftAnchor draft = {0, anchor, tokens_[static_cast<size_t>(anchor)],
+                             executor_->config().drafter.block_size - 1};
   drafter.Draft({&draft, 1}, logits.data());
   const auto vocabulary = static_cast<size_t>(executor_->config().vocabulary);
   for (size_t i = 0; i < logits.size() / vocabulary; ++i) {
-    const Difference difference = Compare(&logits[i * vocabulary], &expected[i * vocabulary], vocabulary);
+    const Difference difference =
+        Compare(&logits[i * vocabulary], &expected[i * vocabulary], vocabulary);
     EXPECT_LT(difference.max_abs, kErrorMax) << "row " << i;
     EXPECT_LT(difference.cosine_loss, kCosineLossMax) << "row " << i;
   }

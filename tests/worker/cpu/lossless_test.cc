@@ -1,4 +1,5 @@
-// Losslessness on the bundled model, whose drafter is accepted often enough to matter: speculation, chunking and company change no token.
+// Losslessness on the bundled model, whose drafter is accepted often enough to matter: speculation,
+// chunking and company change no token.
 #include <gtest/gtest.h>
 
 #include "bench/held_out.h"
@@ -14,10 +15,12 @@ constexpr int kBlock = 8;
 class LosslessTest : public testing::Test {
  protected:
   void SetUp() override {
-    absl::StatusOr<std::unique_ptr<CpuExecutor>> executor = CpuExecutor::Create({.model_folder = kModel, .kv_tokens = 16384, .num_threads = 2});
+    absl::StatusOr<std::unique_ptr<CpuExecutor>> executor =
+        CpuExecutor::Create({.model_folder = kModel, .kv_tokens = 16384, .num_threads = 2});
     ASSERT_TRUE(executor.ok()) << executor.status();
     executor_ = *std::move(executor);
-    absl::StatusOr<std::vector<bench::HeldOutPrompt>> prompts = bench::LoadHeldOutPrompts(kModel, executor_->config());
+    absl::StatusOr<std::vector<bench::HeldOutPrompt>> prompts =
+        bench::LoadHeldOutPrompts(kModel, executor_->config());
     ASSERT_TRUE(prompts.ok()) << prompts.status();
     prompts_ = *std::move(prompts);
     ASSERT_GE(prompts_.size(), 16u);
@@ -55,10 +58,13 @@ TEST_F(LosslessTest, SeededSamplingOverManyPromptsAndSeeds) {
   int64_t tokens = 0;
   for (size_t i = 0; i < prompts_.size(); i += 4) {
     for (const uint64_t seed : {uint64_t{1}, uint64_t{0xfedcba9876543210}}) {
-      RunPlan plan{.prompt = prompts_[i].tokens, .num_new_tokens = kTokens, .sampling = {.temperature = 1, .top_p = 0.95f, .seed = seed + i}};
+      RunPlan plan{.prompt = prompts_[i].tokens,
+                   .num_new_tokens = kTokens,
+                   .sampling = {.temperature = 1, .top_p = 0.95f, .seed = seed + i}};
       const std::vector<int32_t> plain = RunAlone(*executor_, plan);
       plan.block = kBlock;
-      EXPECT_EQ(RunAlone(*executor_, plan), plain) << prompts_[i].id << " seed " << plan.sampling.seed;
+      EXPECT_EQ(RunAlone(*executor_, plan), plain)
+          << prompts_[i].id << " seed " << plan.sampling.seed;
       tokens += kTokens;
     }
   }
@@ -71,8 +77,13 @@ TEST_F(LosslessTest, EightUsersAtOnceEqualEachAlone) {
   std::vector<RunPlan> plans;
   std::vector<std::vector<int32_t>> alone;
   for (int i = 0; i < 8; ++i) {
-    plans.push_back({.prompt = prompts_[static_cast<size_t>(i) * 2].tokens, .num_new_tokens = 40, .block = i % 4 == 3 ? 1 : kBlock, .chunk = 50,
-                     .sampling = {.temperature = i % 2 == 0 ? 0.0f : 0.8f, .seed = static_cast<uint64_t>(i)}, .slot = 7 - i});
+    plans.push_back(
+        {.prompt = prompts_[static_cast<size_t>(i) * 2].tokens,
+         .num_new_tokens = 40,
+         .block = i % 4 == 3 ? 1 : kBlock,
+         .chunk = 50,
+         .sampling = {.temperature = i % 2 == 0 ? 0.0f : 0.8f, .seed = static_cast<uint64_t>(i)},
+         .slot = 7 - i});
     alone.push_back(RunAlone(*executor_, plans.back()));
   }
   EXPECT_EQ(RunTogether(*executor_, plans), alone);
@@ -80,13 +91,20 @@ TEST_F(LosslessTest, EightUsersAtOnceEqualEachAlone) {
 }
 
 TEST_F(LosslessTest, PastEveryWindow) {
-  // 1,300 tokens: past the sliding window of 128, its ring of 640 and the drafter's window of 1,024.
-  RunPlan plan{.prompt = prompts_[0].tokens, .num_new_tokens = 1300, .sampling = {.temperature = 0.7f, .seed = 3}};
+  // 1,300 tokens: past the sliding window of 128, its ring of 640 and the drafter's window of
+  // 1,024.
+  RunPlan plan{.prompt = prompts_[0].tokens,
+               .num_new_tokens = 1300,
+               .sampling = {.temperature = 0.7f, .seed = 3}};
   const std::vector<int32_t> plain = RunAlone(*executor_, plan);
   plan.block = kBlock;
   EXPECT_EQ(RunAlone(*executor_, plan), plain);
   // The whole text as a prompt, in uneven chunks, continues the same way.
-  RunPlan again{.prompt = plan.prompt, .num_new_tokens = 20, .block = kBlock, .chunk = 111, .sampling = plan.sampling};
+  RunPlan again{.prompt = plan.prompt,
+                .num_new_tokens = 20,
+                .block = kBlock,
+                .chunk = 111,
+                .sampling = plan.sampling};
   again.prompt.insert(again.prompt.end(), plain.begin(), plain.end() - 20);
   EXPECT_EQ(RunAlone(*executor_, again), std::vector<int32_t>(plain.end() - 20, plain.end()));
 }

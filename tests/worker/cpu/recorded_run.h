@@ -1,4 +1,5 @@
-// Runs of an executor that keep every choice with its log-probabilities, so that two runs can be compared bit for bit.
+// Runs of an executor that keep every choice with its log-probabilities, so that two runs can be
+// compared bit for bit.
 #pragma once
 
 #include <cstring>
@@ -18,7 +19,9 @@ struct RecordedRun {
 };
 
 // All plans side by side in the same rounds; every choice comes with `logprobs` alternatives.
-inline std::vector<RecordedRun> RecordTogether(Executor& executor, const std::vector<RunPlan>& plans, int logprobs = 4) {
+inline std::vector<RecordedRun> RecordTogether(Executor& executor,
+                                               const std::vector<RunPlan>& plans,
+                                               int logprobs = 4) {
   std::vector<RunningSequence> sequences;
   sequences.reserve(plans.size());
   for (const RunPlan& plan : plans) sequences.emplace_back(executor, plan);
@@ -43,7 +46,8 @@ inline std::vector<RecordedRun> RecordTogether(Executor& executor, const std::ve
       run.num_accepted += sequence.num_accepted;
     }
   }
-  for (size_t i = 0; i < plans.size(); ++i) runs[i].chosen.resize(static_cast<size_t>(plans[i].num_new_tokens));
+  for (size_t i = 0; i < plans.size(); ++i)
+    runs[i].chosen.resize(static_cast<size_t>(plans[i].num_new_tokens));
   return runs;
 }
 
@@ -57,17 +61,21 @@ inline uint32_t Bits(float value) {
   return bits;
 }
 
-// "" if every token, alternative and log-probability has the same bits; else the first that differs.
+// "" if every token, alternative and log-probability has the same bits; else the first that
+// differs.
 inline std::string Difference(const RecordedRun& a, const RecordedRun& b) {
-  if (a.chosen.size() != b.chosen.size()) return absl::StrCat(a.chosen.size(), " against ", b.chosen.size(), " tokens");
+  if (a.chosen.size() != b.chosen.size())
+    return absl::StrCat(a.chosen.size(), " against ", b.chosen.size(), " tokens");
   for (size_t i = 0; i < a.chosen.size(); ++i) {
     const ChosenToken &x = a.chosen[i], &y = b.chosen[i];
     if (x.token != y.token) return absl::StrCat("token ", i, " is ", x.token, " against ", y.token);
-    if (Bits(x.logprob) != Bits(y.logprob)) return absl::StrCat("logprob of token ", i, " is ", x.logprob, " against ", y.logprob);
+    if (Bits(x.logprob) != Bits(y.logprob))
+      return absl::StrCat("logprob of token ", i, " is ", x.logprob, " against ", y.logprob);
     if (x.top_tokens != y.top_tokens) return absl::StrCat("alternatives of token ", i, " differ");
     for (size_t k = 0; k < x.top_logprobs.size(); ++k) {
       if (Bits(x.top_logprobs[k]) == Bits(y.top_logprobs[k])) continue;
-      return absl::StrCat("logprob of alternative ", k, " of token ", i, " is ", x.top_logprobs[k], " against ", y.top_logprobs[k]);
+      return absl::StrCat("logprob of alternative ", k, " of token ", i, " is ", x.top_logprobs[k],
+                          " against ", y.top_logprobs[k]);
     }
   }
   return "";

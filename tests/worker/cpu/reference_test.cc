@@ -1,4 +1,5 @@
-// The executor, through its public interface only, against what the reference implementation computed from the same files.
+// The executor, through its public interface only, against what the reference implementation
+// computed from the same files.
 #include <algorithm>
 #include <cstdio>
 
@@ -9,8 +10,9 @@ namespace ultraspeed::worker {
 namespace {
 
 constexpr int kAlternatives = 8;
-// Both round at the same points and differ in the order of fp32 sums; a bf16 step of a residual moves a logit by a few hundredths.
-// Where two experts score equal to within that, the two programs may choose different ones: a few positions may differ by more.
+// Both round at the same points and differ in the order of fp32 sums; a bf16 step of a residual
+// moves a logit by a few hundredths. Where two experts score equal to within that, the two programs
+// may choose different ones: a few positions may differ by more.
 constexpr double kLogprobTolerance = 0.15;
 constexpr double kSwappedTolerance = 1.0;
 constexpr int kSwappedPositionsMax = 2;  // of 24
@@ -58,7 +60,8 @@ TEST_F(ReferenceTest, LogprobsOfTheBestTokensMatch) {
     ASSERT_EQ(got.top_tokens.size(), static_cast<size_t>(kAlternatives));
     double error = 0;
     for (size_t k = 0; k < kAlternatives; ++k) {
-      error = std::max(error, std::fabs(got.top_logprobs[k] - want[static_cast<size_t>(got.top_tokens[k])]));
+      error = std::max(
+          error, std::fabs(got.top_logprobs[k] - want[static_cast<size_t>(got.top_tokens[k])]));
     }
     EXPECT_LT(error, kSwappedTolerance);
     num_swapped += error > kLogprobTolerance ? 1 : 0;
@@ -70,17 +73,20 @@ TEST_F(ReferenceTest, LogprobsOfTheBestTokensMatch) {
     }
     EXPECT_EQ(got.top_tokens[0], got.token);
     EXPECT_EQ(Bits(got.top_logprobs[0]), Bits(got.logprob));
-    if (error > kLogprobTolerance) std::printf("position %d differs by %.4f\n", positions[i], error);
+    if (error > kLogprobTolerance)
+      std::printf("position %d differs by %.4f\n", positions[i], error);
     errors.push_back(error);
   }
   std::sort(errors.begin(), errors.end());
-  std::printf("difference of a log-probability: median %.4f, largest %.4f\n", errors[errors.size() / 2], errors.back());
+  std::printf("difference of a log-probability: median %.4f, largest %.4f\n",
+              errors[errors.size() / 2], errors.back());
   EXPECT_LE(num_swapped, kSwappedPositionsMax);
   EXPECT_LT(errors[errors.size() / 2], 0.03);
 }
 
-// The drafts themselves are not in the interface, but what is accepted tells them: with the noise of a seed, the reference's draft
-// logits say which tokens are drafted, and the target's choices say where the draft must have been cut.
+// The drafts themselves are not in the interface, but what is accepted tells them: with the noise
+// of a seed, the reference's draft logits say which tokens are drafted, and the target's choices
+// say where the draft must have been cut.
 TEST_F(ReferenceTest, DraftsAreThoseOfTheReferencesDrafter) {
   const int anchor = reference_.Values<int32_t>("draft_anchor")[0];
   const int block = executor_->config().drafter.block_size;
@@ -88,7 +94,8 @@ TEST_F(ReferenceTest, DraftsAreThoseOfTheReferencesDrafter) {
   const auto vocabulary = static_cast<size_t>(executor_->config().vocabulary);
   std::vector<float> logits = reference_.Values<float>("draft_logits");
   for (int row = 0; row < block - 1; ++row) {
-    logits[static_cast<size_t>(row) * vocabulary + static_cast<size_t>(executor_->config().drafter.mask_token_id)] = -1e30f;
+    logits[static_cast<size_t>(row) * vocabulary +
+           static_cast<size_t>(executor_->config().drafter.mask_token_id)] = -1e30f;
   }
   std::vector<uint64_t> workspace(kernels::SampleWorkspaceBytes(used) / 8 + 8);
   int num_predicted = 0, num_wrong = 0, num_accepted = 0;
@@ -99,21 +106,24 @@ TEST_F(ReferenceTest, DraftsAreThoseOfTheReferencesDrafter) {
     executor_->Run(round);
     round.steps[0] = StepTo(anchor, anchor + 1);
     round.steps[0].block = block;
-    round.steps[0].sampling = {.temperature = seed == 0 ? 0.0f : 0.7f, .top_k = 0, .top_p = 1, .seed = seed};
+    round.steps[0].sampling = {
+        .temperature = seed == 0 ? 0.0f : 0.7f, .top_k = 0, .top_p = 1, .seed = seed};
     const SequenceResult result = executor_->Run(round).sequences.at(0);
     EXPECT_EQ(result.num_drafted, block - 1);
     EXPECT_EQ(result.num_accepted, static_cast<int>(result.chosen.size()) - 1);
     num_accepted += result.num_accepted;
     for (int i = 0; i < std::min(block - 1, static_cast<int>(result.chosen.size())); ++i) {
       const float* const row = &logits[static_cast<size_t>(i) * vocabulary];
-      const int32_t draft =
-          kernels::SampleToken(row, used, round.steps[0].sampling, anchor + 1 + i, false, workspace.data()).token;
+      const int32_t draft = kernels::SampleToken(row, used, round.steps[0].sampling, anchor + 1 + i,
+                                                 false, workspace.data())
+                                .token;
       const bool agreed = draft == result.chosen[static_cast<size_t>(i)].token;
       num_wrong += agreed != (i < result.num_accepted) ? 1 : 0;
       ++num_predicted;
     }
   }
-  std::printf("%d of %d drafts predicted, %d accepted\n", num_predicted - num_wrong, num_predicted, num_accepted);
+  std::printf("%d of %d drafts predicted, %d accepted\n", num_predicted - num_wrong, num_predicted,
+              num_accepted);
   EXPECT_GE(num_predicted, 50);
   EXPECT_GT(num_accepted, 10);  // else agreement would say nothing of the drafts that matter
   EXPECT_LE(num_wrong, num_predicted / 25);  // near ties, decided by rounding

@@ -1,4 +1,5 @@
-// Drives an executor the way the engine does, one or several sequences, for tests that compare ways to the same tokens.
+// Drives an executor the way the engine does, one or several sequences, for tests that compare ways
+// to the same tokens.
 #pragma once
 
 #include <algorithm>
@@ -14,7 +15,7 @@ struct RunPlan {
   std::vector<int32_t> prompt = {};
   int num_new_tokens = 32;
   int block = 1;
-  int chunk = 512;          // prompt rows of one step
+  int chunk = 512;  // prompt rows of one step
   kernels::SamplingSpec sampling = {};
   int slot = 0;
 };
@@ -22,18 +23,23 @@ struct RunPlan {
 // One sequence in flight: a few ordered integers over its tokens.
 class RunningSequence {
  public:
-  RunningSequence(Executor& executor, const RunPlan& plan) : executor_(executor), plan_(plan), tokens_(plan.prompt) {
-    const auto room = static_cast<int>(plan.prompt.size()) + plan.num_new_tokens + 2 * kDraftBlockMax;
+  RunningSequence(Executor& executor, const RunPlan& plan)
+      : executor_(executor), plan_(plan), tokens_(plan.prompt) {
+    const auto room =
+        static_cast<int>(plan.prompt.size()) + plan.num_new_tokens + 2 * kDraftBlockMax;
     const int num_pages = (room + executor.page_tokens() - 1) / executor.page_tokens();
     pages_.resize(static_cast<size_t>(num_pages));
     // Pages of the slots interleave, so a mixed-up page table cannot pass unseen.
     for (int i = 0; i < num_pages; ++i) {
-      pages_[static_cast<size_t>(i)] = (i * executor.max_sequences() + plan.slot) % executor.num_pages();
+      pages_[static_cast<size_t>(i)] =
+          (i * executor.max_sequences() + plan.slot) % executor.num_pages();
     }
     executor.ResetSlot(plan.slot);
   }
 
-  bool done() const { return static_cast<int>(tokens_.size() - plan_.prompt.size()) >= plan_.num_new_tokens; }
+  bool done() const {
+    return static_cast<int>(tokens_.size() - plan_.prompt.size()) >= plan_.num_new_tokens;
+  }
   int num_rounds() const { return num_rounds_; }
 
   SequenceStep Step() const {
@@ -44,7 +50,8 @@ class RunningSequence {
     const auto left = static_cast<int>(static_cast<int64_t>(tokens_.size()) - computed_);
     step.num_tokens = std::min(left, plan_.chunk);
     step.sample = step.num_tokens == left;
-    step.block = left == 1 && computed_ >= static_cast<int64_t>(plan_.prompt.size()) ? plan_.block : 1;
+    step.block =
+        left == 1 && computed_ >= static_cast<int64_t>(plan_.prompt.size()) ? plan_.block : 1;
     step.pages = pages_.data();
     step.num_pages = static_cast<int>(pages_.size());
     step.sampling = plan_.sampling;
@@ -54,12 +61,14 @@ class RunningSequence {
   void Take(const SequenceStep& step, const SequenceResult& result) {
     computed_ += step.num_tokens + result.num_accepted;
     for (const ChosenToken& chosen : result.chosen) tokens_.push_back(chosen.token);
-    if (static_cast<int64_t>(tokens_.size()) - static_cast<int64_t>(plan_.prompt.size()) > 1) ++num_rounds_;
+    if (static_cast<int64_t>(tokens_.size()) - static_cast<int64_t>(plan_.prompt.size()) > 1)
+      ++num_rounds_;
   }
 
   // Without the prompt, cut to num_new_tokens.
   std::vector<int32_t> output() const {
-    std::vector<int32_t> out(tokens_.begin() + static_cast<ptrdiff_t>(plan_.prompt.size()), tokens_.end());
+    std::vector<int32_t> out(tokens_.begin() + static_cast<ptrdiff_t>(plan_.prompt.size()),
+                             tokens_.end());
     out.resize(static_cast<size_t>(plan_.num_new_tokens));
     return out;
   }
@@ -74,7 +83,9 @@ class RunningSequence {
 };
 
 // All plans side by side in the same rounds; plan i joins in round i * stagger.
-inline std::vector<std::vector<int32_t>> RunTogether(Executor& executor, const std::vector<RunPlan>& plans, int stagger = 0) {
+inline std::vector<std::vector<int32_t>> RunTogether(Executor& executor,
+                                                     const std::vector<RunPlan>& plans,
+                                                     int stagger = 0) {
   std::vector<RunningSequence> sequences;
   sequences.reserve(plans.size());
   for (const RunPlan& plan : plans) sequences.emplace_back(executor, plan);
@@ -99,6 +110,8 @@ inline std::vector<std::vector<int32_t>> RunTogether(Executor& executor, const s
   return outputs;
 }
 
-inline std::vector<int32_t> RunAlone(Executor& executor, const RunPlan& plan) { return RunTogether(executor, {plan})[0]; }
+inline std::vector<int32_t> RunAlone(Executor& executor, const RunPlan& plan) {
+  return RunTogether(executor, {plan})[0];
+}
 
 }  // namespace ultraspeed::worker

@@ -1,5 +1,6 @@
-// What the loader tests do to a synthetic checkpoint: find a tensor to damage, edit files that are already written, load the whole.
-// A file that cannot be read is the machine's fault, not the test's subject: that aborts.
+// What the loader tests do to a synthetic checkpoint: find a tensor to damage, edit files that are
+// already written, load the whole. A file that cannot be read is the machine's fault, not the
+// test's subject: that aborts.
 #pragma once
 
 #include <boost/json.hpp>
@@ -54,7 +55,8 @@ inline std::string WithHeader(const std::string& header, const std::string& data
 }
 
 // Rewrites a .safetensors file's header as `edit` leaves it; the data stays.
-inline void EditHeader(const std::string& path, const std::function<void(boost::json::object&)>& edit) {
+inline void EditHeader(const std::string& path,
+                       const std::function<void(boost::json::object&)>& edit) {
   const std::string bytes = ReadBytes(path);
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, bytes.data(), sizeof(header_bytes));
@@ -64,7 +66,8 @@ inline void EditHeader(const std::string& path, const std::function<void(boost::
 }
 
 inline std::string MaskArchive(const std::string& pickle, const std::string& storage) {
-  return StoredZipBytes({{"mask/data.pkl", pickle}, {"mask/byteorder", "little"}, {"mask/data/0", storage}});
+  return StoredZipBytes(
+      {{"mask/data.pkl", pickle}, {"mask/byteorder", "little"}, {"mask/data/0", storage}});
 }
 
 }  // namespace ultraspeed::worker

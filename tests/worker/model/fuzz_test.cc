@@ -1,5 +1,6 @@
-// Bounded random mutation of everything that the loader parses: whatever it reads, it answers with a status and stays inside its
-// buffers. Run with --gtest_random_seed=N for another series; the seed is printed.
+// Bounded random mutation of everything that the loader parses: whatever it reads, it answers with
+// a status and stays inside its buffers. Run with --gtest_random_seed=N for another series; the
+// seed is printed.
 #include <gtest/gtest.h>
 
 #include <cstdio>
@@ -25,18 +26,30 @@ class LoaderFuzzTest : public testing::Test {
 
   size_t Below(size_t bound) { return static_cast<size_t>(random_() % bound); }
 
-  // One to four edits inside [begin, end): a byte changed, a bit flipped, a run removed, repeated or filled.
+  // One to four edits inside [begin, end): a byte changed, a bit flipped, a run removed, repeated
+  // or filled.
   std::string Mutate(std::string bytes, size_t begin, size_t end) {
     for (size_t edits = 1 + Below(4); edits > 0 && end > begin; --edits) {
       const size_t at = begin + Below(end - begin);
       const size_t run = 1 + Below(std::min<size_t>(end - at, 16));
       switch (Below(6)) {
-        case 0: bytes[at] = static_cast<char>(Below(256)); break;
-        case 1: bytes[at] = static_cast<char>(bytes[at] ^ (1 << Below(8))); break;
-        case 2: bytes.erase(at, run), end -= run; break;
-        case 3: bytes.insert(at, bytes.substr(at, run)), end += run; break;
-        case 4: bytes.replace(at, run, std::string(run, Below(2) == 0 ? '\xff' : '\0')); break;
-        default: bytes[at] = "0123456789-[]{}\",:eE."[Below(22)];
+        case 0:
+          bytes[at] = static_cast<char>(Below(256));
+          break;
+        case 1:
+          bytes[at] = static_cast<char>(bytes[at] ^ (1 << Below(8)));
+          break;
+        case 2:
+          bytes.erase(at, run), end -= run;
+          break;
+        case 3:
+          bytes.insert(at, bytes.substr(at, run)), end += run;
+          break;
+        case 4:
+          bytes.replace(at, run, std::string(run, Below(2) == 0 ? '\xff' : '\0'));
+          break;
+        default:
+          bytes[at] = "0123456789-[]{}\",:eE."[Below(22)];
       }
     }
     return bytes;
@@ -67,7 +80,8 @@ TEST_F(LoaderFuzzTest, SafetensorsHeaders) {
   int opened = 0;
   for (int i = 0; i < 4000; ++i) {
     const std::string mutated = Mutate(header, 0, header.size());
-    // Either a file whose length fits the mutated header, or one whose first 8 bytes are mutated as well.
+    // Either a file whose length fits the mutated header, or one whose first 8 bytes are mutated as
+    // well.
     WriteBytes(path, i % 2 == 0 ? WithHeader(mutated, std::string(96, '\5'))
                                 : Mutate(good, 0, 8 + header.size()));
     const auto file = SafetensorsFile::Open(path);
@@ -113,23 +127,36 @@ TEST_F(LoaderFuzzTest, Archives) {
 // A random value of a kind that configs do not expect in that place.
 json::value HostileValue(std::mt19937& random) {
   switch (random() % 12) {
-    case 0: return nullptr;
-    case 1: return true;
-    case 2: return -1;
-    case 3: return 0;
-    case 4: return 1;
-    case 5: return static_cast<int64_t>(random() % 100000);
-    case 6: return INT64_MIN;
-    case 7: return UINT64_MAX;
-    case 8: return 1e308;
-    case 9: return "text";
-    case 10: return json::array(random() % 5, json::value(random() % 4));
-    default: return json::object{{"a", 1}};
+    case 0:
+      return nullptr;
+    case 1:
+      return true;
+    case 2:
+      return -1;
+    case 3:
+      return 0;
+    case 4:
+      return 1;
+    case 5:
+      return static_cast<int64_t>(random() % 100000);
+    case 6:
+      return INT64_MIN;
+    case 7:
+      return UINT64_MAX;
+    case 8:
+      return 1e308;
+    case 9:
+      return "text";
+    case 10:
+      return json::array(random() % 5, json::value(random() % 4));
+    default:
+      return json::object{{"a", 1}};
   }
 }
 
 TEST_F(LoaderFuzzTest, Configs) {
-  const SyntheticCheckpoint good = MakeSyntheticCheckpoint({.num_layers = 2, .num_experts = 3, .drafter_layers = 1});
+  const SyntheticCheckpoint good =
+      MakeSyntheticCheckpoint({.num_layers = 2, .num_experts = 3, .drafter_layers = 1});
   good.Write(folder_.path());
   const auto mutate = [&](json::object object) {
     for (size_t edits = 1 + Below(3); edits > 0; --edits) {
@@ -157,10 +184,12 @@ TEST_F(LoaderFuzzTest, Configs) {
 }
 
 TEST_F(LoaderFuzzTest, IndexesAndTokenizers) {
-  SyntheticCheckpoint good = MakeSyntheticCheckpoint({.num_layers = 2, .num_experts = 3, .drafter_layers = 0});
+  SyntheticCheckpoint good =
+      MakeSyntheticCheckpoint({.num_layers = 2, .num_experts = 3, .drafter_layers = 0});
   good.write_index = true;
   good.Write(folder_.path());
-  for (const char* name : {"/model.safetensors.index.json", "/tokenizer.json", "/generation_config.json"}) {
+  for (const char* name :
+       {"/model.safetensors.index.json", "/tokenizer.json", "/generation_config.json"}) {
     const std::string text = ReadBytes(folder_.path() + name);
     for (int i = 0; i < 300; ++i) {
       WriteBytes(folder_.path() + name, Mutate(text, 0, text.size()));

@@ -1,4 +1,5 @@
-// Inputs made to exhaust memory, stack or patience rather than to be wrong: each is refused at once and by name.
+// Inputs made to exhaust memory, stack or patience rather than to be wrong: each is refused at once
+// and by name.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -37,7 +38,9 @@ class HostileInputTest : public testing::Test {
 
 // Whatever instruction stands first, only the few allowed ones are run.
 TEST_F(HostileInputTest, EveryOtherPickleInstructionIsRefused) {
-  const std::string kAllowed = "\x80.(})t\x85\x86KMJ\x88\x89Xqrhj" "cQRus";
+  const std::string kAllowed =
+      "\x80.(})t\x85\x86KMJ\x88\x89Xqrhj"
+      "cQRus";
   for (int opcode = 0; opcode < 256; ++opcode) {
     const auto byte = static_cast<char>(opcode);
     if (kAllowed.find(byte) != std::string::npos) continue;
@@ -49,8 +52,9 @@ TEST_F(HostileInputTest, EveryOtherPickleInstructionIsRefused) {
 }
 
 TEST_F(HostileInputTest, AMisusedPickleStackIsRefused) {
-  for (const char* program : {"R.", "t.", "s.", "Q.", "\x85.", "\x86.", "q\x01.", "}}.", "((((.", ")R.", "}(K\x01u.",
-                              "K\x01(K\x01K\x02u.", "X\xff\xff\xff\xff.", "ctorch", "ctorch\n"}) {
+  for (const char* program :
+       {"R.", "t.", "s.", "Q.", "\x85.", "\x86.", "q\x01.", "}}.", "((((.", ")R.", "}(K\x01u.",
+        "K\x01(K\x01K\x02u.", "X\xff\xff\xff\xff.", "ctorch", "ctorch\n"}) {
     SCOPED_TRACE(testing::PrintToString(std::string(program)));
     ExpectPickleRefused(program);
   }
@@ -77,8 +81,8 @@ TEST_F(HostileInputTest, ALongTextInAPickleIsRefused) {
 }
 
 TEST_F(HostileInputTest, HeaderLengthsBeyondTheFileAreRefused) {
-  for (const uint64_t length : {uint64_t{9}, uint64_t{100} << 20, uint64_t{1} << 62, ~uint64_t{0}, ~uint64_t{7},
-                                ~uint64_t{0} - 15}) {
+  for (const uint64_t length : {uint64_t{9}, uint64_t{100} << 20, uint64_t{1} << 62, ~uint64_t{0},
+                                ~uint64_t{7}, ~uint64_t{0} - 15}) {
     const std::string bytes(reinterpret_cast<const char*>(&length), sizeof(length));
     ExpectTensorsRefused(bytes + "{}      ", "header length");
   }
@@ -89,15 +93,17 @@ TEST_F(HostileInputTest, ADeeplyNestedHeaderIsRefused) {
 }
 
 TEST_F(HostileInputTest, NumbersThatOverflowAreRefusedByTensor) {
-  for (const char* entry : {R"({"dtype":"F32","shape":[4611686018427387905],"data_offsets":[0,4]})",
-                            R"({"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]})",
-                            R"({"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,16]})",
-                            R"({"dtype":"U8","shape":[15],"data_offsets":[18446744073709551600,18446744073709551615]})",
-                            R"({"dtype":"F32","shape":[0],"data_offsets":[9223372036854775807,9223372036854775807]})",
-                            R"({"dtype":"F32","shape":[1,1,1,1,1,1,1,1,4],"data_offsets":[0,16]})"}) {
+  for (const char* entry :
+       {R"({"dtype":"F32","shape":[4611686018427387905],"data_offsets":[0,4]})",
+        R"({"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]})",
+        R"({"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,16]})",
+        R"({"dtype":"U8","shape":[15],"data_offsets":[18446744073709551600,18446744073709551615]})",
+        R"({"dtype":"F32","shape":[0],"data_offsets":[9223372036854775807,9223372036854775807]})",
+        R"({"dtype":"F32","shape":[1,1,1,1,1,1,1,1,4],"data_offsets":[0,16]})"}) {
     SCOPED_TRACE(entry);
-    ExpectTensorsRefused(WithHeader(std::string("{\"the.tensor\":") + entry + "}", std::string(16, '\1')),
-                         "tensor the.tensor");
+    ExpectTensorsRefused(
+        WithHeader(std::string("{\"the.tensor\":") + entry + "}", std::string(16, '\1')),
+        "tensor the.tensor");
   }
 }
 
@@ -112,10 +118,10 @@ TEST_F(HostileInputTest, ArchiveDirectoriesThatPointElsewhereAreRefused) {
     return ReadMaskEmbedding(path_, kHidden).status();
   };
   ExpectRefused(damage(0, 'Q'), "directory is damaged");
-  ExpectRefused(damage(10, 8), "must be stored");         // deflate
-  ExpectRefused(damage(8, 1), "must be stored");          // encrypted
+  ExpectRefused(damage(10, 8), "must be stored");           // deflate
+  ExpectRefused(damage(8, 1), "must be stored");            // encrypted
   ExpectRefused(damage(29, 0x7F), "directory is damaged");  // a name of 32 KB
-  ExpectRefused(damage(45, 0x7F), "header is damaged");   // local header at 2 GB
+  ExpectRefused(damage(45, 0x7F), "header is damaged");     // local header at 2 GB
 }
 
 TEST(Crc32Test, MatchesTheStandardsCheckValue) { EXPECT_EQ(Crc32("123456789"), 0xCBF43926u); }

@@ -52,11 +52,17 @@ TEST(MaskEmbeddingTest, ReadsIdAndVectorUnderAnyArchiveName) {
 TEST(MaskEmbeddingTest, OtherPicklesAreRefused) {
   const std::string good = MaskPickle(5, kHidden);
   EXPECT_EQ(Refusal(good), "accepted");
-  EXPECT_THAT(Refusal("\x80\x02" "cos\nsystem\nX\x02\x00\x00\x00lsR."), HasSubstr("refers to \"os system\""));
-  EXPECT_THAT(Refusal(Replaced(good, "torch\nBFloat16Storage", "torch\nFloatStorage")), HasSubstr("refers to \"torch FloatStorage\""));
-  EXPECT_THAT(Refusal(Replaced(good, "collections\nOrderedDict", "builtins\neval")), HasSubstr("refers to \"builtins eval\""));
-  EXPECT_THAT(Refusal(Replaced(good, "mask_token_id", "mask_token_xx")), HasSubstr("must hold {mask_token_id: int, embedding: tensor}"));
-  EXPECT_THAT(Refusal(MaskPickle(5, 5)), HasSubstr("embedding: has 5 values; the config calls for 4"));
+  EXPECT_THAT(Refusal("\x80\x02"
+                      "cos\nsystem\nX\x02\x00\x00\x00lsR."),
+              HasSubstr("refers to \"os system\""));
+  EXPECT_THAT(Refusal(Replaced(good, "torch\nBFloat16Storage", "torch\nFloatStorage")),
+              HasSubstr("refers to \"torch FloatStorage\""));
+  EXPECT_THAT(Refusal(Replaced(good, "collections\nOrderedDict", "builtins\neval")),
+              HasSubstr("refers to \"builtins eval\""));
+  EXPECT_THAT(Refusal(Replaced(good, "mask_token_id", "mask_token_xx")),
+              HasSubstr("must hold {mask_token_id: int, embedding: tensor}"));
+  EXPECT_THAT(Refusal(MaskPickle(5, 5)),
+              HasSubstr("embedding: has 5 values; the config calls for 4"));
   EXPECT_THAT(Refusal(good, kStorage.substr(2)), HasSubstr("its storage must have 8 bytes"));
   EXPECT_THAT(Refusal(good, std::string(8, '\xff')), HasSubstr("not finite"));
   EXPECT_THAT(Refusal("\x80\x06."), HasSubstr("protocol above 5"));
@@ -69,28 +75,37 @@ TEST(MaskEmbeddingTest, OtherPicklesAreRefused) {
 
 TEST(MaskEmbeddingTest, EveryTruncationOfThePickleIsRefused) {
   const std::string good = MaskPickle(5, kHidden);
-  for (size_t bytes = 0; bytes < good.size(); ++bytes) EXPECT_NE(Refusal(good.substr(0, bytes)), "accepted") << bytes;
+  for (size_t bytes = 0; bytes < good.size(); ++bytes)
+    EXPECT_NE(Refusal(good.substr(0, bytes)), "accepted") << bytes;
 }
 
 TEST(MaskEmbeddingTest, RandomDamageOfTheFileIsRefusedOrHarmless) {
-  const std::string good = StoredZipBytes({{"a/data.pkl", MaskPickle(5, kHidden)}, {"a/data/0", kStorage}});
+  const std::string good =
+      StoredZipBytes({{"a/data.pkl", MaskPickle(5, kHidden)}, {"a/data/0", kStorage}});
   for (size_t i = 0; i < good.size(); ++i) {
     for (const char value : {'\0', '\xff', '(', 'R', '\x7f'}) {
       std::string damaged = good;
       damaged[i] = value;
-      RefusalOfFile(damaged);  // may be read (times and attributes carry no meaning), must not crash
+      RefusalOfFile(
+          damaged);  // may be read (times and attributes carry no meaning), must not crash
     }
   }
-  for (size_t bytes = 0; bytes < good.size(); ++bytes) EXPECT_NE(RefusalOfFile(good.substr(0, bytes)), "accepted");
+  for (size_t bytes = 0; bytes < good.size(); ++bytes)
+    EXPECT_NE(RefusalOfFile(good.substr(0, bytes)), "accepted");
 }
 
 TEST(MaskEmbeddingTest, DamagedArchivesAreRefused) {
   EXPECT_THAT(RefusalOfFile("PK"), HasSubstr("too short for a zip archive"));
   EXPECT_THAT(RefusalOfFile(std::string(100, 'x')), HasSubstr("no end of a zip archive"));
   EXPECT_THAT(RefusalOfFile(StoredZipBytes({{"a/x", "y"}})), HasSubstr("has no data.pkl"));
-  EXPECT_THAT(RefusalOfFile(StoredZipBytes({{"a/data.pkl", "."}, {"b/data.pkl", "."}})), HasSubstr("has two data.pkl"));
-  EXPECT_THAT(RefusalOfFile(StoredZipBytes({{"a/data.pkl", MaskPickle(5, kHidden)}, {"a/byteorder", "big"}, {"a/data/0", kStorage}})), HasSubstr("little-endian"));
-  std::string damaged = StoredZipBytes({{"a/data.pkl", MaskPickle(5, kHidden)}, {"a/data/0", kStorage}});
+  EXPECT_THAT(RefusalOfFile(StoredZipBytes({{"a/data.pkl", "."}, {"b/data.pkl", "."}})),
+              HasSubstr("has two data.pkl"));
+  EXPECT_THAT(RefusalOfFile(StoredZipBytes({{"a/data.pkl", MaskPickle(5, kHidden)},
+                                            {"a/byteorder", "big"},
+                                            {"a/data/0", kStorage}})),
+              HasSubstr("little-endian"));
+  std::string damaged =
+      StoredZipBytes({{"a/data.pkl", MaskPickle(5, kHidden)}, {"a/data/0", kStorage}});
   damaged[damaged.find(kStorage)] ^= 1;
   EXPECT_THAT(RefusalOfFile(damaged), HasSubstr("entry a/data/0: wrong CRC-32"));
 }

@@ -22,7 +22,8 @@ class Writer {
   SyntheticTensor Bf16(std::vector<int64_t> shape, float mean, float deviation) {
     std::normal_distribution<float> normal(mean, deviation);
     SyntheticTensor tensor{"BF16", shape, {}};
-    for (int64_t i = Count(shape); i > 0; --i) Append(tensor.bytes, kernels::ToBf16(normal(random_)));
+    for (int64_t i = Count(shape); i > 0; --i)
+      Append(tensor.bytes, kernels::ToBf16(normal(random_)));
     return tensor;
   }
   SyntheticTensor F32(std::vector<int64_t> shape, float mean, float deviation) {
@@ -35,14 +36,17 @@ class Writer {
   SyntheticTensor Fp8(int64_t rows, int64_t cols) {
     SyntheticTensor tensor{"F8_E4M3", {rows, cols}, {}};
     for (int64_t i = rows * cols; i > 0; --i) {
-      Append(tensor.bytes, static_cast<uint8_t>((random_() & 0x80) | ((5 + random_() % 4) << 3) | random_() % 8));
+      Append(tensor.bytes,
+             static_cast<uint8_t>((random_() & 0x80) | ((5 + random_() % 4) << 3) | random_() % 8));
     }
     return tensor;
   }
   SyntheticTensor Bytes(int64_t rows, int64_t cols, int low, int high) {
     SyntheticTensor tensor{"U8", {rows, cols}, {}};
     for (int64_t i = rows * cols; i > 0; --i) {
-      Append(tensor.bytes, static_cast<uint8_t>(low + static_cast<int>(random_() % static_cast<uint64_t>(high - low + 1))));
+      Append(tensor.bytes,
+             static_cast<uint8_t>(
+                 low + static_cast<int>(random_() % static_cast<uint64_t>(high - low + 1))));
     }
     return tensor;
   }
@@ -70,38 +74,75 @@ json::array Pattern(int count, bool (*one)(int i, int count)) {
 }
 
 void FillConfigs(const SyntheticShape& s, SyntheticCheckpoint& out) {
-  out.config = {{"architectures", {"MiMoV2ForCausalLM"}}, {"model_type", "mimo_v2"}, {"hidden_size", s.hidden},
-                {"num_hidden_layers", s.num_layers}, {"num_attention_heads", s.num_q_heads},
-                {"num_key_value_heads", s.num_kv_heads}, {"head_dim", s.qk_head_dim}, {"v_head_dim", s.v_head_dim},
-                {"partial_rotary_factor", 0.5}, {"rope_theta", 10000000}, {"swa_rope_theta", 10000},
-                {"sliding_window", s.window}, {"attention_value_scale", 0.612}, {"add_swa_attention_sink_bias", true},
-                {"add_full_attention_sink_bias", false}, {"attention_bias", false},
-                {"attention_projection_layout", "fused_qkv"}, {"intermediate_size", s.dense_ffn_width},
-                {"moe_intermediate_size", s.expert_ffn_width}, {"n_routed_experts", s.num_experts},
-                {"num_experts_per_tok", s.experts_per_token}, {"n_shared_experts", nullptr}, {"n_group", 1},
-                {"topk_group", 1}, {"norm_topk_prob", true}, {"scoring_func", "sigmoid"}, {"topk_method", "noaux_tc"},
-                {"routed_scaling_factor", nullptr}, {"hidden_act", "silu"}, {"vocab_size", s.vocabulary},
-                {"max_position_embeddings", s.context_tokens}, {"layernorm_epsilon", 1e-5},
+  out.config = {{"architectures", {"MiMoV2ForCausalLM"}},
+                {"model_type", "mimo_v2"},
+                {"hidden_size", s.hidden},
+                {"num_hidden_layers", s.num_layers},
+                {"num_attention_heads", s.num_q_heads},
+                {"num_key_value_heads", s.num_kv_heads},
+                {"head_dim", s.qk_head_dim},
+                {"v_head_dim", s.v_head_dim},
+                {"partial_rotary_factor", 0.5},
+                {"rope_theta", 10000000},
+                {"swa_rope_theta", 10000},
+                {"sliding_window", s.window},
+                {"attention_value_scale", 0.612},
+                {"add_swa_attention_sink_bias", true},
+                {"add_full_attention_sink_bias", false},
+                {"attention_bias", false},
+                {"attention_projection_layout", "fused_qkv"},
+                {"intermediate_size", s.dense_ffn_width},
+                {"moe_intermediate_size", s.expert_ffn_width},
+                {"n_routed_experts", s.num_experts},
+                {"num_experts_per_tok", s.experts_per_token},
+                {"n_shared_experts", nullptr},
+                {"n_group", 1},
+                {"topk_group", 1},
+                {"norm_topk_prob", true},
+                {"scoring_func", "sigmoid"},
+                {"topk_method", "noaux_tc"},
+                {"routed_scaling_factor", nullptr},
+                {"hidden_act", "silu"},
+                {"vocab_size", s.vocabulary},
+                {"max_position_embeddings", s.context_tokens},
+                {"layernorm_epsilon", 1e-5},
                 {"tie_word_embeddings", false}};
-  out.config["hybrid_layer_pattern"] = Pattern(s.num_layers, [](int i, int n) { return i > 0 && i < n - 1; });
+  out.config["hybrid_layer_pattern"] =
+      Pattern(s.num_layers, [](int i, int n) { return i > 0 && i < n - 1; });
   out.config["moe_layer_freq"] = Pattern(s.num_layers, [](int i, int) { return i > 0; });
-  out.config["quantization_config"] = {{"quant_method", "fp8"}, {"fmt", "e4m3"}, {"weight_block_size", {128, 128}},
-                                       {"store_dtype", "mxfp4"}, {"mxfp4_block_size", 32}};
+  out.config["quantization_config"] = {{"quant_method", "fp8"},
+                                       {"fmt", "e4m3"},
+                                       {"weight_block_size", {128, 128}},
+                                       {"store_dtype", "mxfp4"},
+                                       {"mxfp4_block_size", 32}};
   out.generation = {{"eos_token_id", {1, 2}}, {"temperature", 1.0}, {"top_p", 0.95}};
   json::object vocab;
   for (int i = 0; i < s.vocabulary_used - 1; ++i) vocab[absl::StrCat("t", i)] = i;
   out.tokenizer = {{"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", json::array()}}}};
-  out.tokenizer["added_tokens"] = {json::object{{"id", s.vocabulary_used - 1}, {"content", "<|MASK|>"}}};
+  out.tokenizer["added_tokens"] = {
+      json::object{{"id", s.vocabulary_used - 1}, {"content", "<|MASK|>"}}};
 
-  out.drafter_config = {{"architectures", {"DFlashDraftModel"}}, {"hidden_size", s.hidden},
-                        {"num_hidden_layers", s.drafter_layers}, {"num_attention_heads", 4}, {"num_key_value_heads", 2},
-                        {"head_dim", 32}, {"v_head_dim", 32}, {"partial_rotary_factor", 0.5}, {"intermediate_size", 96},
-                        {"block_size", s.block_size}, {"rope_theta", 10000}, {"rms_norm_eps", 1e-5},
-                        {"num_target_layers", s.num_layers}, {"hidden_act", "silu"}};
+  out.drafter_config = {{"architectures", {"DFlashDraftModel"}},
+                        {"hidden_size", s.hidden},
+                        {"num_hidden_layers", s.drafter_layers},
+                        {"num_attention_heads", 4},
+                        {"num_key_value_heads", 2},
+                        {"head_dim", 32},
+                        {"v_head_dim", 32},
+                        {"partial_rotary_factor", 0.5},
+                        {"intermediate_size", 96},
+                        {"block_size", s.block_size},
+                        {"rope_theta", 10000},
+                        {"rms_norm_eps", 1e-5},
+                        {"num_target_layers", s.num_layers},
+                        {"hidden_act", "silu"}};
   out.drafter_config["dflash_config"] = {{"target_layer_ids", {0, s.num_layers - 1}},
-                                         {"mask_token_id", s.vocabulary_used - 1}, {"block_size", s.block_size},
-                                         {"use_swa", true}, {"swa_window_size", s.drafter_window},
-                                         {"attention_value_scale", 0.612}, {"attention_sink_bias", true}};
+                                         {"mask_token_id", s.vocabulary_used - 1},
+                                         {"block_size", s.block_size},
+                                         {"use_swa", true},
+                                         {"swa_window_size", s.drafter_window},
+                                         {"attention_value_scale", 0.612},
+                                         {"attention_sink_bias", true}};
 }
 
 void FillTarget(const SyntheticShape& s, Writer& write, SyntheticCheckpoint& out) {
@@ -119,13 +160,15 @@ void FillTarget(const SyntheticShape& s, Writer& write, SyntheticCheckpoint& out
   t["lm_head.weight"] = write.Bf16({s.vocabulary, h}, 0, 0.3f);
   t["model.norm.weight"] = write.Bf16({h}, 1, 0.1f);
   for (int l = 0; l < s.num_layers; ++l) {
-    const std::string p = absl::StrCat("model.layers.", l, "."), a = p + "self_attn.", m = p + "mlp.";
+    const std::string p = absl::StrCat("model.layers.", l, "."), a = p + "self_attn.",
+                      m = p + "mlp.";
     const int shard_rows = (s.num_q_heads / s.num_kv_heads + 1) * s.qk_head_dim + s.v_head_dim;
     t[p + "input_layernorm.weight"] = write.Bf16({h}, 1, 0.1f);
     t[p + "post_attention_layernorm.weight"] = write.Bf16({h}, 1, 0.1f);
     fp8(a + "qkv_proj.weight", s.num_kv_heads * shard_rows, h, s.num_kv_heads * Blocks(shard_rows));
     t[a + "o_proj.weight"] = write.Bf16({h, s.num_q_heads * s.v_head_dim}, 0, 0.1f);
-    if (l > 0 && l < s.num_layers - 1) t[a + "attention_sink_bias"] = write.Bf16({s.num_q_heads}, 0, 1);
+    if (l > 0 && l < s.num_layers - 1)
+      t[a + "attention_sink_bias"] = write.Bf16({s.num_q_heads}, 0, 1);
     if (l == 0) {
       fp8(m + "gate_proj.weight", s.dense_ffn_width, h, Blocks(s.dense_ffn_width));
       fp8(m + "up_proj.weight", s.dense_ffn_width, h, Blocks(s.dense_ffn_width));
@@ -199,7 +242,8 @@ void SyntheticCheckpoint::Write(const std::string& folder) const {
     }
     WriteBytes(folder + "/model-1.safetensors", SafetensorsBytes(halves[0]));
     WriteBytes(folder + "/model-2.safetensors", SafetensorsBytes(halves[1]));
-    WriteBytes(folder + "/model.safetensors.index.json", json::serialize(json::object{{"weight_map", weight_map}}));
+    WriteBytes(folder + "/model.safetensors.index.json",
+               json::serialize(json::object{{"weight_map", weight_map}}));
   } else {
     WriteBytes(folder + "/model.safetensors", SafetensorsBytes(target));
   }
@@ -207,8 +251,9 @@ void SyntheticCheckpoint::Write(const std::string& folder) const {
   std::filesystem::create_directory(folder + "/dflash");
   WriteBytes(folder + "/dflash/config.json", json::serialize(drafter_config));
   WriteBytes(folder + "/dflash/model.safetensors", SafetensorsBytes(drafter));
-  WriteBytes(folder + "/dflash/mask_embedding.pt",
-             StoredZipBytes({{"mask/data.pkl", mask_pickle}, {"mask/byteorder", "little"}, {"mask/data/0", mask_storage}}));
+  WriteBytes(folder + "/dflash/mask_embedding.pt", StoredZipBytes({{"mask/data.pkl", mask_pickle},
+                                                                   {"mask/byteorder", "little"},
+                                                                   {"mask/data/0", mask_storage}}));
 }
 
 std::string SafetensorsBytes(const std::map<std::string, SyntheticTensor>& tensors) {
@@ -216,7 +261,8 @@ std::string SafetensorsBytes(const std::map<std::string, SyntheticTensor>& tenso
   std::string data;
   for (const auto& [name, tensor] : tensors) {
     json::array shape(tensor.shape.begin(), tensor.shape.end());
-    header[name] = {{"dtype", tensor.dtype}, {"shape", shape},
+    header[name] = {{"dtype", tensor.dtype},
+                    {"shape", shape},
                     {"data_offsets", {data.size(), data.size() + tensor.bytes.size()}}};
     data += tensor.bytes;
   }
@@ -229,13 +275,13 @@ std::string SafetensorsBytes(const std::map<std::string, SyntheticTensor>& tenso
 std::string StoredZipBytes(const std::vector<std::pair<std::string, std::string>>& entries) {
   std::string out, central;
   const auto common = [](std::string& to, const std::string& name, const std::string& content) {
-    Put<uint16_t>(to, 0);   // version, then flags, method, time, date
+    Put<uint16_t>(to, 0);  // version, then flags, method, time, date
     Put<uint64_t>(to, 0);
     Put<uint32_t>(to, Crc32(content));
     Put<uint32_t>(to, static_cast<uint32_t>(content.size()));
     Put<uint32_t>(to, static_cast<uint32_t>(content.size()));
     Put<uint16_t>(to, static_cast<uint16_t>(name.size()));
-    Put<uint16_t>(to, 0);   // extra
+    Put<uint16_t>(to, 0);  // extra
   };
   for (const auto& [name, content] : entries) {
     const auto offset = static_cast<uint32_t>(out.size());

@@ -1,6 +1,8 @@
-// Writes a small checkpoint with random weights in the published layout, whole or damaged, for tests that need no trained model.
+// Writes a small checkpoint with random weights in the published layout, whole or damaged, for
+// tests that need no trained model.
 //
-// A test makes one, changes what it wants to see refused, and writes it to a folder that is removed with the object.
+// A test makes one, changes what it wants to see refused, and writes it to a folder that is removed
+// with the object.
 #pragma once
 
 #include <boost/json.hpp>

@@ -18,7 +18,8 @@ absl::StatusOr<int> Count(const std::string& json, int vocabulary = 10) {
 
 TEST(UsedTokensTest, CountsToTheHighestIdOfEitherList) {
   EXPECT_EQ(*Count(R"({"model":{"vocab":{"a":0,"b":5}}})"), 6);
-  EXPECT_EQ(*Count(R"({"model":{"vocab":{"a":0,"b":5}},"added_tokens":[{"id":8,"content":"x"}]})"), 9);
+  EXPECT_EQ(*Count(R"({"model":{"vocab":{"a":0,"b":5}},"added_tokens":[{"id":8,"content":"x"}]})"),
+            9);
   EXPECT_EQ(*Count(R"({"model":{"vocab":{"a":9}},"added_tokens":[{"id":2}]})"), 10);
 }
 
