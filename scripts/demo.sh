@@ -29,7 +29,7 @@ stop() {
   for pid in $router_pid $worker_pid; do
     if kill -TERM "$pid" 2>/dev/null; then wait "$pid" 2>/dev/null || true; fi
   done
-  if [ "$status" -ne 0 ]; then
+  if [ "$status" -ne 0 ] && [ "$status" -lt 128 ]; then
     for log in worker router; do
       [ -s "$work/$log.log" ] && { echo "--- last lines of the $log's log:" >&2; tail -n 20 "$work/$log.log" >&2; }
     done
@@ -65,10 +65,9 @@ ULTRASPEED_API_KEY="$(cat "$work/key")"
 export ULTRASPEED_API_KEY
 
 await_ready worker "$worker_pid" "$work/worker.json"
-listen=127.0.0.1:0
-metrics=127.0.0.1:0
-"$bin/ultraspeed-router" --listen="$listen" --metrics-listen="$metrics" --worker="127.0.0.1:$(field "$work/worker.json" port)" \
-  --api-keys="$work/keys" --pepper-file="$work/pepper" --ready-file="$work/router.json" \
+"$bin/ultraspeed-router" --listen=127.0.0.1:0 --metrics-listen=127.0.0.1:0 \
+  --worker="127.0.0.1:$(field "$work/worker.json" port)" --api-keys="$work/keys" --pepper-file="$work/pepper" \
+  --ready-file="$work/router.json" \
   >"$work/router.out" 2>"$work/router.log" &
 router_pid=$!
 await_ready router "$router_pid" "$work/router.json"
@@ -90,6 +89,7 @@ Try, in another terminal:
 
 Ctrl-C stops both servers.
 TEXT
+  trap 'exit 0' INT TERM  # the way to end it
   wait -n "$worker_pid" "$router_pid" || true
   echo "demo: a server ended by itself" >&2
   exit 1
