@@ -8,7 +8,7 @@ help:
 	@echo "make demo      install, build, start router + worker on loopback, stream one completion, stop"
 	@echo "make serve     the same, but stay up and print endpoints, an API key and example commands"
 	@echo "make test      install, build, run every test that needs no GPU"
-	@echo "make gpu-test  build engine and kernels with CUDA and run the tests that need a GPU (no gRPC needed)"
+	@echo "make gpu-test  build and test engine and kernels on a machine without gRPC (CUDA code: not yet)"
 	@echo "make bench     decode speed of the bundled model beside its bounds"
 	@echo "make asan tsan run the tests under AddressSanitizer + UBSan, or ThreadSanitizer"
 	@echo "make format    clang-format over our sources"
