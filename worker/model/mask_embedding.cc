@@ -77,7 +77,7 @@ class Unpickler {
   uint32_t TakeUint(size_t bytes) {
     uint32_t value = 0;
     const std::string_view taken = Take(bytes);
-    std::memcpy(&value, taken.data(), taken.size());
+    if (!taken.empty()) std::memcpy(&value, taken.data(), taken.size());
     return value;
   }
 
