@@ -34,7 +34,6 @@ DecodeOutcome Decode(worker::Executor& executor, const std::vector<int32_t>& pro
 
   DecodeOutcome outcome;
   std::vector<int32_t> committed = prompt;
-  const Clock::time_point prefill_start = Clock::now();
   while (!step.sample) {
     step.tokens = committed.data() + step.computed;
     step.num_tokens =
@@ -45,14 +44,12 @@ DecodeOutcome Decode(worker::Executor& executor, const std::vector<int32_t>& pro
     for (const worker::ChosenToken& chosen : result.sequences[0].chosen)
       committed.push_back(chosen.token);
   }
-  outcome.prefill_seconds = SecondsSince(prefill_start);
 
   const std::vector<int32_t>& stops = executor.config().eos_token_ids;
   const auto is_stop = [&](int32_t token) {
     return std::count(stops.begin(), stops.end(), token) > 0;
   };
   const size_t size_max = prompt.size() + options.max_tokens;
-  outcome.accepted_per_position.resize(std::max(0, options.block - 1));
   bool stopped = is_stop(committed.back());
   const int64_t bytes_before = BytesRead(options);
   const Clock::time_point decode_start = Clock::now();
@@ -63,8 +60,6 @@ DecodeOutcome Decode(worker::Executor& executor, const std::vector<int32_t>& pro
     const worker::SequenceResult result = executor.Run(round).sequences[0];
     step.computed += 1 + result.num_accepted;
     outcome.rounds += 1;
-    outcome.round_tokens += result.chosen.size();
-    for (int i = 0; i < result.num_accepted; ++i) outcome.accepted_per_position[i] += 1;
     for (const worker::ChosenToken& chosen : result.chosen) {
       if (stopped || committed.size() >= size_max) break;  // surplus of the last round
       committed.push_back(chosen.token);

@@ -20,11 +20,8 @@ struct DecodeOptions {
 struct DecodeOutcome {
   std::vector<int32_t> tokens;  // completion, ends before an end-of-text token's successor
   int64_t rounds = 0;           // decode rounds, prefill excluded
-  int64_t round_tokens = 0;     // tokens that those rounds committed
-  double prefill_seconds = 0;
-  double decode_seconds = 0;  // of the rounds above
-  int64_t weight_bytes = 0;   // packed weights that those rounds read, experts as they were routed
-  std::vector<double> accepted_per_position;  // [block - 1] rounds in which that draft was accepted
+  double decode_seconds = 0;    // of the rounds above
+  int64_t weight_bytes = 0;  // packed weights that those rounds read, experts as they were routed
 };
 
 // Runs `prompt` in slot 0 to an end-of-text token or max_tokens. REQUIRES: prompt not empty, prompt

@@ -7,20 +7,24 @@ shift
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
 
-GTEST_OUTPUT="xml:$results/" ctest --test-dir "$build" --output-on-failure --no-tests=error "$@"
+GTEST_OUTPUT="xml:$results/" ctest --test-dir "$build" --output-on-failure --no-tests=error \
+  --output-junit "$results/ctest.junit" "$@"
 status=$?
 
 python3 - "$results" "$status" <<'PY'
-import glob, sys, xml.etree.ElementTree as tree
+import glob, os, sys, xml.etree.ElementTree as ET
 folder, status = sys.argv[1], int(sys.argv[2])
-cases = failed = 0
+cases = failed = reports = 0
 for path in glob.glob(folder + "/*.xml"):
-    root = tree.parse(path).getroot()
+    root = ET.parse(path).getroot()
+    reports += 1
     cases += int(root.get("tests"))
     failed += int(root.get("failures")) + int(root.get("errors"))
-if status != 0 and failed == 0:
-    failed = 1  # a program crashed, timed out or did not start, so it wrote no report
-    cases += 1
+# A program that crashed, timed out or did not start wrote no report: one failure each.
+programs = int(ET.parse(folder + "/ctest.junit").getroot().get("tests")) if os.path.exists(folder + "/ctest.junit") else 0
+crashed = max(programs - reports, 1 if status != 0 and failed == 0 else 0)
+cases += crashed
+failed += crashed
 print(f"{cases - failed} passed, {failed} failed")
 PY
 exit $status

@@ -44,9 +44,12 @@ class Probe {
  private:
   void Prefill() {
     executor_.ResetSlot(0);
-    const int room = executor_.num_pages() * executor_.page_tokens() - kRounds * kDraftBlockMax;
-    std::vector<int32_t> prompt(std::clamp(room, 1, kPromptTokens));
-    for (size_t i = 0; i < prompt.size(); ++i) prompt[i] = static_cast<int32_t>(i * 7 % 61);
+    const int64_t kv_tokens = int64_t{executor_.num_pages()} * executor_.page_tokens();
+    const int64_t room =
+        std::min(kv_tokens, executor_.config().context_tokens) - kRounds * kDraftBlockMax;
+    std::vector<int32_t> prompt(std::clamp<int64_t>(room, 1, kPromptTokens));
+    for (size_t i = 0; i < prompt.size(); ++i)
+      prompt[i] = static_cast<int32_t>(i * 7 % executor_.vocabulary_used());
     step_.computed = 0;
     step_.block = 1;
     step_.sample = false;

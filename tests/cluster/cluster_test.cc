@@ -17,6 +17,7 @@
 #include "grpcpp/create_channel.h"
 #include "grpcpp/generic/generic_stub.h"
 #include "grpcpp/security/credentials.h"
+#include "tests/cluster/eventually.h"
 #include "tests/cluster/process.h"
 #include "ultraspeed/v1/inference.grpc.pb.h"
 #include "ultraspeed/v1/worker.grpc.pb.h"
@@ -37,12 +38,7 @@ constexpr char kKey[] = "us-0123456789abcdef0123456789abcdef";
 
 template <typename Predicate>
 bool Eventually(Predicate predicate, absl::Duration timeout = absl::Seconds(20)) {
-  const absl::Time end = absl::Now() + timeout;
-  while (!predicate()) {
-    if (absl::Now() > end) return false;
-    absl::SleepFor(absl::Milliseconds(2));
-  }
-  return true;
+  return ultraspeed::testing::Eventually(predicate, timeout);
 }
 
 struct Answer {

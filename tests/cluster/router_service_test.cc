@@ -19,6 +19,7 @@
 #include "router/inference_service.h"
 #include "router/request_decoder.h"
 #include "router/unicode.h"
+#include "tests/cluster/eventually.h"
 #include "tests/fake_worker/fake_worker.h"
 
 namespace ultraspeed::router {
@@ -59,12 +60,7 @@ std::vector<FakeStep> StepsOf(const std::string& text,
 
 template <typename Predicate>
 bool Eventually(Predicate predicate, absl::Duration timeout = absl::Seconds(5)) {
-  const absl::Time end = absl::Now() + timeout;
-  while (!predicate()) {
-    if (absl::Now() > end) return false;
-    absl::SleepFor(absl::Milliseconds(2));
-  }
-  return true;
+  return ultraspeed::testing::Eventually(predicate, timeout);
 }
 
 struct Answer {

@@ -10,13 +10,12 @@
 #include <cstring>
 #include <map>
 
+#include "tests/worker/cpu/bundled_model.h"
 #include "worker/cpu/cpu_executor.h"
-#include "worker/model/safetensors.h"
 
 namespace ultraspeed::worker {
 namespace {
 
-constexpr char kModel[] = "models/tiny-mimo";
 // Logits of this model reach 13, where a bf16 step is 0.03 to 0.06. Where two experts of a token
 // score equal to within rounding, the two programs may choose different ones, and that token's
 // logits differ visibly: a few positions may, by a bounded amount.
@@ -25,24 +24,6 @@ constexpr float kErrorMax = 0.25f;
 constexpr double kCosineLossMax = 1e-4;  // 1 - cosine
 constexpr int kSwappedMax = 2;           // of 24 positions
 constexpr double kSwappedCosineLossMax = 1e-2;
-
-class Golden {
- public:
-  Golden() : file_(*SafetensorsFile::Open(std::string(kModel) + "/golden/logits.safetensors")) {
-    for (const TensorView& tensor : file_->tensors()) tensors_[tensor.name] = tensor;
-  }
-  template <typename T>
-  std::vector<T> Values(const std::string& name) const {
-    const TensorView& tensor = tensors_.at(name);
-    std::vector<T> values(tensor.bytes / sizeof(T));
-    std::memcpy(values.data(), tensor.data, tensor.bytes);
-    return values;
-  }
-
- private:
-  std::unique_ptr<SafetensorsFile> file_;
-  std::map<std::string, TensorView> tensors_;
-};
 
 struct Difference {
   float max_abs = 0;
@@ -66,7 +47,7 @@ class GoldenTest : public testing::Test {
  protected:
   void SetUp() override {
     absl::StatusOr<std::unique_ptr<CpuExecutor>> executor =
-        CpuExecutor::Create({.model_folder = kModel,
+        CpuExecutor::Create({.model_folder = kBundledModel,
                              .max_sequences = 1,
                              .max_batch_tokens = 512,
                              .kv_tokens = 1024,
@@ -84,7 +65,7 @@ class GoldenTest : public testing::Test {
     executor_->target().Run({&sequence, 1}, rows);
   }
 
-  Golden golden_;
+  Reference golden_;
   std::unique_ptr<CpuExecutor> executor_;
   std::vector<int32_t> tokens_;
   std::vector<int32_t> pages_;
