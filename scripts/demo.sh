@@ -53,7 +53,8 @@ await_ready() {
 }
 field() { sed -n "s/.*\"$2\":\([0-9]*\).*/\1/p" "$1"; }
 
-"$bin/ultraspeed-worker" --model="$model" --listen=127.0.0.1:0 --ready-file="$work/worker.json" \
+# setsid: Ctrl-C must not reach the servers by itself, else `stop` would be their second signal and cut streams off.
+setsid "$bin/ultraspeed-worker" --model="$model" --listen=127.0.0.1:0 --ready-file="$work/worker.json" \
   >"$work/worker.out" 2>"$work/worker.log" &
 worker_pid=$!
 
@@ -65,7 +66,7 @@ ULTRASPEED_API_KEY="$(cat "$work/key")"
 export ULTRASPEED_API_KEY
 
 await_ready worker "$worker_pid" "$work/worker.json"
-"$bin/ultraspeed-router" --listen=127.0.0.1:0 --metrics-listen=127.0.0.1:0 \
+setsid "$bin/ultraspeed-router" --listen=127.0.0.1:0 --metrics-listen=127.0.0.1:0 \
   --worker="127.0.0.1:$(field "$work/worker.json" port)" --api-keys="$work/keys" --pepper-file="$work/pepper" \
   --ready-file="$work/router.json" \
   >"$work/router.out" 2>"$work/router.log" &

@@ -6,6 +6,7 @@ build=$1
 shift
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
+export LSAN_OPTIONS="suppressions=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/tests/lsan.supp:print_suppressions=0"
 
 GTEST_OUTPUT="xml:$results/" ctest --test-dir "$build" --output-on-failure --no-tests=error \
   --output-junit "$results/ctest.junit" "$@"
