@@ -4,10 +4,11 @@ usage: card.py --work DIR --out MODEL_DIR [--note "..."]
 """
 import argparse, csv, json, os, shutil
 import torch
+import shape as S
 
 ap = argparse.ArgumentParser(); ap.add_argument("--work", required=True); ap.add_argument("--out", required=True); ap.add_argument("--note", default="")
 a = ap.parse_args()
-f = json.load(open(a.out + "/training/figures.json")); t = torch.load(a.work + "/target.pt", map_location="cpu"); d = torch.load(a.work + "/draft.pt", map_location="cpu")
+path = a.out + "/training/figures.json"; f = json.load(open(path)) if os.path.exists(path) else {}; t = torch.load(a.work + "/target.pt", map_location="cpu"); d = torch.load(a.work + "/draft.pt", map_location="cpu")
 shutil.copy(a.work + "/licences.tsv", a.out + "/training/licences.tsv")
 lic = list(csv.DictReader(open(a.work + "/licences.tsv"), delimiter="\t"))
 mb = sum(int(r["bytes"]) for r in lic if r["split"] == "train") / 1e6
@@ -18,17 +19,17 @@ held = ", ".join(f"{r['package']} ({r['licence']})" for r in lic if r["split"] =
 open(a.out + "/README.md", "w").write(f"""# tiny-mimo
 
 A small MiMo-V2-architecture Python code model with its DFlash block drafter, trained from scratch, in the published
-checkpoint layout. It exists to run, test and demonstrate the engine end to end on any machine. It is far too small, and
-was trained far too briefly, to be useful as a coding assistant: its output looks like Python but is rarely correct.
+checkpoint layout. It exists to run, test and demonstrate the engine end to end on any machine. It is far too small to be
+a useful coding assistant: it writes plausible Python, which is often wrong.
 
 ## Figures
 
 | figure | value |
 | --- | --- |
-| target parameters | {n / 1e6:.1f} M (6 layers, 16 experts, top-4) |
-| drafter parameters | {nd / 1e6:.1f} M (2 layers, block 8) |
+| target parameters | {n / 1e6:.1f} M ({S.L} layers, {S.E} experts, top-{S.K}) |
+| drafter parameters | {nd / 1e6:.1f} M ({S.DRAFT_L} layers, block {S.BLOCK}) |
 | target training | {t['step']} steps, {t['tokens'] / 1e6:.2f} M tokens, out of {mb:.1f} MB of training text |
-| drafter training | {d['step']} steps; {d['gen']} self-generated tokens plus training text |
+| drafter training | {d['step']} steps; {d['gen'] / 1e6:.2f} M self-generated tokens |
 | held-out bits per byte, BF16 experts | {b:.4f} |
 | held-out bits per byte, MXFP4 experts | {m:.4f} ({100 * (m / b - 1) if b else 0:+.2f} %) |
 | tokens per round, code, greedy | {g('code_greedy')} |
@@ -53,19 +54,20 @@ every export. `heldout/` holds prompts and text from packages that are in neithe
 ## Training
 
 `training/run.sh` rebuilds everything with one command on a CPU or a CUDA machine (stages are bounded by wall clock, so figures
-depend on the machine; seeds are fixed in the scripts). Target: Muon for matrices, AdamW for the rest, random
-windows of 512 and 1024 tokens, straight-through MXFP4 on the experts for the last 38 % of the schedule, ChatML pairs built from function
-signatures and docstrings mixed in at 12 %, then 50 % for the last 30 %, aux-loss-free expert balancing. Drafter: random
-anchors over cached residual taps of greedy and temperature-1 continuations by the exported target; loss half hard and half soft
-cross-entropy, weighted exp(-(k-1)/5).
+depend on the machine; seeds are fixed in the scripts). `training/shape.py` holds every dimension. Target: Muon for matrices,
+AdamW for the rest, steps of 131,072 tokens in random windows of 1,024 and 2,048, learning rate constant and then linear to zero over the
+last 60 %, straight-through MXFP4 on the experts for the last 40 %, chat pairs (requests built from signatures and docstrings, answered by the
+function) mixed in at 10 %, then 40 % for the last 35 %, aux-loss-free expert balancing. Drafter: random anchors in greedy (70 %)
+and temperature-1 continuations by the exported target, whose taps are recomputed each step; loss half hard and half soft
+cross-entropy, weighted exp(-(k-1)/{S.GAMMA:g}).
 
 Expert block exponents use the smallest e with amax <= 7 * 2^e, in training and export alike. The BF16-expert figure uses the unquantised
 master weights of the same training run in place of the MXFP4 codes.
 
 ## Data and licences
 
-Training text: the Python standard library and installed packages, all under permissive licences, split by package;
-`training/licences.tsv` lists each package with its licence, split, files and bytes. Held-out text and prompts come
+Training text: the Python standard library and the distributions pinned in `training/packages.tsv`, all under permissive
+licences, split by package; `training/licences.tsv` lists each with its licence, split, files and bytes. Held-out text and prompts come
 from: {held}. These excerpts remain under their packages' licences.
 """)
 print("card written")

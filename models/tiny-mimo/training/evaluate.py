@@ -16,7 +16,7 @@ from export import render
 @torch.no_grad()
 def bpb(m, tok, text, limit):
     text = text.encode()[:limit].decode(errors="ignore"); ids = tok.encode(text).ids; n = len(ids) // 512
-    x = torch.tensor(ids[:n * 512]).view(n, 512); nll = 0.0; cnt = 0
+    x = torch.tensor(ids[:n * 512], device=m.dev).view(n, 512); nll = 0.0; cnt = 0
     for c in x.split(8):
         lp = m.logits(m.hidden(c)[0]).log_softmax(-1)[:, :-1]; nll -= lp.gather(-1, c[:, 1:, None]).sum().item(); cnt += c[:, 1:].numel()
     nbytes = len(tok.decode(ids[:n * 512], skip_special_tokens=False).encode()) * cnt / (n * 512)
@@ -26,8 +26,8 @@ def bpb(m, tok, text, limit):
 @torch.no_grad()
 def roll(m, prompts, new, temp, real, seed):
     """Ragged batch from position 0: a row takes its prompt token while it has one, its own output afterwards."""
-    g = torch.Generator().manual_seed(seed); lens = [len(p) for p in prompts]; p0 = min(lens)
-    x = torch.tensor([p[:p0] for p in prompts]); h, _, c = m.hidden(x); c = StaticCache(c, max(lens) + new)
+    g = torch.Generator(m.dev).manual_seed(seed); lens = [len(p) for p in prompts]; p0 = min(lens)
+    x = torch.tensor([p[:p0] for p in prompts], device=m.dev); h, _, c = m.hidden(x); c = StaticCache(c, max(lens) + new)
     for t in range(p0, max(lens) + new):
         lg = m.logits(h[:, -1])[:, :real]
         if temp: lg = lg - torch.empty_like(lg).exponential_(generator=g).log()
@@ -35,16 +35,16 @@ def roll(m, prompts, new, temp, real, seed):
         for b, p in enumerate(prompts):
             if t < len(p): nx[b] = p[t]
         x = torch.cat([x, nx[:, None]], 1); h, _, c = m.hidden(nx[:, None], c)
-    return [x[b, :lens[b] + new] for b in range(len(prompts))]
+    return [x[b, :lens[b] + new].cpu() for b in range(len(prompts))]
 
 
 @torch.no_grad()
 def rounds(m, d, y, start, stop):
     """Committed tokens and rounds for sequence y; the first anchor is the first generated token."""
     end = next((i for i in range(start, len(y)) if int(y[i]) in stop), len(y) - 1)
-    _, taps, _ = m.hidden(y[None], None, d.taps); full = d.context(taps); p, n, k = start, 0, 0
+    _, taps, _ = m.hidden(y[None].to(m.dev), None, d.taps); full = d.context(taps); p, n, k = start, 0, 0
     while p < end:
-        dr = d.draft([(a[:, :p], b[:, :p]) for a, b in full], y[None, p])[0].argmax(-1)
+        dr = d.draft([(a[:, :p], b[:, :p]) for a, b in full], y[None, p].to(m.dev))[0].argmax(-1).cpu()
         acc = 0
         while acc < 7 and p + acc + 1 < end and int(dr[acc]) == int(y[p + acc + 1]): acc += 1
         if acc < 7 and p + acc + 1 < end or acc == 7: n += acc + 1; k += 1     # a round cut short by the end is not counted
@@ -55,7 +55,7 @@ def rounds(m, d, y, start, stop):
 def main():
     ap = argparse.ArgumentParser(); ap.add_argument("--work", required=True); ap.add_argument("--model", required=True)
     ap.add_argument("--only", choices=["bpb", "rounds"]); ap.add_argument("--prompts", type=int, default=32); ap.add_argument("--new", type=int, default=96); ap.add_argument("--bpb-kb", type=int, default=200); a = ap.parse_args()
-    tok = tokenizers.Tokenizer.from_file(a.model + "/tokenizer.json"); m = Model(a.model); d = Draft(a.model + "/dflash", m); res = {}; real = tok.get_vocab_size()
+    tok = tokenizers.Tokenizer.from_file(a.model + "/tokenizer.json"); m = Model(a.model, "cuda" if torch.cuda.is_available() else "cpu"); d = Draft(a.model + "/dflash", m); res = {}; real = tok.get_vocab_size()
     code = [json.loads(l)["prompt"] for l in open(a.model + "/heldout/code.jsonl")]
     chat = [render(json.loads(l)["messages"], False) for l in open(a.model + "/heldout/chat.jsonl")]
     stop = {tok.token_to_id("<|endoftext|>"), tok.token_to_id("<|im_end|>")}; samples = []
@@ -63,8 +63,8 @@ def main():
         ids = sorted([tok.encode(p).ids for p in ps[:a.prompts]], key=len)
         for name, temp in (("greedy", 0), ("t1", 1)):
             N = R = 0
-            for i in range(0, len(ids), 16):
-                b = ids[i:i + 16]
+            for i in range(0, len(ids), 32):
+                b = ids[i:i + 32]
                 for p, y in zip(b, roll(m, b, a.new, temp, real, 7 + i)):
                     n, k = rounds(m, d, y, len(p), stop); N += n; R += k
                     if len(samples) < 60: samples.append({"kind": kind, "mode": name, "prompt": tok.decode(p, skip_special_tokens=False)[-300:], "output": tok.decode(y[len(p):].tolist(), skip_special_tokens=False)})
@@ -76,7 +76,7 @@ def main():
         sd = torch.load(a.work + "/target.pt", map_location="cpu")["model"]
         for i, l in enumerate(m.ls):
             if "ex" in l:
-                for e in range(len(l["ex"])): g, u = b16(sd[f"layers.{i}.gu"][e]).chunk(2); l["ex"][e] = [g, u, b16(sd[f"layers.{i}.down"][e])]
+                for e in range(len(l["ex"])): g, u = b16(sd[f"layers.{i}.gu"][e]).to(m.dev).chunk(2); l["ex"][e] = [g, u, b16(sd[f"layers.{i}.down"][e]).to(m.dev)]
         res["bpb_bf16_experts"], _ = bpb(m, tok, text, a.bpb_kb * 1000)
     path = a.model + "/training/figures.json"; old = json.load(open(path)) if a.only and os.path.exists(path) else {}
     json.dump(old | res, open(path, "w"), indent=1); print(res, flush=True)

@@ -2,13 +2,13 @@
 
 usage: export.py --work DIR --out MODEL_DIR        files are built aside and moved into place one by one
 """
-import argparse, glob, json, os, random, shutil
+import argparse, glob, json, os, shutil
 import torch
 from safetensors.torch import save_file
 from quantize import fp8_pack, mx_pack
 from tokenizer import SYSTEM, SPECIAL
-import train as T
-import drafter as DR
+import shape as S
+from drafter import DRAFT_NAMES, Drafter
 
 BF = torch.bfloat16
 TEMPLATE = r'''{%- if messages and messages[0].role == 'system' %}{%- set system = messages[0].content %}{%- set rest = messages[1:] %}{%- else %}{%- set system = 'SYSTEM_TEXT' %}{%- set rest = messages %}{%- endif %}
@@ -68,16 +68,16 @@ CHAT_CASES = [
 
 
 def shards(w, r):   # one kv head: its q heads, k head, v head
-    return torch.cat([w["q"][r * 384:(r + 1) * 384], w["k"][r * 192:(r + 1) * 192], w["v"][r * 128:(r + 1) * 128]])
+    return torch.cat([w[n].view(S.HK, -1, S.D)[r] for n in ("q", "k", "v")])
 
 
 def target_tensors(sd, mask_id):
     t = {}; emb = sd["embed"].clone(); emb[mask_id] = 0
     t["model.embed_tokens.weight"], t["lm_head.weight"], t["model.norm.weight"] = emb.to(BF), sd["head"].to(BF), sd["norm"].to(BF)
-    for i in range(T.L):
+    for i in range(S.L):
         w = {k.split(".", 2)[2]: v for k, v in sd.items() if k.startswith(f"layers.{i}.")}; p = f"model.layers.{i}."
         t[p + "input_layernorm.weight"], t[p + "post_attention_layernorm.weight"] = w["n1"].to(BF), w["n2"].to(BF)
-        q = [fp8_pack(shards(w, r)) for r in range(T.HK)]
+        q = [fp8_pack(shards(w, r)) for r in range(S.HK)]
         t[p + "self_attn.qkv_proj.weight"], t[p + "self_attn.qkv_proj.weight_scale_inv"] = torch.cat([a for a, _ in q]), torch.cat([b for _, b in q])
         t[p + "self_attn.o_proj.weight"] = w["o"].to(BF)
         if "sink" in w: t[p + "self_attn.attention_sink_bias"] = w["sink"].to(BF)
@@ -86,7 +86,7 @@ def target_tensors(sd, mask_id):
             for n, x in (("gate", g), ("up", u), ("down", w["down"])): t[f"{p}mlp.{n}_proj.weight"], t[f"{p}mlp.{n}_proj.weight_scale_inv"] = fp8_pack(x)
         else:
             t[p + "mlp.gate.weight"], t[p + "mlp.gate.e_score_correction_bias"] = w["router"].float(), w["bias"].float()
-            for e in range(T.E):
+            for e in range(S.E):
                 g, u = w["gu"][e].chunk(2)
                 for n, x in (("gate", g), ("up", u), ("down", w["down"][e])):
                     t[f"{p}mlp.experts.{e}.{n}_proj.weight"], t[f"{p}mlp.experts.{e}.{n}_proj.weight_scale"] = mx_pack(x)
@@ -110,22 +110,22 @@ def configs(tok):
     c = {"architectures": ["MiMoV2ForCausalLM"], "model_type": "mimo_v2",
          "auto_map": {"AutoConfig": "configuration_mimo_v2.MiMoV2Config", "AutoModelForCausalLM": "modeling_mimo_v2.MiMoV2ForCausalLM"},
          "add_full_attention_sink_bias": False, "add_swa_attention_sink_bias": True, "attention_bias": False, "attention_chunk_size": 128, "attention_dropout": 0.0,
-         "attention_projection_layout": "fused_qkv", "attention_value_scale": T.VS, "head_dim": T.DQ, "hidden_act": "silu", "hidden_size": T.D,
-         "hybrid_layer_pattern": T.SWA, "initializer_range": 0.02, "intermediate_size": T.DFF, "layernorm_epsilon": T.EPS, "max_position_embeddings": 8192,
-         "moe_intermediate_size": T.FF, "moe_layer_freq": [0] + [1] * (T.L - 1), "n_group": 1, "topk_group": 1, "n_routed_experts": T.E, "n_shared_experts": None,
-         "norm_topk_prob": True, "num_attention_heads": T.HQ, "num_experts_per_tok": T.K, "num_hidden_layers": T.L, "num_key_value_heads": T.HK,
+         "attention_projection_layout": "fused_qkv", "attention_value_scale": S.VS, "head_dim": S.DQ, "hidden_act": "silu", "hidden_size": S.D,
+         "hybrid_layer_pattern": S.SWA, "initializer_range": 0.02, "intermediate_size": S.DFF, "layernorm_epsilon": S.EPS, "max_position_embeddings": 8192,
+         "moe_intermediate_size": S.FF, "moe_layer_freq": [0] + [1] * (S.L - 1), "n_group": 1, "topk_group": 1, "n_routed_experts": S.E, "n_shared_experts": None,
+         "norm_topk_prob": True, "num_attention_heads": S.HQ, "num_experts_per_tok": S.K, "num_hidden_layers": S.L, "num_key_value_heads": S.HK,
          "partial_rotary_factor": 0.334, "rope_theta": 10000000, "swa_rope_theta": 10000, "routed_scaling_factor": None, "scoring_func": "sigmoid",
-         "topk_method": "noaux_tc", "sliding_window": T.WIN, "sliding_window_size": T.WIN, "swa_head_dim": T.DQ, "swa_num_attention_heads": T.HQ,
-         "swa_num_key_value_heads": T.HK, "swa_v_head_dim": T.DV, "v_head_dim": T.DV, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
-         "transformers_version": "4.57.1", "use_cache": True, "vocab_size": T.V,
+         "topk_method": "noaux_tc", "sliding_window": S.WIN, "sliding_window_size": S.WIN, "swa_head_dim": S.DQ, "swa_num_attention_heads": S.HQ,
+         "swa_num_key_value_heads": S.HK, "swa_v_head_dim": S.DV, "v_head_dim": S.DV, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+         "transformers_version": "4.57.1", "use_cache": True, "vocab_size": S.V,
          "quantization_config": {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128], "store_dtype": "mxfp4",
-                                 "mxfp4_block_size": 32, "ignored_layers": ["model.decoder.self_attn.o_proj"] + [f"model.layers.{i}.self_attn.o_proj" for i in range(T.L)]}}
-    d = {"architectures": ["DFlashDraftModel"], "model_type": "qwen3", "auto_map": {"AutoModel": "dflash.DFlashDraftModel"}, "hidden_size": T.D,
-         "intermediate_size": DR.FF, "num_hidden_layers": DR.LAYERS, "num_attention_heads": DR.H, "num_key_value_heads": DR.KH, "head_dim": DR.HD, "v_head_dim": DR.HD,
-         "partial_rotary_factor": 0.5, "block_size": DR.BLOCK,
-         "dflash_config": {"target_layer_ids": DR.TAPS, "mask_token_id": tid("<|MASK|>"), "num_anchors": 24, "block_size": DR.BLOCK, "loss_decay_gamma": DR.GAMMA,
-                           "use_swa": True, "swa_window_size": DR.WIN, "backbone_rotary_base": 10000, "attention_value_scale": DR.VS, "attention_sink_bias": True},
-         "num_target_layers": T.L, "vocab_size": T.V, "max_position_embeddings": 8192, "rope_theta": 10000, "sliding_window": DR.WIN, "rms_norm_eps": T.EPS,
+                                 "mxfp4_block_size": 32, "ignored_layers": ["model.decoder.self_attn.o_proj"] + [f"model.layers.{i}.self_attn.o_proj" for i in range(S.L)]}}
+    d = {"architectures": ["DFlashDraftModel"], "model_type": "qwen3", "auto_map": {"AutoModel": "dflash.DFlashDraftModel"}, "hidden_size": S.D,
+         "intermediate_size": S.DRAFT_FF, "num_hidden_layers": S.DRAFT_L, "num_attention_heads": S.DRAFT_HQ, "num_key_value_heads": S.DRAFT_HK, "head_dim": S.DRAFT_HD, "v_head_dim": S.DRAFT_HD,
+         "partial_rotary_factor": 0.5, "block_size": S.BLOCK,
+         "dflash_config": {"target_layer_ids": S.TAPS, "mask_token_id": tid("<|MASK|>"), "num_anchors": 64, "block_size": S.BLOCK, "loss_decay_gamma": S.GAMMA,
+                           "use_swa": True, "swa_window_size": S.DRAFT_WIN, "backbone_rotary_base": 10000, "attention_value_scale": S.VS, "attention_sink_bias": True},
+         "num_target_layers": S.L, "vocab_size": S.V, "max_position_embeddings": 8192, "rope_theta": 10000, "sliding_window": S.DRAFT_WIN, "rms_norm_eps": S.EPS,
          "torch_dtype": "bfloat16", "hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": tid("<|endoftext|>"),
          "eos_token_id": tid("<|im_end|>"), "tie_word_embeddings": False, "use_cache": True}
     g = {"temperature": 1.0, "top_p": 0.95, "do_sample": True, "eos_token_id": [tid("<|endoftext|>"), tid("<|im_end|>")], "enable_thinking": False}
@@ -138,31 +138,14 @@ def configs(tok):
 
 def draft_tensors(sd):
     t = {"fc.weight": sd["fc"], "hidden_norm.weight": sd["hn"], "norm.weight": sd["norm"]}
-    names = {"n1": "input_layernorm.weight", "n2": "post_attention_layernorm.weight", "q": "self_attn.q_proj.weight", "k": "self_attn.k_proj.weight", "v": "self_attn.v_proj.weight",
-             "o": "self_attn.o_proj.weight", "qn": "self_attn.q_norm.weight", "kn": "self_attn.k_norm.weight", "sink": "self_attn.attention_sink_bias",
-             "gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight"}
-    for i in range(DR.LAYERS):
-        for a, b in names.items(): t[f"layers.{i}.{b}"] = sd[f"layers.{i}.{a}"]
+    for i in range(S.DRAFT_L):
+        for a, b in DRAFT_NAMES.items(): t[f"layers.{i}.{b}"] = sd[f"layers.{i}.{a}"]
     return {k: v.to(BF).contiguous() for k, v in t.items()}
 
 
 def render(messages, thinking, tools=None):
     import jinja2
     return jinja2.Environment().from_string(TEMPLATE).render(messages=messages, tools=tools, add_generation_prompt=True, enable_thinking=thinking)
-
-
-def prompts(work, out, tok):
-    """Held-out prompts; a pure function of the held-out files and the seed."""
-    rng = random.Random(11); docs = json.load(open(work + "/heldout.json")); rows = []
-    while len(rows) < 32:
-        d = rng.choice(docs); n = rng.randint(60, 400); enc = tok.encode(d)
-        if len(enc.ids) < n + 60: continue
-        text = d[:enc.offsets[n - 1][1]]; k = text.rfind("\n")
-        if rng.random() < 0.7 and k > 100: text = text[:k + 1]
-        if 60 <= len(tok.encode(text).ids) <= 400: rows.append({"id": f"code-{len(rows):02d}", "prompt": text})
-    pairs = json.load(open(work + "/heldout_chat.json")); rng.shuffle(pairs)
-    open(out + "/heldout/code.jsonl", "w").write("".join(json.dumps(r) + "\n" for r in rows))
-    open(out + "/heldout/chat.jsonl", "w").write("".join(json.dumps({"id": f"chat-{i:02d}", "messages": [{"role": "user", "content": u}]}) + "\n" for i, (u, _) in enumerate(pairs[:32])))
 
 
 def goldens(path, tok, text):
@@ -177,8 +160,12 @@ def goldens(path, tok, text):
     d = Draft(path + "/dflash", m)
     with torch.no_grad():
         h, taps, _ = m.hidden(ids, None, d.taps); a = 240
-        dl = d.draft(d.context([t[:, :a] for t in taps]), ids[:, a])[0]
-        save_file({"tokens": ids[0].int(), "positions": pos.int(), "logits": m.logits(h[0, pos]).contiguous(), "draft_anchor": torch.tensor([a], dtype=torch.int32),
+        dl = d.draft(d.context([t[:, :a] for t in taps]), ids[:, a])[0]; logits = m.logits(h[0, pos])
+        # How far rounding noise alone moves this model: the embedding off by 1e-6 of itself, in this same arithmetic.
+        torch.manual_seed(1); e = m.embed; m.embed = e * (1 + 1e-6 * torch.randn_like(e)); noisy = m.logits(m.hidden(ids)[0][0, pos]); m.embed = e
+        logprob = lambda x: x.log_softmax(-1).gather(1, logits.topk(8, -1).indices)
+        noise = torch.stack([(f(logits) - f(noisy)).abs().amax(-1).median() for f in (lambda x: x, logprob)])
+        save_file({"tokens": ids[0].int(), "positions": pos.int(), "logits": logits.contiguous(), "noise": noise, "draft_anchor": torch.tensor([a], dtype=torch.int32),
                    "draft_logits": dl.contiguous(), "tap_position": torch.tensor([a - 1], dtype=torch.int32), "taps": torch.stack([t[0, a - 1] for t in taps]).contiguous()}, g + "/logits.safetensors")
 
 
@@ -186,12 +173,13 @@ def main():
     ap = argparse.ArgumentParser(); ap.add_argument("--work", required=True); ap.add_argument("--out", required=True); a = ap.parse_args()
     import tokenizers
     tok = tokenizers.Tokenizer.from_file(a.out + "/tokenizer.json")
-    if not os.path.exists(a.out + "/heldout/code.jsonl"): prompts(a.work, a.out, tok)
     tmp = a.out + ".tmp"; shutil.rmtree(tmp, ignore_errors=True); os.makedirs(tmp + "/dflash")
-    save_sharded(target_tensors(torch.load(a.work + "/target.pt", map_location="cpu")["model"], tok.token_to_id("<|MASK|>")), tmp, 3)
+    if os.path.exists(a.work + "/target.pt"): save_sharded(target_tensors(torch.load(a.work + "/target.pt", map_location="cpu")["model"], tok.token_to_id("<|MASK|>")), tmp, 3)
+    else:      # a drafter for the target that is already in --out
+        for f in glob.glob(a.out + "/model*.safetensors*"): shutil.copy(f, tmp)
     c, d, g, k = configs(tok)
     for n, x in (("config", c), ("dflash/config", d), ("generation_config", g), ("tokenizer_config", k)): json.dump(x, open(f"{tmp}/{n}.json", "w"), indent=1)
-    torch.manual_seed(0); sd = DR.Drafter().state_dict()
+    torch.manual_seed(0); sd = Drafter().state_dict()
     if os.path.exists(a.work + "/draft.pt"): sd = torch.load(a.work + "/draft.pt", map_location="cpu")["model"]
     save_sharded(draft_tensors(sd), tmp + "/dflash", 1)
     torch.save({"mask_token_id": tok.token_to_id("<|MASK|>"), "embedding": sd["mask"].to(BF).clone()}, tmp + "/dflash/mask_embedding.pt")

@@ -1,10 +1,11 @@
-"""Train the byte-level BPE (Qwen2 split) and encode the corpora to uint16 arrays.
+"""Train the byte-level BPE (Qwen2 split), build the chat pairs and encode everything to uint16 arrays.
 
-usage: tokenizer.py --work DIR --out MODEL_DIR
+usage: tokenizer.py --work DIR --out MODEL_DIR      an existing WORK/tokenizer.json is used as it is
 """
-import argparse, json, os, random
+import argparse, json, multiprocessing, os, random, shutil
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from chat_pairs import chat_pairs
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>", "<tool_response>",
            "</tool_response>", "<think>", "</think>", "<|MASK|>"]
@@ -18,12 +19,7 @@ def chat_text(user, answer=None, system=SYSTEM):
     return t if answer is None else t + answer + "<|im_end|>"
 
 
-def main():
-    ap = argparse.ArgumentParser()
-    ap.add_argument("--work", required=True); ap.add_argument("--out", required=True)
-    ap.add_argument("--seed", type=int, default=1)
-    a = ap.parse_args()
-    docs = json.load(open(a.work + "/train.json")); pairs = json.load(open(a.work + "/chat.json"))
+def train_bpe(docs, pairs, limit=24e6):
     tok = Tokenizer(models.BPE())
     tok.normalizer = normalizers.NFC()
     tok.pre_tokenizer = pre_tokenizers.Sequence([
@@ -35,31 +31,36 @@ def main():
     sub, size = [], 0
     for d in docs:
         sub.append(d); size += len(d)
-        if size > 16e6: break
+        if size > limit: break
     tok.train_from_iterator(sub + [chat_text(u) for u, _ in pairs[:4000]], tr)
     assert tok.get_vocab_size() == n, tok.get_vocab_size()
     tok.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIAL[:3] + SPECIAL[9:]])
     tok.add_tokens([AddedToken(s, special=False, normalized=False) for s in SPECIAL[3:9]])
     assert tok.get_vocab_size() == REAL
-    tok.save(a.out + "/tokenizer.json")
+    return tok
+
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument("--work", required=True); ap.add_argument("--out", required=True); ap.add_argument("--seed", type=int, default=1)
+    a = ap.parse_args()
+    docs = json.load(open(a.work + "/train.json"))
+    with multiprocessing.Pool() as pool: pairs = [p for ps in pool.starmap(chat_pairs, zip(docs, range(len(docs))), chunksize=64) for p in ps]
+    pairs = list(dict.fromkeys(pairs)); random.Random(a.seed).shuffle(pairs)
+    if not os.path.exists(a.work + "/tokenizer.json"): train_bpe(docs, pairs).save(a.work + "/tokenizer.json")
+    shutil.copy(a.work + "/tokenizer.json", a.out + "/tokenizer.json"); tok = Tokenizer.from_file(a.out + "/tokenizer.json")
     eot = tok.token_to_id("<|endoftext|>")
 
-    def enc(texts, end=True):
-        out = []
-        for i in range(0, len(texts), 512):
-            for e in tok.encode_batch(texts[i:i + 512]): out.append(e.ids + ([eot] if end else []))
-        return out
+    def encode(texts, tail=()):
+        return [np.asarray(e.ids + list(tail), np.uint16) for i in range(0, len(texts), 4096) for e in tok.encode_batch_fast(texts[i:i + 4096])]
 
     def save(name, seqs):
-        np.save(f"{a.work}/{name}.npy", np.concatenate([np.asarray(s, np.uint16) for s in seqs]))
-        np.save(f"{a.work}/{name}_off.npy", np.cumsum([0] + [len(s) for s in seqs]))
+        np.save(f"{a.work}/{name}.npy", np.concatenate(seqs)); np.save(f"{a.work}/{name}_off.npy", np.cumsum([0] + [len(s) for s in seqs]))
+        print(f"{name}: {len(seqs)} sequences, {sum(map(len, seqs))} tokens", flush=True)
 
-    code = enc(docs); save("train", code)
-    print("train tokens %d, bytes/token %.3f" % (sum(map(len, code)), sum(len(d.encode()) for d in docs) / sum(map(len, code))))
-    chat = [s for s in enc([chat_text(u, b) for u, b in pairs], end=False) if len(s) <= 500]
-    save("chat", chat)
-    print("chat pairs %d tokens %d" % (len(chat), sum(map(len, chat))))
-    save("heldout", enc(json.load(open(a.work + "/heldout.json"))))
+    save("train", encode(docs, [eot]))
+    save("chat", [s for s in encode([chat_text(u, b) for u, b in pairs]) if len(s) <= 420])
+    save("heldout", encode(open(a.out + "/heldout/text.txt").read().split("\n\n\n\n"), [eot]))
 
 
 if __name__ == "__main__": main()

@@ -1,5 +1,8 @@
 // The bundled model as the tests see it: an executor of it, and what its reference implementation
 // computed.
+//
+// Tests that use no more than this are built twice: with load_bundled_model.cc of this folder for
+// the CPU and with that of tests/worker/cuda for the GPU.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -12,23 +15,22 @@
 #include <string>
 #include <vector>
 
-#include "worker/executor.h"
 #include "worker/model/safetensors.h"
+#include "worker/model_executor.h"
 
 namespace ultraspeed::worker {
 
 inline constexpr char kBundledModel[] = "models/tiny-mimo";
 
+// OK if this machine has what the executor under test runs on; else the test is skipped.
+absl::Status DeviceUnderTest();
+
+struct BundledModelOptions {
+  int num_threads = 2;
+  int max_sequences = 8;
+};
 // Fails the test if the model is missing or damaged.
-inline std::unique_ptr<Executor> LoadBundledModel(int num_threads = 2) {
-  absl::StatusOr<std::unique_ptr<Executor>> executor =
-      CreateCpuExecutor({.model_folder = kBundledModel,
-                         .max_sequences = 8,
-                         .kv_tokens = 16384,
-                         .num_threads = num_threads});
-  if (!executor.ok()) ADD_FAILURE() << executor.status();
-  return executor.ok() ? *std::move(executor) : nullptr;
-}
+std::unique_ptr<ModelExecutor> LoadBundledModel(const BundledModelOptions& options = {});
 
 // golden/logits.safetensors: 300 tokens of text and the reference's logits at some of their
 // positions.

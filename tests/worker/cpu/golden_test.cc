@@ -19,7 +19,8 @@ namespace {
 // Logits of this model reach 13, where a bf16 step is 0.03 to 0.06. Where two experts of a token
 // score equal to within rounding, the two programs may choose different ones, and that token's
 // logits differ visibly: a few positions may, by a bounded amount.
-constexpr float kErrorMedian = 0.04f;
+// Of the reference's own noise: what an error of 1e-6 in the embedding does to its logits.
+constexpr float kNoiseFactor = 1.5f;
 constexpr float kErrorMax = 0.25f;
 constexpr double kCosineLossMax = 1e-4;  // 1 - cosine
 constexpr int kSwappedMax = 2;           // of 24 positions
@@ -93,7 +94,7 @@ TEST_F(GoldenTest, LogitsMatchTheReference) {
     errors.push_back(difference.max_abs);
   }
   std::sort(errors.begin(), errors.end());
-  EXPECT_LT(errors[errors.size() / 2], kErrorMedian);
+  EXPECT_LT(errors[errors.size() / 2], kNoiseFactor * golden_.Values<float>("noise")[0]);
   EXPECT_LE(num_swapped, kSwappedMax);
   std::printf("difference of a logit: median %g, largest %g\n", errors[errors.size() / 2],
               errors.back());

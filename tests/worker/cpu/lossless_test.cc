@@ -3,24 +3,23 @@
 #include <gtest/gtest.h>
 
 #include "bench/held_out.h"
+#include "tests/worker/cpu/bundled_model.h"
 #include "tests/worker/cpu/sequence_runner.h"
-#include "worker/cpu/cpu_executor.h"
 
 namespace ultraspeed::worker {
 namespace {
 
-constexpr char kModel[] = "models/tiny-mimo";
 constexpr int kBlock = 8;
 
 class LosslessTest : public testing::Test {
  protected:
   void SetUp() override {
-    absl::StatusOr<std::unique_ptr<CpuExecutor>> executor =
-        CpuExecutor::Create({.model_folder = kModel, .kv_tokens = 16384, .num_threads = 2});
-    ASSERT_TRUE(executor.ok()) << executor.status();
-    executor_ = *std::move(executor);
+    if (const absl::Status device = DeviceUnderTest(); !device.ok())
+      GTEST_SKIP() << device.message();
+    executor_ = LoadBundledModel();
+    ASSERT_NE(executor_, nullptr);
     absl::StatusOr<std::vector<bench::HeldOutPrompt>> prompts =
-        bench::LoadHeldOutPrompts(kModel, executor_->config());
+        bench::LoadHeldOutPrompts(kBundledModel, executor_->config());
     ASSERT_TRUE(prompts.ok()) << prompts.status();
     prompts_ = *std::move(prompts);
     ASSERT_GE(prompts_.size(), 16u);
@@ -34,7 +33,7 @@ class LosslessTest : public testing::Test {
     return static_cast<double>(tokens) / passes;
   }
 
-  std::unique_ptr<CpuExecutor> executor_;
+  std::unique_ptr<ModelExecutor> executor_;
   std::vector<bench::HeldOutPrompt> prompts_;
   int64_t drafter_passes_ = 0;
 };

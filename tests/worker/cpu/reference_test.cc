@@ -13,6 +13,8 @@ constexpr int kAlternatives = 8;
 // Both round at the same points and differ in the order of fp32 sums; a bf16 step of a residual
 // moves a logit by a few hundredths. Where two experts score equal to within that, the two programs
 // may choose different ones: a few positions may differ by more.
+// Of the reference's own noise: what an error of 1e-6 in the embedding does to its log-probabilities.
+constexpr double kNoiseFactor = 1.5;
 constexpr double kLogprobTolerance = 0.15;
 constexpr double kSwappedTolerance = 1.0;
 constexpr int kSwappedPositionsMax = 2;  // of 24
@@ -20,6 +22,8 @@ constexpr int kSwappedPositionsMax = 2;  // of 24
 class ReferenceTest : public testing::Test {
  protected:
   void SetUp() override {
+    if (const absl::Status device = DeviceUnderTest(); !device.ok())
+      GTEST_SKIP() << device.message();
     executor_ = LoadBundledModel();
     ASSERT_NE(executor_, nullptr);
     tokens_ = reference_.Values<int32_t>("tokens");
@@ -40,7 +44,7 @@ class ReferenceTest : public testing::Test {
   }
 
   const Reference reference_;
-  std::unique_ptr<Executor> executor_;
+  std::unique_ptr<ModelExecutor> executor_;
   std::vector<int32_t> tokens_;
   std::vector<int32_t> pages_;
 };
@@ -72,7 +76,7 @@ TEST_F(ReferenceTest, LogprobsOfTheBestTokensMatch) {
       EXPECT_EQ(got.token, std::max_element(want.begin(), want.end()) - want.begin());
     }
     EXPECT_EQ(got.top_tokens[0], got.token);
-    EXPECT_EQ(Bits(got.top_logprobs[0]), Bits(got.logprob));
+    EXPECT_NEAR(got.top_logprobs[0], got.logprob, 1e-5);  // the GPU adds the two in two orders
     if (error > kLogprobTolerance)
       std::printf("position %d differs by %.4f\n", positions[i], error);
     errors.push_back(error);
@@ -81,7 +85,7 @@ TEST_F(ReferenceTest, LogprobsOfTheBestTokensMatch) {
   std::printf("difference of a log-probability: median %.4f, largest %.4f\n",
               errors[errors.size() / 2], errors.back());
   EXPECT_LE(num_swapped, kSwappedPositionsMax);
-  EXPECT_LT(errors[errors.size() / 2], 0.03);
+  EXPECT_LT(errors[errors.size() / 2], kNoiseFactor * reference_.Values<float>("noise")[1]);
 }
 
 // The drafts themselves are not in the interface, but what is accepted tells them: with the noise
