@@ -1,5 +1,7 @@
 // ultraspeed-bench: measures, and states every figure beside its physical bound.
+//   serving  load on a running router from many tenants at once
 //   decode   plain and speculative decoding of held-out prompts, straight on the executor
+//   rank     rounds at the served model's shape on one GPU, with made-up weights
 #include <unistd.h>
 
 #include <algorithm>
@@ -8,6 +10,7 @@
 #include <iomanip>
 #include <iostream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/flags/flag.h"
@@ -16,25 +19,43 @@
 #include "absl/strings/str_cat.h"
 #include "bench/decode_loop.h"
 #include "bench/held_out.h"
+#include "bench/rank_bench.h"
 #include "bench/read_bandwidth.h"
+#include "bench/serving_command.h"
 #include "common/status_macros.h"
-#include "worker/cpu/cpu_executor.h"
+#include "worker/cuda/device.h"
+#include "worker/device.h"
 
 ABSL_FLAG(std::string, model, "models/tiny-mimo", "checkpoint folder");
-ABSL_FLAG(std::string, device, "cpu", "cpu");
+ABSL_FLAG(std::string, device, "auto", "auto, cpu or cuda");
 ABSL_FLAG(std::string, prompts, "held-out",
           "held-out (the folder's own prompts), or a file with one JSON prompt a line");
 ABSL_FLAG(int, max_tokens, 128, "completion tokens per prompt");
 ABSL_FLAG(int, threads, 0, "compute threads; 0 = all cores");
 ABSL_FLAG(double, temperature, 0, "0 = greedy");
 ABSL_FLAG(int, repeats, 3, "passes over the prompts; the median pass is reported");
+ABSL_FLAG(std::string, shape, "mimo-v2.5-pro", "rank: the model's shape");
+ABSL_FLAG(int, rank_of, 8, "rank: GPUs that the shape is divided over");
+ABSL_FLAG(int64_t, context, 4096, "rank: tokens before the timed rounds");
+ABSL_FLAG(int, prefill, 512, "rank: rows of one prefill pass");
+ABSL_FLAG(int, rounds, 50, "rank: timed rounds");
+ABSL_FLAG(bool, kv_fp8, false, "rank: keys and values in FP8 instead of BF16");
 ABSL_FLAG(bool, json, false, "one JSON object instead of a table");
 
 namespace ultraspeed::bench {
 namespace {
 
 constexpr uint64_t kSeed = 20261123;
-constexpr size_t kDramBufferBytes = size_t{512} << 20;
+constexpr size_t kDramBufferBytes = size_t{1} << 30;  // far beyond every cache
+
+// The ceiling of the device that was measured, with as many threads as its executor had.
+double ReadBandwidth(worker::Device device, size_t bytes) {
+  if (device == worker::Device::kCuda) return worker::MeasureDeviceReadBandwidth(bytes);
+  const int threads = absl::GetFlag(FLAGS_threads) > 0
+                          ? absl::GetFlag(FLAGS_threads)
+                          : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  return MeasureReadBandwidth(bytes, threads);
+}
 
 struct Pass {
   double seconds = 0;
@@ -46,7 +67,7 @@ struct Pass {
   double tokens_per_second() const { return tokens / seconds; }
 };
 
-Pass RunPass(worker::CpuExecutor& executor, const std::vector<HeldOutPrompt>& prompts, int block,
+Pass RunPass(worker::ModelExecutor& executor, const std::vector<HeldOutPrompt>& prompts, int block,
              const std::string& label) {
   Pass pass;
   DecodeOptions options{.max_tokens = absl::GetFlag(FLAGS_max_tokens),
@@ -75,11 +96,38 @@ Pass MedianPass(std::vector<Pass> passes) {
   return passes[passes.size() / 2];
 }
 
-absl::Status RunDecode() {
-  if (absl::GetFlag(FLAGS_device) != "cpu") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--device=", absl::GetFlag(FLAGS_device), ": this build has cpu only"));
+void Print(const boost::json::object& report) {
+  if (absl::GetFlag(FLAGS_json)) {
+    std::cout << report << std::endl;
+    return;
   }
+  for (const auto& entry : report)
+    std::cout << std::left << std::setw(38) << std::string(entry.key()) << entry.value() << "\n";
+}
+
+absl::StatusOr<worker::DeviceChoice> ChosenDevice() {
+  ASSIGN_OR_RETURN(worker::DeviceChoice choice, worker::ChooseDevice(absl::GetFlag(FLAGS_device)));
+  std::fprintf(stderr, "device: %s (%s)\n", choice.device == worker::Device::kCuda ? "cuda" : "cpu",
+               choice.reason.c_str());
+  return choice;
+}
+
+absl::Status RunRank() {
+  ASSIGN_OR_RETURN(const worker::DeviceChoice choice, ChosenDevice());
+  if (choice.device != worker::Device::kCuda)
+    return absl::InvalidArgumentError("rank runs on --device=cuda only");
+  ASSIGN_OR_RETURN(const boost::json::object report,
+                   MeasureRank({.shape = absl::GetFlag(FLAGS_shape),
+                                .num_ranks = absl::GetFlag(FLAGS_rank_of),
+                                .context = absl::GetFlag(FLAGS_context),
+                                .prefill_tokens = absl::GetFlag(FLAGS_prefill),
+                                .rounds = absl::GetFlag(FLAGS_rounds),
+                                .kv_fp8 = absl::GetFlag(FLAGS_kv_fp8)}));
+  Print(report);
+  return absl::OkStatus();
+}
+
+absl::Status RunDecode() {
   if (absl::GetFlag(FLAGS_max_tokens) < 2)
     return absl::InvalidArgumentError("--max_tokens must be at least 2");
   if (absl::GetFlag(FLAGS_repeats) < 1)
@@ -90,7 +138,8 @@ absl::Status RunDecode() {
   executor_options.num_threads = absl::GetFlag(FLAGS_threads);
   executor_options.max_sequences = 1;
   executor_options.kv_tokens = 8192;
-  ASSIGN_OR_RETURN(const auto executor, worker::CpuExecutor::Create(executor_options));
+  ASSIGN_OR_RETURN(const worker::DeviceChoice choice, ChosenDevice());
+  ASSIGN_OR_RETURN(const auto executor, worker::CreateExecutor(choice.device, executor_options));
   const worker::ModelConfig& config = executor->config();
   const int block = std::max(1, config.drafter.block_size);
 
@@ -116,9 +165,8 @@ absl::Status RunDecode() {
 
   const double plain_bytes = static_cast<double>(plain.weight_bytes) / plain.rounds;
   const double round_bytes = static_cast<double>(speculative.weight_bytes) / speculative.rounds;
-  const int threads = executor->pool().num_threads();
-  const double cache_bandwidth = MeasureReadBandwidth(static_cast<size_t>(round_bytes), threads);
-  const double dram_bandwidth = MeasureReadBandwidth(kDramBufferBytes, threads);
+  const double cache_bandwidth = ReadBandwidth(choice.device, static_cast<size_t>(round_bytes));
+  const double dram_bandwidth = ReadBandwidth(choice.device, kDramBufferBytes);
 
   const double tokens_per_round = static_cast<double>(speculative.tokens) / speculative.rounds;
   const double plain_bound = cache_bandwidth / plain_bytes;
@@ -143,13 +191,7 @@ absl::Status RunDecode() {
       {"plain_of_bound", plain.tokens_per_second() / plain_bound},
       {"speculative_of_bound", speculative.tokens_per_second() / speculative_bound},
   };
-  if (absl::GetFlag(FLAGS_json)) {
-    std::cout << report << std::endl;
-  } else {
-    for (const auto& entry : report) {
-      std::cout << std::left << std::setw(38) << std::string(entry.key()) << entry.value() << "\n";
-    }
-  }
+  Print(report);
   if (plain.texts != speculative.texts)
     return absl::InternalError("speculative text differs from plain text");
   return absl::OkStatus();
@@ -160,14 +202,21 @@ absl::Status RunDecode() {
 
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
-      "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--prompts held-out|FILE] "
-      "[--max_tokens N] [--temperature X] [--json]");
+      "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--device auto|cpu|cuda] "
+      "[--prompts held-out|FILE] [--max_tokens N] [--temperature X] [--json]\n"
+      "  ultraspeed-bench rank [--shape mimo-v2.5-pro] [--rank_of N] [--context N] [--json]\n"
+      "  ultraspeed-bench serving --api_key_file FILE [--target HOST:PORT] [--requests_per_second X] "
+      "[--flood X] [--ultraspeed_share X] [--duration 30s] [--max_tokens N] [--json]");
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
-  if (arguments.size() != 2 || std::string(arguments[1]) != "decode") {
-    std::cerr << "usage: ultraspeed-bench decode [--help for the flags]" << std::endl;
+  const std::string command = arguments.size() == 2 ? arguments[1] : "";
+  if (command != "decode" && command != "rank" && command != "serving") {
+    std::cerr << "usage: ultraspeed-bench decode|rank|serving [--help for the flags]" << std::endl;
     return 2;
   }
-  const absl::Status status = ultraspeed::bench::RunDecode();
+  const absl::Status status = command == "decode" ? ultraspeed::bench::RunDecode()
+                              : command == "rank"
+                                  ? ultraspeed::bench::RunRank()
+                                  : ultraspeed::bench::RunServing(absl::GetFlag(FLAGS_json));
   if (!status.ok()) {
     std::cerr << "ultraspeed-bench: " << status.message() << std::endl;
     return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;

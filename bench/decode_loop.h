@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "worker/cpu/statistics.h"
+#include "worker/statistics.h"
 #include "worker/executor.h"
 
 namespace ultraspeed::bench {

@@ -18,13 +18,14 @@
 #include "bench/decode_loop.h"
 #include "bench/held_out.h"
 #include "common/status_macros.h"
-#include "worker/cpu/cpu_executor.h"
+#include "worker/device.h"
 
 ABSL_FLAG(std::string, model, "models/tiny-mimo", "checkpoint folder");
 ABSL_FLAG(std::string, text, "", "text file to score; empty = the folder's heldout/text.txt");
 ABSL_FLAG(int, window, 1024, "tokens of context that each stretch of text is scored in");
 ABSL_FLAG(int, max_tokens, 128,
           "completion tokens per prompt for the acceptance figures; 0 = skip them");
+ABSL_FLAG(std::string, device, "auto", "auto, cpu or cuda");
 ABSL_FLAG(int, threads, 0, "compute threads; 0 = all cores");
 ABSL_FLAG(bool, json, false, "one JSON object instead of a table");
 
@@ -43,25 +44,22 @@ double BitsOf(const float* logits, int vocabulary, int32_t token) {
 }
 
 // Bits of tokens[1..] of one window, each given those before it.
-double BitsOfWindow(worker::CpuExecutor& executor, const std::vector<int32_t>& tokens) {
+double BitsOfWindow(worker::ModelExecutor& executor, const std::vector<int32_t>& tokens) {
   std::vector<int32_t> pages(executor.num_pages());
   std::iota(pages.begin(), pages.end(), 0);
   executor.ResetSlot(0);
-  const worker::TargetSequence sequence{0, pages.data(), static_cast<int>(pages.size())};
-
   const int vocabulary = executor.config().vocabulary;
   std::vector<float> logits(static_cast<size_t>(kRowsPerPass) * vocabulary);
   double bits = 0;
   for (size_t begin = 0; begin + 1 < tokens.size(); begin += kRowsPerPass) {
     const size_t end = std::min(tokens.size() - 1, begin + kRowsPerPass);
-    std::vector<worker::TargetRow> rows;
-    std::vector<int> row_indices;
-    for (size_t i = begin; i < end; ++i) {
-      row_indices.push_back(static_cast<int>(rows.size()));
-      rows.push_back({tokens[i], static_cast<int64_t>(i), 0});
-    }
-    executor.target().Run({&sequence, 1}, rows);
-    executor.target().Logits(row_indices, logits.data());
+    worker::SequenceStep step;
+    step.computed = static_cast<int64_t>(begin);
+    step.tokens = &tokens[begin];
+    step.num_tokens = static_cast<int>(end - begin);
+    step.pages = pages.data();
+    step.num_pages = static_cast<int>(pages.size());
+    executor.Logits(step, logits.data());
     for (size_t i = begin; i < end; ++i) {
       bits += BitsOf(logits.data() + (i - begin) * vocabulary, vocabulary, tokens[i + 1]);
     }
@@ -69,7 +67,7 @@ double BitsOfWindow(worker::CpuExecutor& executor, const std::vector<int32_t>& t
   return bits;
 }
 
-double TokensPerRound(worker::CpuExecutor& executor, const std::vector<HeldOutPrompt>& prompts,
+double TokensPerRound(worker::ModelExecutor& executor, const std::vector<HeldOutPrompt>& prompts,
                       bool chat, float temperature) {
   DecodeOptions options;
   options.max_tokens = absl::GetFlag(FLAGS_max_tokens);
@@ -94,7 +92,9 @@ absl::Status RunEval() {
   executor_options.num_threads = absl::GetFlag(FLAGS_threads);
   executor_options.max_sequences = 1;
   executor_options.kv_tokens = 8192;
-  ASSIGN_OR_RETURN(const auto executor, worker::CpuExecutor::Create(executor_options));
+  ASSIGN_OR_RETURN(const worker::DeviceChoice choice,
+                   worker::ChooseDevice(absl::GetFlag(FLAGS_device)));
+  ASSIGN_OR_RETURN(const auto executor, worker::CreateExecutor(choice.device, executor_options));
   if (window < 2 || window > executor->config().context_tokens ||
       window > executor_options.kv_tokens) {
     return absl::InvalidArgumentError("--window must be between 2 and the model's context");

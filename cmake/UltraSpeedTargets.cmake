@@ -3,7 +3,8 @@ set(ULTRASPEED_WARNINGS -Wall -Wextra -Werror)
 
 function(ultraspeed_configure target)
   target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR})
-  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${ULTRASPEED_WARNINGS}>)
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${ULTRASPEED_WARNINGS}>
+    $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra -Werror=all-warnings>)
 endfunction()
 
 # ultraspeed_library(NAME SOURCES a.cc ... LINKS t ...)

@@ -253,6 +253,7 @@ void Engine::RunRound(const Plan& plan) {
   RoundResult result = executor_->Run(plan.round);
   const absl::Duration now = clock_.Monotonic();
   KERNELS_CHECK(result.sequences.size(), ==, plan.sequences.size());
+  scheduler_.RecordRound(now - started_at);
   ReportRound(plan, result, now - started_at);
   for (size_t i = 0; i < plan.sequences.size(); ++i) {
     Sequence& sequence = *plan.sequences[i];

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/clock.h"
 #include "common/grpc_status.h"
 #include "common/limits.h"
 
@@ -33,7 +34,17 @@ absl::StatusOr<RequestSpec> ToSpec(const v1::WorkerGenerateRequest& request) {
       .resumed_tokens = request.resumed_tokens()};
 }
 
-v1::FinishReason ToProto(FinishReason reason) {
+void AddLogprob(const ChosenToken& chosen, v1::WorkerGenerateChunk* chunk) {
+  v1::TokenLogprob* logprob = chunk->add_logprobs();
+  logprob->set_token_id(chosen.token);
+  logprob->set_logprob(chosen.logprob);
+  logprob->mutable_top_token_ids()->Add(chosen.top_tokens.begin(), chosen.top_tokens.end());
+  logprob->mutable_top_logprobs()->Add(chosen.top_logprobs.begin(), chosen.top_logprobs.end());
+}
+
+}  // namespace
+
+v1::FinishReason FinishReasonToProto(FinishReason reason) {
   switch (reason) {
     case FinishReason::kStop:
       return v1::FINISH_REASON_STOP;
@@ -48,23 +59,28 @@ v1::FinishReason ToProto(FinishReason reason) {
   return v1::FINISH_REASON_UNSPECIFIED;
 }
 
-void AddLogprob(const ChosenToken& chosen, v1::WorkerGenerateChunk* chunk) {
-  v1::TokenLogprob* logprob = chunk->add_logprobs();
-  logprob->set_token_id(chosen.token);
-  logprob->set_logprob(chosen.logprob);
-  logprob->mutable_top_token_ids()->Add(chosen.top_tokens.begin(), chosen.top_tokens.end());
-  logprob->mutable_top_logprobs()->Add(chosen.top_logprobs.begin(), chosen.top_logprobs.end());
+v1::Usage UsageToProto(const UsageCounts& counts) {
+  v1::Usage usage;
+  usage.set_prompt_tokens(counts.prompt_tokens);
+  usage.set_cached_tokens(counts.cached_tokens);
+  usage.set_completion_tokens(counts.completion_tokens);
+  usage.set_draft_rounds(counts.draft_rounds);
+  return usage;
 }
 
-}  // namespace
-
-GenerateStream* GenerateStream::Start(Engine& engine, const v1::WorkerGenerateRequest& request) {
-  const std::shared_ptr<GenerateStream> stream(new GenerateStream(engine, request.request_id()));
+GenerateStream* GenerateStream::Start(Engine& engine, TerminalRecords& records,
+                                      const v1::WorkerGenerateRequest& request) {
+  const std::shared_ptr<GenerateStream> stream(
+      new GenerateStream(engine, records, request.request_id()));
   stream->self_ = stream;
   stream->with_logprobs_ = request.logprobs() >= 0;
   absl::StatusOr<RequestSpec> spec = ToSpec(request);
+  records.Begin(request.request_id());  // first: events may come before Submit returns
   const absl::Status status = spec.ok() ? engine.Submit(*std::move(spec), stream) : spec.status();
-  if (!status.ok()) stream->Refuse(ToGrpcStatus(status));
+  if (!status.ok()) {
+    records.Withdraw(request.request_id());
+    stream->Refuse(ToGrpcStatus(status));
+  }
   return stream.get();
 }
 
@@ -76,7 +92,26 @@ void GenerateStream::Refuse(const grpc::Status& status) {
   Finish(status);
 }
 
+void GenerateStream::Record(const TokenEvent& event) {
+  if (!event.tokens.empty()) {
+    last_tokens_at_ = RealClock().Monotonic();
+    if (num_first_tokens_ == 0) {
+      first_tokens_at_ = last_tokens_at_;
+      num_first_tokens_ = static_cast<int64_t>(event.tokens.size());
+    }
+  }
+  if (event.finish == FinishReason::kNone) return;
+  const int64_t num_tokens = event.usage.completion_tokens - num_first_tokens_;
+  const double seconds = absl::ToDoubleSeconds(last_tokens_at_ - first_tokens_at_);
+  records_.End(request_id_,
+               {.usage = event.usage,
+                .finish = event.finish,
+                .tokens_per_second =
+                    num_tokens > 0 && seconds > 0 ? static_cast<double>(num_tokens) / seconds : 0});
+}
+
 void GenerateStream::OnTokens(TokenEvent event) {
+  Record(event);
   Action action;
   {
     absl::MutexLock lock(&mutex_);
@@ -122,7 +157,8 @@ void GenerateStream::Merge(TokenEvent event) {
     status_ = grpc::Status(grpc::StatusCode::CANCELLED, "the request was aborted");
   if (event.finish == FinishReason::kShutdown)
     status_ = grpc::Status(grpc::StatusCode::UNAVAILABLE, "the worker is shutting down");
-  if (event.tokens.empty() && ToProto(event.finish) == v1::FINISH_REASON_UNSPECIFIED) return;
+  if (event.tokens.empty() && FinishReasonToProto(event.finish) == v1::FINISH_REASON_UNSPECIFIED)
+    return;
   const int num_tokens = static_cast<int>(event.tokens.size());
   if (pending_.empty() || pending_.back().token_ids_size() + num_tokens > limits::kChunkTokensMax)
     pending_.emplace_back();
@@ -131,12 +167,8 @@ void GenerateStream::Merge(TokenEvent event) {
     chunk.add_token_ids(chosen.token);
     if (with_logprobs_) AddLogprob(chosen, &chunk);
   }
-  v1::Usage* usage = chunk.mutable_usage();
-  usage->set_prompt_tokens(event.usage.prompt_tokens);
-  usage->set_cached_tokens(event.usage.cached_tokens);
-  usage->set_completion_tokens(event.usage.completion_tokens);
-  usage->set_draft_rounds(event.usage.draft_rounds);
-  chunk.set_finish_reason(ToProto(event.finish));
+  *chunk.mutable_usage() = UsageToProto(event.usage);
+  chunk.set_finish_reason(FinishReasonToProto(event.finish));
   if (event.finish == FinishReason::kStop) chunk.set_stop_token_id(event.stop_token);
 }
 

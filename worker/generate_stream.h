@@ -11,15 +11,21 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
 #include "ultraspeed/v1/worker.grpc.pb.h"
 #include "worker/engine.h"
+#include "worker/terminal_records.h"
 
 namespace ultraspeed::worker {
 
+v1::FinishReason FinishReasonToProto(FinishReason reason);  // UNSPECIFIED for kNone and kShutdown
+v1::Usage UsageToProto(const UsageCounts& counts);
+
 class GenerateStream : public grpc::ServerWriteReactor<v1::WorkerGenerateChunk>, public TokenSink {
  public:
-  // Submits the request. The result belongs to gRPC.
-  static GenerateStream* Start(Engine& engine, const v1::WorkerGenerateRequest& request);
+  // Submits the request. The result belongs to gRPC. `records` gets the terminal record.
+  static GenerateStream* Start(Engine& engine, TerminalRecords& records,
+                               const v1::WorkerGenerateRequest& request);
 
   void OnTokens(TokenEvent event) override;  // engine thread
   void OnWriteDone(bool ok) override;
@@ -29,8 +35,9 @@ class GenerateStream : public grpc::ServerWriteReactor<v1::WorkerGenerateChunk>,
  private:
   enum class Action : uint8_t { kNone, kWrite, kWriteLast, kFinish };
 
-  GenerateStream(Engine& engine, std::string request_id)
-      : engine_(engine), request_id_(std::move(request_id)) {}
+  GenerateStream(Engine& engine, TerminalRecords& records, std::string request_id)
+      : engine_(engine), records_(records), request_id_(std::move(request_id)) {}
+  void Record(const TokenEvent& event);  // engine thread
   void Merge(TokenEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // What to start now, already noted as started.
   Action Next() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -38,9 +45,15 @@ class GenerateStream : public grpc::ServerWriteReactor<v1::WorkerGenerateChunk>,
   void Refuse(const grpc::Status& status);
 
   Engine& engine_;
+  TerminalRecords& records_;
   const std::string request_id_;
   bool with_logprobs_ = false;            // set before Submit
   std::shared_ptr<GenerateStream> self_;  // until OnDone
+
+  // The engine thread's: when tokens came.
+  absl::Duration first_tokens_at_;
+  absl::Duration last_tokens_at_;
+  int64_t num_first_tokens_ = 0;
 
   absl::Mutex mutex_;
   std::deque<v1::WorkerGenerateChunk> pending_

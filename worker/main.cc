@@ -17,6 +17,7 @@
 #include "common/status_macros.h"
 #include "common/tls.h"
 #include "worker/calibration.h"
+#include "worker/device.h"
 #include "worker/engine.h"
 #include "worker/executor.h"
 #include "worker/identity.h"
@@ -43,8 +44,8 @@ void AddFlags(FlagTable& flags, Options* options) {
   ExecutorOptions& executor = options->executor;
   flags.String("model", &executor.model_folder, "folder",
                "Checkpoint folder in the published layout (required)");
-  flags.Choice("device", &options->device, {"auto", "cpu"},
-               "Where the model runs; auto takes the best that this build supports");
+  flags.Choice("device", &options->device, {"auto", "cpu", "cuda"},
+               "Where the model runs; auto is cuda where a usable GPU is found, else cpu");
   flags.String("listen", &options->listen, "host:port", "Where to serve; port 0 takes a free one");
   flags.String("metrics-listen", &options->metrics_listen, "host:port",
                "Where to serve /metrics; port 0 takes a free one, empty = nowhere");
@@ -81,15 +82,16 @@ absl::Status Serve(Options options) {
   if (options.executor.model_folder.empty())
     return absl::InvalidArgumentError("--model is required; see --help");
   ShutdownSignal shutdown;  // before any other thread
-  if (options.device == "auto")
-    Log(LogLevel::kInfo, "worker.device",
-        {{"device", "cpu"}, {"reason", "this build has no CUDA executor"}});
+  ASSIGN_OR_RETURN(const DeviceChoice choice, ChooseDevice(options.device));
+  Log(LogLevel::kInfo, "worker.device",
+      {{"device", choice.device == Device::kCuda ? "cuda" : "cpu"}, {"reason", choice.reason}});
   ASSIGN_OR_RETURN(ModelIdentity identity, ReadModelIdentity(options.executor.model_folder));
   Log(LogLevel::kInfo, "worker.loading",
       {{"model", options.executor.model_folder}, {"weights_sha256", identity.weights_sha256}});
   if (isatty(STDERR_FILENO) != 0) options.executor.progress = ShowProgress;
   const absl::Duration started_at = RealClock().Monotonic();
-  ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor, CreateCpuExecutor(options.executor));
+  ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor,
+                   CreateExecutor(choice.device, options.executor));
   const std::string model = executor->config().name;
   const std::string device = executor->device();
   const int draft_block =

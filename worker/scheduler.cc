@@ -37,6 +37,8 @@ Scheduler::Scheduler(const SchedulerOptions& options) : options_(options) {
   KERNELS_CHECK(options.max_batch_tokens, >=, options.draft_block_max);
   KERNELS_CHECK(options.ultraspeed_batch_max, >=, 1);
   KERNELS_CHECK(options.standard_floor_rounds, >=, 1);
+  KERNELS_CHECK(options.standard_floor_rounds_max, >=, options.standard_floor_rounds);
+  KERNELS_CHECK(options.standard_rows_beside_ultraspeed, >=, 2);
   KERNELS_CHECK(options.prefill_tokens_per_round, >=, 1);
   KERNELS_CHECK(options.prefill_tokens_beside_ultraspeed, >=, 1);
 }
@@ -66,31 +68,65 @@ Plan Scheduler::PlanRound(const Running& running) {
   Plan plan;
   if (running.empty()) return plan;
   Groups groups(running);
-  int rows_left = options_.max_batch_tokens;
-  const bool floor_reached = rounds_without_standard_ >= options_.standard_floor_rounds;
-  if (!groups.ultraspeed.empty() && (groups.standard.empty() || !floor_reached)) {
+  const bool both_ran = both_run_;
+  both_run_ = !groups.ultraspeed.empty() && !groups.standard.empty();
+  if (!both_ran) {
+    rounds_without_standard_ = 0;
+    ultraspeed_time_ = absl::ZeroDuration();
+  }
+  const bool standard = groups.ultraspeed.empty() || (both_run_ && both_ran && StandardTurn());
+  last_tier_ = standard ? Tier::kStandard : Tier::kUltraspeed;
+  if (standard) {
+    AddStandardRound(groups, plan);
+    rounds_without_standard_ = 0;
+  } else {
     Groups::Tier& tier = groups.ultraspeed;
+    int rows_left = options_.max_batch_tokens;
     AddDecodes(tier.decodes, options_.ultraspeed_batch_max, options_.draft_block_max, plan,
                rows_left);
     const int prefill_rows =
         tier.decodes.empty() ? rows_left : options_.prefill_tokens_beside_ultraspeed;
     AddPrefills(tier.prefills, std::min(rows_left, prefill_rows), plan);
-    rounds_without_standard_ = groups.standard.empty() ? 0 : rounds_without_standard_ + 1;
-  } else {
-    Groups::Tier& tier = groups.standard;
-    // About one block of rows for all of them: speculation pays when few decode, batching when many
-    // do.
-    const int num_decodes = static_cast<int>(tier.decodes.size());
-    const int block_max = std::max(1, options_.draft_block_max / std::max(1, num_decodes));
-    AddDecodes(tier.decodes, num_decodes, block_max, plan, rows_left);
-    const int prefill_rows = !groups.ultraspeed.empty() ? options_.prefill_tokens_beside_ultraspeed
-                             : num_decodes > 0          ? options_.prefill_tokens_per_round
-                                                        : rows_left;
-    AddPrefills(tier.prefills, std::min(rows_left, prefill_rows), plan);
-    rounds_without_standard_ = 0;
+    ++rounds_without_standard_;
   }
   KERNELS_CHECK(plan.empty(), ==, false);
   return plan;
+}
+
+bool Scheduler::StandardTurn() const {
+  return rounds_without_standard_ >= options_.standard_floor_rounds_max ||
+         ultraspeed_time_ >= options_.standard_floor_rounds * standard_round_time_;
+}
+
+void Scheduler::RecordRound(absl::Duration duration) {
+  if (!both_run_) return;
+  const absl::Duration counted = std::max(duration, absl::Nanoseconds(1));
+  if (last_tier_ == Tier::kStandard) {
+    standard_round_time_ = counted;
+    ultraspeed_time_ -= options_.standard_floor_rounds * counted;
+  } else {
+    ultraspeed_time_ += counted;
+    if (standard_round_time_ == absl::ZeroDuration()) standard_round_time_ = counted;
+  }
+}
+
+void Scheduler::AddStandardRound(Groups& groups, Plan& plan) {
+  Groups::Tier& tier = groups.standard;
+  const bool beside_ultraspeed = !groups.ultraspeed.empty();
+  const int num_decodes = static_cast<int>(tier.decodes.size());
+  const int rows = beside_ultraspeed ? std::min(options_.max_batch_tokens,
+                                                options_.standard_rows_beside_ultraspeed)
+                                     : options_.max_batch_tokens;
+  // About one block of rows for all of them: speculation pays when few decode, batching when many
+  // do.
+  const int block_max = std::max(1, options_.draft_block_max / std::max(1, num_decodes));
+  const int decode_rows = beside_ultraspeed && !tier.prefills.empty() ? rows / 2 : rows;
+  int decode_rows_left = decode_rows;
+  AddDecodes(tier.decodes, num_decodes, block_max, plan, decode_rows_left);
+  const int rows_left = rows - (decode_rows - decode_rows_left);
+  const int prefill_rows =
+      beside_ultraspeed || num_decodes == 0 ? rows_left : options_.prefill_tokens_per_round;
+  AddPrefills(tier.prefills, std::min(rows_left, prefill_rows), plan);
 }
 
 void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, int block_max,

@@ -2,9 +2,11 @@
 // executor; the same inputs give the same plan.
 //
 // Ultraspeed sequences get rounds of their own, in a tiny batch with full blocks; standard
-// sequences share the other rounds, and get one after at most kStandardFloorRounds rounds without.
-// A long prompt is cut into chunks that ride beside the decoding sequences, so it never stalls them
-// for more than one chunk. Thread: the engine thread.
+// sequences share the other rounds. While both run, standard has a floor, counted in time: one part
+// to kStandardFloorRounds parts for ultraspeed, in rounds of few rows, so that neither a crowd of
+// standard sequences nor its long prompts slow an ultraspeed stream further. A long prompt is cut
+// into chunks that ride beside the decoding sequences, so it never stalls them for more than one
+// chunk. Thread: the engine thread.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +14,7 @@
 #include <memory>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "common/limits.h"
 #include "worker/batch.h"
 #include "worker/kv_cache.h"
@@ -25,9 +28,15 @@ struct SchedulerOptions {
   int draft_block_max = 1;     // 1 = no drafter
   DraftCost draft_cost = kServedShapeDraftCost;
   int ultraspeed_batch_max = limits::kUltraspeedBatchMax;
+  // While both tiers run, ultraspeed gets this many times the time of standard: so many rounds to
+  // one when they last equally long. Also: admissions of ultraspeed in a row while standard waits.
   int standard_floor_rounds = limits::kStandardFloorRounds;
+  // However long standard's rounds are, it gets one after so many without.
+  int standard_floor_rounds_max = 8 * limits::kStandardFloorRounds;
   int prefill_tokens_per_round = limits::kPrefillTokensPerRound;
   int prefill_tokens_beside_ultraspeed = limits::kPrefillTokensBesideUltraspeed;
+  // Of a standard round while ultraspeed runs; half of them for prompts if there are both.
+  int standard_rows_beside_ultraspeed = limits::kPrefillTokensBesideUltraspeed;
 };
 
 // One round and whose steps it holds.
@@ -54,15 +63,26 @@ class Scheduler {
   // Never empty while a sequence runs. Marks the chosen sequences as served.
   Plan PlanRound(const Running& running);
 
+  // How long the round took that was planned last: what the tiers' shares are counted in. Call it
+  // after every round; zeros count as equally long.
+  void RecordRound(absl::Duration duration);
+
  private:
   struct Groups;
+  bool StandardTurn() const;
+  void AddStandardRound(Groups& groups, Plan& plan);
   void AddDecodes(std::vector<Sequence*>& sequences, int count_max, int block_max, Plan& plan,
                   int& rows_left);
   void AddPrefills(std::vector<Sequence*>& sequences, int rows_left, Plan& plan);
 
   const SchedulerOptions options_;
   int64_t next_turn_ = 0;  // one per step planned: gives sequences a strict order of being served
+  // While both tiers run:
+  bool both_run_ = false;
+  Tier last_tier_ = Tier::kStandard;  // of the round planned last
   int rounds_without_standard_ = 0;
+  absl::Duration ultraspeed_time_ = absl::ZeroDuration();      // less what standard has used of it
+  absl::Duration standard_round_time_ = absl::ZeroDuration();  // of its last round, or a guess
   int admissions_without_standard_ = 0;
 };
 

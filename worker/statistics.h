@@ -1,7 +1,7 @@
-// What the forward passes read, counted as they run: the denominator of every bandwidth figure.
+// What the forward passes of an executor read, counted as they run: the denominator of every
+// bandwidth figure.
 //
-// Written by TargetForward and DrafterForward on the engine thread; read by programs in bench/
-// between rounds.
+// Written on the engine thread; read by programs in bench/ between rounds.
 #pragma once
 
 #include <cstdint>

@@ -19,6 +19,15 @@ grpc::ServerUnaryReactor* Reply(grpc::CallbackServerContext* context,
   return reactor;
 }
 
+v1::TerminalRecord ToProto(const std::string& id, const TerminalRecord& record) {
+  v1::TerminalRecord message;
+  message.set_request_id(id);
+  *message.mutable_usage() = UsageToProto(record.usage);
+  message.set_finish_reason(FinishReasonToProto(record.finish));
+  message.set_tokens_per_second(record.tokens_per_second);
+  return message;
+}
+
 // Streams the tokenizer's bytes; deletes itself.
 class TokenizerStream : public grpc::ServerWriteReactor<v1::TokenizerPart> {
  public:
@@ -57,7 +66,7 @@ WorkerService::WorkerService(Engine& engine, const ModelIdentity& identity,
 
 grpc::ServerWriteReactor<v1::WorkerGenerateChunk>* WorkerService::Generate(
     grpc::CallbackServerContext* /*context*/, const v1::WorkerGenerateRequest* request) {
-  return GenerateStream::Start(engine_, *request);
+  return GenerateStream::Start(engine_, records_, *request);
 }
 
 grpc::ServerUnaryReactor* WorkerService::Abort(grpc::CallbackServerContext* context,
@@ -119,6 +128,24 @@ grpc::ServerUnaryReactor* WorkerService::Drain(grpc::CallbackServerContext* cont
   on_drain_();
   const EngineLoad load = engine_.Load();
   response->set_running_requests(load.running + load.waiting);
+  return Reply(context);
+}
+
+grpc::ServerUnaryReactor* WorkerService::ListRecords(grpc::CallbackServerContext* context,
+                                                     const v1::ListRecordsRequest* request,
+                                                     v1::ListRecordsResponse* response) {
+  if (request->request_ids_size() > limits::kListRecordsMax) {
+    return Reply(context, absl::InvalidArgumentError(
+                              absl::StrCat("request_ids: ", request->request_ids_size(),
+                                           " ids, at most ", limits::kListRecordsMax)));
+  }
+  for (const std::string& id : request->request_ids()) {
+    if (records_.IsLive(id)) {
+      response->add_live_request_ids(id);
+    } else if (const auto record = records_.Find(id)) {
+      *response->add_records() = ToProto(id, *record);
+    }
+  }
   return Reply(context);
 }
 

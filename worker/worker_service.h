@@ -12,9 +12,11 @@
 
 #include <functional>
 
+#include "common/limits.h"
 #include "ultraspeed/v1/worker.grpc.pb.h"
 #include "worker/engine.h"
 #include "worker/identity.h"
+#include "worker/terminal_records.h"
 
 namespace ultraspeed::worker {
 
@@ -39,11 +41,15 @@ class WorkerService final : public v1::Worker::CallbackService {
   grpc::ServerUnaryReactor* Drain(grpc::CallbackServerContext* context,
                                   const v1::DrainRequest* request,
                                   v1::DrainResponse* response) override;
+  grpc::ServerUnaryReactor* ListRecords(grpc::CallbackServerContext* context,
+                                        const v1::ListRecordsRequest* request,
+                                        v1::ListRecordsResponse* response) override;
 
  private:
   Engine& engine_;
   const ModelIdentity& identity_;
   const std::function<void()> on_drain_;
+  TerminalRecords records_{limits::kTerminalRecordsMax};
 };
 
 }  // namespace ultraspeed::worker

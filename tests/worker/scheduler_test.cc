@@ -102,6 +102,7 @@ TEST_F(SchedulerTest, UltraspeedRunsAloneAndStandardIsNeverStarved) {
   int standard_rounds = 0;
   for (int i = 0; i < 90; ++i) {
     const std::vector<std::string> ids = Ids(scheduler.PlanRound(running_));
+    scheduler.RecordRound(absl::Milliseconds(1));
     if (ids == std::vector<std::string>{"fast"}) {
       ASSERT_LE(++rounds_without, options_.standard_floor_rounds);
     } else {
@@ -111,6 +112,69 @@ TEST_F(SchedulerTest, UltraspeedRunsAloneAndStandardIsNeverStarved) {
     }
   }
   EXPECT_EQ(standard_rounds, 10);
+}
+
+// The floor is a share of time: long rounds come rarely, short ones often, never is never.
+TEST_F(SchedulerTest, TheFloorIsCountedInTimeNotInRounds) {
+  struct Case {
+    double standard_ms;  // per round; ultraspeed: 1 ms
+    double share;        // of the time, for standard
+  };
+  const double floor = 1.0 / (1 + options_.standard_floor_rounds);
+  for (const Case& one : {Case{1, floor}, Case{5, floor}, Case{0.25, floor},
+                          Case{1000, 1000.0 / (1000 + options_.standard_floor_rounds_max)}}) {
+    running_.clear();
+    AddDecoding("fast", Tier::kUltraspeed);
+    AddDecoding("slow", Tier::kStandard);
+    Scheduler scheduler(options_);
+    double standard_ms = 0;
+    double total_ms = 0;
+    for (int i = 0; i < 3000; ++i) {
+      const bool is_standard = Ids(scheduler.PlanRound(running_))[0] == "slow";
+      const double ms = is_standard ? one.standard_ms : 1;
+      scheduler.RecordRound(absl::Milliseconds(ms));
+      standard_ms += is_standard ? ms : 0;
+      total_ms += ms;
+    }
+    EXPECT_NEAR(standard_ms / total_ms, one.share, 0.03 * one.share) << one.standard_ms << " ms";
+  }
+}
+
+TEST_F(SchedulerTest, UltraspeedThatArrivesGoesNext) {
+  AddDecoding("slow", Tier::kStandard);
+  Scheduler scheduler(options_);
+  for (int i = 0; i < 50; ++i) {
+    EXPECT_THAT(Ids(scheduler.PlanRound(running_)), ElementsAre("slow"));
+    scheduler.RecordRound(absl::Milliseconds(20));
+  }
+  AddDecoding("fast", Tier::kUltraspeed);
+  EXPECT_THAT(Ids(scheduler.PlanRound(running_)), ElementsAre("fast"));
+}
+
+TEST_F(SchedulerTest, StandardRoundsAreSmallBesideUltraspeedAndServeEveryoneInTurn) {
+  options_.standard_rows_beside_ultraspeed = 6;
+  options_.standard_floor_rounds = 1;
+  AddDecoding("fast", Tier::kUltraspeed);
+  for (int i = 0; i < 9; ++i) AddDecoding(absl::StrCat("d", i), Tier::kStandard);
+  Sequence& lengthy = AddRunning("long", 300, Tier::kStandard);
+  Scheduler scheduler(options_);
+  std::map<std::string, int> served;
+  int standard_rounds = 0;
+  for (int i = 0; i < 60; ++i) {
+    const Plan plan = scheduler.PlanRound(running_);
+    scheduler.RecordRound(absl::Milliseconds(1));
+    if (Ids(plan)[0] == "fast") continue;
+    ASSERT_LE(Rows(plan), 6);
+    ++standard_rounds;
+    for (size_t j = 0; j < plan.sequences.size(); ++j) {
+      ++served[plan.sequences[j]->spec().id];
+      if (plan.sequences[j] == &lengthy)
+        lengthy.Advance(plan.round.steps[j].num_tokens, SequenceResult());
+    }
+  }
+  EXPECT_EQ(standard_rounds, 30);
+  EXPECT_EQ(served["long"], 30) << "a prompt gets on beside many decodes";
+  for (int i = 0; i < 9; ++i) EXPECT_NEAR(served[absl::StrCat("d", i)], 10, 1);
 }
 
 TEST_F(SchedulerTest, UltraspeedBatchIsTinyAndTakesTurns) {

@@ -477,6 +477,61 @@ TEST_F(WorkerServiceTest, TokenizerArrivesWholeAndHashesToModelInfo) {
   EXPECT_EQ(info.weights_sha256().size(), 64u);
 }
 
+TEST_F(WorkerServiceTest, EndedRequestsCanBeAskedForAgain) {
+  Start(kLongContext, absl::Milliseconds(2));
+  const Collected whole = Generate(Request("whole", 10, 20));
+  ASSERT_TRUE(whole.status.ok());
+  const auto list = [&](std::vector<std::string> ids) {
+    v1::ListRecordsRequest request;
+    for (std::string& id : ids) request.add_request_ids(std::move(id));
+    grpc::ClientContext context;
+    v1::ListRecordsResponse response;
+    const grpc::Status status = stub_->ListRecords(&context, request, &response);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return response;
+  };
+  grpc::ClientContext context;
+  auto reader = stub_->Generate(&context, Request("cut", 10, 100'000));
+  v1::WorkerGenerateChunk chunk;
+  ASSERT_TRUE(reader->Read(&chunk));
+  EXPECT_THAT(list({"whole", "cut", "never"}).live_request_ids(), ElementsAre("cut"));
+  // A second request of a running id is refused and leaves the first one's mark alone.
+  EXPECT_EQ(Generate(Request("cut", 10, 10)).status.error_code(), grpc::StatusCode::ALREADY_EXISTS);
+  EXPECT_THAT(list({"cut"}).live_request_ids(), ElementsAre("cut"));
+  context.TryCancel();
+  reader->Finish();
+  WaitForNothingRunning();
+  const v1::ListRecordsResponse after = list({"whole", "cut", "never"});
+  EXPECT_EQ(after.live_request_ids_size(), 0);
+  ASSERT_EQ(after.records_size(), 2);
+  EXPECT_EQ(after.records(0).request_id(), "whole");
+  EXPECT_EQ(after.records(0).finish_reason(), v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(after.records(0).usage().prompt_tokens(), 10);
+  EXPECT_EQ(after.records(0).usage().completion_tokens(), 20);
+  EXPECT_GT(after.records(0).tokens_per_second(), 0);
+  EXPECT_EQ(after.records(1).finish_reason(), v1::FINISH_REASON_CANCELLED);
+  EXPECT_GE(after.records(1).usage().completion_tokens(), chunk.usage().completion_tokens());
+
+  v1::ListRecordsRequest too_many;
+  for (int i = 0; i <= limits::kListRecordsMax; ++i) too_many.add_request_ids("x");
+  grpc::ClientContext refused;
+  v1::ListRecordsResponse response;
+  EXPECT_EQ(stub_->ListRecords(&refused, too_many, &response).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST(TerminalRecordsTest, TheOldestGoFirst) {
+  TerminalRecords records(2);
+  for (const char* id : {"a", "b", "c"}) {
+    records.Begin(id);
+    records.End(id, {.usage = {.completion_tokens = id[0]}, .finish = FinishReason::kLength});
+  }
+  EXPECT_FALSE(records.Find("a").has_value());
+  EXPECT_EQ(records.Find("b")->usage.completion_tokens, 'b');
+  EXPECT_EQ(records.Find("c")->usage.completion_tokens, 'c');
+  EXPECT_FALSE(records.IsLive("c"));
+}
+
 TEST_F(WorkerServiceTest, MetricsFollowTheRequests) {
   Start();
   Generate(Request("a", 10, 50));

@@ -12,17 +12,15 @@
 
 #include "kernels/thread_pool.h"
 #include "worker/cpu/drafter.h"
-#include "worker/cpu/statistics.h"
 #include "worker/cpu/target.h"
-#include "worker/executor.h"
 #include "worker/model/weights.h"
+#include "worker/model_executor.h"
+#include "worker/statistics.h"
 
 namespace ultraspeed::worker {
 
-class CpuExecutor : public Executor {
+class CpuExecutor : public ModelExecutor {
  public:
-  static constexpr int kPageTokens = 64;
-
   // As CreateCpuExecutor.
   static absl::StatusOr<std::unique_ptr<CpuExecutor>> Create(const ExecutorOptions& options);
 
@@ -35,8 +33,9 @@ class CpuExecutor : public Executor {
   std::string device() const override;
   void ResetSlot(int slot) override;
   RoundResult Run(const Round& round) override;
+  const ForwardStatistics& statistics() const override { return statistics_; }
+  void Logits(const SequenceStep& step, float* out) override;
 
-  const ForwardStatistics& statistics() const { return statistics_; }
   const ModelWeights& weights() const { return weights_; }
   kernels::ThreadPool& pool() { return pool_; }
   TargetForward& target() { return target_; }
@@ -53,7 +52,6 @@ class CpuExecutor : public Executor {
   CpuExecutor(ModelConfig config, ModelWeights weights, const CacheShape& shape, int num_threads,
               int vocabulary_used);
 
-  void CheckRound(const Round& round) const;
   void DraftTokens(const Round& round);
   void GatherRows(const Round& round);
   void ChooseTokens(const Round& round);

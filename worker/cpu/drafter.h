@@ -14,10 +14,10 @@
 #include "absl/types/span.h"
 #include "kernels/ops.h"
 #include "kernels/thread_pool.h"
-#include "worker/cpu/statistics.h"
 #include "worker/cpu/zeroed_array.h"
 #include "worker/model/config.h"
 #include "worker/model/weights.h"
+#include "worker/statistics.h"
 
 namespace ultraspeed::worker {
 

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <numeric>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -10,34 +11,10 @@ namespace ultraspeed::worker {
 namespace {
 
 constexpr float kNeverChosen = -1e30f;  // finite, so that dividing by a temperature stays finite
-constexpr int kSequencesMax = 1024;
-constexpr int kBatchTokensMax = 16384;
-constexpr int64_t kKvTokensMax = int64_t{1} << 26;
-constexpr int kThreadsMax = 1024;
-
-absl::Status CheckOption(const char* name, int64_t value, int64_t min, int64_t max) {
-  if (value >= min && value <= max) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(name, ": is ", value, "; must be from ", min, " to ", max));
-}
-
-absl::Status Validate(const ExecutorOptions& options) {
-  if (absl::Status s = CheckOption("max_sequences", options.max_sequences, 1, kSequencesMax);
-      !s.ok())
-    return s;
-  if (absl::Status s = CheckOption("max_batch_tokens", options.max_batch_tokens, kDraftBlockMax,
-                                   kBatchTokensMax);
-      !s.ok())
-    return s;
-  if (absl::Status s = CheckOption("kv_tokens", options.kv_tokens, 1, kKvTokensMax); !s.ok())
-    return s;
-  return CheckOption("num_threads", options.num_threads, 0, kThreadsMax);
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const ExecutorOptions& options) {
-  if (absl::Status status = Validate(options); !status.ok()) return status;
+  if (absl::Status status = ValidateOptions(options); !status.ok()) return status;
   absl::StatusOr<ModelConfig> config = LoadModelConfig(options.model_folder);
   if (!config.ok()) return config.status();
   absl::StatusOr<int> vocabulary_used = CountUsedTokens(options.model_folder, config->vocabulary);
@@ -90,7 +67,7 @@ void CpuExecutor::ResetSlot(int slot) {
 }
 
 RoundResult CpuExecutor::Run(const Round& round) {
-  CheckRound(round);
+  CheckRound(round, *this);
   DraftTokens(round);
   GatherRows(round);
   target_.Run(sequences_, rows_);
@@ -98,25 +75,17 @@ RoundResult CpuExecutor::Run(const Round& round) {
   return Accept(round);
 }
 
-void CpuExecutor::CheckRound(const Round& round) const {
-  KERNELS_CHECK(static_cast<int>(round.steps.size()), <=, shape_.max_sequences);
-  int num_rows = 0;
-  for (const SequenceStep& step : round.steps) {
-    KERNELS_CHECK(step.slot, >=, 0);
-    KERNELS_CHECK(step.slot, <, shape_.max_sequences);
-    KERNELS_CHECK(step.num_tokens, >=, 1);
-    KERNELS_CHECK(step.block, >=, 1);
-    KERNELS_CHECK(step.block, <=, drafter_ != nullptr ? config_.drafter.block_size : 1);
-    if (step.block > 1) {
-      KERNELS_CHECK(step.num_tokens, ==, 1);
-      KERNELS_CHECK(step.sample, ==, true);
-    }
-    const int64_t end = step.computed + step.num_tokens + step.block - 1;
-    KERNELS_CHECK(end, <=, int64_t{step.num_pages} * shape_.page_tokens);
-    KERNELS_CHECK(step.num_pages, <=, shape_.num_pages);
-    num_rows += step.num_tokens + step.block - 1;
-  }
-  KERNELS_CHECK(num_rows, <=, shape_.max_rows);
+void CpuExecutor::Logits(const SequenceStep& step, float* out) {
+  const Round round = {.steps = {step}};
+  CheckRound(round, *this);
+  KERNELS_CHECK(step.block, ==, 1);
+  GatherRows(round);
+  target_.Run(sequences_, rows_);
+  std::vector<int> rows(static_cast<size_t>(step.num_tokens));
+  std::iota(rows.begin(), rows.end(), 0);
+  target_.Logits(rows, out);
+  if (drafter_ != nullptr)
+    drafter_->AddTaps(step.slot, step.computed, target_.taps(0), step.num_tokens);
 }
 
 // One drafter pass over all sequences that speculate; fills drafts_.

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -9,7 +10,6 @@ namespace ultraspeed::worker {
 namespace {
 
 using kernels::CheckpointMatrix;
-using kernels::PackedMatrix;
 using kernels::WeightFormat;
 
 constexpr int kBlock = 128;
@@ -29,6 +29,30 @@ size_t FirstBad(const T* values, size_t count, Bad bad) {
 bool IsNanE4m3(uint8_t code) { return (code & 0x7F) == 0x7F; }
 
 }  // namespace
+
+void StoredMatrix::OwnCodes(std::vector<uint8_t> codes) {
+  codes_ = std::move(codes);
+  view_.codes = codes_.data();
+}
+
+void StoredMatrix::OwnCodes(std::vector<kernels::bf16> codes) {
+  bf16_codes_ = std::move(codes);
+  view_.codes = bf16_codes_.data();
+}
+
+void StoredMatrix::OwnScales(std::vector<float> scales) {
+  scales_ = std::move(scales);
+  view_.scales_f32 = scales_.data();
+}
+
+void StoredMatrix::AppendRows(const StoredMatrix& rows) {
+  if (rows.empty()) return;
+  view_.format = rows.view_.format;
+  view_.num_cols = rows.view_.num_cols;
+  view_.num_rows += rows.view_.num_rows;
+  bf16_codes_.insert(bf16_codes_.end(), rows.bf16_codes_.begin(), rows.bf16_codes_.end());
+  view_.codes = bf16_codes_.data();
+}
 
 void TensorReader::Refuse(const std::string& name, size_t index, const std::string& what) {
   if (!status_.ok()) return;
@@ -90,26 +114,28 @@ std::vector<float> TensorReader::Router(const std::string& name, int rows, int c
   return F32(name, {rows, cols});
 }
 
-PackedMatrix TensorReader::Bf16Matrix(const std::string& name, int rows, int cols) {
-  const std::vector<kernels::bf16> values = Bf16(name, rows, cols);
+StoredMatrix TensorReader::Bf16Matrix(const std::string& name, int rows, int cols) {
+  std::vector<kernels::bf16> values = Bf16(name, rows, cols);
   if (!status_.ok()) return {};
-  return PackedMatrix::Pack({.format = WeightFormat::kBf16,
-                             .num_rows = rows,
-                             .num_cols = cols,
-                             .codes = values.data(),
-                             .scales_f32 = nullptr,
-                             .scales_e8m0 = nullptr});
+  StoredMatrix matrix(CheckpointMatrix{.format = WeightFormat::kBf16,
+                                       .num_rows = rows,
+                                       .num_cols = cols,
+                                       .codes = nullptr,
+                                       .scales_f32 = nullptr,
+                                       .scales_e8m0 = nullptr});
+  matrix.OwnCodes(std::move(values));
+  return matrix;
 }
 
-PackedMatrix TensorReader::Fp8Matrix(const std::string& name, int rows, int cols) {
+StoredMatrix TensorReader::Fp8Matrix(const std::string& name, int rows, int cols) {
   return GroupedFp8Matrix(name, 1, rows, cols);
 }
 
-PackedMatrix TensorReader::GroupedFp8Matrix(const std::string& name, int groups, int group_rows,
+StoredMatrix TensorReader::GroupedFp8Matrix(const std::string& name, int groups, int group_rows,
                                             int cols) {
   const uint8_t* codes = Take(name, "F8_E4M3", {int64_t{groups} * group_rows, cols});
   const int64_t group_blocks = Blocks(group_rows);
-  const std::vector<float> scales = F32(name + "_scale_inv", {groups * group_blocks, Blocks(cols)});
+  std::vector<float> scales = F32(name + "_scale_inv", {groups * group_blocks, Blocks(cols)});
   if (!status_.ok()) return {};
   const size_t count = Product(int64_t{groups} * group_rows, cols);
   const size_t bad = FirstBad(codes, count, IsNanE4m3);
@@ -117,27 +143,26 @@ PackedMatrix TensorReader::GroupedFp8Matrix(const std::string& name, int groups,
     Refuse(name, bad, "is an FP8 NaN");
     return {};
   }
-  CheckpointMatrix source = {.format = WeightFormat::kFp8Block128,
-                             .num_rows = groups * group_rows,
-                             .num_cols = cols,
-                             .codes = codes,
-                             .scales_f32 = scales.data(),
-                             .scales_e8m0 = nullptr};
-  std::vector<uint8_t> padded;
-  const int64_t padded_rows = group_blocks * kBlock;
-  if (groups > 1 && padded_rows != group_rows) {
-    padded.assign(Product(groups * padded_rows, cols), 0);
+  const int64_t padded_rows = groups > 1 ? group_blocks * kBlock : group_rows;
+  StoredMatrix matrix(CheckpointMatrix{.format = WeightFormat::kFp8Block128,
+                                       .num_rows = static_cast<int>(groups * padded_rows),
+                                       .num_cols = cols,
+                                       .codes = codes,
+                                       .scales_f32 = nullptr,
+                                       .scales_e8m0 = nullptr});
+  matrix.OwnScales(std::move(scales));
+  if (padded_rows != group_rows) {
+    std::vector<uint8_t> padded(Product(groups * padded_rows, cols), 0);
     for (int group = 0; group < groups; ++group) {
       std::memcpy(padded.data() + Product(group * padded_rows, cols),
                   codes + Product(int64_t{group} * group_rows, cols), Product(group_rows, cols));
     }
-    source.codes = padded.data();
-    source.num_rows = static_cast<int>(groups * padded_rows);
+    matrix.OwnCodes(std::move(padded));
   }
-  return PackedMatrix::Pack(source);
+  return matrix;
 }
 
-PackedMatrix TensorReader::Mxfp4Matrix(const std::string& name, int rows, int cols) {
+StoredMatrix TensorReader::Mxfp4Matrix(const std::string& name, int rows, int cols) {
   const uint8_t* codes = Take(name, "U8", {rows, cols / 2});
   const uint8_t* scales = Take(name + "_scale", "U8", {rows, cols / 32});
   if (!status_.ok()) return {};
@@ -147,15 +172,15 @@ PackedMatrix TensorReader::Mxfp4Matrix(const std::string& name, int rows, int co
     Refuse(name + "_scale", bad, "is 255, which is NaN in E8M0; must be at most 254");
     return {};
   }
-  return PackedMatrix::Pack({.format = WeightFormat::kMxfp4,
-                             .num_rows = rows,
-                             .num_cols = cols,
-                             .codes = codes,
-                             .scales_f32 = nullptr,
-                             .scales_e8m0 = scales});
+  return StoredMatrix(CheckpointMatrix{.format = WeightFormat::kMxfp4,
+                                       .num_rows = rows,
+                                       .num_cols = cols,
+                                       .codes = codes,
+                                       .scales_f32 = nullptr,
+                                       .scales_e8m0 = scales});
 }
 
-PackedMatrix TensorReader::Matrix(WeightFormat format, const std::string& name, int rows,
+StoredMatrix TensorReader::Matrix(WeightFormat format, const std::string& name, int rows,
                                   int cols) {
   switch (format) {
     case WeightFormat::kBf16:
@@ -168,9 +193,9 @@ PackedMatrix TensorReader::Matrix(WeightFormat format, const std::string& name, 
   return {};
 }
 
-kernels::MlpWeights TensorReader::Mlp(WeightFormat format, const std::string& prefix, int ffn_width,
-                                      int hidden) {
-  kernels::MlpWeights mlp;
+StoredMlp TensorReader::Mlp(WeightFormat format, const std::string& prefix, int ffn_width,
+                            int hidden) {
+  StoredMlp mlp;
   mlp.gate = Matrix(format, prefix + "gate_proj.weight", ffn_width, hidden);
   mlp.up = Matrix(format, prefix + "up_proj.weight", ffn_width, hidden);
   mlp.down = Matrix(format, prefix + "down_proj.weight", hidden, ffn_width);

@@ -1,9 +1,9 @@
-// The checkpoint as typed fields: what the forward pass reads, packed for the kernels, with its
-// shapes.
+// The checkpoint as typed fields: what the forward passes read, with its shapes, wherever it lies.
 //
-// Callers: the executors. Every tensor is checked on the way (dtype, shape, no NaN codes or scales)
-// and refused by name. Nothing here refers to the files afterwards. Shape letters:
-// worker/model/config.h. Thread: immutable after loading.
+// Callers: the executors. A Storage says what a matrix, a vector and an expert are: HostStorage
+// here for the CPU, DeviceStorage in worker/cuda. weights_loader.h fills the fields, the same way
+// for both. Nothing here refers to the files afterwards. Shape letters: worker/model/config.h.
+// Thread: immutable after loading.
 #pragma once
 
 #include <cstdint>
@@ -17,59 +17,78 @@
 
 namespace ultraspeed::worker {
 
-struct TargetLayer {
-  std::vector<float> input_norm;           // [H]
-  std::vector<float> post_attention_norm;  // [H]
+template <typename Storage>
+struct TargetLayerOf {
+  typename Storage::Floats input_norm = {};           // [H]
+  typename Storage::Floats post_attention_norm = {};  // [H]
   // The fused projection, one row group per kv head r: [q heads of r | k head r | v head r], each
   // group padded with zero rows to QkvGroupRows(config), because FP8 blocks count from the group's
   // first row.
-  kernels::PackedMatrix qkv;                 // [Hkv * QkvGroupRows, H]
-  kernels::PackedMatrix output;              // [H, Hq * Dv]
-  std::vector<float> sinks;                  // [Hq]; empty on full layers
-  kernels::MlpWeights mlp;                   // dense layers only
-  std::vector<float> router;                 // [E, H]; MoE layers only, as are the next two
-  std::vector<float> router_bias;            // [E]
-  std::vector<kernels::MlpWeights> experts;  // [E]
+  typename Storage::Matrix qkv = {};          // [Hkv * QkvGroupRows, H]
+  typename Storage::Matrix output = {};       // [H, Hq * Dv]
+  typename Storage::Floats sinks = {};        // [Hq]; empty on full layers
+  typename Storage::Mlp mlp = {};             // dense layers only
+  typename Storage::Floats router = {};       // [E, H]; MoE layers only, as are the next two
+  typename Storage::Floats router_bias = {};  // [E]
+  typename Storage::Experts experts = {};     // [E]
 };
 
-struct TargetWeights {
-  std::vector<kernels::bf16> embedding;  // [V, H]
-  std::vector<TargetLayer> layers;       // [L]
-  std::vector<float> final_norm;         // [H]
-  kernels::PackedMatrix head;            // [V, H]
+template <typename Storage>
+struct TargetWeightsOf {
+  typename Storage::Bf16s embedding = {};           // [V, H]
+  std::vector<TargetLayerOf<Storage>> layers = {};  // [L]
+  typename Storage::Floats final_norm = {};         // [H]
+  typename Storage::Matrix head = {};               // [V, H]
 };
 
-struct DrafterLayer {
-  std::vector<float> input_norm;           // [H]
-  std::vector<float> post_attention_norm;  // [H]
-  kernels::PackedMatrix qkv;               // [(Hq + 2 Hkv) * D, H]: all q, all k, all v
-  std::vector<float> q_norm, k_norm;       // [D]
-  std::vector<float> sinks;                // [Hq] or empty
-  kernels::PackedMatrix output;            // [H, Hq * D]
-  kernels::MlpWeights mlp;
+template <typename Storage>
+struct DrafterLayerOf {
+  typename Storage::Floats input_norm = {};           // [H]
+  typename Storage::Floats post_attention_norm = {};  // [H]
+  typename Storage::Matrix qkv = {};                  // [(Hq + 2 Hkv) * D, H]: all q, all k, all v
+  typename Storage::Floats q_norm = {}, k_norm = {};  // [D]
+  typename Storage::Floats sinks = {};                // [Hq] or empty
+  typename Storage::Matrix output = {};               // [H, Hq * D]
+  typename Storage::Mlp mlp = {};
 };
 
-struct DrafterWeights {
-  kernels::PackedMatrix features;    // fc [H, taps * H]
-  std::vector<float> features_norm;  // hidden_norm [H]
+template <typename Storage>
+struct DrafterWeightsOf {
+  typename Storage::Matrix features = {};       // fc [H, taps * H]
+  typename Storage::Floats features_norm = {};  // hidden_norm [H]
   // k and v rows of all layers once more, as one matrix for context features: [layers * 2 * Hkv *
   // D, H], per layer k then v.
-  kernels::PackedMatrix context_kv;
-  std::vector<DrafterLayer> layers;
-  std::vector<float> final_norm;              // [H]
-  std::vector<kernels::bf16> mask_embedding;  // [H]
+  typename Storage::Matrix context_kv = {};
+  std::vector<DrafterLayerOf<Storage>> layers = {};
+  typename Storage::Floats final_norm = {};     // [H]
+  typename Storage::Bf16s mask_embedding = {};  // [H]
 };
 
-struct ModelWeights {
-  TargetWeights target;
-  DrafterWeights drafter;  // no layers when the folder has no dflash/
+template <typename Storage>
+struct ModelWeightsOf {
+  TargetWeightsOf<Storage> target = {};
+  DrafterWeightsOf<Storage> drafter = {};  // no layers when the folder has no dflash/
 };
+
+struct HostStorage {
+  using Floats = std::vector<float>;
+  using Bf16s = std::vector<kernels::bf16>;
+  using Matrix = kernels::PackedMatrix;
+  using Mlp = kernels::MlpWeights;
+  using Experts = std::vector<kernels::MlpWeights>;
+};
+using TargetLayer = TargetLayerOf<HostStorage>;
+using TargetWeights = TargetWeightsOf<HostStorage>;
+using DrafterLayer = DrafterLayerOf<HostStorage>;
+using DrafterWeights = DrafterWeightsOf<HostStorage>;
+using ModelWeights = ModelWeightsOf<HostStorage>;
 
 // Rows of one kv head's group in TargetLayer::qkv.
 int QkvGroupRows(const ModelConfig& config);
 
-// `progress(done, total)` is called after each layer; may be null. NOT_FOUND or INVALID_ARGUMENT
-// names file and tensor.
+// Packed for the CPU's kernels. `progress(done, total)` is called after each layer; may be null.
+// Every tensor is checked on the way (dtype, shape, no NaN codes or scales): NOT_FOUND or
+// INVALID_ARGUMENT names file and tensor.
 absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& folder, const ModelConfig& config,
                                               const std::function<void(int, int)>& progress);
 

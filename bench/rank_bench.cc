@@ -1,0 +1,159 @@
+#include "bench/rank_bench.h"
+
+#include <algorithm>
+#include <chrono>
+#include <numeric>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "worker/cuda/device.h"
+#include "worker/model/served_shape.h"
+
+namespace ultraspeed::bench {
+namespace {
+
+constexpr size_t kCeilingBytes = size_t{2} << 30;
+constexpr int kWarmUpRounds = 4;  // the second one captures the graph
+constexpr int kPrefillPasses = 3;
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+// One sequence at a fixed position: every round runs at the same context.
+class RankRounds {
+ public:
+  RankRounds(worker::RandomModel& model, const RankOptions& options)
+      : executor_(*model.executor), bytes_(model.bytes), options_(options) {
+    pages_.resize(static_cast<size_t>(executor_.num_pages()));
+    std::iota(pages_.begin(), pages_.end(), 0);
+    for (int i = 0; i < options.prefill_tokens; ++i)
+      tokens_.push_back((i * 7919 + 13) % executor_.config().vocabulary);
+  }
+
+  // A chunk that ends where the timed rounds begin.
+  double PrefillMs() {
+    worker::SequenceStep step = Step(options_.context - options_.prefill_tokens);
+    step.num_tokens = options_.prefill_tokens;
+    step.sample = true;
+    return MedianMs(step, 1, kPrefillPasses);
+  }
+
+  // "ms", the bytes of one round by what they are for, and the rate at which they were read.
+  boost::json::object Decode(int block, double ceiling) {
+    worker::SequenceStep step = Step(options_.context);
+    step.sample = true;
+    step.block = block;
+    const worker::ForwardStatistics before = executor_.statistics();
+    const double ms = MedianMs(step, kWarmUpRounds, options_.rounds);
+    const worker::ForwardStatistics& after = executor_.statistics();
+    const double rounds = static_cast<double>(after.target_passes - before.target_passes);
+    const double experts = static_cast<double>(after.distinct_experts - before.distinct_experts);
+    const double weight_bytes = static_cast<double>(after.target_bytes - before.target_bytes +
+                                                    after.drafter_bytes - before.drafter_bytes) /
+                                rounds;
+    const double bytes_per_second = weight_bytes / (1e-3 * ms);
+    const int heads_read = block > 1 ? 2 : 1;
+    return {{"ms_per_round", ms},
+            {"rows", block},
+            {"distinct_experts_per_layer",
+             experts / static_cast<double>(after.moe_layer_passes - before.moe_layer_passes)},
+            {"weight_gb_per_round", weight_bytes / 1e9},
+            {"gb_per_round_by_kind",
+             {{"experts", experts / rounds * static_cast<double>(bytes_.expert) / 1e9},
+              {"qkv", Gigabytes(bytes_.qkv)},
+              {"o_proj", Gigabytes(bytes_.output)},
+              {"router", Gigabytes(bytes_.router)},
+              {"dense_mlp", Gigabytes(bytes_.dense_mlp)},
+              {"head", heads_read * Gigabytes(bytes_.head)},
+              {"draft_context", Gigabytes(bytes_.draft_context)},
+              {"draft_block", block > 1 ? Gigabytes(bytes_.draft_block) : 0.0}}},
+            {"tb_per_second", bytes_per_second / 1e12},
+            {"floor_ms", 1e3 * weight_bytes / ceiling},
+            {"of_ceiling", bytes_per_second / ceiling}};
+  }
+
+ private:
+  static double Gigabytes(size_t bytes) { return static_cast<double>(bytes) / 1e9; }
+
+  worker::SequenceStep Step(int64_t computed) const {
+    worker::SequenceStep step;
+    step.computed = computed;
+    step.tokens = tokens_.data();
+    step.num_tokens = 1;
+    step.pages = pages_.data();
+    step.num_pages = static_cast<int>(pages_.size());
+    return step;
+  }
+
+  double MedianMs(const worker::SequenceStep& step, int warm_up, int repeats) {
+    const worker::Round round = {.steps = {step}};
+    std::vector<double> ms;
+    for (int i = 0; i < warm_up + repeats; ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      executor_.Run(round);
+      const std::chrono::duration<double, std::milli> elapsed =
+          std::chrono::steady_clock::now() - start;
+      if (i >= warm_up) ms.push_back(elapsed.count());
+    }
+    return Median(ms);
+  }
+
+  worker::ModelExecutor& executor_;
+  const worker::PassBytes bytes_;
+  const RankOptions options_;
+  std::vector<int32_t> pages_;
+  std::vector<int32_t> tokens_;
+};
+
+}  // namespace
+
+absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
+  if (options.shape != "mimo-v2.5-pro") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--shape: is ", options.shape, "; only mimo-v2.5-pro is known"));
+  }
+  if (options.rounds < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--rounds: is ", options.rounds, "; must be at least 1"));
+  }
+  const worker::ModelConfig shape = worker::MimoV25ProShape();
+  ASSIGN_OR_RETURN(const worker::ModelConfig config, worker::RankOf(shape, options.num_ranks));
+  if (options.context < options.prefill_tokens || options.context >= config.context_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat("--context: is ", options.context,
+                                                   "; must be from ", options.prefill_tokens,
+                                                   " to ", config.context_tokens - 1));
+  }
+  worker::ExecutorOptions executor_options;
+  executor_options.max_sequences = 1;
+  executor_options.max_batch_tokens = options.prefill_tokens;
+  executor_options.kv_tokens = options.context + worker::kPageTokens;
+  ASSIGN_OR_RETURN(worker::RandomModel model,
+                   worker::CreateRandomCudaModel(
+                       config, executor_options,
+                       options.kv_fp8 ? worker::KvPrecision::kFp8 : worker::KvPrecision::kBf16));
+  const double ceiling = worker::MeasureDeviceReadBandwidth(kCeilingBytes);
+  RankRounds rounds(model, options);
+  const double prefill_ms = rounds.PrefillMs();
+  boost::json::object plain = rounds.Decode(1, ceiling);
+  boost::json::object speculative = rounds.Decode(config.drafter.block_size, ceiling);
+  return boost::json::object{
+      {"device", model.executor->device()},
+      {"shape", absl::StrCat(options.shape, ", one rank of ", options.num_ranks)},
+      {"what",
+       "one GPU's share with random weights; no all-reduce; router and drafter features whole on "
+       "every rank; keys and values before the prefill chunk are zeros"},
+      {"context", options.context},
+      {"kv", options.kv_fp8 ? "fp8" : "bf16"},
+      {"memory", model.memory},
+      {"read_tb_per_second_ceiling", ceiling / 1e12},
+      {"prefill_rows", options.prefill_tokens},
+      {"prefill_ms", prefill_ms},
+      {"prefill_tokens_per_second", 1e3 * options.prefill_tokens / prefill_ms},
+      {"plain", std::move(plain)},
+      {"speculative", std::move(speculative)}};
+}
+
+}  // namespace ultraspeed::bench

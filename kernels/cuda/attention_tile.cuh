@@ -1,0 +1,180 @@
+// The arithmetic of attention: online softmax and weighted values of the 16 (row, q head) pairs of
+// a warp, and the one way to merge results over disjoint keys.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "kernels/cuda/device/copy.cuh"
+#include "kernels/cuda/device/mma.cuh"
+#include "kernels/cuda/device/reduce.cuh"
+#include "kernels/cuda/kv_cache.cuh"
+
+namespace ultraspeed::kernels::cuda {
+
+inline constexpr int kChunkKeys = kPageTokens;
+inline constexpr int kValueDim = 128;
+inline constexpr int kWarpPairs = 16;      // rows of an mma tile
+inline constexpr float kNoScore = -1e30f;  // the maximum before any key: finite, no special cases
+
+__device__ inline float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// Softmax state of one (row, head) over some keys: their largest score and, relative to it, the sum
+// of weights; the weighted values lie elsewhere, in the same scale.
+struct Softmax {
+  float max;
+  float sum;
+};
+
+// How to merge the states `earlier` and `later` of disjoint keys: values are
+// earlier * a + later * b, see MergeValue.
+struct Factors {
+  float a;
+  float b;
+};
+__device__ inline Softmax Merge(Softmax earlier, Softmax later, float scale, Factors& factors) {
+  const float max = fmaxf(earlier.max, later.max);
+  factors.a = Exp2(__fmul_rn(earlier.max - max, scale));
+  factors.b = Exp2(__fmul_rn(later.max - max, scale));
+  return {max, fmaf(later.sum, factors.b, __fmul_rn(earlier.sum, factors.a))};
+}
+__device__ inline float MergeValue(float earlier, float later, Factors factors) {
+  return fmaf(later, factors.b, __fmul_rn(earlier, factors.a));
+}
+
+// The 16 pairs of one warp: their queries, softmax states and weighted values. A lane holds pairs
+// lane / 4 and lane / 4 + 8 (index i), columns 2 * (lane % 4) + {0, 1} of every 8.
+template <int kDim>
+struct WarpTile {
+  uint32_t q[kDim / 16][4];
+  float values[kValueDim / 8][4];
+  Softmax state[2];  // sums are this lane's share until ReduceSums
+  int first_key[2];  // visible keys of the cache: [first, end)
+  int end_key[2];
+
+  __device__ void Reset() {
+#pragma unroll
+    for (int n = 0; n < kValueDim / 8; ++n) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) values[n][j] = 0.0f;
+    }
+    state[0] = state[1] = {kNoScore, 0.0f};
+  }
+
+  // One chunk of keys [begin, begin + 64), visible to pair i from first[i] to end[i].
+  __device__ void Attend(const bf16* k_tile, const bf16* v_tile, int begin, const int (&first)[2],
+                         const int (&end)[2], float scale) {
+    constexpr int kKeyTiles = kChunkKeys / 8;
+    const int lane = threadIdx.x % kWarpLanes;
+    float p[kKeyTiles][4];
+#pragma unroll
+    for (int n = 0; n < kKeyTiles; ++n) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) p[n][j] = 0.0f;
+    }
+    // Scores. Matrix m = lane / 8 of a load: keys 8 * (m / 2) + .., dims 8 * (m % 2) + ..
+    {
+      const int key = (lane / 16) * 8 + lane % 8;  // + 16 per pair of tiles: same key % 8
+      const uint32_t row = SharedAddress(k_tile) + key * kDim * 2;
+      const int half = lane / 8 % 2;
+#pragma unroll
+      for (int step = 0; step < kDim / 16; ++step) {
+        const uint32_t unit = ((step * 2 + half) ^ (lane % 8)) * 16;
+#pragma unroll
+        for (int n = 0; n < kKeyTiles; n += 2) {
+          uint32_t b[4];
+          LoadMatrices(b, row + n * 8 * kDim * 2 + unit);
+          Mma(p[n], q[step], b[0], b[1]);
+          Mma(p[n + 1], q[step], b[2], b[3]);
+        }
+      }
+    }
+    const bool all_visible = begin >= first[0] && begin >= first[1] &&
+                             begin + kChunkKeys <= end[0] && begin + kChunkKeys <= end[1];
+    if (!__all_sync(kAllLanes, all_visible)) {
+      constexpr float kMinusInfinity = -__builtin_inff();
+#pragma unroll
+      for (int n = 0; n < kKeyTiles; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int key = begin + n * 8 + lane % 4 * 2 + j % 2;
+          if (key < first[j / 2] || key >= end[j / 2]) p[n][j] = kMinusInfinity;
+        }
+      }
+    }
+    // Online softmax.
+    float rescale[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float max = state[i].max;
+#pragma unroll
+      for (int n = 0; n < kKeyTiles; ++n) max = fmaxf(max, fmaxf(p[n][2 * i], p[n][2 * i + 1]));
+      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 1));
+      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 2));
+      rescale[i] = Exp2(__fmul_rn(state[i].max - max, scale));
+      const float shift = __fmul_rn(-max, scale);
+      float sum = 0.0f;
+#pragma unroll
+      for (int n = 0; n < kKeyTiles; ++n) {
+#pragma unroll
+        for (int j = 2 * i; j < 2 * i + 2; ++j) {
+          p[n][j] = Exp2(fmaf(p[n][j], scale, shift));
+          sum = __fadd_rn(sum, p[n][j]);
+        }
+      }
+      state[i] = {max, fmaf(state[i].sum, rescale[i], sum)};
+    }
+    if (__any_sync(kAllLanes, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
+#pragma unroll
+      for (int n = 0; n < kValueDim / 8; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) values[n][j] = __fmul_rn(values[n][j], rescale[j / 2]);
+      }
+    }
+    // Values. Matrix m = lane / 8 of a transposed load: keys 8 * (m % 2) + .., dims 8 * (m / 2) +
+    // ..
+    const int key = lane / 8 % 2 * 8 + lane % 8;
+    const uint32_t row = SharedAddress(v_tile) + key * kValueDim * 2;
+#pragma unroll
+    for (int step = 0; step < kChunkKeys / 16; ++step) {
+      uint32_t high[4], low[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        SplitWeights(p[2 * step + j / 2][j % 2 * 2], p[2 * step + j / 2][j % 2 * 2 + 1], high[j],
+                     low[j]);
+      }
+#pragma unroll
+      for (int n = 0; n < kValueDim / 8; n += 2) {
+        uint32_t b[4];
+        LoadMatricesTransposed(
+            b, row + step * 16 * kValueDim * 2 + ((n + lane / 16) ^ (lane % 8)) * 16);
+        Mma(values[n], high, b[0], b[1]);
+        Mma(values[n + 1], high, b[2], b[3]);
+        Mma(values[n], low, b[0], b[1]);
+        Mma(values[n + 1], low, b[2], b[3]);
+      }
+    }
+  }
+
+  // Weights as the sum of two bf16 terms each.
+  __device__ static void SplitWeights(float x, float y, uint32_t& high, uint32_t& low) {
+    const __nv_bfloat162 h = __floats2bfloat162_rn(x, y);
+    high = *reinterpret_cast<const uint32_t*>(&h);
+    const __nv_bfloat162 l = __floats2bfloat162_rn(x - __uint_as_float(high << 16),
+                                                   y - __uint_as_float(high & 0xffff0000u));
+    low = *reinterpret_cast<const uint32_t*>(&l);
+  }
+
+  __device__ void ReduceSums() {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      state[i].sum += __shfl_xor_sync(kAllLanes, state[i].sum, 1);
+      state[i].sum += __shfl_xor_sync(kAllLanes, state[i].sum, 2);
+    }
+  }
+};
+
+}  // namespace ultraspeed::kernels::cuda

@@ -1,0 +1,122 @@
+// From packed slabs to mma operands: expands one group of 32 columns of a slab to the A fragments
+// of two mma.m16n8k16, exactly, and multiplies.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/device/mma.cuh"
+#include "kernels/cuda/weight_layout.h"
+
+namespace ultraspeed::kernels::cuda {
+
+// A[m] is the 16 x 16 operand of mma m of a group.
+using GroupFragments = uint32_t[2][4];
+
+__device__ __forceinline__ uint32_t MultiplyBf16x2(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
+// `row_half` 0 holds row g, 1 row g + 8; `pairs` the four column pairs of the lane.
+__device__ __forceinline__ void SetRow(GroupFragments& a, int row_half,
+                                       const uint32_t (&pairs)[4]) {
+#pragma unroll
+  for (int q = 0; q < 4; ++q) a[q / 2][q % 2 * 2 + row_half] = pairs[q];
+}
+
+// e4m3 bits at the bottom of bf16's exponent are the value times 2^-120, subnormals included.
+__device__ __forceinline__ void ExpandFp8(uint32_t w0, uint32_t w1, uint32_t (&pairs)[4]) {
+  constexpr uint32_t kTwoTo120 = 0x7b807b80u;
+  const uint32_t words[2] = {w0, w1};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const uint32_t w = words[i];
+    pairs[2 * i] = MultiplyBf16x2(w & 0x87f087f0u, kTwoTo120);
+    pairs[2 * i + 1] = MultiplyBf16x2((w << 4 & 0x80f080f0u) | (w >> 4 & 0x07000700u), kTwoTo120);
+  }
+}
+
+// e2m1 bits at the bottom of bf16's exponent are the value times 2^-126, subnormals included.
+__device__ __forceinline__ void ExpandMxfp4(uint32_t w, uint32_t factor, uint32_t (&pairs)[4]) {
+  constexpr uint32_t kMask = 0x81c081c0u;
+  pairs[0] = MultiplyBf16x2(w & kMask, factor);
+  pairs[1] = MultiplyBf16x2(w << 3 & kMask, factor);
+  pairs[2] = MultiplyBf16x2(w << 6 & kMask, factor);
+  pairs[3] = MultiplyBf16x2(
+      (w << 1 & 0x80008000u) | (w >> 3 & 0x01800180u) | (w >> 7 & 0x00400040u), factor);
+}
+
+// Exponent fields of a row's four groups -> the factor of group j in both halves of a register.
+__device__ __forceinline__ uint32_t GroupFactor(uint32_t exponents, int j) {
+  return __byte_perm(exponents, 0, 0x4040 | j | j << 8) << 7;
+}
+
+template <WeightFormat kFormat>
+struct Slab {
+  const uint8_t* bytes;  // shared memory
+  int lane;
+  uint32_t exponents[2];  // kMxfp4: of rows g and g + 8
+
+  __device__ __forceinline__ Slab(const uint8_t* slab, int lane_in_warp)
+      : bytes(slab), lane(lane_in_warp) {
+    if constexpr (kFormat == WeightFormat::kMxfp4) {
+      const auto* scales = reinterpret_cast<const uint32_t*>(slab + SlabCodeBytes(kFormat));
+      exponents[0] = scales[lane / 4];
+      exponents[1] = scales[lane / 4 + 8];
+    }
+  }
+
+  __device__ __forceinline__ void Group(int j, GroupFragments& a) const {
+    if constexpr (kFormat == WeightFormat::kBf16) {
+      const auto* pieces = reinterpret_cast<const uint4*>(bytes);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const uint4 v = pieces[(2 * j + h) * 32 + lane];
+        const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
+        SetRow(a, h, pairs);
+      }
+    } else if constexpr (kFormat == WeightFormat::kFp8Block128) {
+      const uint4 v = reinterpret_cast<const uint4*>(bytes)[j * 32 + lane];
+      uint32_t pairs[4];
+      ExpandFp8(v.x, v.y, pairs);
+      SetRow(a, 0, pairs);
+      ExpandFp8(v.z, v.w, pairs);
+      SetRow(a, 1, pairs);
+    } else {
+      const uint2 v = reinterpret_cast<const uint2*>(bytes)[j * 32 + lane];
+      uint32_t pairs[4];
+      ExpandMxfp4(v.x, GroupFactor(exponents[0], j), pairs);
+      SetRow(a, 0, pairs);
+      ExpandMxfp4(v.y, GroupFactor(exponents[1], j), pairs);
+      SetRow(a, 1, pairs);
+    }
+  }
+
+  // Scales of the block that ends with this slab: rows g, rows g + 8.
+  __device__ __forceinline__ float2 Scales() const {
+    if constexpr (kFormat == WeightFormat::kBf16) return {1.0f, 1.0f};
+    if constexpr (kFormat == WeightFormat::kMxfp4) return {kMxfp4BlockScale, kMxfp4BlockScale};
+    return *reinterpret_cast<const float2*>(bytes + SlabCodeBytes(kFormat));
+  }
+};
+
+// The partial of a block: its sum times its scale, for rows g (x, y) and g + 8 (z, w).
+__device__ __forceinline__ float4 ScaledPartial(const float (&sum)[4], float2 scales) {
+  return {__fmul_rn(scales.x, sum[0]), __fmul_rn(scales.x, sum[1]), __fmul_rn(scales.y, sum[2]),
+          __fmul_rn(scales.y, sum[3])};
+}
+
+__device__ __forceinline__ float4 Add(float4 a, float4 b) {
+  return {__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w)};
+}
+
+// Both mma of a group for eight tokens; `x` holds the lane's eight columns of token g.
+__device__ __forceinline__ void MmaGroup(float (&sum)[4], const GroupFragments& a, uint4 x) {
+  Mma(sum, a[0], x.x, x.y);
+  Mma(sum, a[1], x.z, x.w);
+}
+
+}  // namespace ultraspeed::kernels::cuda

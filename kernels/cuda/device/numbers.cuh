@@ -1,0 +1,29 @@
+// Conversions and functions of single numbers, spelled so that no compiler option changes a bit:
+// two kernels that call them with equal arguments get equal results.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "kernels/ops.h"
+
+namespace ultraspeed::kernels::cuda {
+
+__device__ __forceinline__ bf16 RoundToBf16(float x) {
+  return __bfloat16_as_ushort(__float2bfloat16_rn(x));
+}
+
+__device__ __forceinline__ float Bf16ToFloat(bf16 x) { return __uint_as_float(uint32_t{x} << 16); }
+
+__device__ __forceinline__ float Sigmoid(float x) {
+  return __fdiv_rn(1.0f, __fadd_rn(1.0f, expf(-x)));
+}
+
+// silu(gate) * up, rounded once to bf16 (docs/MODEL.md).
+__device__ __forceinline__ bf16 SwiGluProduct(float gate, float up) {
+  const float silu = __fdiv_rn(gate, __fadd_rn(1.0f, expf(-gate)));
+  return RoundToBf16(__fmul_rn(silu, up));
+}
+
+}  // namespace ultraspeed::kernels::cuda

@@ -1,0 +1,34 @@
+// What every launcher needs: errors of a launch are our own bugs or a dead device, so they abort.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdio>
+#include <cstdlib>
+
+namespace ultraspeed::kernels::cuda {
+
+inline void CheckCuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  std::fprintf(stderr, "CUDA: %s: %s\n", what, cudaGetErrorString(error));
+  std::abort();
+}
+
+// Call after a launch: catches bad grids and missing code, not device faults (those surface when
+// the stream is next waited for).
+inline void CheckLaunch(const char* kernel) { CheckCuda(cudaGetLastError(), kernel); }
+
+inline int NumMultiprocessors() {
+  static const int count = [] {
+    int device = 0, value = 0;
+    CheckCuda(cudaGetDevice(&device), "cudaGetDevice");
+    CheckCuda(cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device),
+              "cudaDeviceGetAttribute");
+    return value;
+  }();
+  return count;
+}
+
+constexpr int CeilDiv(int a, int b) { return (a + b - 1) / b; }
+
+}  // namespace ultraspeed::kernels::cuda

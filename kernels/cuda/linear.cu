@@ -1,0 +1,105 @@
+// Linear: chooses the form of the product and adds the segments that it left apart.
+//
+// Both forms give the same bits (weight_layout.h), so the choice may depend on the number of
+// tokens.
+#include <algorithm>
+
+#include "kernels/check.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/cuda/stream_product.cuh"
+#include "kernels/cuda/tile_product.cuh"
+
+namespace ultraspeed::kernels::cuda {
+namespace {
+
+constexpr int kSplitTokensMax = 128;  // more tokens fill the GPU without splitting sums
+constexpr int kThreads = 256;
+
+Product ProductOf(const Matrix& w, const bf16* x, int num_tokens, float* out) {
+  return {.weights = static_cast<const uint8_t*>(w.data),
+          .expert_bytes = 0,
+          .num_rows = w.num_rows,
+          .num_cols = w.num_cols,
+          .segment_slabs = SegmentSlabs(w.num_cols),
+          .x = x,
+          .num_tokens = num_tokens,
+          .tiles = nullptr,
+          .num_tiles = nullptr,
+          .slots = nullptr,
+          .slots_per_input = 1,
+          .out = out,
+          .partials = nullptr};
+}
+
+int StreamTileTokens(int num_tokens) { return num_tokens <= 8 ? 8 : num_tokens <= 16 ? 16 : 32; }
+int TileTokens(int num_tokens) { return num_tokens <= 64 ? 64 : 128; }
+
+// Whether the segments of the sums go to the workspace.
+template <WeightFormat kFormat>
+bool LeavesSegments(const Product& p) {
+  if (NumSegments(p) == 1 || p.num_tokens == 0) return false;
+  if (p.num_tokens <= kStreamTokensMax) {
+    return PlanStream<kFormat>(p, StreamTileTokens(p.num_tokens)).num_groups_per_tile > 1;
+  }
+  const int blocks = CeilDiv(NumRowTiles(p.num_rows), kBlockRowTiles) *
+                     CeilDiv(p.num_tokens, TileTokens(p.num_tokens));
+  return p.num_tokens <= kSplitTokensMax && blocks <= NumMultiprocessors();
+}
+
+__global__ void AddSegmentsKernel(const float* partials, int num_segments, int64_t count,
+                                  float* out) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= count) return;
+  float sum = partials[i];
+  for (int s = 1; s < num_segments; ++s) sum = __fadd_rn(sum, partials[s * count + i]);
+  out[i] = sum;
+}
+
+template <WeightFormat kFormat>
+void Multiply(Product p, void* workspace, cudaStream_t stream) {
+  const bool leaves_segments = LeavesSegments<kFormat>(p);
+  if (leaves_segments) p.partials = static_cast<float*>(workspace);
+  if (p.num_tokens <= 8) {
+    LaunchStreamProduct<kFormat, 8, Epilogue::kStore>(p, stream);
+  } else if (p.num_tokens <= 16) {
+    LaunchStreamProduct<kFormat, 16, Epilogue::kStore>(p, stream);
+  } else if (p.num_tokens <= kStreamTokensMax) {
+    LaunchStreamProduct<kFormat, 32, Epilogue::kStore>(p, stream);
+  } else if (p.num_tokens <= 64) {
+    LaunchTileProduct<kFormat, 64, Epilogue::kStore>(p, 1, stream);
+  } else {
+    LaunchTileProduct<kFormat, 128, Epilogue::kStore>(p, CeilDiv(p.num_tokens, 128), stream);
+  }
+  if (!leaves_segments) return;
+  const int64_t count = int64_t{p.num_tokens} * p.num_rows;
+  AddSegmentsKernel<<<static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0,
+                      stream>>>(p.partials, NumSegments(p), count, static_cast<float*>(p.out));
+  CheckLaunch("AddSegmentsKernel");
+}
+
+}  // namespace
+
+void Linear(const Matrix& w, const bf16* x, int num_tokens, float* out, void* workspace,
+            cudaStream_t stream) {
+  KERNELS_CHECK(num_tokens, >=, 0);
+  if (num_tokens == 0) return;
+  const Product p = ProductOf(w, x, num_tokens, out);
+  switch (w.format) {
+    case WeightFormat::kBf16:
+      return Multiply<WeightFormat::kBf16>(p, workspace, stream);
+    case WeightFormat::kFp8Block128:
+      return Multiply<WeightFormat::kFp8Block128>(p, workspace, stream);
+    case WeightFormat::kMxfp4:
+      return Multiply<WeightFormat::kMxfp4>(p, workspace, stream);
+  }
+}
+
+size_t LinearWorkspaceBytes(const Matrix& w, int num_tokens_max) {
+  const Product p = ProductOf(w, nullptr, 0, nullptr);
+  const int segments = NumSegments(p);
+  if (segments == 1) return 0;
+  return static_cast<size_t>(segments) * std::min(num_tokens_max, kSplitTokensMax) * w.num_rows *
+         sizeof(float);
+}
+
+}  // namespace ultraspeed::kernels::cuda

@@ -1,0 +1,165 @@
+// Operations on rows of the residual stream: embedding, residual addition with RMS norm and tap,
+// and the final norm of the rows that get logits.
+//
+// One block per row. The sum of squares is a chain of fused multiply-adds per thread (float4
+// t, t + 512, ...), then the tree of BlockReduce: a function of the row's length only. Memory
+// bound: H * (8 in + 4 out + 2 normed + 2 tap) bytes a row.
+#include <cuda_bf16.h>
+
+#include "kernels/check.h"
+#include "kernels/cuda/device/reduce.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/ops.h"
+
+namespace ultraspeed::kernels::cuda {
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int kVector = 4;  // floats of one access
+constexpr int kSharedBytesMax = 48 * 1024;
+
+__device__ uint2 RoundFour(float4 x) {
+  const __nv_bfloat162 low = __floats2bfloat162_rn(x.x, x.y);
+  const __nv_bfloat162 high = __floats2bfloat162_rn(x.z, x.w);
+  return {*reinterpret_cast<const uint32_t*>(&low), *reinterpret_cast<const uint32_t*>(&high)};
+}
+
+__device__ float4 Widen(uint2 x) {
+  return {__uint_as_float(x.x << 16), __uint_as_float(x.x & 0xffff0000u),
+          __uint_as_float(x.y << 16), __uint_as_float(x.y & 0xffff0000u)};
+}
+
+__device__ float AddSquares(float4 x, float sum) {
+  sum = fmaf(x.x, x.x, sum);
+  sum = fmaf(x.y, x.y, sum);
+  sum = fmaf(x.z, x.z, sum);
+  return fmaf(x.w, x.w, sum);
+}
+
+// Writes bf16(RMS norm) of the row that this block holds in shared memory.
+__device__ void NormRow(const float4* row, float squares, const float* weight, float epsilon,
+                        int hidden, bf16* out) {
+  __shared__ float partial[kThreads / kWarpLanes];
+  const float mean = BlockReduce(squares, AddFloats(), partial) / static_cast<float>(hidden);
+  const float scale = 1.0f / sqrtf(mean + epsilon);
+  for (int i = threadIdx.x; i < hidden / kVector; i += kThreads) {
+    const float4 x = row[i];
+    const float4 w = reinterpret_cast<const float4*>(weight)[i];
+    const float4 y = {x.x * scale * w.x, x.y * scale * w.y, x.z * scale * w.z, x.w * scale * w.w};
+    reinterpret_cast<uint2*>(out)[i] = RoundFour(y);
+  }
+}
+
+// Row of the embedding, widened; null gives zeros.
+__device__ void WidenRow(const bf16* source, int hidden, float* out) {
+  for (int i = threadIdx.x; i < hidden / kVector; i += kThreads) {
+    reinterpret_cast<float4*>(out)[i] = source == nullptr
+                                            ? float4{0.0f, 0.0f, 0.0f, 0.0f}
+                                            : Widen(reinterpret_cast<const uint2*>(source)[i]);
+  }
+}
+
+__device__ const bf16* EmbeddingRow(const bf16* table, int32_t token, int vocabulary, int hidden) {
+  return token >= 0 && token < vocabulary ? table + static_cast<int64_t>(token) * hidden : nullptr;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    EmbedKernel(const bf16* table, const int32_t* tokens, int vocabulary, int hidden, float* out) {
+  WidenRow(EmbeddingRow(table, tokens[blockIdx.x], vocabulary, hidden), hidden,
+           out + static_cast<int64_t>(blockIdx.x) * hidden);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    EmbedBlocksKernel(const bf16* table, const bf16* mask, const int32_t* anchors, int block,
+                      int vocabulary, int hidden, float* out) {
+  const int row = static_cast<int>(blockIdx.x);
+  const bf16* source =
+      row % block == 0 ? EmbeddingRow(table, anchors[row / block], vocabulary, hidden) : mask;
+  WidenRow(source, hidden, out + static_cast<int64_t>(row) * hidden);
+}
+
+__global__ void __launch_bounds__(kThreads) AddNormKernel(AddNormParams params) {
+  extern __shared__ float4 row[];  // [H / 4]
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * params.hidden;
+  auto* residual = reinterpret_cast<float4*>(params.residual + begin);
+  const auto* delta = reinterpret_cast<const float4*>(params.delta + begin);
+  bf16* tap =
+      params.tap == nullptr
+          ? nullptr
+          : params.tap + static_cast<int64_t>(blockIdx.x) * params.tap_stride + params.tap_offset;
+  float squares = 0.0f;
+  for (int i = threadIdx.x; i < params.hidden / kVector; i += kThreads) {
+    float4 x = residual[i];
+    if (params.delta != nullptr) {
+      const float4 d = delta[i];
+      x = {x.x + d.x, x.y + d.y, x.z + d.z, x.w + d.w};
+      residual[i] = x;
+    }
+    if (tap != nullptr) reinterpret_cast<uint2*>(tap)[i] = RoundFour(x);
+    squares = AddSquares(x, squares);
+    row[i] = x;  // read back by this thread only
+  }
+  if (params.normed != nullptr) {
+    NormRow(row, squares, params.weight, params.epsilon, params.hidden, params.normed + begin);
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    GatherNormKernel(const float* residual, const int32_t* rows, const float* weight, float epsilon,
+                     int hidden, bf16* out) {
+  extern __shared__ float4 row[];  // [H / 4]
+  const auto* source =
+      reinterpret_cast<const float4*>(residual + static_cast<int64_t>(rows[blockIdx.x]) * hidden);
+  float squares = 0.0f;
+  for (int i = threadIdx.x; i < hidden / kVector; i += kThreads) {
+    row[i] = source[i];
+    squares = AddSquares(row[i], squares);
+  }
+  NormRow(row, squares, weight, epsilon, hidden, out + static_cast<int64_t>(blockIdx.x) * hidden);
+}
+
+size_t RowBytes(int hidden) {
+  KERNELS_CHECK(hidden % kVector, ==, 0);
+  KERNELS_CHECK(hidden * sizeof(float), <=, size_t{kSharedBytesMax});
+  return hidden * sizeof(float);
+}
+
+}  // namespace
+
+void Embed(const bf16* table, const int32_t* tokens, int num_tokens, int vocabulary, int hidden,
+           float* out, cudaStream_t stream) {
+  KERNELS_CHECK(hidden % kVector, ==, 0);
+  if (num_tokens == 0) return;
+  EmbedKernel<<<num_tokens, kThreads, 0, stream>>>(table, tokens, vocabulary, hidden, out);
+  CheckLaunch("Embed");
+}
+
+void EmbedBlocks(const bf16* table, const bf16* mask, const int32_t* anchors, int num_blocks,
+                 int block, int vocabulary, int hidden, float* out, cudaStream_t stream) {
+  KERNELS_CHECK(hidden % kVector, ==, 0);
+  KERNELS_CHECK(block, >, 0);
+  if (num_blocks == 0) return;
+  EmbedBlocksKernel<<<num_blocks * block, kThreads, 0, stream>>>(table, mask, anchors, block,
+                                                                 vocabulary, hidden, out);
+  CheckLaunch("EmbedBlocks");
+}
+
+void AddNorm(const AddNormParams& params, cudaStream_t stream) {
+  KERNELS_CHECK(params.tap_offset % kVector, ==, 0);
+  KERNELS_CHECK(params.tap_stride % kVector, ==, 0);
+  const size_t shared_bytes = RowBytes(params.hidden);
+  if (params.num_tokens == 0) return;
+  AddNormKernel<<<params.num_tokens, kThreads, shared_bytes, stream>>>(params);
+  CheckLaunch("AddNorm");
+}
+
+void GatherNorm(const float* residual, const int32_t* rows, int num_rows, const float* weight,
+                float epsilon, int hidden, bf16* out, cudaStream_t stream) {
+  const size_t shared_bytes = RowBytes(hidden);
+  if (num_rows == 0) return;
+  GatherNormKernel<<<num_rows, kThreads, shared_bytes, stream>>>(residual, rows, weight, epsilon,
+                                                                 hidden, out);
+  CheckLaunch("GatherNorm");
+}
+
+}  // namespace ultraspeed::kernels::cuda

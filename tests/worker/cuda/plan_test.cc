@@ -1,0 +1,119 @@
+// What the CUDA executor decides before it touches a GPU: memory, shapes, passes. Runs everywhere.
+#include <gtest/gtest.h>
+
+#include "worker/cuda/cuda_executor.h"
+#include "worker/cuda/round_plan.h"
+#include "worker/model/served_shape.h"
+
+namespace ultraspeed::worker::cuda {
+namespace {
+
+constexpr double kGigabyte = 1e9;
+
+CudaOptions Options(int64_t kv_tokens, int max_batch_tokens = 512) {
+  return {.executor = {
+              .max_sequences = 1, .max_batch_tokens = max_batch_tokens, .kv_tokens = kv_tokens}};
+}
+
+TEST(MemoryPlanTest, TheServedShapesRankHoldsItsShareOfTheCheckpoint) {
+  const ModelConfig rank = *RankOf(MimoV25ProShape(), 8);
+  ASSERT_TRUE(CheckShape(rank).ok()) << CheckShape(rank);
+  const MemoryPlan plan = PlanMemory(rank, Options(4096));
+  // 69 layers of 384 experts, 2.507 MB each, are 66.42 GB; qkv 1.46, o_proj 1.76, router 0.65,
+  // embedding and head 0.47, drafter 1.0.
+  EXPECT_NEAR(static_cast<double>(plan[MemoryKind::kWeights]) / kGigabyte, 71.9, 0.8);
+  EXPECT_NEAR(static_cast<double>(plan[MemoryKind::kStaging]) / kGigabyte, 0.377, 0.01);
+}
+
+TEST(MemoryPlanTest, OnlyPagesAndTablesGrowWithTheContext) {
+  const ModelConfig rank = *RankOf(MimoV25ProShape(), 8);
+  const MemoryPlan small = PlanMemory(rank, Options(4096));
+  const MemoryPlan large = PlanMemory(rank, Options(131072));
+  // 10 full layers, one kv head of 192 + 128 bf16 values a token.
+  EXPECT_EQ(large[MemoryKind::kKvPages], size_t{131072} * 10 * (192 + 128) * 2);
+  EXPECT_EQ(large[MemoryKind::kKvPages], 32 * small[MemoryKind::kKvPages]);
+  EXPECT_EQ(large[MemoryKind::kRings], small[MemoryKind::kRings]);
+  EXPECT_EQ(large[MemoryKind::kDrafterRings], small[MemoryKind::kDrafterRings]);
+  EXPECT_EQ(large[MemoryKind::kActivations], small[MemoryKind::kActivations]);
+  EXPECT_LT(large[MemoryKind::kWorkspace], size_t{1} << 30);
+  EXPECT_LT(large.total(), size_t{80} * 1000 * 1000 * 1000);
+}
+
+TEST(MemoryPlanTest, Fp8HalvesTheCaches) {
+  const ModelConfig rank = *RankOf(MimoV25ProShape(), 8);
+  CudaOptions options = Options(65536);
+  const MemoryPlan bf16 = PlanMemory(rank, options);
+  options.kv_format = kernels::cuda::KvFormat::kFp8;
+  const MemoryPlan fp8 = PlanMemory(rank, options);
+  EXPECT_EQ(2 * fp8[MemoryKind::kKvPages], bf16[MemoryKind::kKvPages]);
+  EXPECT_EQ(2 * fp8[MemoryKind::kRings], bf16[MemoryKind::kRings]);
+}
+
+TEST(MemoryPlanTest, ShortageIsRefusedWithTheNumbers) {
+  MemoryPlan plan;
+  plan[MemoryKind::kWeights] = 70'000'000'000;
+  plan[MemoryKind::kKvPages] = 90'000'000'000;
+  EXPECT_TRUE(CheckFits(plan, 170'000'000'000).ok());
+  const absl::Status status = CheckFits(plan, 141'000'000'000);
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  for (const char* part :
+       {"70.00 GB weights", "90.00 GB KV pages", "141.00 GB free", "lower --kv-tokens"}) {
+    EXPECT_NE(status.message().find(part), absl::string_view::npos) << part << " in " << status;
+  }
+  plan[MemoryKind::kKvPages] = 1'000'000'000;
+  EXPECT_NE(CheckFits(plan, 40'000'000'000).message().find("no flag"), absl::string_view::npos);
+}
+
+TEST(ShapeTest, NamesTheDimensionThatTheKernelsDoNotTake) {
+  ModelConfig config = MimoV25ProShape();
+  EXPECT_TRUE(CheckShape(config).ok());
+  config.hidden = 6144 + 32;
+  EXPECT_NE(CheckShape(config).message().find("hidden_size: is 6176"), absl::string_view::npos)
+      << CheckShape(config);
+  config = MimoV25ProShape();
+  config.qk_head_dim = 64;
+  EXPECT_NE(CheckShape(config).message().find("head_dim: is 64"), absl::string_view::npos);
+  EXPECT_FALSE(RankOf(MimoV25ProShape(), 16).ok());  // 8 kv heads
+  EXPECT_FALSE(RankOf(MimoV25ProShape(), 0).ok());
+}
+
+SequenceStep Step(int64_t computed, int num_tokens, bool sample, int block) {
+  return {.computed = computed, .num_tokens = num_tokens, .sample = sample, .block = block};
+}
+
+TEST(PassPlanTest, PrefillInOnePassAndOnePassForEachBlock) {
+  const Round round{.steps = {Step(0, 100, false, 1), Step(10, 1, true, 8), Step(5, 1, true, 1),
+                              Step(0, 1, false, 1), Step(700, 30, true, 1), Step(20, 1, true, 8)}};
+  const std::vector<PassPlan> passes = PlanPasses(round);
+  ASSERT_EQ(passes.size(), 3u);
+  EXPECT_EQ(passes[0].kind, PassKind::kPrefill);
+  EXPECT_EQ(passes[0].steps, (std::vector<int>{0, 3, 4}));
+  EXPECT_EQ(passes[0].num_rows, 131);
+  EXPECT_EQ(passes[0].rows_max, 100);
+  EXPECT_EQ(passes[0].num_samples, 1);
+  EXPECT_EQ(passes[0].position_end, 730);
+  EXPECT_EQ(passes[1].kind, PassKind::kDecode);
+  EXPECT_EQ(passes[1].block, 8);
+  EXPECT_EQ(passes[1].steps, (std::vector<int>{1, 5}));
+  EXPECT_EQ(passes[1].num_rows, 16);
+  EXPECT_EQ(passes[1].num_samples, 16);
+  EXPECT_EQ(passes[1].position_end, 28);
+  EXPECT_EQ(passes[2].block, 1);
+  EXPECT_EQ(passes[2].steps, (std::vector<int>{2}));
+}
+
+TEST(PassPlanTest, PositionsAreBoundedByAFewPowersOfTwo) {
+  EXPECT_EQ(PositionBound(1, 100'000), 1024);
+  EXPECT_EQ(PositionBound(1024, 100'000), 1024);
+  EXPECT_EQ(PositionBound(1025, 100'000), 2048);
+  EXPECT_EQ(PositionBound(70'000, 100'000), 100'000);
+  EXPECT_EQ(PositionBound(10, 528), 528);
+}
+
+TEST(RingTest, RoomForTheWindowAPassAndARejectedBlock) {
+  EXPECT_EQ(RingPages(128, {.max_rows = 512}), (128 + 512 + kDraftBlockMax + 63) / 64);
+  EXPECT_EQ(RingPages(1024, {.max_rows = 16}), (1024 + 16 + kDraftBlockMax + 63) / 64);
+}
+
+}  // namespace
+}  // namespace ultraspeed::worker::cuda

@@ -1,0 +1,122 @@
+// The executor on one NVIDIA GPU: target, drafter, sampling and acceptance joined into rounds that
+// the host starts and waits for once.
+//
+// A round is one copy of a small struct to the device, the passes, one copy back and one wait;
+// draft tokens, verification and commitment never leave the device in between. Decode passes have
+// fixed shapes and are captured into a CUDA graph when a shape comes for the second time. Lossless
+// as the CPU executor is, and for the same reasons. Callers: the engine through Executor; bench/
+// and tests also look at the rest. Thread: the engine thread only.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <map>
+#include <memory>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "worker/cuda/device_memory.h"
+#include "worker/cuda/device_weights.h"
+#include "worker/cuda/drafter.h"
+#include "worker/cuda/pass_buffers.h"
+#include "worker/cuda/round_plan.h"
+#include "worker/cuda/target.h"
+#include "worker/model_executor.h"
+
+namespace ultraspeed::worker::cuda {
+
+struct CudaOptions {
+  ExecutorOptions executor;
+  kernels::cuda::KvFormat kv_format = kernels::cuda::KvFormat::kBf16;
+  bool use_graphs = true;
+};
+
+// What the executor would take of device memory. Needs no GPU.
+MemoryPlan PlanMemory(const ModelConfig& config, const CudaOptions& options);
+
+// INVALID_ARGUMENT names the first dimension that kernels/cuda does not take.
+absl::Status CheckShape(const ModelConfig& config);
+
+class CudaExecutor : public ModelExecutor {
+ public:
+  // As CreateCudaExecutor.
+  static absl::StatusOr<std::unique_ptr<CudaExecutor>> Create(const CudaOptions& options);
+  // Repeatable random weights; options.executor.model_folder is not read.
+  static absl::StatusOr<std::unique_ptr<CudaExecutor>> CreateRandom(const ModelConfig& config,
+                                                                    const CudaOptions& options);
+  ~CudaExecutor() override;
+
+  const ModelConfig& config() const override { return config_; }
+  int max_sequences() const override { return options_.executor.max_sequences; }
+  int max_batch_tokens() const override { return options_.executor.max_batch_tokens; }
+  int page_tokens() const override { return kPageTokens; }
+  int num_pages() const override { return limits_.num_pages; }
+  int vocabulary_used() const override { return vocabulary_used_; }
+  std::string device() const override { return device_; }
+  void ResetSlot(int slot) override;
+  RoundResult Run(const Round& round) override;
+  const ForwardStatistics& statistics() const override { return statistics_; }
+  void Logits(const SequenceStep& step, float* out) override;
+
+  const MemoryPlan& memory() const { return arena_->taken(); }
+  const PassBytes& bytes() const { return bytes_; }
+
+ private:
+  // Everything in device memory, built in one order over a counting arena and over a real one.
+  struct Model {
+    Model(const ModelConfig& config, ModelWeights loaded, const CudaOptions& options,
+          const PassLimits& limits, DeviceArena& arena);
+
+    ModelWeights weights;
+    Workspace workspace;
+    TargetForward target;
+    std::unique_ptr<DrafterForward> drafter;  // null when the model has none
+    PassBuffers prefill;
+    std::vector<PassBuffers> decode;  // [block - 1]
+    int32_t* row_indices;             // [rows] 0, 1, 2, ...
+    float* logits;                    // [max_logits, V]
+  };
+  friend MemoryPlan PlanMemory(const ModelConfig& config, const CudaOptions& options);
+
+  // Sequences, block, position bound.
+  using GraphKey = std::tuple<int, int, int64_t>;
+  struct Graph {
+    int num_uses = 0;
+    cudaGraphExec_t executable = nullptr;
+  };
+
+  CudaExecutor(ModelConfig config, const CudaOptions& options, int vocabulary_used);
+  // Plans, checks and takes the memory; `load` fills the weights.
+  template <typename Load>
+  absl::Status Build(Load load);
+
+  PassBuffers& BuffersOf(const PassPlan& pass);
+  void FillInput(const Round& round, const PassPlan& pass, PassBuffers& buffers);
+  void Enqueue(const PassPlan& pass, PassBuffers& buffers);
+  void EnqueuePrefill(const PassPlan& pass, PassBuffers& buffers);
+  void EnqueueDecode(int num_sequences, int block, int64_t position_bound, PassBuffers& buffers);
+  void LaunchDecode(const PassPlan& pass, PassBuffers& buffers);
+  void Choose(const kernels::cuda::SampleRow* rows, int num_rows, int32_t* tokens, float* logprobs);
+  void Wait();
+  void Collect(const Round& round, const PassPlan& pass, const PassBuffers& buffers,
+               RoundResult& result) const;
+  void Count(const PassPlan& pass, const PassBuffers& buffers);
+
+  const ModelConfig config_;
+  const CudaOptions options_;
+  const PassLimits limits_;
+  const int vocabulary_used_;
+  int32_t banned_token_;  // the drafter's mask, -1 = none
+  std::string device_;
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t round_done_ = nullptr;
+  std::unique_ptr<DeviceArena> arena_;
+  std::unique_ptr<Model> model_;
+  std::map<GraphKey, Graph> graphs_;
+  PassBytes bytes_;
+  ForwardStatistics statistics_;
+  std::vector<uint8_t> expert_seen_;  // [E]
+};
+
+}  // namespace ultraspeed::worker::cuda

@@ -1,0 +1,87 @@
+#include "worker/cuda/device.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/synthetic.h"
+#include "worker/cuda/check.h"
+#include "worker/cuda/cuda_executor.h"
+
+namespace ultraspeed::worker {
+namespace {
+
+constexpr int kComputeMajor = 9;  // the kernels are built for sm_90a alone
+constexpr int kComputeMinor = 0;
+
+}  // namespace
+
+absl::Status CudaUsable() {
+  int count = 0;
+  if (const cudaError_t error = cudaGetDeviceCount(&count); error != cudaSuccess) {
+    (void)cudaGetLastError();
+    return absl::FailedPreconditionError(
+        absl::StrCat("no usable NVIDIA driver: ", cudaGetErrorString(error)));
+  }
+  if (count == 0) return absl::FailedPreconditionError("no NVIDIA GPU found");
+  cudaDeviceProp properties;
+  if (const cudaError_t error = cudaGetDeviceProperties(&properties, 0); error != cudaSuccess) {
+    (void)cudaGetLastError();
+    return absl::FailedPreconditionError(
+        absl::StrCat("GPU 0 cannot be used: ", cudaGetErrorString(error)));
+  }
+  if (properties.major != kComputeMajor || properties.minor != kComputeMinor) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "GPU 0 is ", properties.name, ", compute capability ", properties.major, ".",
+        properties.minor, "; the kernels need ", kComputeMajor, ".", kComputeMinor, " (Hopper)"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<ModelExecutor>> CreateCudaExecutor(const ExecutorOptions& options) {
+  return cuda::CudaExecutor::Create({.executor = options});
+}
+
+absl::StatusOr<RandomModel> CreateRandomCudaModel(const ModelConfig& config,
+                                                  const ExecutorOptions& options,
+                                                  KvPrecision kv_precision) {
+  absl::StatusOr<std::unique_ptr<cuda::CudaExecutor>> executor = cuda::CudaExecutor::CreateRandom(
+      config, {.executor = options,
+               .kv_format = kv_precision == KvPrecision::kFp8 ? kernels::cuda::KvFormat::kFp8
+                                                              : kernels::cuda::KvFormat::kBf16});
+  if (!executor.ok()) return executor.status();
+  RandomModel model;
+  model.bytes = (*executor)->bytes();
+  model.memory = (*executor)->memory().ToString();
+  model.executor = *std::move(executor);
+  return model;
+}
+
+double MeasureDeviceReadBandwidth(size_t bytes) {
+  constexpr int kPasses = 10;
+  bytes = bytes / 16 * 16;
+  void* data = nullptr;
+  uint32_t* sink = nullptr;
+  cudaEvent_t begin, end;
+  CUDA_CHECK(cudaMalloc(&data, bytes));
+  CUDA_CHECK(cudaMalloc(&sink, sizeof(*sink)));
+  CUDA_CHECK(cudaMemset(data, 1, bytes));
+  CUDA_CHECK(cudaEventCreate(&begin));
+  CUDA_CHECK(cudaEventCreate(&end));
+  float best_ms = 0;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    CUDA_CHECK(cudaEventRecord(begin));
+    kernels::cuda::ReadAll(data, bytes, sink, nullptr);
+    CUDA_CHECK(cudaEventRecord(end));
+    CUDA_CHECK(cudaEventSynchronize(end));
+    float ms = 0;
+    CUDA_CHECK(cudaEventElapsedTime(&ms, begin, end));
+    best_ms = pass == 0 ? ms : std::min(best_ms, ms);
+  }
+  CUDA_CHECK(cudaEventDestroy(begin));
+  CUDA_CHECK(cudaEventDestroy(end));
+  CUDA_CHECK(cudaFree(data));
+  CUDA_CHECK(cudaFree(sink));
+  return static_cast<double>(bytes) / (1e-3 * static_cast<double>(best_ms));
+}
+
+}  // namespace ultraspeed::worker

@@ -1,0 +1,48 @@
+// What the rest of the program knows of CUDA: whether it can be used, and executors. Free of CUDA
+// headers; a build without CUDA links unavailable.cc, which refuses.
+//
+// Thread: start-up only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "worker/model_executor.h"
+
+namespace ultraspeed::worker {
+
+// OK if device 0 can run our kernels (Hopper, driver new enough). FAILED_PRECONDITION says why not,
+// in one line.
+absl::Status CudaUsable();
+
+// RESOURCE_EXHAUSTED states the memory plan, what is free and which options to lower;
+// INVALID_ARGUMENT names a shape that the kernels do not take.
+absl::StatusOr<std::unique_ptr<ModelExecutor>> CreateCudaExecutor(const ExecutorOptions& options);
+
+// Packed bytes that a forward pass reads, by what they are for.
+struct PassBytes {
+  size_t qkv = 0, output = 0, router = 0, dense_mlp = 0, head = 0;  // a pass of the target
+  size_t expert = 0;         // one expert of one layer: as often as one is routed to
+  size_t draft_block = 0;    // a pass of the drafter, without the head
+  size_t draft_context = 0;  // after every pass of the target
+};
+
+// An executor of made-up weights (repeatable, random), for timing a shape.
+struct RandomModel {
+  std::unique_ptr<ModelExecutor> executor;
+  PassBytes bytes;
+  std::string memory;  // the plan, in words
+};
+enum class KvPrecision : uint8_t { kBf16, kFp8 };
+absl::StatusOr<RandomModel> CreateRandomCudaModel(const ModelConfig& config,
+                                                  const ExecutorOptions& options,
+                                                  KvPrecision kv_precision);
+
+// Bytes per second at which all of device 0 reads `bytes` bytes of its memory, best of several
+// passes. REQUIRES: CudaUsable; that much memory free.
+double MeasureDeviceReadBandwidth(size_t bytes);
+
+}  // namespace ultraspeed::worker

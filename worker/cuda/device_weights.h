@@ -1,0 +1,103 @@
+// The model's weights in device memory, packed for kernels/cuda, from a checkpoint or made up.
+//
+// Callers: CudaExecutor; the forward passes read the result. Thread: start-up only; immutable
+// afterwards.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <functional>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/cuda/ops.h"
+#include "worker/cuda/device_memory.h"
+#include "worker/cuda/model_shape.h"
+#include "worker/model/tensor_reader.h"
+#include "worker/model/weights.h"
+
+namespace ultraspeed::worker::cuda {
+
+struct DeviceMlp {
+  kernels::cuda::Matrix gate_up;  // [2F, H]: all gate rows, then all up rows
+  kernels::cuda::Matrix down;     // [H, F]
+};
+
+struct DeviceStorage {
+  using Floats = const float*;  // null = not in this model
+  using Bf16s = const kernels::bf16*;
+  using Matrix = kernels::cuda::Matrix;
+  using Mlp = DeviceMlp;
+  using Experts = kernels::cuda::Experts;
+};
+using TargetLayer = TargetLayerOf<DeviceStorage>;
+using TargetWeights = TargetWeightsOf<DeviceStorage>;
+using DrafterLayer = DrafterLayerOf<DeviceStorage>;
+using DrafterWeights = DrafterWeightsOf<DeviceStorage>;
+using ModelWeights = ModelWeightsOf<DeviceStorage>;
+
+// Places every tensor in the arena: data goes through a staging area and is repacked on the device;
+// shapes without data are filled with repeatable random values (nothing, while the arena counts).
+class DevicePacker {
+ public:
+  using Storage = DeviceStorage;
+
+  // `staging`: staging_bytes() of a packer that has counted the same model; null while counting.
+  DevicePacker(DeviceArena& arena, void* staging, cudaStream_t stream)
+      : arena_(arena), staging_(static_cast<uint8_t*>(staging)), stream_(stream) {}
+
+  const float* Floats(const std::vector<float>& values) {
+    return arena_.Upload(MemoryKind::kWeights, values);
+  }
+  const kernels::bf16* Bf16s(const std::vector<kernels::bf16>& values) {
+    return arena_.Upload(MemoryKind::kWeights, values);
+  }
+  const float* Floats(const ShapedValues& shape);
+  const kernels::bf16* Bf16s(const ShapedValues& shape);
+
+  // Source: StoredMatrix or ShapedMatrix.
+  template <typename Source>
+  kernels::cuda::Matrix Matrix(const Source& source) {
+    return Place({source.view()});
+  }
+  template <typename SourceMlp>
+  DeviceMlp Mlp(const SourceMlp& source) {
+    return {Place({source.gate.view(), source.up.view()}), Place({source.down.view()})};
+  }
+  kernels::cuda::Experts NewExperts(const ModelConfig& config);
+  template <typename SourceMlp>
+  void AddExpert(kernels::cuda::Experts& experts, int expert, const SourceMlp& source) {
+    PlaceExpert(experts, expert, source.gate.view(), source.up.view(), source.down.view());
+  }
+
+  size_t staging_bytes() const { return staging_bytes_; }
+
+ private:
+  // The matrices one below the other, as one.
+  kernels::cuda::Matrix Place(std::initializer_list<kernels::CheckpointMatrix> parts);
+  void PlaceExpert(const kernels::cuda::Experts& experts, int expert,
+                   const kernels::CheckpointMatrix& gate, const kernels::CheckpointMatrix& up,
+                   const kernels::CheckpointMatrix& down);
+  // Brings the parts into the staging area from `offset` on, which moves past them.
+  kernels::CheckpointMatrix Stage(std::initializer_list<kernels::CheckpointMatrix> parts,
+                                  size_t& offset);
+  void Fill(const kernels::CheckpointMatrix& part, uint8_t* codes, uint8_t* scales);
+
+  DeviceArena& arena_;
+  uint8_t* const staging_;
+  const cudaStream_t stream_;
+  size_t staging_bytes_ = 0;
+  uint64_t seed_ = 1;  // of the next random tensor
+};
+
+// The weights' places while `arena` counts; random weights of this shape where it has memory.
+ModelWeights ShapeModelWeights(const ModelConfig& config, DevicePacker& pack);
+
+// As worker::LoadModelWeights.
+absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& folder, const ModelConfig& config,
+                                              DevicePacker& pack,
+                                              const std::function<void(int, int)>& progress);
+
+}  // namespace ultraspeed::worker::cuda

@@ -1,0 +1,486 @@
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "kernels/check.h"
+#include "worker/cuda/check.h"
+#include "worker/cuda/cuda_executor.h"
+#include "worker/cuda/device.h"
+#include "worker/model/vocabulary.h"
+
+namespace ultraspeed::worker::cuda {
+namespace {
+
+namespace ops = kernels::cuda;
+
+constexpr int kLogitRowsMin = 64;  // of one call, for evaluation
+constexpr size_t kGraphsMax = 64;  // further shapes are launched directly
+
+int BlockSizeMax(const ModelConfig& config) {
+  return config.drafter.num_layers > 0 ? config.drafter.block_size : 1;
+}
+
+PassLimits LimitsOf(const ModelConfig& config, const CudaOptions& options) {
+  const ExecutorOptions& executor = options.executor;
+  const int64_t num_pages = (executor.kv_tokens + kPageTokens - 1) / kPageTokens;
+  return {.max_sequences = executor.max_sequences,
+          .max_rows = executor.max_batch_tokens,
+          .max_logits = std::max(kLogitRowsMin, executor.max_sequences * BlockSizeMax(config)),
+          .num_pages = static_cast<int>(num_pages),
+          .positions = std::min(config.context_tokens, num_pages * kPageTokens) + kDraftBlockMax,
+          .kv_format = options.kv_format};
+}
+
+// Page table entries that a position's bound needs.
+int PagesOf(int64_t position_end) {
+  return static_cast<int>((position_end + kPageTokens - 1) / kPageTokens);
+}
+
+PassCapacity PrefillCapacity(const ModelConfig& config, const PassLimits& limits,
+                             int num_moe_layers) {
+  return {.sequences = limits.max_sequences,
+          .tokens = limits.max_rows,
+          .samples = limits.max_sequences,
+          .drafts = 0,
+          .pages = PagesOf(limits.positions),
+          .expert_choices = num_moe_layers * limits.max_rows * config.experts_per_token};
+}
+
+PassCapacity DecodeCapacity(const ModelConfig& config, const PassLimits& limits, int num_moe_layers,
+                            int block) {
+  const int rows = limits.max_sequences * block;
+  return {.sequences = limits.max_sequences,
+          .tokens = limits.max_sequences,
+          .samples = rows,
+          .drafts = limits.max_sequences * (block - 1),
+          .pages = PagesOf(limits.positions),
+          .expert_choices = num_moe_layers * rows * config.experts_per_token};
+}
+
+// The pass's sequences in device memory, for the target.
+ops::Sequences SequencesOf(const PassBuffers& buffers, int num_sequences, int rows_max,
+                           int64_t position_end_max) {
+  return {.num_sequences = num_sequences,
+          .rows_max = rows_max,
+          .position_end_max = position_end_max,
+          .first_row = buffers.input.first_row,
+          .num_rows = buffers.input.num_rows,
+          .position = buffers.input.position,
+          .full_pages = buffers.input.pages,
+          .full_pages_stride = buffers.capacity().pages,
+          .slot = buffers.input.slot};
+}
+
+std::string DeviceText() {
+  cudaDeviceProp properties;
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+  return absl::StrFormat("cuda %s, %d SMs, %.0f GB", properties.name,
+                         properties.multiProcessorCount,
+                         static_cast<double>(properties.totalGlobalMem) / 1e9);
+}
+
+}  // namespace
+
+CudaExecutor::Model::Model(const ModelConfig& config, ModelWeights loaded,
+                           const CudaOptions& options, const PassLimits& limits, DeviceArena& arena)
+    : weights(std::move(loaded)),
+      target(config, weights.target, limits, arena, workspace),
+      prefill(PrefillCapacity(config, limits, target.num_moe_layers()), arena) {
+  if (config.drafter.num_layers > 0) {
+    drafter = std::make_unique<DrafterForward>(config, weights.drafter, weights.target, limits,
+                                               arena, workspace);
+  }
+  for (int block = 1; block <= BlockSizeMax(config); ++block)
+    decode.emplace_back(DecodeCapacity(config, limits, target.num_moe_layers(), block), arena);
+  std::vector<int32_t> indices(
+      static_cast<size_t>(std::max(options.executor.max_batch_tokens, limits.max_logits)));
+  std::iota(indices.begin(), indices.end(), 0);
+  row_indices = arena.Upload(MemoryKind::kRoundData, indices);
+  logits = arena.Take<float>(MemoryKind::kActivations, static_cast<size_t>(limits.max_logits) *
+                                                           static_cast<size_t>(config.vocabulary));
+  workspace.Require(ops::SampleWorkspaceBytes(limits.max_logits, config.vocabulary));
+  workspace.TakeFrom(arena);
+}
+
+MemoryPlan PlanMemory(const ModelConfig& config, const CudaOptions& options) {
+  DeviceArena counting;
+  DevicePacker pack(counting, nullptr, nullptr);
+  ModelWeights shape = ShapeModelWeights(config, pack);
+  const CudaExecutor::Model model(config, std::move(shape), options, LimitsOf(config, options),
+                                  counting);
+  counting.TakeBytes(MemoryKind::kStaging, pack.staging_bytes());
+  return counting.taken();
+}
+
+absl::Status CheckShape(const ModelConfig& config) {
+  absl::Status status;
+  const auto require = [&](const char* name, int value, bool accepted, const char* what) {
+    if (accepted || !status.ok()) return;
+    status = absl::InvalidArgumentError(absl::StrCat(
+        name, ": is ", value, "; the CUDA kernels take ", what, "; --device cpu takes it"));
+  };
+  const auto require_multiple = [&](const char* name, int value, int multiple) {
+    require(name, value, value % multiple == 0, absl::StrCat("multiples of ", multiple).c_str());
+  };
+  const DrafterConfig& drafter = config.drafter;
+  const int expert_multiple = config.expert_format == kernels::WeightFormat::kMxfp4 ? 32 : 128;
+  require_multiple("hidden_size", config.hidden, 128);
+  require_multiple("intermediate_size", config.dense_ffn_width, 128);
+  require_multiple("moe_intermediate_size", config.expert_ffn_width, expert_multiple);
+  require("head_dim", config.qk_head_dim, config.qk_head_dim == 128 || config.qk_head_dim == 192,
+          "128 and 192");
+  require("v_head_dim", config.v_head_dim, config.v_head_dim == 128, "128");
+  require("query heads of a key head", config.num_q_heads / config.num_kv_heads,
+          config.num_q_heads / config.num_kv_heads <= 16, "up to 16");
+  if (drafter.num_layers > 0) {
+    require("dflash head_dim", drafter.head_dim, drafter.head_dim == 128, "128");
+    require("dflash query heads of a key head", drafter.num_q_heads / drafter.num_kv_heads,
+            drafter.num_q_heads / drafter.num_kv_heads <= 16, "up to 16");
+  }
+  return status;
+}
+
+template <typename Load>
+absl::Status CudaExecutor::Build(Load load) {
+  const MemoryPlan plan = PlanMemory(config_, options_);
+  size_t free_bytes = 0, total_bytes = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+  if (absl::Status status = CheckFits(plan, free_bytes); !status.ok()) return status;
+  absl::StatusOr<std::unique_ptr<DeviceArena>> arena = DeviceArena::Create(plan);
+  if (!arena.ok()) return arena.status();
+  arena_ = *std::move(arena);
+  CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  CUDA_CHECK(cudaEventCreateWithFlags(&round_done_, cudaEventDisableTiming));
+
+  DevicePacker pack(*arena_, arena_->TakeBytes(MemoryKind::kStaging, plan[MemoryKind::kStaging]),
+                    stream_);
+  absl::StatusOr<ModelWeights> weights = load(pack);
+  if (!weights.ok()) return weights.status();
+  model_ = std::make_unique<Model>(config_, *std::move(weights), options_, limits_, *arena_);
+  KERNELS_CHECK(arena_->taken().total(), ==, plan.total());
+  model_->target.AddBytes(bytes_);
+  if (model_->drafter != nullptr) model_->drafter->AddBytes(bytes_);
+  CUDA_CHECK(cudaDeviceSynchronize());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(const CudaOptions& options) {
+  const std::string& folder = options.executor.model_folder;
+  if (absl::Status status = ValidateOptions(options.executor); !status.ok()) return status;
+  if (absl::Status status = CudaUsable(); !status.ok()) return status;
+  absl::StatusOr<ModelConfig> config = LoadModelConfig(folder);
+  if (!config.ok()) return config.status();
+  if (absl::Status status = CheckShape(*config); !status.ok()) return status;
+  absl::StatusOr<int> vocabulary_used = CountUsedTokens(folder, config->vocabulary);
+  if (!vocabulary_used.ok()) return vocabulary_used.status();
+  std::unique_ptr<CudaExecutor> executor(
+      new CudaExecutor(*std::move(config), options, *vocabulary_used));
+  if (absl::Status status = executor->Build([&](DevicePacker& pack) {
+        return LoadModelWeights(folder, executor->config_, pack, options.executor.progress);
+      });
+      !status.ok()) {
+    return status;
+  }
+  return executor;
+}
+
+absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::CreateRandom(
+    const ModelConfig& config, const CudaOptions& options) {
+  if (absl::Status status = ValidateOptions(options.executor); !status.ok()) return status;
+  if (absl::Status status = CudaUsable(); !status.ok()) return status;
+  if (absl::Status status = CheckShape(config); !status.ok()) return status;
+  std::unique_ptr<CudaExecutor> executor(new CudaExecutor(config, options, config.vocabulary));
+  if (absl::Status status =
+          executor->Build([&](DevicePacker& pack) -> absl::StatusOr<ModelWeights> {
+            return ShapeModelWeights(config, pack);
+          });
+      !status.ok()) {
+    return status;
+  }
+  return executor;
+}
+
+CudaExecutor::CudaExecutor(ModelConfig config, const CudaOptions& options, int vocabulary_used)
+    : config_(std::move(config)),
+      options_(options),
+      limits_(LimitsOf(config_, options)),
+      vocabulary_used_(vocabulary_used),
+      banned_token_(config_.drafter.num_layers > 0 &&
+                            config_.drafter.mask_token_id < vocabulary_used
+                        ? config_.drafter.mask_token_id
+                        : -1),
+      device_(DeviceText()),
+      expert_seen_(static_cast<size_t>(config_.num_experts)) {}
+
+CudaExecutor::~CudaExecutor() {
+  if (stream_ != nullptr) CUDA_CHECK(cudaStreamSynchronize(stream_));
+  for (auto& [key, graph] : graphs_) {
+    if (graph.executable != nullptr) CUDA_CHECK(cudaGraphExecDestroy(graph.executable));
+  }
+  model_.reset();
+  if (round_done_ != nullptr) CUDA_CHECK(cudaEventDestroy(round_done_));
+  if (stream_ != nullptr) CUDA_CHECK(cudaStreamDestroy(stream_));
+}
+
+// Caches need no clearing: a position is read only after the sequence that reads it has written it.
+void CudaExecutor::ResetSlot(int slot) {
+  KERNELS_CHECK(slot, >=, 0);
+  KERNELS_CHECK(slot, <, limits_.max_sequences);
+}
+
+RoundResult CudaExecutor::Run(const Round& round) {
+  CheckRound(round, *this);
+  const std::vector<PassPlan> passes = PlanPasses(round);
+  for (const PassPlan& pass : passes) {
+    PassBuffers& buffers = BuffersOf(pass);
+    FillInput(round, pass, buffers);
+    Enqueue(pass, buffers);
+  }
+  Wait();
+  RoundResult result;
+  result.sequences.resize(round.steps.size());
+  for (const PassPlan& pass : passes) {
+    Collect(round, pass, BuffersOf(pass), result);
+    Count(pass, BuffersOf(pass));
+  }
+  return result;
+}
+
+void CudaExecutor::Logits(const SequenceStep& step, float* out) {
+  Round round{.steps = {step}};
+  round.steps[0].sample = false;
+  CheckRound(round, *this);
+  const PassPlan pass = PlanPasses(round).front();
+  FillInput(round, pass, model_->prefill);
+  Enqueue(pass, model_->prefill);
+  const auto vocabulary = static_cast<size_t>(config_.vocabulary);
+  for (int begin = 0; begin < pass.num_rows; begin += limits_.max_logits) {
+    const int count = std::min(limits_.max_logits, pass.num_rows - begin);
+    model_->target.Logits(model_->row_indices + begin, count, model_->logits, stream_);
+    CUDA_CHECK(cudaMemcpyAsync(out + static_cast<size_t>(begin) * vocabulary, model_->logits,
+                               static_cast<size_t>(count) * vocabulary * sizeof(float),
+                               cudaMemcpyDeviceToHost, stream_));
+  }
+  Wait();
+  Count(pass, model_->prefill);
+}
+
+PassBuffers& CudaExecutor::BuffersOf(const PassPlan& pass) {
+  return pass.kind == PassKind::kPrefill ? model_->prefill
+                                         : model_->decode[static_cast<size_t>(pass.block - 1)];
+}
+
+void CudaExecutor::FillInput(const Round& round, const PassPlan& pass, PassBuffers& buffers) {
+  KERNELS_CHECK(pass.alternatives, <=, kAlternativesMax);
+  KERNELS_CHECK(pass.position_end, <=, limits_.positions);
+  PassInput& in = buffers.host_input;
+  const int block_rows = BlockSizeMax(config_);
+  int row = 0, token = 0, sample = 0, draft = 0;
+  for (size_t s = 0; s < pass.steps.size(); ++s) {
+    const SequenceStep& step = round.steps[static_cast<size_t>(pass.steps[s])];
+    const int num_rows = step.num_tokens + step.block - 1;
+    in.position[s] = step.computed;
+    in.first_row[s] = row;
+    in.num_rows[s] = num_rows;
+    in.slot[s] = step.slot;
+    in.draft_first_row[s] = static_cast<int>(s) * block_rows;
+    in.draft_num_rows[s] = block_rows;
+    for (int i = 0; i < step.num_tokens; ++i) {
+      KERNELS_CHECK(step.tokens[i], >=, 0);
+      KERNELS_CHECK(step.tokens[i], <, config_.vocabulary);
+      in.tokens[token++] = step.tokens[i];
+    }
+    for (int j = 0; step.sample && j < step.block; ++j, ++sample) {
+      in.sample_rows[sample] = row + step.num_tokens - 1 + j;
+      in.samples[sample] = {.spec = step.sampling,
+                            .position = step.computed + step.num_tokens + j,
+                            .want_logprob = step.logprobs >= 0 ? 1 : 0};
+    }
+    for (int j = 1; j < step.block; ++j, ++draft) {
+      in.draft_rows[draft] = static_cast<int>(s) * block_rows + j;
+      in.draft_samples[draft] = {
+          .spec = step.sampling, .position = step.computed + j, .want_logprob = 0};
+    }
+    const int num_pages = PagesOf(step.computed + num_rows);
+    std::copy_n(step.pages, num_pages,
+                in.pages + s * static_cast<size_t>(buffers.capacity().pages));
+    row += num_rows;
+  }
+}
+
+void CudaExecutor::Enqueue(const PassPlan& pass, PassBuffers& buffers) {
+  const int num_sequences = static_cast<int>(pass.steps.size());
+  buffers.Upload(num_sequences, PagesOf(pass.position_end), stream_);
+  if (pass.kind == PassKind::kPrefill) {
+    EnqueuePrefill(pass, buffers);
+  } else {
+    LaunchDecode(pass, buffers);
+  }
+  if (pass.alternatives > 0) {
+    if (banned_token_ >= 0) {  // a huge negative number in every row, as on the CPU
+      constexpr int kNeverChosenByte = 0xFE;
+      CUDA_CHECK(cudaMemset2DAsync(
+          model_->logits + banned_token_, static_cast<size_t>(config_.vocabulary) * sizeof(float),
+          kNeverChosenByte, sizeof(float), static_cast<size_t>(pass.num_samples), stream_));
+    }
+    ops::TopLogprobs(model_->logits, pass.num_samples, config_.vocabulary, vocabulary_used_,
+                     std::min(pass.alternatives, vocabulary_used_), buffers.output.top_tokens,
+                     buffers.output.top_logprobs, stream_);
+  }
+  buffers.Download(stream_);
+  const int choices = model_->target.num_moe_layers() * pass.num_rows * config_.experts_per_token;
+  CUDA_CHECK(cudaMemcpyAsync(buffers.host_expert_ids, model_->target.expert_ids(),
+                             static_cast<size_t>(choices) * sizeof(int32_t), cudaMemcpyDeviceToHost,
+                             stream_));
+  CUDA_CHECK(cudaGetLastError());
+}
+
+void CudaExecutor::EnqueuePrefill(const PassPlan& pass, PassBuffers& buffers) {
+  const ops::Sequences sequences =
+      SequencesOf(buffers, static_cast<int>(pass.steps.size()), pass.rows_max, pass.position_end);
+  model_->target.Run(buffers.input.tokens, pass.num_rows, sequences, stream_);
+  if (pass.num_samples > 0) {
+    model_->target.Logits(buffers.input.sample_rows, pass.num_samples, model_->logits, stream_);
+    Choose(buffers.input.samples, pass.num_samples, buffers.output.tokens, buffers.output.logprobs);
+  }
+  if (model_->drafter != nullptr) {
+    model_->drafter->AppendContext(model_->target.taps(), pass.num_rows, sequences, nullptr,
+                                   stream_);
+  }
+}
+
+// Draft, verify, accept, commit: one round of every sequence, all on the device.
+void CudaExecutor::EnqueueDecode(int num_sequences, int block, int64_t position_bound,
+                                 PassBuffers& buffers) {
+  const PassInput& in = buffers.input;
+  const int num_rows = num_sequences * block, num_drafts = num_sequences * (block - 1);
+  const ops::Sequences sequences = SequencesOf(buffers, num_sequences, block, position_bound);
+  const int32_t* tokens = in.tokens;
+  if (block > 1) {
+    ops::Sequences blocks = sequences;
+    blocks.rows_max = config_.drafter.block_size;
+    blocks.position_end_max = std::min(position_bound + kDraftBlockMax, limits_.positions);
+    blocks.first_row = in.draft_first_row;
+    blocks.num_rows = in.draft_num_rows;
+    model_->drafter->Draft(in.tokens, blocks, in.draft_rows, num_drafts, model_->logits, stream_);
+    Choose(in.draft_samples, num_drafts, buffers.drafts, nullptr);
+    // [S, B] = anchor, then drafts.
+    const auto word = sizeof(int32_t), drafts = static_cast<size_t>(block - 1),
+               rows = static_cast<size_t>(num_sequences), width = static_cast<size_t>(block);
+    CUDA_CHECK(cudaMemcpy2DAsync(buffers.block_tokens, width * word, in.tokens, word, word, rows,
+                                 cudaMemcpyDeviceToDevice, stream_));
+    CUDA_CHECK(cudaMemcpy2DAsync(buffers.block_tokens + 1, width * word, buffers.drafts,
+                                 drafts * word, drafts * word, rows, cudaMemcpyDeviceToDevice,
+                                 stream_));
+    tokens = buffers.block_tokens;
+  }
+  model_->target.Run(tokens, num_rows, sequences, stream_);
+  model_->target.Logits(in.sample_rows, num_rows, model_->logits, stream_);
+  Choose(in.samples, num_rows, buffers.output.tokens, buffers.output.logprobs);
+  if (block > 1) {
+    ops::Accept(buffers.drafts, buffers.output.tokens, num_sequences, block,
+                buffers.output.num_accepted, buffers.kept, stream_);
+  }
+  if (model_->drafter != nullptr) {
+    model_->drafter->AppendContext(model_->target.taps(), num_rows, sequences,
+                                   block > 1 ? buffers.kept : nullptr, stream_);
+  }
+}
+
+// The first pass of a shape is launched kernel by kernel (which also loads the kernels), the second
+// is captured, later ones replay.
+void CudaExecutor::LaunchDecode(const PassPlan& pass, PassBuffers& buffers) {
+  const int num_sequences = static_cast<int>(pass.steps.size());
+  const int64_t bound = PositionBound(pass.position_end, limits_.positions);
+  const GraphKey key = {num_sequences, pass.block, bound};
+  if (!options_.use_graphs || (graphs_.size() >= kGraphsMax && graphs_.count(key) == 0)) {
+    EnqueueDecode(num_sequences, pass.block, bound, buffers);
+    return;
+  }
+  Graph& graph = graphs_[key];
+  graph.num_uses += 1;
+  if (graph.num_uses == 1) {
+    EnqueueDecode(num_sequences, pass.block, bound, buffers);
+    return;
+  }
+  if (graph.executable == nullptr) {
+    cudaGraph_t captured = nullptr;
+    CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    EnqueueDecode(num_sequences, pass.block, bound, buffers);
+    CUDA_CHECK(cudaStreamEndCapture(stream_, &captured));
+    CUDA_CHECK(cudaGraphInstantiate(&graph.executable, captured, 0));
+    CUDA_CHECK(cudaGraphDestroy(captured));
+  }
+  CUDA_CHECK(cudaGraphLaunch(graph.executable, stream_));
+}
+
+void CudaExecutor::Choose(const ops::SampleRow* rows, int num_rows, int32_t* tokens,
+                          float* logprobs) {
+  ops::Sample(model_->logits, num_rows, config_.vocabulary, vocabulary_used_, banned_token_, rows,
+              tokens, logprobs, model_->workspace.data(), stream_);
+}
+
+void CudaExecutor::Wait() {
+  CUDA_CHECK(cudaEventRecord(round_done_, stream_));
+  CUDA_CHECK(cudaEventSynchronize(round_done_));
+}
+
+void CudaExecutor::Collect(const Round& round, const PassPlan& pass, const PassBuffers& buffers,
+                           RoundResult& result) const {
+  const PassOutput& from = buffers.host_output;
+  const int top_stride = std::min(pass.alternatives, vocabulary_used_);
+  int sample = 0;
+  for (size_t s = 0; s < pass.steps.size(); ++s) {
+    const auto step_idx = static_cast<size_t>(pass.steps[s]);
+    const SequenceStep& step = round.steps[step_idx];
+    if (!step.sample) continue;
+    SequenceResult& out = result.sequences[step_idx];
+    out.num_drafted = step.block - 1;
+    out.num_accepted = step.block > 1 ? from.num_accepted[s] : 0;
+    KERNELS_CHECK(out.num_accepted, >=, 0);
+    KERNELS_CHECK(out.num_accepted, <, step.block);
+    for (int j = 0; j <= out.num_accepted; ++j) {
+      const int row = sample + j;
+      ChosenToken chosen{.token = from.tokens[row],
+                         .logprob = step.logprobs >= 0 ? from.logprobs[row] : 0.0f,
+                         .top_tokens = {},
+                         .top_logprobs = {}};
+      if (step.logprobs > 0) {
+        const int count = std::min(step.logprobs, vocabulary_used_);
+        const int32_t* const tokens = from.top_tokens + row * top_stride;
+        const float* const logprobs = from.top_logprobs + row * top_stride;
+        chosen.top_tokens.assign(tokens, tokens + count);
+        chosen.top_logprobs.assign(logprobs, logprobs + count);
+      }
+      out.chosen.push_back(std::move(chosen));
+    }
+    sample += step.block;
+  }
+}
+
+void CudaExecutor::Count(const PassPlan& pass, const PassBuffers& buffers) {
+  const auto num_choices = static_cast<size_t>(pass.num_rows * config_.experts_per_token);
+  const int32_t* choice = buffers.host_expert_ids;
+  int64_t distinct = 0;
+  for (int layer = 0; layer < model_->target.num_moe_layers(); ++layer) {
+    std::fill(expert_seen_.begin(), expert_seen_.end(), 0);
+    for (size_t i = 0; i < num_choices; ++i) expert_seen_[static_cast<size_t>(*choice++)] = 1;
+    distinct += std::count(expert_seen_.begin(), expert_seen_.end(), 1);
+  }
+  statistics_.target_passes += 1;
+  statistics_.target_rows += pass.num_rows;
+  statistics_.moe_layer_passes += model_->target.num_moe_layers();
+  statistics_.distinct_experts += distinct;
+  statistics_.target_bytes += static_cast<int64_t>(
+      bytes_.qkv + bytes_.output + bytes_.router + bytes_.dense_mlp +
+      static_cast<size_t>(distinct) * bytes_.expert + (pass.num_samples > 0 ? bytes_.head : 0));
+  statistics_.drafter_bytes += static_cast<int64_t>(bytes_.draft_context);
+  if (pass.block > 1) {
+    statistics_.drafter_passes += 1;
+    statistics_.drafter_bytes += static_cast<int64_t>(bytes_.draft_block + bytes_.head);
+  }
+}
+
+}  // namespace ultraspeed::worker::cuda

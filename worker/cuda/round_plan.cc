@@ -1,0 +1,49 @@
+#include "worker/cuda/round_plan.h"
+
+#include <algorithm>
+
+namespace ultraspeed::worker::cuda {
+namespace {
+
+constexpr int64_t kPositionBoundMin = 1024;
+
+bool IsDecode(const SequenceStep& step) { return step.sample && step.num_tokens == 1; }
+
+void Add(const SequenceStep& step, int step_idx, PassPlan& pass) {
+  pass.steps.push_back(step_idx);
+  const int num_rows = step.num_tokens + step.block - 1;
+  pass.num_rows += num_rows;
+  pass.rows_max = std::max(pass.rows_max, num_rows);
+  pass.num_samples += step.sample ? step.block : 0;
+  pass.alternatives = std::max(pass.alternatives, step.sample ? step.logprobs : 0);
+  pass.position_end = std::max(pass.position_end, step.computed + num_rows);
+}
+
+}  // namespace
+
+std::vector<PassPlan> PlanPasses(const Round& round) {
+  std::vector<PassPlan> passes;
+  const auto pass_of = [&](PassKind kind, int block) -> PassPlan& {
+    for (PassPlan& pass : passes) {
+      if (pass.kind == kind && pass.block == block) return pass;
+    }
+    PassPlan& pass = passes.emplace_back();
+    pass.kind = kind;
+    pass.block = block;
+    return pass;
+  };
+  for (size_t i = 0; i < round.steps.size(); ++i) {
+    const SequenceStep& step = round.steps[i];
+    Add(step, static_cast<int>(i),
+        pass_of(IsDecode(step) ? PassKind::kDecode : PassKind::kPrefill, step.block));
+  }
+  return passes;
+}
+
+int64_t PositionBound(int64_t position_end, int64_t positions) {
+  int64_t bound = kPositionBoundMin;
+  while (bound < position_end) bound *= 2;
+  return std::min(bound, positions);
+}
+
+}  // namespace ultraspeed::worker::cuda

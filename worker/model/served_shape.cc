@@ -1,0 +1,85 @@
+#include "worker/model/served_shape.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+namespace ultraspeed::worker {
+
+ModelConfig MimoV25ProShape() {
+  ModelConfig config;
+  config.name = "mimo-v2.5-pro";
+  config.num_layers = 70;
+  config.hidden = 6144;
+  config.num_q_heads = 128;
+  config.num_kv_heads = 8;
+  config.qk_head_dim = 192;
+  config.v_head_dim = 128;
+  config.rotary_dims = 64;
+  config.window = 128;
+  config.dense_ffn_width = 16384;
+  config.expert_ffn_width = 2048;
+  config.num_experts = 384;
+  config.experts_per_token = 8;
+  config.expert_format = kernels::WeightFormat::kMxfp4;
+  config.vocabulary = 152576;
+  config.context_tokens = 1048576;
+  config.rope_theta_full = 1e7;
+  config.rope_theta_sliding = 1e4;
+  config.norm_epsilon = 1e-5f;
+  config.value_scale = 0.612f;
+  config.sinks_on_sliding = true;
+  config.attention.assign(70, AttentionKind::kSliding);
+  for (const size_t full : {0, 7, 15, 23, 31, 39, 47, 55, 62, 69})
+    config.attention[full] = AttentionKind::kFull;
+  config.is_moe.assign(70, true);
+  config.is_moe[0] = false;
+
+  DrafterConfig& drafter = config.drafter;
+  drafter.num_layers = 5;
+  drafter.hidden = config.hidden;
+  drafter.num_q_heads = 128;
+  drafter.num_kv_heads = 8;
+  drafter.head_dim = 128;
+  drafter.rotary_dims = 64;
+  drafter.ffn_width = 16384;
+  drafter.block_size = 8;
+  drafter.window = 1024;
+  drafter.mask_token_id = 151669;
+  drafter.target_layer_ids = {0, 15, 31, 47, 69};
+  drafter.rope_theta = 1e4;
+  drafter.norm_epsilon = 1e-5f;
+  drafter.value_scale = 0.612f;
+  drafter.has_sinks = true;
+  return config;
+}
+
+absl::StatusOr<ModelConfig> RankOf(ModelConfig config, int num_ranks) {
+  if (num_ranks < 1)
+    return absl::InvalidArgumentError(
+        absl::StrCat("num_ranks: is ", num_ranks, "; must be at least 1"));
+  struct Part {
+    const char* name;
+    int* value;
+  };
+  const Part parts[] = {{"num_q_heads", &config.num_q_heads},
+                        {"num_kv_heads", &config.num_kv_heads},
+                        {"dense_ffn_width", &config.dense_ffn_width},
+                        {"expert_ffn_width", &config.expert_ffn_width},
+                        {"vocabulary", &config.vocabulary},
+                        {"drafter num_q_heads", &config.drafter.num_q_heads},
+                        {"drafter num_kv_heads", &config.drafter.num_kv_heads},
+                        {"drafter ffn_width", &config.drafter.ffn_width}};
+  for (const Part& part : parts) {
+    if (*part.value % num_ranks != 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          part.name, ": is ", *part.value, "; must be a multiple of num_ranks = ", num_ranks));
+    }
+    *part.value /= num_ranks;
+  }
+  // An id of another rank's slice stands for itself at the slice's end.
+  config.drafter.mask_token_id = std::min(config.drafter.mask_token_id, config.vocabulary - 1);
+  return config;
+}
+
+}  // namespace ultraspeed::worker

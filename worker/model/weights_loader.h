@@ -1,0 +1,196 @@
+// Checkpoint folder -> ModelWeightsOf<Storage>: which tensor becomes which field, written once for
+// every kind of memory.
+//
+// A Reader hands out checked host tensors by name (TensorReader), or stands in for a checkpoint
+// (worker/cuda/random_weights.h); a Packer turns each into its place in memory and is called in the
+// order of the fields below. Callers: weights.cc for the CPU, worker/cuda/device_weights.cc.
+// Thread: the loading thread.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "worker/model/checkpoint.h"
+#include "worker/model/mask_embedding.h"
+#include "worker/model/tensor_reader.h"
+#include "worker/model/weights.h"
+
+namespace ultraspeed::worker {
+
+template <typename Reader, typename Packer>
+TargetLayerOf<typename Packer::Storage> ReadTargetLayer(Reader& read, Packer& pack,
+                                                        const ModelConfig& config, int layer_idx) {
+  const auto l = static_cast<size_t>(layer_idx);
+  const std::string prefix = absl::StrCat("model.layers.", layer_idx, ".");
+  const std::string attention = prefix + "self_attn.", mlp = prefix + "mlp.";
+  TargetLayerOf<typename Packer::Storage> layer;
+  layer.input_norm =
+      pack.Floats(read.Bf16AsFloat(prefix + "input_layernorm.weight", config.hidden));
+  layer.post_attention_norm =
+      pack.Floats(read.Bf16AsFloat(prefix + "post_attention_layernorm.weight", config.hidden));
+  layer.qkv = pack.Matrix(read.GroupedFp8Matrix(attention + "qkv_proj.weight", config.num_kv_heads,
+                                                config.qkv_shard_rows(), config.hidden));
+  layer.output = pack.Matrix(read.Bf16Matrix(attention + "o_proj.weight", config.hidden,
+                                             config.num_q_heads * config.v_head_dim));
+  if (config.attention[l] == AttentionKind::kSliding && config.sinks_on_sliding) {
+    layer.sinks =
+        pack.Floats(read.Bf16AsFloat(attention + "attention_sink_bias", config.num_q_heads));
+  }
+  if (!config.is_moe[l]) {
+    layer.mlp = pack.Mlp(
+        read.Mlp(kernels::WeightFormat::kFp8Block128, mlp, config.dense_ffn_width, config.hidden));
+    return layer;
+  }
+  layer.router = pack.Floats(read.Router(mlp + "gate.weight", config.num_experts, config.hidden));
+  layer.router_bias =
+      pack.Floats(read.F32(mlp + "gate.e_score_correction_bias", {config.num_experts}));
+  layer.experts = pack.NewExperts(config);
+  for (int expert = 0; expert < config.num_experts && read.status().ok(); ++expert) {
+    pack.AddExpert(layer.experts, expert,
+                   read.Mlp(config.expert_format, absl::StrCat(mlp, "experts.", expert, "."),
+                            config.expert_ffn_width, config.hidden));
+  }
+  return layer;
+}
+
+template <typename Reader, typename Packer>
+TargetWeightsOf<typename Packer::Storage> ReadTarget(Reader& read, Packer& pack,
+                                                     const ModelConfig& config,
+                                                     const std::function<void(int)>& layer_done) {
+  TargetWeightsOf<typename Packer::Storage> target;
+  target.embedding =
+      pack.Bf16s(read.Bf16("model.embed_tokens.weight", config.vocabulary, config.hidden));
+  target.final_norm = pack.Floats(read.Bf16AsFloat("model.norm.weight", config.hidden));
+  target.head = pack.Matrix(read.Bf16Matrix("lm_head.weight", config.vocabulary, config.hidden));
+  for (int l = 0; l < config.num_layers && read.status().ok(); ++l) {
+    target.layers.push_back(ReadTargetLayer(read, pack, config, l));
+    layer_done(l + 1);
+  }
+  return target;
+}
+
+// Appends the layer's k and v rows to `context_kv`.
+template <typename Reader, typename Packer, typename Source>
+DrafterLayerOf<typename Packer::Storage> ReadDrafterLayer(Reader& read, Packer& pack,
+                                                          const DrafterConfig& config,
+                                                          int layer_idx, Source& context_kv) {
+  const std::string prefix = absl::StrCat("layers.", layer_idx, ".");
+  const std::string attention = prefix + "self_attn.";
+  const int q_rows = config.num_q_heads * config.head_dim,
+            kv_rows = config.num_kv_heads * config.head_dim;
+  DrafterLayerOf<typename Packer::Storage> layer;
+  layer.input_norm =
+      pack.Floats(read.Bf16AsFloat(prefix + "input_layernorm.weight", config.hidden));
+  layer.post_attention_norm =
+      pack.Floats(read.Bf16AsFloat(prefix + "post_attention_layernorm.weight", config.hidden));
+  Source qkv = read.Bf16Matrix(attention + "q_proj.weight", q_rows, config.hidden);
+  for (const char* name : {"k_proj.weight", "v_proj.weight"}) {
+    const Source rows = read.Bf16Matrix(attention + name, kv_rows, config.hidden);
+    qkv.AppendRows(rows);
+    context_kv.AppendRows(rows);
+  }
+  layer.qkv = pack.Matrix(qkv);
+  layer.q_norm = pack.Floats(read.Bf16AsFloat(attention + "q_norm.weight", config.head_dim));
+  layer.k_norm = pack.Floats(read.Bf16AsFloat(attention + "k_norm.weight", config.head_dim));
+  if (config.has_sinks) {
+    layer.sinks =
+        pack.Floats(read.Bf16AsFloat(attention + "attention_sink_bias", config.num_q_heads));
+  }
+  layer.output = pack.Matrix(read.Bf16Matrix(attention + "o_proj.weight", config.hidden, q_rows));
+  layer.mlp = pack.Mlp(
+      read.Mlp(kernels::WeightFormat::kBf16, prefix + "mlp.", config.ffn_width, config.hidden));
+  return layer;
+}
+
+// All but the mask embedding, which has a file of its own.
+template <typename Reader, typename Packer>
+DrafterWeightsOf<typename Packer::Storage> ReadDrafter(Reader& read, Packer& pack,
+                                                       const DrafterConfig& config,
+                                                       const std::function<void(int)>& layer_done) {
+  DrafterWeightsOf<typename Packer::Storage> drafter;
+  const int num_taps = static_cast<int>(config.target_layer_ids.size());
+  drafter.features =
+      pack.Matrix(read.Bf16Matrix("fc.weight", config.hidden, num_taps * config.hidden));
+  drafter.features_norm = pack.Floats(read.Bf16AsFloat("hidden_norm.weight", config.hidden));
+  drafter.final_norm = pack.Floats(read.Bf16AsFloat("norm.weight", config.hidden));
+  decltype(read.Bf16Matrix("", 0, 0)) context_kv;
+  for (int l = 0; l < config.num_layers && read.status().ok(); ++l) {
+    drafter.layers.push_back(ReadDrafterLayer(read, pack, config, l, context_kv));
+    layer_done(l + 1);
+  }
+  drafter.context_kv = pack.Matrix(context_kv);
+  return drafter;
+}
+
+inline absl::Status InFolder(const std::string& folder, const absl::Status& status) {
+  return status.ok() ? status
+                     : absl::Status(status.code(), absl::StrCat(folder, ": ", status.message()));
+}
+
+template <typename Packer>
+absl::Status LoadTarget(const std::string& folder, const ModelConfig& config, Packer& pack,
+                        const std::function<void(int)>& layer_done,
+                        TargetWeightsOf<typename Packer::Storage>& target) {
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(
+      folder,
+      {.single_files = {"model.safetensors"}, .optional_prefix = "", .skip_prefix = "model.mtp."});
+  if (!checkpoint.ok()) return checkpoint.status();
+  TensorReader read(**checkpoint);
+  target = ReadTarget(read, pack, config, layer_done);
+  if (!read.status().ok()) return InFolder(folder, read.status());
+  return (*checkpoint)->ExpectAllTaken();
+}
+
+template <typename Packer>
+absl::Status LoadDrafter(const std::string& folder, const DrafterConfig& config, Packer& pack,
+                         const std::function<void(int)>& layer_done,
+                         DrafterWeightsOf<typename Packer::Storage>& drafter) {
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(
+      folder, {.single_files = {"dflash_draft_model.safetensors", "model.safetensors"},
+               .optional_prefix = "model.",
+               .skip_prefix = ""});
+  if (!checkpoint.ok()) return checkpoint.status();
+  TensorReader read(**checkpoint);
+  drafter = ReadDrafter(read, pack, config, layer_done);
+  if (!read.status().ok()) return InFolder(folder, read.status());
+  if (absl::Status status = (*checkpoint)->ExpectAllTaken(); !status.ok()) return status;
+
+  const std::string mask_path = folder + "/mask_embedding.pt";
+  absl::StatusOr<MaskEmbedding> mask = ReadMaskEmbedding(mask_path, config.hidden);
+  if (!mask.ok()) return mask.status();
+  if (mask->mask_token_id != config.mask_token_id) {
+    return absl::InvalidArgumentError(absl::StrCat(mask_path, ": mask_token_id: is ",
+                                                   mask->mask_token_id, "; config.json says ",
+                                                   config.mask_token_id));
+  }
+  drafter.mask_embedding = pack.Bf16s(std::move(mask->embedding));
+  return absl::OkStatus();
+}
+
+// As LoadModelWeights, with any packer.
+template <typename Packer>
+absl::StatusOr<ModelWeightsOf<typename Packer::Storage>> LoadModelWeightsWith(
+    Packer& pack, const std::string& folder, const ModelConfig& config,
+    const std::function<void(int, int)>& progress) {
+  const int total = config.num_layers + config.drafter.num_layers;
+  const auto report = [&](int done) {
+    if (progress) progress(done, total);
+  };
+  ModelWeightsOf<typename Packer::Storage> weights;
+  if (absl::Status s = LoadTarget(folder, config, pack, report, weights.target); !s.ok()) return s;
+  if (config.drafter.num_layers > 0) {
+    const auto report_drafter = [&](int done) { report(config.num_layers + done); };
+    if (absl::Status s =
+            LoadDrafter(folder + "/dflash", config.drafter, pack, report_drafter, weights.drafter);
+        !s.ok()) {
+      return s;
+    }
+  }
+  return weights;
+}
+
+}  // namespace ultraspeed::worker

@@ -1,0 +1,30 @@
+// An executor that runs a real model: what the two of them (worker/cpu, worker/cuda) share, and
+// what benchmarks, evaluation and tests look at beyond the engine's interface.
+//
+// Thread: the engine thread only.
+#pragma once
+
+#include "absl/status/status.h"
+#include "worker/executor.h"
+#include "worker/statistics.h"
+
+namespace ultraspeed::worker {
+
+inline constexpr int kPageTokens = 64;  // P, of both executors
+
+class ModelExecutor : public Executor {
+ public:
+  virtual const ForwardStatistics& statistics() const = 0;
+
+  // Runs the step's tokens like a round that neither drafts nor samples, and gives the target's
+  // logits after each of them. REQUIRES: as Run; step.block == 1.
+  virtual void Logits(const SequenceStep& step, float* out /*[num_tokens, V]*/) = 0;
+};
+
+// INVALID_ARGUMENT names the option, its value and its bounds.
+absl::Status ValidateOptions(const ExecutorOptions& options);
+
+// Aborts with the operands if the round breaks what Executor::Run requires of the engine.
+void CheckRound(const Round& round, const Executor& executor);
+
+}  // namespace ultraspeed::worker
