@@ -26,7 +26,9 @@ constexpr char kUsage[] =
     "  ultraspeed chat     [flags] [MESSAGE]  answer a message; without one, on a terminal, "
     "converse\n"
     "  ultraspeed models   [flags]            what the server offers\n"
-    "  ultraspeed tokenize [flags] [TEXT]     token ids of a text\n\n"
+    "  ultraspeed tokenize [flags] [TEXT]     token ids of a text\n"
+    "  ultraspeed admin ..                    tenants, keys, prices, usage, audit; see `ultraspeed "
+    "admin`\n\n"
     "`ultraspeed COMMAND --help` lists the flags. Exit status: 0 done, 1 other, 2 usage, 3 invalid "
     "argument, 4 not authenticated\n"
     "or permitted, 5 not found, 6 exhausted, 7 unavailable, 8 deadline, 130 interrupted.\n";

@@ -13,8 +13,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "client/admin.h"
 #include "client/arguments.h"
 #include "client/chunk_printer.h"
+#include "client/exit_code.h"
 #include "common/grpc_status.h"
 #include "common/limits.h"
 #include "common/server_main.h"
@@ -28,32 +30,6 @@
 
 namespace ultraspeed::client {
 namespace {
-
-constexpr int kExitUsage = 2;
-constexpr int kExitInterrupted = 130;
-
-int ExitCode(const absl::Status& status) {
-  switch (status.code()) {
-    case absl::StatusCode::kOk:
-      return 0;
-    case absl::StatusCode::kInvalidArgument:
-    case absl::StatusCode::kOutOfRange:
-      return 3;
-    case absl::StatusCode::kUnauthenticated:
-    case absl::StatusCode::kPermissionDenied:
-      return 4;
-    case absl::StatusCode::kNotFound:
-      return 5;
-    case absl::StatusCode::kResourceExhausted:
-      return 6;
-    case absl::StatusCode::kUnavailable:
-      return 7;
-    case absl::StatusCode::kDeadlineExceeded:
-      return 8;
-    default:
-      return 1;
-  }
-}
 
 // Cancels one call when Ctrl-C comes.
 class Interrupt {
@@ -270,6 +246,7 @@ absl::Status Run(const Arguments& arguments, ShutdownSignal* signal) {
 }
 
 int Main(int argc, char** argv) {
+  if (argc > 1 && std::string(argv[1]) == "admin") return RunAdmin(argc, argv);
   auto arguments = ParseArguments(argc, argv);
   if (!arguments.ok()) {
     std::cerr << "ultraspeed: " << arguments.status().message() << "\n";

@@ -28,6 +28,7 @@ inline constexpr int kGrpcMetadataBytesMax = 16 << 10;
 inline constexpr int kGrpcConcurrentStreamsMax = 1024;  // per connection
 inline constexpr int kChunkTokensMax =
     4096;  // tokens of one streamed chunk, however slow its reader; with 8 logprobs below 1 MiB
+inline constexpr int kListRecordsMax = 1024;  // ids of one ListRecords call
 inline constexpr size_t kTokenizerPartBytes = 1u << 20;
 inline constexpr size_t kTokenizerBytesMax = 256u << 20;
 
@@ -47,6 +48,10 @@ inline constexpr size_t kInlineTokenizeBytes =
     16u << 10;  // longer texts are tokenized off the gRPC threads
 inline constexpr int kTokenizeThreads = 2;
 inline constexpr size_t kTokenizeQueue = 256;
+inline constexpr int kBlockingThreads = 8;  // that wait for the store and the shared limiter
+inline constexpr size_t kBlockingQueue = 4096;
+inline constexpr int kLikelyCompletionTokens =
+    1024;  // what queue and token limits expect of a request that may generate more
 inline constexpr size_t kUnsentTextBytesMax =
     256u << 10;  // a slow client's text; beyond it the worker's stream is not read
 
@@ -54,6 +59,7 @@ inline constexpr size_t kUnsentTextBytesMax =
 inline constexpr int kWaitingRequestsMax =
     64;  // accepted, but without a slot and pages; the router holds the real queue
 inline constexpr int kSequencesMax = 256;      // slots of one worker
+inline constexpr size_t kTerminalRecordsMax = 65536;  // ended requests that a worker can tell about
 inline constexpr int kUltraspeedBatchMax = 2;  // ultraspeed sequences that share a decode round
 inline constexpr int kStandardFloorRounds =
     8;  // after so many rounds without them, standard sequences get one

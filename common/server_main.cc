@@ -74,6 +74,7 @@ absl::Status AnnounceReady(const std::string& program, const ReadyPorts& ports,
   std::string json =
       absl::StrCat("{\"port\":", ports.port, ",\"metrics_port\":", ports.metrics_port);
   if (ports.http_port != 0) absl::StrAppend(&json, ",\"http_port\":", ports.http_port);
+  if (ports.admin_port != 0) absl::StrAppend(&json, ",\"admin_port\":", ports.admin_port);
   json.push_back('}');
   if (!ready_file.empty()) {
     const std::string temporary = absl::StrCat(ready_file, ".", getpid());
@@ -87,7 +88,10 @@ absl::Status AnnounceReady(const std::string& program, const ReadyPorts& ports,
   std::printf("ready %s\n", json.c_str());
   std::fflush(stdout);
   Log(LogLevel::kInfo, program + ".ready",
-      {{"port", ports.port}, {"metrics_port", ports.metrics_port}, {"http_port", ports.http_port}});
+      {{"port", ports.port},
+       {"metrics_port", ports.metrics_port},
+       {"http_port", ports.http_port},
+       {"admin_port", ports.admin_port}});
   return absl::OkStatus();
 }
 

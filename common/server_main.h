@@ -48,6 +48,7 @@ struct ReadyPorts {
   int port = 0;
   int metrics_port = 0;  // 0 = no metrics endpoint
   int http_port = 0;     // 0 = no HTTP endpoint
+  int admin_port = 0;    // 0 = no admin endpoint
 };
 
 // Logs `<program>.ready`, prints one line `ready {"port":..,"metrics_port":..}` on standard output

@@ -2,21 +2,18 @@
 
 #include <fcntl.h>
 #include <openssl/crypto.h>
-#include <openssl/evp.h>
-#include <openssl/hmac.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "common/limits.h"
@@ -24,36 +21,14 @@
 namespace ultraspeed::router {
 namespace {
 
-constexpr size_t kPepperBytesMin = 16;
 constexpr size_t kKeyFileBytesMax = 16u << 20;  // about 100,000 keys
-constexpr size_t kNameBytesMax = 64;
-constexpr size_t kDigestBytes = 32;
-constexpr int kKeyRandomBytes = 16;
+constexpr size_t kDigestBytes = std::tuple_size_v<ApiKeyDigest>;
 
-std::array<uint8_t, kDigestBytes> DigestOf(absl::string_view key, absl::string_view pepper) {
-  std::array<uint8_t, kDigestBytes> digest{};
-  unsigned int digest_bytes = 0;
-  HMAC(EVP_sha256(), pepper.data(), static_cast<int>(pepper.size()),
-       reinterpret_cast<const unsigned char*>(key.data()), key.size(), digest.data(),
-       &digest_bytes);
-  return digest;
-}
-
-uint64_t TableKey(const std::array<uint8_t, kDigestBytes>& digest) {
+uint64_t TableKey(const ApiKeyDigest& digest) {
   uint64_t key;
   std::memcpy(&key, digest.data(), sizeof(key));
   return key;
 }
-
-bool IsName(absl::string_view name) {
-  return !name.empty() && name.size() <= kNameBytesMax &&
-         std::all_of(name.begin(), name.end(), [](char c) {
-           return absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '.' || c == '_' ||
-                  c == '-';
-         });
-}
-
-absl::Status Unauthenticated() { return absl::UnauthenticatedError("missing or invalid API key"); }
 
 // Closes on every way out.
 class File {
@@ -89,50 +64,6 @@ class File {
 
 }  // namespace
 
-std::string HashApiKey(absl::string_view key, absl::string_view pepper) {
-  const auto digest = DigestOf(key, pepper);
-  return absl::BytesToHexString(
-      absl::string_view(reinterpret_cast<const char*>(digest.data()), digest.size()));
-}
-
-absl::StatusOr<std::string> GenerateApiKey() {
-  char random[kKeyRandomBytes];
-  ssize_t num_read;
-  do {
-    num_read = getrandom(random, sizeof(random), 0);  // never partial below 256 bytes
-  } while (num_read < 0 && errno == EINTR);
-  if (num_read != kKeyRandomBytes) {
-    return absl::InternalError(absl::StrCat("getrandom: ", std::strerror(errno)));
-  }
-  return absl::StrCat("us-", absl::BytesToHexString(absl::string_view(random, sizeof(random))));
-}
-
-absl::StatusOr<std::string> ReadPepper(const std::string& path) {
-  const File file(path);
-  if (file.fd() < 0) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("pepper file ", path, ": ", std::strerror(errno)));
-  }
-  absl::StatusOr<std::string> pepper = file.Read(path, 4096);
-  if (!pepper.ok()) return pepper.status();
-  while (!pepper->empty() && (pepper->back() == '\n' || pepper->back() == '\r')) pepper->pop_back();
-  if (pepper->size() < kPepperBytesMin) {
-    return absl::FailedPreconditionError(absl::StrCat("pepper file ", path, " has ", pepper->size(),
-                                                      " bytes; at least ", kPepperBytesMin,
-                                                      " are needed"));
-  }
-  return pepper;
-}
-
-absl::string_view ApiKeyFromHeaders(absl::string_view authorization, absl::string_view api_key) {
-  constexpr absl::string_view kBearer = "Bearer ";
-  authorization = absl::StripAsciiWhitespace(authorization);
-  if (absl::StartsWithIgnoreCase(authorization, kBearer)) {
-    return absl::StripAsciiWhitespace(authorization.substr(kBearer.size()));
-  }
-  return authorization.empty() ? absl::StripAsciiWhitespace(api_key) : absl::string_view();
-}
-
 absl::Status ApiKeys::Options::Validate() const {
   if (path.empty()) return absl::InvalidArgumentError("API key file: the path is empty");
   if (pepper.size() < kPepperBytesMin) {
@@ -153,13 +84,13 @@ ApiKeys::ApiKeys(Options options, Contents contents)
     : options_(std::move(options)), table_(std::move(contents.table)), version_(contents.version) {}
 
 absl::StatusOr<AuthenticatedTenant> ApiKeys::Authenticate(absl::string_view key) const {
-  if (key.empty() || key.size() > limits::kApiKeyBytesMax) return Unauthenticated();
-  const Digest digest = DigestOf(key, options_.pepper);
+  if (key.empty() || key.size() > limits::kApiKeyBytesMax) return InvalidApiKeyError();
+  const ApiKeyDigest digest = DigestApiKey(key, options_.pepper);
   absl::ReaderMutexLock lock(&mutex_);
   const auto found = table_.find(TableKey(digest));
-  if (found == table_.end()) return Unauthenticated();
+  if (found == table_.end()) return InvalidApiKeyError();
   if (CRYPTO_memcmp(found->second.digest.data(), digest.data(), kDigestBytes) != 0)
-    return Unauthenticated();
+    return InvalidApiKeyError();
   return found->second.tenant;
 }
 
@@ -220,8 +151,8 @@ absl::StatusOr<ApiKeys::Table> ApiKeys::Parse(const std::string& path, absl::str
         absl::StrSplit(line, absl::ByAnyChar(" \t"), absl::SkipEmpty());
     if (fields.size() != 3)
       return fault(absl::StrCat("has ", fields.size(), " fields; tenant, key id and hash are 3"));
-    if (!IsName(fields[0])) return fault("the tenant must be 1..64 of A-Z a-z 0-9 . _ -");
-    if (!IsName(fields[1])) return fault("the key id must be 1..64 of A-Z a-z 0-9 . _ -");
+    if (!IsAccountName(fields[0])) return fault("the tenant must be 1..64 of A-Z a-z 0-9 . _ -");
+    if (!IsAccountName(fields[1])) return fault("the key id must be 1..64 of A-Z a-z 0-9 . _ -");
     const auto is_hex = [](char c) { return absl::ascii_isxdigit(static_cast<unsigned char>(c)); };
     if (fields[2].size() != 2 * kDigestBytes ||
         !std::all_of(fields[2].begin(), fields[2].end(), is_hex)) {

@@ -1,13 +1,11 @@
-// Who is calling: API keys against a file that holds only their hashes.
-//
-// Called by the services at the head of every request. Key file: UTF-8, one key a line,
+// The Authenticator of a router without an accounts store: API keys against a file that holds only
+// their hashes. Key file: UTF-8, one key a line,
 //   <tenant> <key-id> <hex HMAC-SHA-256 of the key with the pepper>
 // blank lines and lines that begin with # are ignored. The pepper lives elsewhere, so a stolen key
 // file opens nothing. Every failure reads the same to the caller: which part was wrong is nobody's
 // business.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -18,29 +16,14 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
+#include "router/api_key.h"
+#include "router/authenticator.h"
 
 namespace ultraspeed::router {
 
-struct AuthenticatedTenant {
-  std::string tenant;
-  std::string key_id;
-};
-
-// Hex HMAC-SHA-256 of `key` under `pepper`: what the key file stores.
-std::string HashApiKey(absl::string_view key, absl::string_view pepper);
-// A new key: "us-" and 32 hex digits, 128 bits from the kernel. INTERNAL if the kernel gives no
-// randomness.
-absl::StatusOr<std::string> GenerateApiKey();
-// The pepper in a file, without trailing line ends. FAILED_PRECONDITION names the file when it is
-// missing or shorter than 16 bytes.
-absl::StatusOr<std::string> ReadPepper(const std::string& path);
-// The key of a request: from `authorization: Bearer <key>`, else from `api-key: <key>`; empty if
-// there is none.
-absl::string_view ApiKeyFromHeaders(absl::string_view authorization, absl::string_view api_key);
-
 // Thread contract: every method may be called from any thread; Authenticate shares a read lock with
 // no file access under it.
-class ApiKeys {
+class ApiKeys : public Authenticator {
  public:
   struct Options {
     std::string path;
@@ -52,17 +35,16 @@ class ApiKeys {
   // INVALID_ARGUMENT names file, line and fault; NOT_FOUND the file.
   static absl::StatusOr<std::unique_ptr<ApiKeys>> Create(Options options);
 
-  // UNAUTHENTICATED with one fixed message for every reason.
-  absl::StatusOr<AuthenticatedTenant> Authenticate(absl::string_view key) const;
+  // Every tenant of the file has UnrestrictedTerms().
+  absl::StatusOr<AuthenticatedTenant> Authenticate(absl::string_view key) const override;
   // Reads the file again if it changed. On an error the old keys stay in force. Meant for a timer
   // of about a second.
   absl::Status ReloadIfChanged();
   int num_keys() const;
 
  private:
-  using Digest = std::array<uint8_t, 32>;
   struct Entry {
-    Digest digest;
+    ApiKeyDigest digest;
     AuthenticatedTenant tenant;
   };
   using Table = absl::flat_hash_map<uint64_t, Entry>;  // by the first 8 bytes of the digest

@@ -1,5 +1,6 @@
 #include "router/inference_service.h"
 
+#include <algorithm>
 #include <random>
 #include <utility>
 
@@ -9,7 +10,9 @@
 #include "common/limits.h"
 #include "common/status_macros.h"
 #include "grpcpp/support/proto_buffer_writer.h"
+#include "router/api_key.h"
 #include "router/request_decoder.h"
+#include "router/usage_query.h"
 
 namespace ultraspeed::router {
 namespace {
@@ -35,10 +38,22 @@ void Serialize(const google::protobuf::Message& message, grpc::ByteBuffer* bytes
                                                                                    &own_buffer);
 }
 
+// A caller that names no max_tokens gets a huge one; what it will use is closer to a constant.
+int64_t LikelyTokens(const GenerationParams& params, int32_t max_tokens) {
+  return params.max_tokens ? max_tokens : std::min(max_tokens, limits::kLikelyCompletionTokens);
+}
+
+absl::Status BlockingPoolFull() {
+  return absl::ResourceExhaustedError(
+      absl::StrCat("too many calls wait for the store, at most ", limits::kBlockingQueue));
+}
+
 }  // namespace
 
 InferenceService::InferenceService(const Options& options)
-    : options_(options), tokenize_pool_(limits::kTokenizeThreads, limits::kTokenizeQueue) {}
+    : options_(options),
+      tokenize_pool_(limits::kTokenizeThreads, limits::kTokenizeQueue),
+      blocking_pool_(limits::kBlockingThreads, limits::kBlockingQueue) {}
 
 absl::StatusOr<AuthenticatedTenant> InferenceService::Authenticate(
     const grpc::CallbackServerContext& context) const {
@@ -60,25 +75,44 @@ absl::StatusOr<InferenceService::ResolvedModel> InferenceService::ResolveModel(
   return exact.status();
 }
 
-v1::ServiceTier InferenceService::ResolveTier(v1::ServiceTier asked,
-                                              bool by_ultraspeed_alias) const {
-  if (asked == v1::SERVICE_TIER_STANDARD || asked == v1::SERVICE_TIER_ULTRASPEED) return asked;
-  return by_ultraspeed_alias ? v1::SERVICE_TIER_ULTRASPEED : options_.auto_tier;
+absl::StatusOr<std::vector<Tier>> InferenceService::ResolveTiers(v1::ServiceTier asked,
+                                                                 const ResolvedModel& resolved,
+                                                                 const TenantTerms& terms) const {
+  const std::string& model = resolved.model->facts.name;
+  const auto may_use = [&](Tier tier) { return terms.Find(model, tier) != nullptr; };
+  std::optional<Tier> named;
+  if (asked == v1::SERVICE_TIER_STANDARD) named = Tier::kStandard;
+  if (asked == v1::SERVICE_TIER_ULTRASPEED ||
+      (asked == v1::SERVICE_TIER_AUTO && resolved.by_ultraspeed_alias)) {
+    named = Tier::kUltraspeed;
+  }
+  std::vector<Tier> tiers;
+  if (named) {
+    if (may_use(*named)) tiers.push_back(*named);
+  } else {
+    const bool try_ultraspeed = may_use(Tier::kUltraspeed) && options_.auto_may_be_ultraspeed &&
+                                options_.queue->HasFreePlace(model, Tier::kUltraspeed);
+    if (try_ultraspeed) tiers.push_back(Tier::kUltraspeed);
+    if (may_use(Tier::kStandard)) tiers.push_back(Tier::kStandard);
+    if (tiers.empty() && may_use(Tier::kUltraspeed)) tiers.push_back(Tier::kUltraspeed);
+  }
+  if (!tiers.empty()) return tiers;
+  return absl::InvalidArgumentError(absl::StrCat("service_tier=", named ? TierName(*named) : "auto",
+                                                 ": this tenant may not use it for model ", model));
 }
 
 // ---- Streams ----
 
 template <typename Request>
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartStream(
-    grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes, absl::string_view method,
-    absl::StatusOr<RelayRequest> (InferenceService::*prepare)(const Request&, const std::string&)
-        const) {
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes, absl::string_view method) {
   auto relay = StreamRelay::Create({.context = context,
                                     .pool = options_.pool,
+                                    .queue = options_.queue,
                                     .metrics = options_.metrics,
                                     .clock = options_.clock,
                                     .method = method});
-  const auto tenant = Authenticate(*context);
+  auto tenant = Authenticate(*context);
   if (!tenant.ok()) {
     relay->Fail(tenant.status());
     return relay.get();
@@ -91,12 +125,12 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartStream(
   relay->SetCaller(
       tenant->tenant, tenant->key_id,
       request->options().client_request_id().substr(0, limits::kClientRequestIdBytesMax));
-  auto run = [this, relay, request, prepare] {
-    auto ready = (this->*prepare)(*request, relay->request_id());
-    if (ready.ok()) {
-      relay->Begin(*std::move(ready));
+  auto run = [this, relay, request, tenant = *std::move(tenant)] {
+    auto prepared = Prepare(*request, tenant, relay->request_id());
+    if (prepared.ok()) {
+      Admit(relay, *std::move(prepared));
     } else {
-      relay->Fail(ready.status());
+      relay->Fail(prepared.status());
     }
   };
   if (bytes.Length() <= limits::kInlineTokenizeBytes) {
@@ -108,28 +142,47 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartStream(
   return relay.get();
 }
 
+void InferenceService::Admit(std::shared_ptr<StreamRelay> relay, Prepared prepared) {
+  const bool may_block = options_.admission->MayBlock(prepared.admission);
+  auto request = std::make_shared<Prepared>(std::move(prepared));
+  const auto run = [this, relay, request] {
+    AdmissionResult result = options_.admission->Admit(request->admission);
+    if (result.settlement.ok()) {
+      relay->Begin(std::move(request->relay), *std::move(result.settlement), result.metadata);
+    } else {
+      relay->Fail(result.settlement.status(), result.metadata);
+    }
+  };
+  if (!may_block) {
+    run();
+  } else if (!blocking_pool_.TrySubmit(run)) {
+    relay->Fail(BlockingPoolFull(), {{"retry-after", "1"}});
+  }
+}
+
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes) {
-  return StartStream<v1::GenerateRequest>(context, *bytes, "Generate",
-                                          &InferenceService::PrepareGenerate);
+  return StartStream<v1::GenerateRequest>(context, *bytes, "Generate");
 }
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::Chat(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* bytes) {
-  return StartStream<v1::ChatRequest>(context, *bytes, "Chat", &InferenceService::PrepareChat);
+  return StartStream<v1::ChatRequest>(context, *bytes, "Chat");
 }
 
-absl::StatusOr<RelayRequest> InferenceService::PrepareGenerate(
-    const v1::GenerateRequest& request, const std::string& request_id) const {
+absl::StatusOr<InferenceService::Prepared> InferenceService::Prepare(
+    const v1::GenerateRequest& request, const AuthenticatedTenant& tenant,
+    const std::string& request_id) const {
   ASSIGN_OR_RETURN(const ResolvedModel resolved, ResolveModel(request.model()));
   ASSIGN_OR_RETURN(const GenerationParams params, ValidateGenerate(request, resolved.model->facts));
   ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
                    resolved.model->tokenizer->Encode(request.prompt(), SpecialTokens::kAsText));
-  return Prepare(resolved, params, std::move(prompt), request_id);
+  return Assemble(resolved, params, std::move(prompt), tenant, request_id);
 }
 
-absl::StatusOr<RelayRequest> InferenceService::PrepareChat(const v1::ChatRequest& request,
-                                                           const std::string& request_id) const {
+absl::StatusOr<InferenceService::Prepared> InferenceService::Prepare(
+    const v1::ChatRequest& request, const AuthenticatedTenant& tenant,
+    const std::string& request_id) const {
   ASSIGN_OR_RETURN(const ResolvedModel resolved, ResolveModel(request.model()));
   ASSIGN_OR_RETURN(const ChatParams params, ValidateChat(request, resolved.model->facts));
   const auto& chat_template = resolved.model->chat_template;
@@ -140,20 +193,28 @@ absl::StatusOr<RelayRequest> InferenceService::PrepareChat(const v1::ChatRequest
   ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
                    EncodeSegments(*resolved.model->tokenizer,
                                   chat_template->Segments(params.turns, params.enable_thinking)));
-  return Prepare(resolved, params.generation, std::move(prompt), request_id);
+  return Assemble(resolved, params.generation, std::move(prompt), tenant, request_id);
 }
 
-absl::StatusOr<RelayRequest> InferenceService::Prepare(const ResolvedModel& resolved,
-                                                       const GenerationParams& params,
-                                                       std::vector<int32_t> prompt,
-                                                       const std::string& request_id) const {
+absl::StatusOr<InferenceService::Prepared> InferenceService::Assemble(
+    const ResolvedModel& resolved, const GenerationParams& params, std::vector<int32_t> prompt,
+    const AuthenticatedTenant& tenant, const std::string& request_id) const {
   const ServedModel& model = *resolved.model;
   ASSIGN_OR_RETURN(const int32_t max_tokens,
                    MaxTokens(params, static_cast<int64_t>(prompt.size()), model.facts));
-  RelayRequest ready;
-  ready.model = resolved.model;
-  ready.stop = params.stop;
-  v1::WorkerGenerateRequest& out = ready.worker_request;
+  ASSIGN_OR_RETURN(std::vector<Tier> tiers,
+                   ResolveTiers(params.service_tier, resolved, *tenant.terms));
+  Prepared prepared;
+  prepared.admission = {.request_id = request_id,
+                        .tenant = tenant,
+                        .model = model.facts.name,
+                        .prompt_tokens = static_cast<int64_t>(prompt.size()),
+                        .max_tokens = max_tokens,
+                        .likely_tokens = LikelyTokens(params, max_tokens),
+                        .tiers = std::move(tiers)};
+  prepared.relay.model = resolved.model;
+  prepared.relay.stop = params.stop;
+  v1::WorkerGenerateRequest& out = prepared.relay.worker_request;
   out.set_request_id(request_id);
   out.mutable_prompt_token_ids()->Add(prompt.begin(), prompt.end());
   out.set_max_tokens(max_tokens);
@@ -164,10 +225,9 @@ absl::StatusOr<RelayRequest> InferenceService::Prepare(const ResolvedModel& reso
   if (!params.ignore_eos)
     out.mutable_stop_token_ids()->Add(model.eos_token_ids.begin(), model.eos_token_ids.end());
   out.set_speculation(params.speculation);
-  out.set_service_tier(ResolveTier(params.service_tier, resolved.by_ultraspeed_alias));
   out.set_logprobs(params.logprobs);
   out.set_priority(params.priority);
-  return ready;
+  return prepared;
 }
 
 // ---- Unary calls ----
@@ -227,12 +287,16 @@ grpc::ServerUnaryReactor* InferenceService::ListModels(grpc::CallbackServerConte
   if (!tenant.ok()) return FinishUnary(context, "ListModels", tenant.status());
   v1::ListModelsResponse message;
   for (const WorkerPool::ModelStatus& status : options_.pool->Models()) {
+    const std::string& name = status.model->facts.name;
+    const bool standard = tenant->terms->Find(name, Tier::kStandard) != nullptr;
+    const bool ultraspeed = tenant->terms->Find(name, Tier::kUltraspeed) != nullptr;
+    if (!standard && !ultraspeed) continue;
     v1::Model* model = message.add_models();
-    model->set_name(status.model->facts.name);
+    model->set_name(name);
     model->set_context_tokens(status.model->facts.context_tokens);
     model->set_workers_ready(status.workers_ready);
-    model->add_tiers(v1::SERVICE_TIER_STANDARD);
-    model->add_tiers(v1::SERVICE_TIER_ULTRASPEED);
+    if (standard) model->add_tiers(v1::SERVICE_TIER_STANDARD);
+    if (ultraspeed) model->add_tiers(v1::SERVICE_TIER_ULTRASPEED);
     model->set_weights_sha256(status.model->weights_sha256);
   }
   Serialize(message, response);
@@ -242,12 +306,25 @@ grpc::ServerUnaryReactor* InferenceService::ListModels(grpc::CallbackServerConte
 grpc::ServerUnaryReactor* InferenceService::GetUsage(grpc::CallbackServerContext* context,
                                                      const grpc::ByteBuffer* bytes,
                                                      grpc::ByteBuffer* response) {
-  (void)bytes;
-  (void)response;
   const auto tenant = Authenticate(*context);
   if (!tenant.ok()) return FinishUnary(context, "GetUsage", tenant.status());
-  return FinishUnary(context, "GetUsage",
-                     absl::UnimplementedError("this router has no accounts store"));
+  if (options_.store == nullptr) {
+    return FinishUnary(context, "GetUsage",
+                       absl::UnimplementedError("this router has no accounts store"));
+  }
+  v1::GetUsageRequest request;
+  absl::Status status = DecodeRequest(*bytes, &request);
+  auto query = status.ok() ? ToUsageQuery(request, tenant->tenant, options_.clock->Now()) : status;
+  if (!query.ok()) return FinishUnary(context, "GetUsage", query.status());
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const auto run = [this, reactor, response, query = *std::move(query)] {  // response: see Tokenize
+    const auto buckets = options_.store->QueryUsage(query);
+    if (buckets.ok()) Serialize(ToUsageResponse(*buckets), response);
+    options_.metrics->UnaryEnded("GetUsage", buckets.status().code());
+    reactor->Finish(ToGrpcStatus(buckets.status()));
+  };
+  if (!blocking_pool_.TrySubmit(run)) return FinishUnary(context, "GetUsage", BlockingPoolFull());
+  return reactor;
 }
 
 }  // namespace ultraspeed::router

@@ -1,6 +1,6 @@
 // The public Inference service: authenticates, decodes, checks, tokenizes, resolves model and tier,
-// and hands the request to a StreamRelay. Runs on gRPC threads (short texts) and a small TaskPool
-// (long ones).
+// has the request admitted (limits, budget, ledger) and hands it to a StreamRelay. Runs on gRPC
+// threads (short texts), a small TaskPool (long ones) and the blocking pool (what asks the store).
 //
 // Surprising: requests come as raw bytes, because gRPC answers a string that is not UTF-8 with a
 // bare UNIMPLEMENTED; see request_decoder.h. The alias `<model>-ultraspeed` means tier ultraspeed
@@ -9,14 +9,18 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "common/clock.h"
-#include "router/auth.h"
+#include "router/admission.h"
+#include "router/authenticator.h"
 #include "router/relay.h"
+#include "router/request_queue.h"
 #include "router/router_metrics.h"
+#include "router/store.h"
 #include "router/task_pool.h"
 #include "router/worker_pool.h"
 #include "ultraspeed/v1/inference.grpc.pb.h"
@@ -33,11 +37,15 @@ class InferenceService : public RawInference {
  public:
   struct Options {
     WorkerPool* pool = nullptr;
-    const ApiKeys* keys = nullptr;  // null: every caller is tenant "anonymous" (--no-auth)
+    RequestQueue* queue = nullptr;
+    const Admission* admission = nullptr;
+    const Authenticator* keys = nullptr;  // null: every caller is tenant "anonymous" (--no-auth)
     RouterMetrics* metrics = nullptr;
+    Store* store = nullptr;  // null: GetUsage is UNIMPLEMENTED
     const Clock* clock = &RealClock();
-    // What AUTO and an absent service_tier mean.
-    v1::ServiceTier auto_tier = v1::SERVICE_TIER_STANDARD;
+    // AUTO and an absent service_tier may be served at ultraspeed, if the tenant may and there is
+    // room. False: at standard.
+    bool auto_may_be_ultraspeed = false;
   };
 
   explicit InferenceService(const Options& options);
@@ -65,26 +73,39 @@ class InferenceService : public RawInference {
   absl::StatusOr<AuthenticatedTenant> Authenticate(
       const grpc::CallbackServerContext& context) const;
   absl::StatusOr<ResolvedModel> ResolveModel(const std::string& name) const;
-  v1::ServiceTier ResolveTier(v1::ServiceTier asked, bool by_ultraspeed_alias) const;
-  // Request -> `prepare` -> relay, on this thread or, when `num_bytes` is large, on the pool.
+  // The tiers that the request may be served at, best first; never empty. INVALID_ARGUMENT names
+  // service_tier when the tenant may use none of them.
+  absl::StatusOr<std::vector<Tier>> ResolveTiers(v1::ServiceTier asked,
+                                                 const ResolvedModel& resolved,
+                                                 const TenantTerms& terms) const;
+  // A request whose text is checked and tokenized.
+  struct Prepared {
+    RelayRequest relay;
+    AdmissionRequest admission;
+  };
+  // Request -> Prepare -> admission -> relay; tokenizes on this thread or, when there are many
+  // bytes, on the pool.
   template <typename Request>
-  grpc::ServerWriteReactor<grpc::ByteBuffer>* StartStream(
-      grpc::CallbackServerContext* context, const grpc::ByteBuffer& bytes, absl::string_view method,
-      absl::StatusOr<RelayRequest> (InferenceService::*prepare)(const Request&, const std::string&)
-          const);
-  absl::StatusOr<RelayRequest> PrepareGenerate(const v1::GenerateRequest& request,
-                                               const std::string& request_id) const;
-  absl::StatusOr<RelayRequest> PrepareChat(const v1::ChatRequest& request,
-                                           const std::string& request_id) const;
-  absl::StatusOr<RelayRequest> Prepare(const ResolvedModel& resolved,
-                                       const GenerationParams& params, std::vector<int32_t> prompt,
-                                       const std::string& request_id) const;
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* StartStream(grpc::CallbackServerContext* context,
+                                                          const grpc::ByteBuffer& bytes,
+                                                          absl::string_view method);
+  void Admit(std::shared_ptr<StreamRelay> relay, Prepared prepared);
+  absl::StatusOr<Prepared> Prepare(const v1::GenerateRequest& request,
+                                   const AuthenticatedTenant& tenant,
+                                   const std::string& request_id) const;
+  absl::StatusOr<Prepared> Prepare(const v1::ChatRequest& request,
+                                   const AuthenticatedTenant& tenant,
+                                   const std::string& request_id) const;
+  absl::StatusOr<Prepared> Assemble(const ResolvedModel& resolved, const GenerationParams& params,
+                                    std::vector<int32_t> prompt, const AuthenticatedTenant& tenant,
+                                    const std::string& request_id) const;
   absl::StatusOr<v1::TokenizeResponse> RunTokenize(const grpc::ByteBuffer& bytes) const;
   grpc::ServerUnaryReactor* FinishUnary(grpc::CallbackServerContext* context,
                                         absl::string_view method, const absl::Status& status);
 
   const Options options_;
   TaskPool tokenize_pool_;
+  TaskPool blocking_pool_;  // waits for the store and the shared limiter
 };
 
 }  // namespace ultraspeed::router

@@ -3,7 +3,9 @@
 // router that reads flags.
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -17,13 +19,22 @@
 #include "common/server_main.h"
 #include "common/status_macros.h"
 #include "common/tls.h"
+#include "common/uuid.h"
 #include "google/protobuf/stubs/logging.h"
 #include "grpcpp/ext/health_check_service_server_builder_option.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/server_builder.h"
+#include "router/accounts_cache.h"
+#include "router/admin_service.h"
 #include "router/auth.h"
+#include "router/in_process_rate_limiter.h"
 #include "router/inference_service.h"
+#include "router/outbox.h"
+#include "router/redis_rate_limiter.h"
+#include "router/request_queue.h"
 #include "router/router_metrics.h"
+#include "router/store.h"
+#include "router/sweeper.h"
 #include "router/worker_pool.h"
 
 namespace ultraspeed::router {
@@ -36,14 +47,24 @@ struct Flags {
   std::string listen = "127.0.0.1:50051";
   std::vector<std::string> workers;
   std::string api_keys;
+  std::string store;
   std::string pepper_file;
   bool no_auth = false;
   std::string auto_tier = "standard";
+  std::string admin_listen;
+  std::string admin_token_file;
   std::string metrics_listen;
   std::string ready_file;
   std::string log_level = "info";
   absl::Duration drain_timeout = absl::Seconds(60);
   absl::Duration load_interval = absl::Milliseconds(100);
+  std::string outbox;
+  std::string redis;
+  int replicas = 1;
+  absl::Duration stream_lease = absl::Seconds(30);
+  absl::Duration queue_wait_max = absl::Seconds(60);
+  absl::Duration router_dead_after = absl::Seconds(15);
+  absl::Duration request_lost_after = absl::Minutes(2);
   TlsOptions tls;
   TlsOptions worker_tls;
 };
@@ -75,11 +96,37 @@ absl::StatusOr<ParseOutcome> ParseFlags(int argc, char** argv, Flags* flags) {
                    "Workers, comma-separated or the flag repeated");
   table.String("api-keys", &flags->api_keys, "file",
                "Lines `tenant key-id hash`; see `ultraspeed-router new-key`");
+  table.String("store", &flags->store, "url",
+               "Tenants, keys, prices and ledger: sqlite:PATH or postgresql://.. (instead of "
+               "api-keys)");
   table.String("pepper-file", &flags->pepper_file, "file",
                "Secret of at least 16 bytes that the key hashes are made with");
+  table.String("outbox", &flags->outbox, "file",
+               "Where ledger writes wait while the store is away; its own for every router; needed "
+               "with PostgreSQL");
+  table.String("redis", &flags->redis, "url",
+               "redis://[:password@]host[:port][/database]: limits shared by all routers; none = "
+               "each router has its own");
+  table.Int("replicas", &flags->replicas, {1, 1000}, "N",
+            "Routers that share the limits: each grants 1/N of them while Redis is away");
+  table.Duration("stream-lease", &flags->stream_lease,
+                 "How long a dead router's streams count against the shared limits");
+  table.Duration("queue-wait-max", &flags->queue_wait_max,
+                 "How long a request may wait for a worker");
+  table.Duration("router-dead-after", &flags->router_dead_after,
+                 "Silence after which another router settles what this one left open");
+  table.Duration("request-lost-after", &flags->request_lost_after,
+                 "After that, a dead router's request that no worker knows is closed free of "
+                 "charge");
   table.Bool("no-auth", &flags->no_auth, "Serve without keys; allowed on loopback only");
   table.Choice("auto-tier", &flags->auto_tier, {"standard", "ultraspeed"},
-               "Tier of requests that ask for none, or for AUTO");
+               "Tier of requests that ask for none, or for AUTO: standard, or ultraspeed where the "
+               "tenant may use it and there is room");
+  table.String(
+      "admin-listen", &flags->admin_listen, "host:port",
+      "Where to serve the operators' API, best on loopback; none = nowhere; needs a store");
+  table.String("admin-token-file", &flags->admin_token_file, "file",
+               "Who may use it: lines `name token`, tokens of at least 32 characters");
   table.String("metrics-listen", &flags->metrics_listen, "host:port",
                "Where to serve /metrics; none = nowhere");
   table.String("ready-file", &flags->ready_file, "file",
@@ -114,23 +161,69 @@ LogLevel ParseLogLevel(const std::string& name) {
   return LogLevel::kInfo;
 }
 
-absl::StatusOr<std::unique_ptr<ApiKeys>> LoadKeys(const Flags& flags) {
+// Who may call: nobody in particular (--no-auth), the keys of a file, or the tenants of a store.
+struct Accounts {
+  std::unique_ptr<ApiKeys> key_file;
+  std::unique_ptr<Store> store;
+  std::unique_ptr<AccountsCache> cache;  // of the store
+
+  const Authenticator* authenticator() const {
+    if (cache != nullptr) return cache.get();
+    return key_file.get();
+  }
+};
+
+absl::StatusOr<Accounts> OpenAccounts(const Flags& flags) {
+  const int num_sources = !flags.api_keys.empty() + !flags.store.empty() + flags.no_auth;
+  if (num_sources != 1) {
+    return absl::InvalidArgumentError(
+        "exactly one of store, api-keys and no-auth (on loopback) is needed");
+  }
+  Accounts accounts;
   if (flags.no_auth) {
-    if (!flags.api_keys.empty())
-      return absl::InvalidArgumentError("no-auth: not together with api-keys");
     if (!IsLoopback(flags.listen)) {
       return absl::FailedPreconditionError(
           absl::StrCat("no-auth: allowed on loopback only, listen=", flags.listen));
     }
     Log(LogLevel::kWarning, "router.no_auth", {{"listen", flags.listen}});
-    return std::unique_ptr<ApiKeys>();
+    return accounts;
   }
-  if (flags.api_keys.empty() || flags.pepper_file.empty()) {
-    return absl::InvalidArgumentError(
-        "api-keys and pepper-file are needed (or no-auth on loopback)");
+  if (flags.pepper_file.empty()) {
+    return absl::InvalidArgumentError("pepper-file: is needed with store and with api-keys");
   }
   ASSIGN_OR_RETURN(std::string pepper, ReadPepper(flags.pepper_file));
-  return ApiKeys::Create({.path = flags.api_keys, .pepper = std::move(pepper)});
+  if (!flags.api_keys.empty()) {
+    ASSIGN_OR_RETURN(accounts.key_file,
+                     ApiKeys::Create({.path = flags.api_keys, .pepper = std::move(pepper)}));
+    return accounts;
+  }
+  if (absl::StartsWith(flags.store, "postgres") && flags.outbox.empty()) {
+    return absl::InvalidArgumentError("outbox: is needed with a PostgreSQL store");
+  }
+  ASSIGN_OR_RETURN(accounts.store, OpenStore(flags.store));
+  ASSIGN_OR_RETURN(accounts.cache, AccountsCache::Create({.store = accounts.store.get(),
+                                                          .pepper = std::move(pepper)}));
+  return accounts;
+}
+
+// Null without --admin-listen.
+absl::StatusOr<std::unique_ptr<AdminServer>> StartAdmin(const Flags& flags, Store* store) {
+  if (flags.admin_listen.empty()) return nullptr;
+  if (store == nullptr) return absl::InvalidArgumentError("admin-listen: needs a store");
+  ASSIGN_OR_RETURN(AdminTokens tokens, AdminTokens::Read(flags.admin_token_file));
+  ASSIGN_OR_RETURN(std::string pepper, ReadPepper(flags.pepper_file));
+  return AdminServer::Start(
+      flags.admin_listen, flags.tls,
+      {.store = store, .tokens = std::move(tokens), .pepper = std::move(pepper)});
+}
+
+absl::StatusOr<std::unique_ptr<RateLimiter>> OpenLimiter(const Flags& flags, Metrics* metrics) {
+  if (flags.redis.empty()) return std::make_unique<InProcessRateLimiter>(RealClock());
+  ASSIGN_OR_RETURN(RedisAddress address, RedisAddress::Parse(flags.redis));
+  return RedisRateLimiter::Create({.address = std::move(address),
+                                   .replicas = flags.replicas,
+                                   .lease_ttl = flags.stream_lease,
+                                   .metrics = metrics});
 }
 
 void SetHealth(grpc::HealthCheckServiceInterface* health, bool ready) {
@@ -146,7 +239,7 @@ absl::Status Serve(const Flags& flags) {
   google::protobuf::SetLogHandler(
       nullptr);  // a caller's bad UTF-8 is answered and counted, not printed
   SetLogLevel(ParseLogLevel(flags.log_level));
-  ASSIGN_OR_RETURN(const std::unique_ptr<ApiKeys> keys, LoadKeys(flags));
+  ASSIGN_OR_RETURN(const Accounts accounts, OpenAccounts(flags));
   ASSIGN_OR_RETURN(const auto credentials, CreateServerCredentials(flags.tls, flags.listen));
   Metrics metrics;
   RouterMetrics router_metrics(&metrics);
@@ -154,19 +247,49 @@ absl::Status Serve(const Flags& flags) {
   if (!flags.metrics_listen.empty()) {
     ASSIGN_OR_RETURN(ports.metrics_port, metrics.Serve(flags.metrics_listen));
   }
+  ASSIGN_OR_RETURN(const std::unique_ptr<RateLimiter> limiter, OpenLimiter(flags, &metrics));
+  const std::string router_id = NewUuidV7();
+  std::unique_ptr<Outbox> outbox;
+  if (accounts.store != nullptr) {
+    ASSIGN_OR_RETURN(
+        outbox,
+        Outbox::Create({.store = accounts.store.get(), .path = flags.outbox, .metrics = &metrics}));
+  }
+  const Admission admission({.limiter = limiter.get(),
+                             .limiter_blocks = !flags.redis.empty(),
+                             .store = accounts.store.get(),
+                             .accounts = accounts.cache.get(),
+                             .outbox = outbox.get(),
+                             .router_id = router_id});
+  RequestQueue::Options queue_options{.metrics = &metrics};
+  queue_options.bounds.wait_max = flags.queue_wait_max;
+  RequestQueue queue(queue_options);
   WorkerPool::Options pool_options;
   pool_options.addresses = flags.workers;
   pool_options.tls = flags.worker_tls;
   pool_options.load_interval = flags.load_interval;
+  pool_options.on_capacity = [&queue](const std::string& model, const QueueCapacity& capacity) {
+    queue.SetCapacity(model, capacity);
+  };
   ASSIGN_OR_RETURN(const std::unique_ptr<WorkerPool> pool,
                    WorkerPool::Create(std::move(pool_options)));
+  std::optional<Sweeper> sweeper;
+  if (accounts.store != nullptr) {
+    sweeper.emplace(Sweeper::Options{.store = accounts.store.get(),
+                                     .pool = pool.get(),
+                                     .router_id = router_id,
+                                     .dead_after = flags.router_dead_after,
+                                     .lost_after = flags.request_lost_after,
+                                     .metrics = &metrics});
+  }
   InferenceService service({.pool = pool.get(),
-                            .keys = keys.get(),
+                            .queue = &queue,
+                            .admission = &admission,
+                            .keys = accounts.authenticator(),
                             .metrics = &router_metrics,
+                            .store = accounts.store.get(),
                             .clock = &RealClock(),
-                            .auto_tier = flags.auto_tier == "ultraspeed"
-                                             ? v1::SERVICE_TIER_ULTRASPEED
-                                             : v1::SERVICE_TIER_STANDARD});
+                            .auto_may_be_ultraspeed = flags.auto_tier == "ultraspeed"});
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
@@ -186,6 +309,9 @@ absl::Status Serve(const Flags& flags) {
   }
   grpc::HealthCheckServiceInterface* const health = server->GetHealthCheckService();
   SetHealth(health, false);
+  ASSIGN_OR_RETURN(const std::unique_ptr<AdminServer> admin,
+                   StartAdmin(flags, accounts.store.get()));
+  if (admin != nullptr) ports.admin_port = admin->port();
   RETURN_IF_ERROR(AnnounceReady("ultraspeed-router", ports, flags.ready_file));
 
   while (!shutdown.WaitFor(kTick)) {
@@ -194,8 +320,9 @@ absl::Status Serve(const Flags& flags) {
     for (int state = 0; state < kNumWorkerStates; ++state) {
       router_metrics.SetWorkers(WorkerStateName(static_cast<WorkerState>(state)), counts[state]);
     }
-    if (keys != nullptr) {
-      if (const absl::Status status = keys->ReloadIfChanged(); !status.ok()) {
+    if (outbox != nullptr) router_metrics.SetOutboxWrites(outbox->depth());
+    if (accounts.key_file != nullptr) {
+      if (const absl::Status status = accounts.key_file->ReloadIfChanged(); !status.ok()) {
         Log(LogLevel::kError, "router.api_keys", {{"message", std::string(status.message())}});
       }
     }
@@ -237,7 +364,8 @@ absl::Status MakeKeyLine(int argc, char** argv) {
   ASSIGN_OR_RETURN(const std::string pepper, ReadPepper(pepper_file));
   std::string key = is_new ? "" : words[0];
   if (is_new) {
-    ASSIGN_OR_RETURN(key, GenerateApiKey());
+    ASSIGN_OR_RETURN(const NewApiKey made, GenerateApiKey());
+    key = made.key;
     std::cerr << key << "\n";
   }
   std::cout << tenant << " " << key_id << " " << HashApiKey(key, pepper) << "\n";

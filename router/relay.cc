@@ -41,12 +41,14 @@ bool IsWorkerFailure(const absl::Status& status) {
 
 }  // namespace
 
-// One placement: the call to one worker and the lease that pays for it. Lives until its OnDone.
+// One placement: the call to one worker, the lease that pays for it and the queue's place that
+// allowed it. Lives until its OnDone.
 class StreamRelay::WorkerCall : public grpc::ClientReadReactor<v1::WorkerGenerateChunk> {
  public:
-  WorkerCall(std::shared_ptr<StreamRelay> relay, WorkerPool::Lease lease)
+  WorkerCall(std::shared_ptr<StreamRelay> relay, WorkerPool::Lease lease, RequestQueue::Place place)
       : relay_(std::move(relay)),
         lease_(std::move(lease)),
+        place_(std::move(place)),
         context_(std::make_shared<grpc::ClientContext>()) {}
 
   void Start(std::shared_ptr<WorkerCall> self, const v1::WorkerGenerateRequest& request,
@@ -73,12 +75,13 @@ class StreamRelay::WorkerCall : public grpc::ClientReadReactor<v1::WorkerGenerat
     // never on one of gRPC's own, which would have to join itself.
     const WorkerPool::Lease lease = std::move(lease_);
     const std::shared_ptr<WorkerCall> self = std::move(self_);
-    relay_->OnWorkerDone(this, lease, FromGrpcStatus(status));
+    relay_->OnWorkerDone(this, lease, std::move(place_), FromGrpcStatus(status));
   }
 
  private:
   const std::shared_ptr<StreamRelay> relay_;
   WorkerPool::Lease lease_;
+  RequestQueue::Place place_;
   const std::shared_ptr<grpc::ClientContext> context_;  // shared with the pool's on-lost callback
   v1::WorkerGenerateChunk chunk_;
   std::shared_ptr<WorkerCall> self_;
@@ -89,6 +92,7 @@ class StreamRelay::WorkerCall : public grpc::ClientReadReactor<v1::WorkerGenerat
 StreamRelay::StreamRelay(const Options& options)
     : context_(options.context),
       pool_(options.pool),
+      queue_(options.queue),
       metrics_(options.metrics),
       clock_(options.clock),
       method_(options.method),
@@ -112,29 +116,100 @@ void StreamRelay::SetCaller(std::string tenant, std::string key_id, std::string 
   client_request_id_ = std::move(client_request_id);
 }
 
-void StreamRelay::Begin(RelayRequest request) {
+void StreamRelay::AddMetadata(const ResponseMetadata& metadata) {
+  for (const auto& [name, value] : metadata) context_->AddInitialMetadata(name, value);
+}
+
+void StreamRelay::Begin(RelayRequest request, Settlement settlement,
+                        const ResponseMetadata& metadata) {
   absl::MutexLock lock(&mutex_);
-  if (is_over()) return;  // the client left meanwhile
+  if (is_over()) {  // the client left meanwhile
+    RequestOutcome outcome;
+    outcome.finish_reason = kFinishCancelled;
+    settlement.Settle(outcome);
+    return;
+  }
+  AddMetadata(metadata);
+  AddMetadata({{"x-service-tier", std::string(TierName(settlement.tier()))}});
   request_ = std::move(request);
+  settlement_ = std::move(settlement);
+  request_.worker_request.set_service_tier(settlement_.tier() == Tier::kUltraspeed
+                                               ? v1::SERVICE_TIER_ULTRASPEED
+                                               : v1::SERVICE_TIER_STANDARD);
   detokenizer_.emplace(request_.model->tokenizer.get());
   stop_matcher_.emplace(request_.stop);
   usage_.set_prompt_tokens(request_.worker_request.prompt_token_ids_size());
-  Place(pool_->Acquire(*request_.model, tried_workers_));
+  AwaitTurn();
 }
 
-void StreamRelay::Fail(const absl::Status& status) {
+void StreamRelay::Fail(const absl::Status& status, const ResponseMetadata& metadata) {
   absl::MutexLock lock(&mutex_);
+  if (is_over()) return;
+  AddMetadata(metadata);
   FailLocked(status);
 }
 
-void StreamRelay::Place(absl::StatusOr<WorkerPool::Lease> lease) {
+void StreamRelay::AwaitTurn() {
+  const std::string& model = request_.model->facts.name;
+  if (!pool_->AnyReady(*request_.model)) {
+    FailLocked(absl::UnavailableError(absl::StrCat("model ", model, ": no worker is ready")));
+    return;
+  }
+  const v1::WorkerGenerateRequest& worker_request = request_.worker_request;
+  const int64_t prompt_tokens = worker_request.prompt_token_ids_size();
+  // A caller that names no max_tokens gets a huge one; what it will use is closer to this.
+  const int64_t likely_tokens =
+      std::min<int64_t>(worker_request.max_tokens(), limits::kLikelyCompletionTokens);
+  absl::Duration deadline = absl::InfiniteDuration();
+  if (deadline_ != std::chrono::system_clock::time_point::max())
+    deadline = clock_->Monotonic() + (absl::FromChrono(deadline_) - clock_->Now());
+  auto entry =
+      queue_->Enter(model,
+                    {.tenant = tenant_,
+                     .tier = settlement_.tier(),
+                     .tokens = prompt_tokens + likely_tokens,
+                     .bytes = prompt_tokens * static_cast<int64_t>(sizeof(int32_t)),
+                     .priority = worker_request.priority(),
+                     .deadline = deadline},
+                    [self = shared_from_this()](auto place) { self->OnTurn(std::move(place)); });
+  if (!entry.ok()) {
+    FailQueued(entry.status());
+  } else if (entry->place) {
+    Place(pool_->Acquire(*request_.model, tried_workers_), *std::move(entry->place));
+  } else {
+    queue_ticket_ = entry->ticket;
+  }
+}
+
+void StreamRelay::FailQueued(const absl::Status& status) {
+  if (absl::IsResourceExhausted(status)) {
+    const absl::Duration wait =
+        queue_->RetryAfter(request_.model->facts.name, tenant_, settlement_.tier());
+    const absl::Duration whole = absl::Ceil(std::max(wait, absl::Seconds(1)), absl::Seconds(1));
+    AddMetadata({{"retry-after", absl::StrCat(absl::ToInt64Seconds(whole))}});
+  }
+  FailLocked(status);
+}
+
+void StreamRelay::OnTurn(absl::StatusOr<RequestQueue::Place> place) {
+  absl::MutexLock lock(&mutex_);
+  queue_ticket_ = 0;
+  if (is_over()) return;  // the place's end gives it back
+  if (!place.ok()) {
+    FailQueued(place.status());
+    return;
+  }
+  Place(pool_->Acquire(*request_.model, tried_workers_), *std::move(place));
+}
+
+void StreamRelay::Place(absl::StatusOr<WorkerPool::Lease> lease, RequestQueue::Place place) {
   if (!lease.ok()) {
     FailLocked(lease.status());
     return;
   }
   if (!dispatch_time_) dispatch_time_ = clock_->Monotonic();
   worker_address_ = lease->address();
-  call_ = std::make_shared<WorkerCall>(shared_from_this(), *std::move(lease));
+  call_ = std::make_shared<WorkerCall>(shared_from_this(), *std::move(lease), std::move(place));
   call_->Start(call_, request_.worker_request, deadline_);
 }
 
@@ -155,11 +230,9 @@ bool StreamRelay::OnWorkerChunk(WorkerCall* call, const v1::WorkerGenerateChunk&
   if (chunk.token_ids_size() > 0) {
     if (last_token_time_)
       metrics_->ChunkInterval(request_.worker_request.service_tier(), now - *last_token_time_);
-    if (!first_token_time_) {
-      first_token_time_ = now;
-      num_first_chunk_tokens_ = chunk.token_ids_size();
-    }
+    if (!first_token_time_) first_token_time_ = now;
     last_token_time_ = now;
+    speed_.OnTokens(now, chunk.token_ids_size());
   }
   usage_.set_cached_tokens(chunk.usage().cached_tokens());
   usage_.set_reasoning_tokens(chunk.usage().reasoning_tokens());
@@ -170,6 +243,7 @@ bool StreamRelay::OnWorkerChunk(WorkerCall* call, const v1::WorkerGenerateChunk&
   has_pending_ = has_pending_ || terminal_ || chunk.token_ids_size() > 0;
   Flush();
   reading_paused_ = !is_over() && pending_.text().size() > limits::kUnsentTextBytesMax;
+  if (reading_paused_) speed_.OnPause();
   return !reading_paused_;
 }
 
@@ -242,18 +316,20 @@ void StreamRelay::EndOfText(const v1::WorkerGenerateChunk& chunk) {
 }
 
 void StreamRelay::OnWorkerDone(WorkerCall* call, const WorkerPool::Lease& lease,
-                               const absl::Status& status) {
+                               RequestQueue::Place place, const absl::Status& status) {
   std::shared_ptr<WorkerCall> ended;  // destroyed after the lock is gone
   absl::MutexLock lock(&mutex_);
   if (call != call_.get()) return;
   ended = std::move(call_);
   if (is_over()) return;
-  RetryOrFail(lease, status.ok() ? absl::InternalError(
-                                       "the worker's stream ended without a terminal record")
-                                 : status);
+  RetryOrFail(lease, std::move(place),
+              status.ok()
+                  ? absl::InternalError("the worker's stream ended without a terminal record")
+                  : status);
 }
 
-void StreamRelay::RetryOrFail(const WorkerPool::Lease& lease, const absl::Status& status) {
+void StreamRelay::RetryOrFail(const WorkerPool::Lease& lease, RequestQueue::Place place,
+                              const absl::Status& status) {
   if (absl::IsDeadlineExceeded(status)) {
     FailLocked(
         absl::DeadlineExceededError(absl::StrCat("deadline passed (request ", request_id_, ")")));
@@ -282,7 +358,7 @@ void StreamRelay::RetryOrFail(const WorkerPool::Lease& lease, const absl::Status
   if (may_retry) {
     if (auto next = pool_->Acquire(*request_.model, tried_workers_); next.ok()) {
       metrics_->PlacementRetried();
-      Place(std::move(next));
+      Place(std::move(next), std::move(place));
       return;
     }
   }
@@ -298,6 +374,7 @@ void StreamRelay::RetryOrFail(const WorkerPool::Lease& lease, const absl::Status
 void StreamRelay::FailLocked(const absl::Status& status) {
   if (is_over()) return;
   failure_ = status;
+  if (queue_ticket_ != 0) queue_->Cancel(request_.model->facts.name, queue_ticket_);
   if (call_ != nullptr) call_->Cancel();
   Flush();
 }
@@ -311,12 +388,21 @@ void StreamRelay::Flush() {
     pending_.set_service_tier(request_.worker_request.service_tier());
     pending_.set_seed(request_.worker_request.seed());
     *pending_.mutable_usage() = usage_;
-    if (terminal_) FillTiming(pending_.mutable_timing());
+    written_usage_ = usage_;
+    if (terminal_) {
+      FillTiming(pending_.mutable_timing());
+      const BilledTier billed = settlement_.Judge(speed_.tokens_per_second());
+      pending_.set_billed_tier(billed.tier == Tier::kUltraspeed ? v1::SERVICE_TIER_ULTRASPEED
+                                                                : v1::SERVICE_TIER_STANDARD);
+      pending_.set_billed_reason(std::string(billed.reason));
+      finish_reason_ = pending_.finish_reason();
+    }
     if (!first_write_time_) first_write_time_ = clock_->Monotonic();
     write_bytes_ = Serialize(pending_);
     pending_.Clear();
     if (terminal_) {
       finished_ = true;
+      settlement_.SettleLimits(usage_.prompt_tokens() + usage_.completion_tokens());
       StartWriteAndFinish(&write_bytes_, grpc::WriteOptions(), grpc::Status::OK);
     } else {
       write_in_flight_ = true;
@@ -326,6 +412,8 @@ void StreamRelay::Flush() {
   }
   if (failure_) {
     finished_ = true;
+    const int64_t num_sent = sent_usage_.completion_tokens();
+    settlement_.SettleLimits(num_sent == 0 ? 0 : sent_usage_.prompt_tokens() + num_sent);
     Finish(ToGrpcStatus(*failure_));
   }
 }
@@ -336,16 +424,15 @@ void StreamRelay::FillTiming(v1::Timing* timing) const {
   timing->set_ttft_ms(absl::ToDoubleMilliseconds(*first_token_time_ - arrival_));
   const absl::Duration decode = *last_token_time_ - *first_token_time_;
   timing->set_decode_ms(absl::ToDoubleMilliseconds(decode));
-  const int64_t num_tokens = usage_.completion_tokens() - num_first_chunk_tokens_;
-  if (num_tokens > 0 && decode > absl::ZeroDuration()) {
-    timing->set_tokens_per_second(static_cast<double>(num_tokens) / absl::ToDoubleSeconds(decode));
-  }
+  timing->set_tokens_per_second(speed_.tokens_per_second().value_or(0));
 }
 
 void StreamRelay::OnWriteDone(bool ok) {
   absl::MutexLock lock(&mutex_);
   write_in_flight_ = false;
-  if (!ok) {
+  if (ok) {
+    sent_usage_ = written_usage_;
+  } else {
     has_pending_ = false;
     FailLocked(absl::CancelledError("the client left"));
   }
@@ -368,16 +455,51 @@ void StreamRelay::OnCancel() {
                              : absl::CancelledError("the client left"));
 }
 
+RequestOutcome StreamRelay::Outcome(absl::StatusCode code) const {
+  RequestOutcome outcome;
+  outcome.worker = worker_address_;
+  switch (code) {
+    case absl::StatusCode::kOk:
+      outcome.finish_reason = finish_reason_ == v1::FINISH_REASON_STOP     ? "stop"
+                              : finish_reason_ == v1::FINISH_REASON_LENGTH ? "length"
+                                                                           : kFinishCancelled;
+      break;
+    case absl::StatusCode::kCancelled:
+    case absl::StatusCode::kDeadlineExceeded:
+      outcome.finish_reason = kFinishCancelled;
+      break;
+    default:
+      outcome.finish_reason = kFinishError;
+  }
+  if (sent_usage_.completion_tokens() == 0) return outcome;
+  outcome.sent = {.prompt = sent_usage_.prompt_tokens(),
+                  .cached = sent_usage_.cached_tokens(),
+                  .completion = sent_usage_.completion_tokens()};
+  outcome.reasoning_tokens = sent_usage_.reasoning_tokens();
+  outcome.draft_rounds = sent_usage_.draft_rounds();
+  outcome.decode_time = speed_.decode_time();
+  outcome.tokens_per_second = speed_.tokens_per_second();
+  return outcome;
+}
+
 void StreamRelay::OnDone() {
   std::shared_ptr<StreamRelay> self;  // destroyed after the lock is gone
   absl::MutexLock lock(&mutex_);
   self = std::move(self_);
-  const absl::StatusCode code = failure_ ? failure_->code() : absl::StatusCode::kOk;
+  // The last chunk and the status leave together; gRPC knows whether they did.
+  const bool reached_end = terminal_ && !context_->IsCancelled();
+  if (reached_end) sent_usage_ = written_usage_;
+  const absl::StatusCode code = failure_      ? failure_->code()
+                                : reached_end ? absl::StatusCode::kOk
+                                              : absl::StatusCode::kCancelled;
+  const RequestOutcome outcome = Outcome(code);
+  const BilledTier billed = settlement_.Judge(outcome.tokens_per_second);
+  settlement_.Settle(outcome);
   StreamRecord record = {.method = method_,
                          .tier = request_.worker_request.service_tier(),
                          .code = code,
-                         .prompt_tokens = usage_.prompt_tokens(),
-                         .completion_tokens = usage_.completion_tokens(),
+                         .prompt_tokens = outcome.sent.prompt,
+                         .completion_tokens = outcome.sent.completion,
                          .ttft = std::nullopt,
                          .time_per_output_token = std::nullopt,
                          .overhead = std::nullopt};
@@ -386,9 +508,8 @@ void StreamRelay::OnDone() {
     if (first_write_time_) {
       record.overhead = (*dispatch_time_ - arrival_) + (*first_write_time_ - *first_token_time_);
     }
-    const int64_t num_tokens = usage_.completion_tokens() - num_first_chunk_tokens_;
-    if (num_tokens > 0)
-      record.time_per_output_token = (*last_token_time_ - *first_token_time_) / num_tokens;
+    if (const auto speed = speed_.tokens_per_second())
+      record.time_per_output_token = absl::Seconds(1 / *speed);
   }
   metrics_->StreamEnded(record);
   Log(LogLevel::kInfo, "router.request",
@@ -399,11 +520,13 @@ void StreamRelay::OnDone() {
        {"client_request_id", client_request_id_},
        {"model", request_.model == nullptr ? std::string() : request_.model->facts.name},
        {"tier", TierName(record.tier)},
+       {"billed_tier", TierName(billed.tier)},
+       {"billed_reason", billed.reason},
        {"worker", worker_address_},
        {"code", absl::StatusCodeToString(code)},
        {"message", failure_ ? std::string(failure_->message()) : std::string()},
-       {"prompt_tokens", usage_.prompt_tokens()},
-       {"completion_tokens", usage_.completion_tokens()},
+       {"prompt_tokens", outcome.sent.prompt},
+       {"completion_tokens", outcome.sent.completion},
        {"draft_rounds", usage_.draft_rounds()},
        {"ttft_ms", record.ttft ? absl::ToDoubleMilliseconds(*record.ttft) : 0.0},
        {"overhead_ms", record.overhead ? absl::ToDoubleMilliseconds(*record.overhead) : 0.0},

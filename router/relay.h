@@ -1,25 +1,28 @@
-// One client stream from acceptance to its last chunk: places the request on a worker, turns token
-// ids into text, watches stop strings, writes chunks, and ends. Created by InferenceService; keeps
-// itself alive until gRPC and its worker call are done with it.
+// One client stream from acceptance to its last chunk: waits for its turn, places the request on a
+// worker, turns token ids into text, watches stop strings, writes chunks, and ends. Created by
+// InferenceService; keeps itself alive until gRPC and its worker call are done with it.
 //
 // Surprising:
-//   * A StreamRelay is the guard of its request: it owns the worker call (which owns the worker's
-//   lease) and reports the request to
-//     metrics and log in OnDone, which gRPC calls exactly once however the stream ended.
+//   * A StreamRelay is the guard of its request: it owns the settlement (limits, ledger entry), the
+//     ticket in the queue, and the worker call, which owns the worker's lease and the place that
+//     the queue gave. It settles in OnDone, which gRPC calls exactly once however the stream ended.
+//   * Sent is what gRPC said it had written. A chunk that was handed over but not written when the
+//     client left is not billed.
 //   * One write is in flight at most; what arrives meanwhile is merged into one chunk. If the
-//   client is so slow that
-//     limits::kUnsentTextBytesMax wait, the worker's stream is not read until it caught up.
+//     client is so slow that limits::kUnsentTextBytesMax wait, the worker's stream is not read
+//     until it caught up.
 //   * When a stop string matches, completion_tokens counts the tokens up to and including the one
-//   that completed the match. Later
-//     tokens of the same round are dropped, and the worker call is cancelled.
+//     that completed the match. Later tokens of the same round are dropped, and the worker call is
+//     cancelled.
 //   * Until the first token a failed placement is repeated on another worker; after it the stream
-//   ends with UNAVAILABLE.
+//     ends with UNAVAILABLE.
 #pragma once
 
 #include <chrono>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -33,7 +36,10 @@
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/server_callback.h"
 #include "router/detokenizer.h"
+#include "router/request_queue.h"
 #include "router/router_metrics.h"
+#include "router/settlement.h"
+#include "router/speed_promise.h"
 #include "router/stop_matcher.h"
 #include "router/worker_pool.h"
 
@@ -42,18 +48,22 @@ namespace ultraspeed::router {
 // A request that passed every check and is ready to be placed.
 struct RelayRequest {
   std::shared_ptr<const ServedModel> model;
-  v1::WorkerGenerateRequest worker_request;  // complete, with request_id
+  v1::WorkerGenerateRequest worker_request;  // complete but for the tier, with request_id
   std::vector<std::string> stop;
 };
 
+// Goes out with the first response, refusals included.
+using ResponseMetadata = std::vector<std::pair<std::string, std::string>>;
+
 // Thread contract: Begin and Fail once, from any thread, one of the two; the rest is called by
-// gRPC.
+// gRPC and by the queue.
 class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                     public std::enable_shared_from_this<StreamRelay> {
  public:
   struct Options {
     grpc::CallbackServerContext* context = nullptr;  // outlives OnDone
     WorkerPool* pool = nullptr;
+    RequestQueue* queue = nullptr;
     RouterMetrics* metrics = nullptr;
     const Clock* clock = nullptr;
     absl::string_view method;  // static storage
@@ -67,8 +77,8 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // For the log line only.
   void SetCaller(std::string tenant, std::string key_id, std::string client_request_id);
 
-  void Begin(RelayRequest request);
-  void Fail(const absl::Status& status);
+  void Begin(RelayRequest request, Settlement settlement, const ResponseMetadata& metadata);
+  void Fail(const absl::Status& status, const ResponseMetadata& metadata = {});
 
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
@@ -82,11 +92,16 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // From WorkerCall. OnWorkerChunk returns whether to read on now; if not, ResumeReading comes
   // later or the call is over.
   bool OnWorkerChunk(WorkerCall* call, const v1::WorkerGenerateChunk& chunk);
-  void OnWorkerDone(WorkerCall* call, const WorkerPool::Lease& lease, const absl::Status& status);
+  void OnWorkerDone(WorkerCall* call, const WorkerPool::Lease& lease, RequestQueue::Place place,
+                    const absl::Status& status);
 
-  void Place(absl::StatusOr<WorkerPool::Lease> lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void RetryOrFail(const WorkerPool::Lease& lease, const absl::Status& status)
+  void AwaitTurn() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OnTurn(absl::StatusOr<RequestQueue::Place> place);  // from the queue
+  void FailQueued(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Place(absl::StatusOr<WorkerPool::Lease> lease, RequestQueue::Place place)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void RetryOrFail(const WorkerPool::Lease& lease, RequestQueue::Place place,
+                   const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status CheckChunk(const v1::WorkerGenerateChunk& chunk) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void AppendTokens(const v1::WorkerGenerateChunk& chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -95,12 +110,15 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Flush() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void FailLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void FillTiming(v1::Timing* timing) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void AddMetadata(const ResponseMetadata& metadata) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  RequestOutcome Outcome(absl::StatusCode code) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool is_over() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
     return terminal_ || failure_.has_value();
   }
 
   grpc::CallbackServerContext* const context_;
   WorkerPool* const pool_;
+  RequestQueue* const queue_;
   RouterMetrics* const metrics_;
   const Clock* const clock_;
   const absl::string_view method_;
@@ -115,6 +133,8 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   std::string client_request_id_ ABSL_GUARDED_BY(mutex_);
 
   RelayRequest request_ ABSL_GUARDED_BY(mutex_);
+  Settlement settlement_ ABSL_GUARDED_BY(mutex_);
+  uint64_t queue_ticket_ ABSL_GUARDED_BY(mutex_) = 0;  // 0: does not wait
   std::optional<Detokenizer> detokenizer_ ABSL_GUARDED_BY(mutex_);
   std::optional<StopMatcher> stop_matcher_ ABSL_GUARDED_BY(mutex_);
 
@@ -132,10 +152,14 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   bool reading_paused_ ABSL_GUARDED_BY(mutex_) = false;
   bool terminal_ ABSL_GUARDED_BY(mutex_) = false;  // pending_ holds (or held) the terminal chunk
   std::optional<absl::Status> failure_ ABSL_GUARDED_BY(mutex_);
+  v1::FinishReason finish_reason_ ABSL_GUARDED_BY(mutex_) =
+      v1::FINISH_REASON_UNSPECIFIED;               // of the terminal chunk, once it was written
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;  // Finish was called
 
-  v1::Usage usage_ ABSL_GUARDED_BY(mutex_);
-  int64_t num_first_chunk_tokens_ ABSL_GUARDED_BY(mutex_) = 0;
+  v1::Usage usage_ ABSL_GUARDED_BY(mutex_);          // of what came from the worker
+  v1::Usage written_usage_ ABSL_GUARDED_BY(mutex_);  // of what was handed to gRPC
+  v1::Usage sent_usage_ ABSL_GUARDED_BY(mutex_);     // of what gRPC has written
+  DecodeSpeed speed_ ABSL_GUARDED_BY(mutex_);
   std::optional<absl::Duration> dispatch_time_ ABSL_GUARDED_BY(mutex_);  // of the first placement
   std::optional<absl::Duration> first_token_time_ ABSL_GUARDED_BY(mutex_);
   std::optional<absl::Duration> first_write_time_ ABSL_GUARDED_BY(mutex_);

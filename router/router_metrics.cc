@@ -34,7 +34,9 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
           "ultraspeed_router_first_token_overhead_seconds",
           "The router's own share of time to first token: arrival to dispatch, and first "
           "worker chunk to write",
-          kOverheadBuckets)) {
+          kOverheadBuckets)),
+      outbox_writes_(metrics->Gauge("ultraspeed_router_outbox_writes",
+                                    "Ledger writes that the store has not taken yet")) {
   for (const auto tier : {v1::SERVICE_TIER_STANDARD, v1::SERVICE_TIER_ULTRASPEED}) {
     const MetricLabels labels = {{"tier", std::string(TierName(tier))}};
     ForTier(tier) = {
@@ -52,12 +54,11 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
         .tokens_per_second = &metrics->Histogram("ultraspeed_router_tokens_per_second",
                                                  "Decode speed of one request, tokens per second",
                                                  kTokensPerSecondBuckets, labels),
-        .prompt_tokens =
-            &metrics->Counter("ultraspeed_router_prompt_tokens_total",
-                              "Prompt tokens of streams that got a first token", labels),
+        .prompt_tokens = &metrics->Counter("ultraspeed_router_prompt_tokens_total",
+                                           "Prompt tokens of streams that sent a token", labels),
         .completion_tokens =
             &metrics->Counter("ultraspeed_router_completion_tokens_total",
-                              "Tokens relayed, and the one that completed a stop string", labels)};
+                              "Tokens sent, and the one that completed a stop string", labels)};
   }
 }
 

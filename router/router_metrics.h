@@ -22,8 +22,8 @@ struct StreamRecord {
   absl::string_view method;  // Generate | Chat
   v1::ServiceTier tier = v1::SERVICE_TIER_UNSPECIFIED;
   absl::StatusCode code = absl::StatusCode::kOk;
-  int64_t prompt_tokens = 0;
-  int64_t completion_tokens = 0;
+  int64_t prompt_tokens = 0;           // sent, and so billed
+  int64_t completion_tokens = 0;       // likewise
   std::optional<absl::Duration> ttft;  // absent: no token came
   std::optional<absl::Duration>
       time_per_output_token;               // absent: fewer than two chunks of tokens came
@@ -42,6 +42,7 @@ class RouterMetrics {
   void PlacementRetried() { placement_retries_.Increment(); }
   void WorkerProtocolError() { worker_protocol_errors_.Increment(); }
   void SetWorkers(absl::string_view state, int count);
+  void SetOutboxWrites(int64_t count) { outbox_writes_.Set(static_cast<double>(count)); }
 
  private:
   struct PerTier {
@@ -62,6 +63,7 @@ class RouterMetrics {
   prometheus::Counter& placement_retries_;
   prometheus::Counter& worker_protocol_errors_;
   prometheus::Histogram& overhead_;
+  prometheus::Gauge& outbox_writes_;
 };
 
 }  // namespace ultraspeed::router

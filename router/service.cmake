@@ -1,15 +1,19 @@
 # ultraspeed_router_service: everything that makes gRPC calls or serves them; and the program. A precompiled header carries gRPC.
 ultraspeed_library(ultraspeed_router_service
   SOURCES
+    admin_messages.cc
+    admin_service.cc
+    admin_tokens.cc
     inference_service.cc
     relay.cc
     request_decoder.cc
     router_metrics.cc
     routing_policy.cc
-    task_pool.cc
+    sweeper.cc
+    usage_query.cc
     worker_pool.cc
   LINKS
-    ultraspeed_router_core ultraspeed_common ultraspeed_proto
+    ultraspeed_router_billing ultraspeed_router_accounts ultraspeed_router_core ultraspeed_common ultraspeed_proto
     absl::flat_hash_map absl::flat_hash_set absl::status absl::statusor absl::strings absl::synchronization absl::time
     gRPC::grpc++ OpenSSL::Crypto Threads::Threads)
 target_precompile_headers(ultraspeed_router_service PRIVATE

@@ -203,6 +203,59 @@ bool WorkerPool::AnyReady() const {
   return CountStates()[static_cast<int>(WorkerState::kReady)] > 0;
 }
 
+bool WorkerPool::AnyReady(const ServedModel& model) const {
+  absl::MutexLock lock(&mutex_);
+  return std::any_of(workers_.begin(), workers_.end(), [&model](const auto& worker) {
+    return worker->state == WorkerState::kReady && worker->model.get() == &model;
+  });
+}
+
+void WorkerPool::ReportCapacity(const Worker* worker) {
+  if (!options_.on_capacity) return;
+  absl::MutexLock order(&capacity_mutex_);
+  QueueCapacity capacity;
+  std::string model;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (worker->model == nullptr || closing_) return;
+    model = worker->model->facts.name;
+    for (const auto& other : workers_) {
+      if (other->state != WorkerState::kReady || other->model != worker->model) continue;
+      capacity = capacity + CapacityOfWorker(other->max_running_requests, other->other_requests);
+    }
+  }
+  options_.on_capacity(model, capacity);
+}
+
+// ---- How requests ended ----
+
+std::vector<WorkerPool::WorkerRecords> WorkerPool::ListRecords(
+    const std::vector<std::string>& request_ids) const {
+  std::vector<const Worker*> reachable;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const auto& worker : workers_) {
+      if (worker->state == WorkerState::kReady || worker->state == WorkerState::kDraining)
+        reachable.push_back(worker.get());
+    }
+  }
+  std::vector<WorkerRecords> all;
+  for (const Worker* worker : reachable) {
+    for (size_t begin = 0; begin < request_ids.size(); begin += limits::kListRecordsMax) {
+      const size_t end = std::min(request_ids.size(), begin + limits::kListRecordsMax);
+      v1::ListRecordsRequest request;
+      for (size_t i = begin; i < end; ++i) request.add_request_ids(request_ids[i]);
+      grpc::ClientContext context;
+      context.set_deadline(std::chrono::system_clock::now() +
+                           absl::ToChronoMicroseconds(options_.call_timeout));
+      WorkerRecords records{.address = worker->address, .response = {}};
+      if (!worker->stub->ListRecords(&context, request, &records.response).ok()) break;
+      all.push_back(std::move(records));
+    }
+  }
+  return all;
+}
+
 // ---- Start and end ----
 
 absl::Status WorkerPool::Options::Validate() const {
@@ -297,6 +350,7 @@ void WorkerPool::SetState(Worker* worker, WorkerState state, const absl::Status&
     if (closing_) return;
   }
   for (const auto& callback : on_lost) callback();
+  ReportCapacity(worker);
   const bool is_bad = state == WorkerState::kLost || state == WorkerState::kRefused;
   Log(is_bad ? LogLevel::kWarning : LogLevel::kInfo, "router.worker_state",
       {{"worker", worker->address},
@@ -462,6 +516,7 @@ void WorkerPool::PollLoad(Worker* worker) {
         worker->load_time = asked;
       }
       SetState(worker, draining ? WorkerState::kDraining : WorkerState::kReady, absl::OkStatus());
+      ReportCapacity(worker);
     } else if (absl::IsUnavailable(status) || ++num_failures >= options_.timeouts_until_lost) {
       SetState(worker, WorkerState::kLost, status);
       return;

@@ -26,6 +26,7 @@
 #include "common/clock.h"
 #include "common/tls.h"
 #include "router/chat_template.h"
+#include "router/fair_queue.h"
 #include "router/tokenizer.h"
 #include "router/validation.h"
 #include "ultraspeed/v1/worker.grpc.pb.h"
@@ -66,6 +67,9 @@ class WorkerPool {
     absl::Duration backoff_min = absl::Milliseconds(50);
     absl::Duration backoff_max = absl::Seconds(2);
     const Clock* clock = &RealClock();
+    // Told how many requests the ready workers of a model may hold, whenever that may have changed:
+    // from control threads, without locks, in any order between models. May be null.
+    std::function<void(const std::string& model, const QueueCapacity&)> on_capacity;
 
     absl::Status Validate() const;
   };
@@ -112,6 +116,14 @@ class WorkerPool {
   absl::StatusOr<Lease> Acquire(const ServedModel& model, const absl::flat_hash_set<int>& excluded);
   std::array<int, kNumWorkerStates> CountStates() const;
   bool AnyReady() const;
+  bool AnyReady(const ServedModel& model) const;
+  struct WorkerRecords {
+    std::string address;
+    v1::ListRecordsResponse response;
+  };
+  // What every reachable worker knows of these requests. Blocks, up to call_timeout a worker; an id
+  // that no answer names is known to none that could be asked.
+  std::vector<WorkerRecords> ListRecords(const std::vector<std::string>& request_ids) const;
 
  private:
   explicit WorkerPool(Options options);
@@ -133,9 +145,11 @@ class WorkerPool {
   // False when the pool closes.
   bool Sleep(absl::Duration duration) const;
   void ReleaseLease(Worker* worker, uint64_t lease_id);
+  void ReportCapacity(const Worker* worker);
 
   const Options options_;
-  mutable absl::Mutex mutex_;
+  absl::Mutex capacity_mutex_;  // reports in the order of their counting; held over on_capacity
+  mutable absl::Mutex mutex_ ABSL_ACQUIRED_AFTER(capacity_mutex_);
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
   uint64_t turn_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t next_lease_id_ ABSL_GUARDED_BY(mutex_) = 1;

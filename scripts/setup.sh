@@ -7,7 +7,9 @@ packages=(
   libgrpc++-dev protobuf-compiler-grpc protobuf-compiler libprotobuf-dev
   libabsl-dev libssl-dev libspdlog-dev libyaml-cpp-dev
   prometheus-cpp-dev libpcre2-dev libutf8proc-dev
+  libsqlite3-dev libpq-dev libhiredis-dev
   libgtest-dev libgmock-dev libbenchmark-dev
+  postgresql redis-server  # only their programs: tests start servers of their own
 )
 
 if ! command -v apt-get >/dev/null; then
@@ -43,4 +45,13 @@ fi
 
 echo "setup: installing ${missing[*]}"
 "${run_as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q
+
+# Debian starts a server that it installs. A policy of "101: forbidden" keeps PostgreSQL and Redis from taking ports of this machine;
+# a policy that is there already is the operator's and stays.
+policy=/usr/sbin/policy-rc.d
+if [ ! -e "$policy" ]; then
+  trap '"${run_as_root[@]}" rm -f "$policy"' EXIT
+  printf '#!/bin/sh\nexit 101\n' | "${run_as_root[@]}" tee "$policy" >/dev/null
+  "${run_as_root[@]}" chmod +x "$policy"
+fi
 "${run_as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"

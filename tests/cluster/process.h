@@ -51,6 +51,7 @@ class Server {
   bool AwaitReady();
   int port() const { return port_; }
   int metrics_port() const { return metrics_port_; }
+  int admin_port() const { return admin_port_; }  // 0 = none
   std::string address() const;
   Process& process() { return *process_; }
 
@@ -59,6 +60,7 @@ class Server {
   std::unique_ptr<Process> process_;
   int port_ = 0;
   int metrics_port_ = 0;
+  int admin_port_ = 0;
 };
 
 std::string BinFile(const std::string& program);

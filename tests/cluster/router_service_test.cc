@@ -16,6 +16,7 @@
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/server_builder.h"
+#include "router/auth.h"
 #include "router/inference_service.h"
 #include "router/request_decoder.h"
 #include "router/unicode.h"
@@ -82,17 +83,25 @@ class RouterServiceTest : public ::testing::Test {
     return *workers_.back();
   }
 
-  void StartRouter(const ApiKeys* keys = nullptr, int num_ready = -1) {
+  void StartRouter(const Authenticator* keys = nullptr, int num_ready = -1) {
     WorkerPool::Options options;
     for (const auto& worker : workers_) options.addresses.push_back(worker->address());
     options.tls.insecure = true;
     options.load_interval = absl::Milliseconds(20);
     options.call_timeout = absl::Milliseconds(300);
+    options.on_capacity = [this](const std::string& model, const QueueCapacity& capacity) {
+      queue_->SetCapacity(model, capacity);
+    };
+    queue_ = std::make_unique<RequestQueue>(RequestQueue::Options{});
     auto pool = WorkerPool::Create(std::move(options));
     ASSERT_TRUE(pool.ok()) << pool.status();
     pool_ = *std::move(pool);
-    service_ = std::make_unique<InferenceService>(
-        InferenceService::Options{.pool = pool_.get(), .keys = keys, .metrics = &router_metrics_});
+    service_ =
+        std::make_unique<InferenceService>(InferenceService::Options{.pool = pool_.get(),
+                                                                     .queue = queue_.get(),
+                                                                     .admission = &admission_,
+                                                                     .keys = keys,
+                                                                     .metrics = &router_metrics_});
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -110,6 +119,7 @@ class RouterServiceTest : public ::testing::Test {
     server_.reset();
     service_.reset();
     pool_.reset();
+    queue_.reset();
     workers_.clear();
   }
 
@@ -145,6 +155,8 @@ class RouterServiceTest : public ::testing::Test {
   std::vector<std::unique_ptr<FakeWorker>> workers_;
   Metrics metrics_;
   RouterMetrics router_metrics_{&metrics_};
+  const Admission admission_{{}};
+  std::unique_ptr<RequestQueue> queue_;
   std::unique_ptr<WorkerPool> pool_;
   std::unique_ptr<InferenceService> service_;
   std::unique_ptr<grpc::Server> server_;

@@ -21,17 +21,6 @@ std::string Sha256Hex(const std::string& bytes) {
   return absl::BytesToHexString(absl::string_view(reinterpret_cast<char*>(digest), sizeof digest));
 }
 
-// False when the call was cancelled meanwhile.
-bool SleepUnlessCancelled(grpc::ServerContext* context, absl::Duration duration) {
-  const absl::Time end = absl::Now() + duration;
-  while (!context->IsCancelled()) {
-    const absl::Duration left = end - absl::Now();
-    if (left <= absl::ZeroDuration()) return true;
-    absl::SleepFor(std::min(left, absl::Milliseconds(2)));
-  }
-  return false;
-}
-
 // Writes the steps; false when the call was cancelled or broke.
 bool WriteSteps(const v1::WorkerGenerateRequest& request, const std::vector<FakeStep>& steps,
                 grpc::ServerContext* context, FakeWorker::Writer* writer, v1::Usage* usage) {
@@ -50,6 +39,16 @@ bool WriteSteps(const v1::WorkerGenerateRequest& request, const std::vector<Fake
 }
 
 }  // namespace
+
+bool SleepUnlessCancelled(grpc::ServerContext* context, absl::Duration duration) {
+  const absl::Time end = absl::Now() + duration;
+  while (!context->IsCancelled()) {
+    const absl::Duration left = end - absl::Now();
+    if (left <= absl::ZeroDuration()) return true;
+    absl::SleepFor(std::min(left, absl::Milliseconds(2)));
+  }
+  return false;
+}
 
 FakeWorker::FakeWorker(Options options) : options_(std::move(options)), script_(options_.script) {
   grpc::ServerBuilder builder;
@@ -89,27 +88,70 @@ v1::WorkerGenerateRequest FakeWorker::last_request() const {
   return last_request_;
 }
 
+std::map<std::string, v1::TerminalRecord> FakeWorker::records() const {
+  absl::MutexLock lock(&mutex_);
+  return records_;
+}
+
+bool FakeWorker::Writer::Write(const v1::WorkerGenerateChunk& chunk) {
+  *record_.mutable_usage() = chunk.usage();
+  record_.set_finish_reason(chunk.finish_reason());
+  const absl::Time now = absl::Now();
+  if (chunk.token_ids_size() > 0 && num_first_tokens_ == 0) {
+    num_first_tokens_ = chunk.token_ids_size();
+    first_tokens_ = now;
+  } else if (chunk.token_ids_size() > 0 && now > first_tokens_) {
+    record_.set_tokens_per_second(
+        static_cast<double>(chunk.usage().completion_tokens() - num_first_tokens_) /
+        absl::ToDoubleSeconds(now - first_tokens_));
+  }
+  return writer_->Write(chunk);
+}
+
 grpc::Status FakeWorker::Generate(grpc::ServerContext* context,
-                                  const v1::WorkerGenerateRequest* request, Writer* writer) {
+                                  const v1::WorkerGenerateRequest* request,
+                                  grpc::ServerWriter<v1::WorkerGenerateChunk>* writer) {
   Script script;
   {
     absl::MutexLock lock(&mutex_);
     last_request_ = *request;
+    live_.insert(request->request_id());
     script = script_;
   }
   ++num_requests_;
   ++num_running_;
-  const grpc::Status status = script(*request, context, writer);
+  Writer recording(writer);
+  const grpc::Status status = script(*request, context, &recording);
   if (context->IsCancelled()) ++num_cancelled_;
   --num_running_;
+  absl::MutexLock lock(&mutex_);
+  live_.erase(request->request_id());
+  v1::TerminalRecord& record = records_[request->request_id()];
+  record = recording.record();
+  record.set_request_id(request->request_id());
+  if (record.finish_reason() == v1::FINISH_REASON_UNSPECIFIED && context->IsCancelled())
+    record.set_finish_reason(v1::FINISH_REASON_CANCELLED);
   return status;
+}
+
+grpc::Status FakeWorker::ListRecords(grpc::ServerContext*, const v1::ListRecordsRequest* request,
+                                     v1::ListRecordsResponse* response) {
+  absl::MutexLock lock(&mutex_);
+  for (const std::string& id : request->request_ids()) {
+    if (live_.count(id) > 0) {
+      response->add_live_request_ids(id);
+    } else if (const auto found = records_.find(id); found != records_.end()) {
+      *response->add_records() = found->second;
+    }
+  }
+  return grpc::Status::OK;
 }
 
 grpc::Status FakeWorker::GetLoad(grpc::ServerContext*, const v1::GetLoadRequest*,
                                  v1::GetLoadResponse* response) {
   DelayControl();
   response->set_running_requests(num_running_);
-  response->set_max_running_requests(64);
+  response->set_max_running_requests(options_.max_running_requests);
   response->set_draining(draining_);
   return grpc::Status::OK;
 }

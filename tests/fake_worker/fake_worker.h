@@ -5,7 +5,9 @@
 
 #include <atomic>
 #include <functional>
+#include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -18,7 +20,20 @@ namespace ultraspeed::testing {
 
 class FakeWorker final : public v1::Worker::Service {
  public:
-  using Writer = grpc::ServerWriter<v1::WorkerGenerateChunk>;
+  // What a script writes to. Keeps the books that ListRecords answers from: the usage of the last
+  // chunk that the script wanted to write, delivered or not, is what the worker generated.
+  class Writer {
+   public:
+    explicit Writer(grpc::ServerWriter<v1::WorkerGenerateChunk>* writer) : writer_(writer) {}
+    bool Write(const v1::WorkerGenerateChunk& chunk);
+    const v1::TerminalRecord& record() const { return record_; }
+
+   private:
+    grpc::ServerWriter<v1::WorkerGenerateChunk>* const writer_;
+    v1::TerminalRecord record_;
+    int64_t num_first_tokens_ = 0;
+    absl::Time first_tokens_;
+  };
   using Script =
       std::function<grpc::Status(const v1::WorkerGenerateRequest&, grpc::ServerContext*, Writer*)>;
 
@@ -29,6 +44,7 @@ class FakeWorker final : public v1::Worker::Service {
     std::string tokenizer_json = {};
     bool wrong_tokenizer_hash = false;
     int64_t context_tokens = 4096;
+    int max_running_requests = 64;  // as GetLoad reports it; nothing is refused
     Script script = {};
   };
 
@@ -50,9 +66,13 @@ class FakeWorker final : public v1::Worker::Service {
     return num_cancelled_;
   }  // calls whose script ended on a cancelled context
   v1::WorkerGenerateRequest last_request() const;
+  // Of every call that ended, by request id.
+  std::map<std::string, v1::TerminalRecord> records() const;
 
   grpc::Status Generate(grpc::ServerContext* context, const v1::WorkerGenerateRequest* request,
-                        Writer* writer) override;
+                        grpc::ServerWriter<v1::WorkerGenerateChunk>* writer) override;
+  grpc::Status ListRecords(grpc::ServerContext*, const v1::ListRecordsRequest* request,
+                           v1::ListRecordsResponse* response) override;
   grpc::Status GetLoad(grpc::ServerContext*, const v1::GetLoadRequest*,
                        v1::GetLoadResponse* response) override;
   grpc::Status GetModelInfo(grpc::ServerContext*, const v1::GetModelInfoRequest*,
@@ -67,6 +87,8 @@ class FakeWorker final : public v1::Worker::Service {
   mutable absl::Mutex mutex_;
   Script script_ ABSL_GUARDED_BY(mutex_);
   v1::WorkerGenerateRequest last_request_ ABSL_GUARDED_BY(mutex_);
+  std::map<std::string, v1::TerminalRecord> records_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::string> live_ ABSL_GUARDED_BY(mutex_);
   std::atomic<int64_t> control_delay_ms_{0};
   std::atomic<bool> draining_{false};
   std::atomic<int> num_requests_{0};
@@ -77,6 +99,9 @@ class FakeWorker final : public v1::Worker::Service {
 };
 
 // ---- Scripts ----
+
+// False when the call was cancelled meanwhile.
+bool SleepUnlessCancelled(grpc::ServerContext* context, absl::Duration duration);
 
 // What one chunk of a script does, in this order: waits, then writes its tokens.
 struct FakeStep {

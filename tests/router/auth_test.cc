@@ -6,7 +6,6 @@
 
 #include <cstdio>
 #include <fstream>
-#include <set>
 
 #include "absl/strings/str_cat.h"
 
@@ -36,32 +35,6 @@ class ApiKeysTest : public ::testing::Test {
 
   const std::string path_;
 };
-
-TEST(HashApiKeyTest, IsHmacSha256) {
-  // RFC 4231, test case 2.
-  EXPECT_EQ(HashApiKey("what do ya want for nothing?", "Jefe"),
-            "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
-}
-
-TEST(GenerateApiKeyTest, KeysDiffer) {
-  std::set<std::string> keys;
-  for (int i = 0; i < 100; ++i) {
-    const auto key = GenerateApiKey();
-    ASSERT_TRUE(key.ok());
-    EXPECT_EQ(key->size(), 35u);
-    EXPECT_EQ(key->substr(0, 3), "us-");
-    keys.insert(*key);
-  }
-  EXPECT_EQ(keys.size(), 100u);
-}
-
-TEST(ApiKeyFromHeadersTest, BearerFirstThenApiKey) {
-  EXPECT_EQ(ApiKeyFromHeaders("Bearer us-1", "us-2"), "us-1");
-  EXPECT_EQ(ApiKeyFromHeaders("bearer  us-1 ", ""), "us-1");
-  EXPECT_EQ(ApiKeyFromHeaders("", "us-2"), "us-2");
-  EXPECT_EQ(ApiKeyFromHeaders("Basic abc", "us-2"), "");
-  EXPECT_EQ(ApiKeyFromHeaders("", ""), "");
-}
 
 TEST_F(ApiKeysTest, KnowsEachKey) {
   Write("# keys\n\n" + Line("acme", "k1", "us-one") + "  " + Line("beta", "k2", "us-two"));
@@ -129,14 +102,6 @@ TEST_F(ApiKeysTest, MissingFileAndShortPepperAreRefused) {
   Write("");
   EXPECT_EQ(ApiKeys::Create({path_, "short"}).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(ApiKeys::Create({"", kPepper}).status().code(), absl::StatusCode::kInvalidArgument);
-}
-
-TEST_F(ApiKeysTest, PepperFile) {
-  Write("0123456789abcdef\n");
-  EXPECT_EQ(*ReadPepper(path_), "0123456789abcdef");
-  Write("short\n");
-  EXPECT_EQ(ReadPepper(path_).status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(ReadPepper(path_ + ".none").status().code(), absl::StatusCode::kFailedPrecondition);
 }
 
 }  // namespace
