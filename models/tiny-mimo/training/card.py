@@ -8,12 +8,16 @@ import shape as S
 
 ap = argparse.ArgumentParser(); ap.add_argument("--work", required=True); ap.add_argument("--out", required=True); ap.add_argument("--note", default="")
 a = ap.parse_args()
-path = a.out + "/training/figures.json"; f = json.load(open(path)) if os.path.exists(path) else {}; t = torch.load(a.work + "/target.pt", map_location="cpu"); d = torch.load(a.work + "/draft.pt", map_location="cpu")
+path = a.out + "/training/figures.json"; f = json.load(open(path)) if os.path.exists(path) else {}
+for name, kind in (("target", "target.pt"), ("drafter", "draft.pt")):      # kept in figures.json: the states themselves are not published
+    if os.path.exists(f"{a.work}/{kind}"):
+        c = torch.load(f"{a.work}/{kind}", map_location="cpu")
+        f[name] = {"steps": c["step"], "tokens": c["tokens" if name == "target" else "gen"], "parameters": sum(v.numel() for v in c["model"].values())}
+json.dump(f, open(path, "w"), indent=1); t, d = f["target"], f["drafter"]
 shutil.copy(a.work + "/licences.tsv", a.out + "/training/licences.tsv")
 lic = list(csv.DictReader(open(a.work + "/licences.tsv"), delimiter="\t"))
 mb = sum(int(r["bytes"]) for r in lic if r["split"] == "train") / 1e6
 size = sum(os.path.getsize(os.path.join(p, x)) for p, _, fs in os.walk(a.out) for x in fs if "__pycache__" not in p) / 2 ** 20
-n = sum(v.numel() for k, v in t["model"].items()); nd = sum(v.numel() for v in d["model"].values())
 b, m = f.get("bpb_bf16_experts", 0), f.get("bpb_mxfp4_experts", 0); g = lambda k: f.get("tokens_per_round_" + k, "not measured")
 held = ", ".join(f"{r['package']} ({r['licence']})" for r in lic if r["split"] == "heldout")
 open(a.out + "/README.md", "w").write(f"""# tiny-mimo
@@ -26,12 +30,13 @@ a useful coding assistant: it writes plausible Python, which is often wrong.
 
 | figure | value |
 | --- | --- |
-| target parameters | {n / 1e6:.1f} M ({S.L} layers, {S.E} experts, top-{S.K}) |
-| drafter parameters | {nd / 1e6:.1f} M ({S.DRAFT_L} layers, block {S.BLOCK}) |
-| target training | {t['step']} steps, {t['tokens'] / 1e6:.2f} M tokens, out of {mb:.1f} MB of training text |
-| drafter training | {d['step']} steps; {d['gen'] / 1e6:.2f} M self-generated tokens |
-| held-out bits per byte, BF16 experts | {b:.4f} |
-| held-out bits per byte, MXFP4 experts | {m:.4f} ({100 * (m / b - 1) if b else 0:+.2f} %) |
+| target parameters | {t['parameters'] / 1e6:.1f} M ({S.L} layers, {S.E} experts, top-{S.K}) |
+| drafter parameters | {d['parameters'] / 1e6:.1f} M ({S.DRAFT_L} layers, block {S.BLOCK}) |
+| target training | {t['steps']} steps, {t['tokens'] / 1e6:.2f} M tokens, out of {mb:.1f} MB of training text |
+| drafter training | {d['steps']} steps; {d['tokens'] / 1e6:.2f} M self-generated tokens |
+| held-out bits per byte, BF16 experts | {f"{b:.4f}" if b else "not measured"} |
+| held-out bits per byte, MXFP4 experts | {f"{m:.4f}" if m else "not measured"}{f" ({100 * (m / b - 1):+.2f} %)" if b and m else ""} |
+| the same over the whole file by `ultraspeed-eval` | {f.get("bpb_engine", "not measured")} |
 | tokens per round, code, greedy | {g('code_greedy')} |
 | tokens per round, code, temperature 1.0 | {g('code_t1')} |
 | tokens per round, chat, greedy | {g('chat_greedy')} |
@@ -58,7 +63,7 @@ depend on the machine; seeds are fixed in the scripts). `training/shape.py` hold
 AdamW for the rest, steps of 131,072 tokens in random windows of 1,024 and 2,048, learning rate constant and then linear to zero over the
 last 60 %, straight-through MXFP4 on the experts for the last 40 %, chat pairs (requests built from signatures and docstrings, answered by the
 function) mixed in at 10 %, then 40 % for the last 35 %, aux-loss-free expert balancing. Drafter: random anchors in greedy (70 %)
-and temperature-1 continuations by the exported target, whose taps are recomputed each step; loss half hard and half soft
+and temperature-1 continuations by the exported target, whose taps are kept, and in training text; loss half hard and half soft
 cross-entropy, weighted exp(-(k-1)/{S.GAMMA:g}).
 
 Expert block exponents use the smallest e with amax <= 7 * 2^e, in training and export alike. The BF16-expert figure uses the unquantised
