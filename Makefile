@@ -8,7 +8,7 @@ help:
 	@echo "make demo      install, build, start router + worker on loopback, stream one completion, stop"
 	@echo "make serve     the same, but stay up and print endpoints, an API key and example commands"
 	@echo "make test      install, build, run every test that needs no GPU"
-	@echo "make gpu-test  build and test engine and kernels on a machine without gRPC (CUDA code: not yet)"
+	@echo "make gpu-test  build and run the tests that need a GPU (CUDA Toolkit 13, Hopper); gRPC is not needed"
 	@echo "make bench     decode speed of the bundled model beside its bounds"
 	@echo "make asan tsan run the tests under AddressSanitizer + UBSan, or ThreadSanitizer"
 	@echo "make format    clang-format over our sources"
@@ -33,8 +33,8 @@ test: build
 
 gpu-test:
 	cmake --preset cuda-release
-	cmake --build --preset cuda-release
-	@scripts/run_tests.sh build/cuda-release -L 'unit|model|gpu'
+	cmake --build --preset cuda-release --target gpu_tests
+	@scripts/run_tests.sh build/cuda-release -L gpu
 
 asan:
 	@$(MAKE) test PRESET=cpu-asan

@@ -23,6 +23,8 @@ function(ultraspeed_program name)
   target_link_libraries(${name} PRIVATE ${ARG_LINKS})
 endfunction()
 
+add_custom_target(gpu_tests)  # every test with the label gpu
+
 # ultraspeed_test(NAME LABEL unit|model|cluster|tidy|gpu SOURCES a_test.cc ... LINKS t ...). Tests run from the repository root.
 function(ultraspeed_test name)
   cmake_parse_arguments(ARG "" "LABEL" "SOURCES;LINKS" ${ARGN})
@@ -31,4 +33,7 @@ function(ultraspeed_test name)
   target_link_libraries(${name} PRIVATE ${ARG_LINKS} GTest::gtest GTest::gmock GTest::gtest_main)
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT 300)
+  if(ARG_LABEL STREQUAL gpu)
+    add_dependencies(gpu_tests ${name})
+  endif()
 endfunction()

@@ -6,6 +6,7 @@
 // rejected drafts is dead and is overwritten by the next round.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -16,12 +17,17 @@
 
 namespace ultraspeed::worker {
 
+// How cached keys and values are held. kFp8 (e4m3, unscaled) halves their memory and moves logits
+// visibly (docs/PERFORMANCE.md); CUDA only.
+enum class KvPrecision : uint8_t { kBf16, kFp8 };
+
 struct ExecutorOptions {
   std::string model_folder = {};
   int max_sequences = 8;       // slots
   int max_batch_tokens = 512;  // rows of one round, all sequences together
   int64_t kv_tokens = 65536;   // capacity of the full layers, rounded up to pages
   int num_threads = 0;         // 0 = all cores
+  KvPrecision kv_precision = KvPrecision::kBf16;
   std::function<void(int done, int total)> progress = {};  // of loading, in layers; may be null
 };
 

@@ -36,6 +36,7 @@ struct Options {
   int waiting_max = limits::kWaitingRequestsMax;
   ExecutorOptions executor;
   std::string draft_cost = "measured";
+  std::string kv_precision = "bf16";
   SchedulerOptions scheduler;
   TlsOptions tls;
 };
@@ -58,6 +59,10 @@ void AddFlags(FlagTable& flags, Options* options) {
             "Rows of one round, all requests together");
   flags.Int64("kv-tokens", &executor.kv_tokens, {256, int64_t{1} << 32}, "tokens",
               "KV capacity of the full-attention layers");
+  flags.Choice(
+      "kv-precision", &options->kv_precision, {"bf16", "fp8"},
+      "How keys and values are cached; fp8 takes half the memory, needs a GPU, and changes "
+      "the text");
   flags.Int("threads", &executor.num_threads, {0, 1024}, "threads",
             "Compute threads; 0 = all cores");
   flags.Choice("draft-cost", &options->draft_cost, {"measured", "served-shape"},
@@ -82,6 +87,7 @@ absl::Status Serve(Options options) {
   if (options.executor.model_folder.empty())
     return absl::InvalidArgumentError("--model is required; see --help");
   ShutdownSignal shutdown;  // before any other thread
+  if (options.kv_precision == "fp8") options.executor.kv_precision = KvPrecision::kFp8;
   ASSIGN_OR_RETURN(const DeviceChoice choice, ChooseDevice(options.device));
   Log(LogLevel::kInfo, "worker.device",
       {{"device", choice.device == Device::kCuda ? "cuda" : "cpu"}, {"reason", choice.reason}});

@@ -15,6 +15,9 @@ constexpr float kNeverChosen = -1e30f;  // finite, so that dividing by a tempera
 
 absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const ExecutorOptions& options) {
   if (absl::Status status = ValidateOptions(options); !status.ok()) return status;
+  if (options.kv_precision != KvPrecision::kBf16) {
+    return absl::InvalidArgumentError("kv_precision: is fp8; the CPU executor takes bf16 only");
+  }
   absl::StatusOr<ModelConfig> config = LoadModelConfig(options.model_folder);
   if (!config.ok()) return config.status();
   absl::StatusOr<int> vocabulary_used = CountUsedTokens(options.model_folder, config->vocabulary);

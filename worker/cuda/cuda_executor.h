@@ -28,7 +28,6 @@ namespace ultraspeed::worker::cuda {
 
 struct CudaOptions {
   ExecutorOptions executor;
-  kernels::cuda::KvFormat kv_format = kernels::cuda::KvFormat::kBf16;
   bool use_graphs = true;
 };
 

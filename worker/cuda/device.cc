@@ -42,12 +42,9 @@ absl::StatusOr<std::unique_ptr<ModelExecutor>> CreateCudaExecutor(const Executor
 }
 
 absl::StatusOr<RandomModel> CreateRandomCudaModel(const ModelConfig& config,
-                                                  const ExecutorOptions& options,
-                                                  KvPrecision kv_precision) {
-  absl::StatusOr<std::unique_ptr<cuda::CudaExecutor>> executor = cuda::CudaExecutor::CreateRandom(
-      config, {.executor = options,
-               .kv_format = kv_precision == KvPrecision::kFp8 ? kernels::cuda::KvFormat::kFp8
-                                                              : kernels::cuda::KvFormat::kBf16});
+                                                  const ExecutorOptions& options) {
+  absl::StatusOr<std::unique_ptr<cuda::CudaExecutor>> executor =
+      cuda::CudaExecutor::CreateRandom(config, {.executor = options});
   if (!executor.ok()) return executor.status();
   RandomModel model;
   model.bytes = (*executor)->bytes();

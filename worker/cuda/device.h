@@ -36,10 +36,8 @@ struct RandomModel {
   PassBytes bytes;
   std::string memory;  // the plan, in words
 };
-enum class KvPrecision : uint8_t { kBf16, kFp8 };
 absl::StatusOr<RandomModel> CreateRandomCudaModel(const ModelConfig& config,
-                                                  const ExecutorOptions& options,
-                                                  KvPrecision kv_precision);
+                                                  const ExecutorOptions& options);
 
 // Bytes per second at which all of device 0 reads `bytes` bytes of its memory, best of several
 // passes. REQUIRES: CudaUsable; that much memory free.

@@ -30,7 +30,8 @@ PassLimits LimitsOf(const ModelConfig& config, const CudaOptions& options) {
           .max_logits = std::max(kLogitRowsMin, executor.max_sequences * BlockSizeMax(config)),
           .num_pages = static_cast<int>(num_pages),
           .positions = std::min(config.context_tokens, num_pages * kPageTokens) + kDraftBlockMax,
-          .kv_format = options.kv_format};
+          .kv_format = executor.kv_precision == KvPrecision::kFp8 ? ops::KvFormat::kFp8
+                                                                  : ops::KvFormat::kBf16};
 }
 
 // Page table entries that a position's bound needs.

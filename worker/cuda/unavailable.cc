@@ -15,8 +15,7 @@ absl::StatusOr<std::unique_ptr<ModelExecutor>> CreateCudaExecutor(
 }
 
 absl::StatusOr<RandomModel> CreateRandomCudaModel(const ModelConfig& /*config*/,
-                                                  const ExecutorOptions& /*options*/,
-                                                  KvPrecision /*kv_precision*/) {
+                                                  const ExecutorOptions& /*options*/) {
   return CudaUsable();
 }
 

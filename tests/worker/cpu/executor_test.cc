@@ -302,6 +302,8 @@ TEST(ExecutorOptionsTest, ValuesOutOfRangeAreRefusedByName) {
   const auto message = [](const ExecutorOptions& options) {
     return std::string(CreateCpuExecutor(options).status().message());
   };
+  EXPECT_EQ(message({.kv_precision = KvPrecision::kFp8}),
+            "kv_precision: is fp8; the CPU executor takes bf16 only");
   EXPECT_EQ(message({.max_sequences = 0}), "max_sequences: is 0; must be from 1 to 1024");
   EXPECT_EQ(message({.max_batch_tokens = 4}), "max_batch_tokens: is 4; must be from 16 to 16384");
   EXPECT_EQ(message({.kv_tokens = -1}), "kv_tokens: is -1; must be from 1 to 67108864");

@@ -126,7 +126,7 @@ TEST_F(CudaExecutorTest, OneToSixteenSequencesEqualEachAlone) {
 TEST_F(CudaExecutorTest, Fp8CachesAreLosslessAndNear) {
   const std::unique_ptr<cuda::CudaExecutor> bf16 = Load({});
   const std::unique_ptr<cuda::CudaExecutor> fp8 =
-      Load({.executor = {}, .kv_format = kernels::cuda::KvFormat::kFp8});
+      Load({.executor = {.kv_precision = KvPrecision::kFp8}});
   ASSERT_NE(bf16, nullptr);
   ASSERT_NE(fp8, nullptr);
   RunPlan plan{.prompt = Prompt(0, 150), .num_new_tokens = 40};

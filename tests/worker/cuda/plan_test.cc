@@ -43,7 +43,7 @@ TEST(MemoryPlanTest, Fp8HalvesTheCaches) {
   const ModelConfig rank = *RankOf(MimoV25ProShape(), 8);
   CudaOptions options = Options(65536);
   const MemoryPlan bf16 = PlanMemory(rank, options);
-  options.kv_format = kernels::cuda::KvFormat::kFp8;
+  options.executor.kv_precision = KvPrecision::kFp8;
   const MemoryPlan fp8 = PlanMemory(rank, options);
   EXPECT_EQ(2 * fp8[MemoryKind::kKvPages], bf16[MemoryKind::kKvPages]);
   EXPECT_EQ(2 * fp8[MemoryKind::kRings], bf16[MemoryKind::kRings]);
