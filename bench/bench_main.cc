@@ -205,7 +205,8 @@ int main(int argc, char** argv) {
       "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--device auto|cpu|cuda] "
       "[--prompts held-out|FILE] [--max_tokens N] [--temperature X] [--json]\n"
       "  ultraspeed-bench rank [--shape mimo-v2.5-pro] [--rank_of N] [--context N] [--json]\n"
-      "  ultraspeed-bench serving --api_key_file FILE [--target HOST:PORT] [--requests_per_second X] "
+      "  ultraspeed-bench serving --api_key_file FILE [--target HOST:PORT] [--requests_per_second "
+      "X] "
       "[--flood X] [--ultraspeed_share X] [--duration 30s] [--max_tokens N] [--json]");
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
   const std::string command = arguments.size() == 2 ? arguments[1] : "";

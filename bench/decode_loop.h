@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "worker/statistics.h"
 #include "worker/executor.h"
+#include "worker/statistics.h"
 
 namespace ultraspeed::bench {
 

@@ -58,7 +58,7 @@ inline constexpr size_t kUnsentTextBytesMax =
 // ---- Worker engine ----
 inline constexpr int kWaitingRequestsMax =
     64;  // accepted, but without a slot and pages; the router holds the real queue
-inline constexpr int kSequencesMax = 256;      // slots of one worker
+inline constexpr int kSequencesMax = 256;             // slots of one worker
 inline constexpr size_t kTerminalRecordsMax = 65536;  // ended requests that a worker can tell about
 inline constexpr int kUltraspeedBatchMax = 2;  // ultraspeed sequences that share a decode round
 inline constexpr int kStandardFloorRounds =

@@ -108,8 +108,8 @@ class Store {
   virtual absl::StatusOr<std::vector<LedgerEntry>> ListClosed(
       const UsageQuery& query, const std::optional<LedgerEntry>& after, int num_max) = 0;
 
-  // ---- Routers: who is there to settle what it opened. Counts, not times: no clock is shared. ----
-  // This router lives: raises its count of heartbeats by one.
+  // ---- Routers: who is there to settle what it opened. Counts, not times: no clock is shared.
+  // ---- This router lives: raises its count of heartbeats by one.
   virtual absl::Status Beat(absl::string_view router_id) = 0;
   // In order of router id.
   virtual absl::StatusOr<std::vector<RouterBeats>> ListBeats() = 0;

@@ -34,8 +34,8 @@ namespace ultraspeed::kernels::cuda {
 // A weight repacked for streaming. Layout is private to the .cu files; `data` is 256-byte aligned.
 struct Matrix {
   WeightFormat format = WeightFormat::kBf16;
-  int num_rows = 0;  // N
-  int num_cols = 0;  // Kdim, multiple of 32 (kFp8Block128: of 128)
+  int num_rows = 0;            // N
+  int num_cols = 0;            // Kdim, multiple of 32 (kFp8Block128: of 128)
   const void* data = nullptr;  // PackedBytes
 };
 size_t PackedBytes(WeightFormat format, int num_rows, int num_cols);
@@ -117,13 +117,13 @@ void EmbedBlocks(const bf16* table /*[V, H]*/, const bf16* mask /*[H]*/,
 // tap[t, tap_offset + i] = bf16(residual[t, i]) with row stride tap_stride, and normed = bf16(RMS
 // norm of residual * weight). One kernel, one row per block.
 struct AddNormParams {
-  float* residual;        // [T, H]
-  const float* delta;     // [T, H] or null
-  const float* weight;    // [H]
+  float* residual;      // [T, H]
+  const float* delta;   // [T, H] or null
+  const float* weight;  // [H]
   float epsilon;
   int num_tokens, hidden;
-  bf16* normed;           // [T, H] or null
-  bf16* tap;              // [T, tap_stride] or null
+  bf16* normed;  // [T, H] or null
+  bf16* tap;     // [T, tap_stride] or null
   int tap_offset, tap_stride;
 };
 void AddNorm(const AddNormParams& params, cudaStream_t stream);
@@ -152,8 +152,8 @@ size_t KvCacheBytes(KvFormat format, int64_t num_pages, int page_tokens, int num
 // The sequences of a pass, in device memory. Rows of a sequence are consecutive and ascend in
 // position: row first_row + i is position + i.
 struct Sequences {
-  int num_sequences;  // S, host value
-  int rows_max;       // host upper bound of num_rows of any of them (grids)
+  int num_sequences;         // S, host value
+  int rows_max;              // host upper bound of num_rows of any of them (grids)
   int64_t position_end_max;  // host upper bound of position + num_rows of any of them (grids)
   const int32_t* first_row;  // [S]
   const int32_t* num_rows;   // [S], may be 0
@@ -168,16 +168,17 @@ enum class KvPlace : uint8_t { kPaged, kRing };
 
 // q, k, v of a fused projection: rotary (NeoX pairs, first rotary_dims) on q and k, value scale on
 // v, bf16, q to `q`, k and v into the cache at their positions (or, with `block_k`, dense).
-// Optional RMS norm over each head of q and k before rotary (drafter). fp32 until the last rounding.
+// Optional RMS norm over each head of q and k before rotary (drafter). fp32 until the last
+// rounding.
 struct ProjectParams {
-  const float* qkv;     // [T, row_width]
+  const float* qkv;  // [T, row_width]
   int row_width;
   // Column of head 0 of kv group r is r * group_stride; inside: q heads of the group, k, v. With
   // group_stride 0 the layout is all q heads, all k heads, all v heads (drafter). q_heads = 0 with
   // group_stride 0: only k and v (the drafter's context rows).
   int group_stride;
   int num_q_heads, num_kv_heads, qk_head_dim, v_head_dim, rotary_dims;
-  const float* rope;    // [positions, rotary_dims]: cosines, then sines (RopeTable::cos_sin)
+  const float* rope;  // [positions, rotary_dims]: cosines, then sines (RopeTable::cos_sin)
   float value_scale;
   const float* q_norm;  // [D] or null
   const float* k_norm;  // [D] or null
@@ -185,12 +186,12 @@ struct ProjectParams {
   Sequences sequences;
   const int32_t* num_rows_kept;  // [S] or null: rows of a sequence past this are not written to the
                                  // cache (taps of rejected drafts)
-  bf16* q;              // [T, Hq, D] or null
-  KvCache cache;        // cache.k null: nothing cached
+  bf16* q;                       // [T, Hq, D] or null
+  KvCache cache;                 // cache.k null: nothing cached
   KvPlace place;
   int ring_pages;
-  bf16* block_k;        // [T, Hkv, D] or null
-  bf16* block_v;        // [T, Hkv, Dv] or null
+  bf16* block_k;  // [T, Hkv, D] or null
+  bf16* block_v;  // [T, Hkv, Dv] or null
 };
 void ProjectQkv(const ProjectParams& params, int num_tokens, cudaStream_t stream);
 
@@ -198,7 +199,7 @@ void ProjectQkv(const ProjectParams& params, int num_tokens, cudaStream_t stream
 // [0, p]). Drafter form (block_k not null): cache keys [max(0, p - window + 1), position of the
 // sequence's first row - 1] and all rows of its own block in block_k/block_v, both ways.
 struct AttentionParams {
-  const bf16* q;        // [T, Hq, D]
+  const bf16* q;  // [T, Hq, D]
   KvCache cache;
   KvPlace place;
   int ring_pages;
@@ -208,9 +209,9 @@ struct AttentionParams {
   const bf16* block_v;  // [T, Hkv, Dv] or null
   Sequences sequences;
   int num_q_heads;
-  float score_scale;    // 1 / sqrt(D)
-  bf16* out;            // [T, Hq, Dv]
-  void* workspace;      // AttentionWorkspaceBytes
+  float score_scale;  // 1 / sqrt(D)
+  bf16* out;          // [T, Hq, Dv]
+  void* workspace;    // AttentionWorkspaceBytes
 };
 void Attention(const AttentionParams& params, cudaStream_t stream);
 // Partial results of the segments of long contexts. `position_end_max` and `rows_max` as in

@@ -13,7 +13,8 @@ constexpr int kAlternatives = 8;
 // Both round at the same points and differ in the order of fp32 sums; a bf16 step of a residual
 // moves a logit by a few hundredths. Where two experts score equal to within that, the two programs
 // may choose different ones: a few positions may differ by more.
-// Of the reference's own noise: what an error of 1e-6 in the embedding does to its log-probabilities.
+// Of the reference's own noise: what an error of 1e-6 in the embedding does to its
+// log-probabilities.
 constexpr double kNoiseFactor = 1.5;
 constexpr double kLogprobTolerance = 0.15;
 constexpr double kSwappedTolerance = 1.0;

@@ -16,7 +16,8 @@ namespace ultraspeed::worker {
 // hundredths. Where two experts of a token score equal to within rounding, the two may choose
 // different ones, and that row's logits differ by more: a bounded share of rows may.
 inline constexpr float kLogitBound = 0.25f;
-inline constexpr float kNoiseFactor = 1.5f;  // median bound: of the model's own noise (golden_test.cc)
+inline constexpr float kNoiseFactor =
+    1.5f;  // median bound: of the model's own noise (golden_test.cc)
 inline constexpr double kSwappedShareMax = 0.1;
 
 inline std::unique_ptr<ModelExecutor> LoadOnCpu() {
