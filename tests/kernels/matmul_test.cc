@@ -5,25 +5,10 @@
 
 #include "kernels/ops.h"
 #include "kernels/thread_pool.h"
-#include "tests/kernels/random_data.h"
+#include "tests/kernels/oracles.h"
 
 namespace ultraspeed::kernels {
 namespace {
-
-struct Oracle {
-  double value;
-  double magnitude;  // sum of absolute products: what rounding errors are relative to
-};
-
-Oracle Dot(const TestMatrix& w, int row, const bf16* x) {
-  Oracle sum = {0, 0};
-  for (int c = 0; c < w.num_cols; ++c) {
-    const double product = w.Value(row, c) * FromBf16(x[c]);
-    sum.value += product;
-    sum.magnitude += std::fabs(product);
-  }
-  return sum;
-}
 
 std::vector<float> Multiply(ThreadPool& pool, const PackedMatrix& w, const bf16* x, int num_tokens,
                             int x_stride) {

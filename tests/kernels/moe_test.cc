@@ -6,46 +6,14 @@
 
 #include "kernels/ops.h"
 #include "kernels/thread_pool.h"
-#include "tests/kernels/random_data.h"
+#include "tests/kernels/oracles.h"
 
 namespace ultraspeed::kernels {
 namespace {
 
-struct TestExpert {
-  TestMatrix gate, up, down;
-
-  TestExpert(RandomData& random, WeightFormat format, int ffn, int hidden)
-      : gate(RandomMatrix(random, format, ffn, hidden)),
-        up(RandomMatrix(random, format, ffn, hidden)),
-        down(RandomMatrix(random, format, hidden, ffn)) {}
-  MlpWeights Pack() const {
-    return {PackedMatrix::Pack(gate.Checkpoint()), PackedMatrix::Pack(up.Checkpoint()),
-            PackedMatrix::Pack(down.Checkpoint())};
-  }
-  // The exact output, except that the inner activation is rounded to bf16 as specified.
-  std::vector<double> Apply(const bf16* x) const {
-    std::vector<double> out(down.num_rows);
-    for (int f = 0; f < gate.num_rows; ++f) {
-      double g = 0, u = 0;
-      for (int c = 0; c < gate.num_cols; ++c) {
-        g += gate.Value(f, c) * FromBf16(x[c]);
-        u += up.Value(f, c) * FromBf16(x[c]);
-      }
-      const double inner = FromBf16(ToBf16(static_cast<float>(g / (1 + std::exp(-g)) * u)));
-      for (int r = 0; r < down.num_rows; ++r) out[r] += down.Value(r, f) * inner;
-    }
-    return out;
-  }
-};
-
-// 1 - 2<x,y> / (x^2 + y^2): one bf16 rounding that goes the other way must not fail a test.
-double Difference(const std::vector<double>& want, const float* got) {
-  double xy = 0, norms = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    xy += want[i] * got[i];
-    norms += want[i] * want[i] + double{got[i]} * got[i];
-  }
-  return norms == 0 ? 0 : 1 - 2 * xy / norms;
+MlpWeights Pack(const TestExpert& expert) {
+  return {PackedMatrix::Pack(expert.gate.Checkpoint()), PackedMatrix::Pack(expert.up.Checkpoint()),
+          PackedMatrix::Pack(expert.down.Checkpoint())};
 }
 
 constexpr int kHidden = 96;
@@ -64,7 +32,7 @@ struct MoeCase {
     RandomData random(seed);
     for (int e = 0; e < kExperts; ++e) {
       experts.emplace_back(random, WeightFormat::kMxfp4, kFfn, kHidden);
-      weights.push_back(experts.back().Pack());
+      weights.push_back(Pack(experts.back()));
     }
     x = random.Bf16s(static_cast<size_t>(num_tokens) * kHidden, 0.3f);
     for (int t = 0; t < num_tokens; ++t) {
@@ -145,7 +113,7 @@ TEST(Mlp, AgreesWithDoublePrecisionAndIsTheSameInBatches) {
   RandomData random(6);
   for (WeightFormat format : kFormats) {
     const TestExpert expert(random, format, kFfn, kHidden);
-    const MlpWeights weights = expert.Pack();
+    const MlpWeights weights = Pack(expert);
     constexpr int kTokens = 11;
     const std::vector<bf16> x = random.Bf16s(kTokens * kHidden, 0.3f);
     const auto run = [&](ThreadPool& pool, int first, int tokens) {

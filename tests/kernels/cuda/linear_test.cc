@@ -5,27 +5,12 @@
 
 #include "kernels/cuda/ops.h"
 #include "tests/kernels/cuda/device_matrix.h"
-#include "tests/kernels/random_data.h"
+#include "tests/kernels/oracles.h"
 
 namespace ultraspeed::kernels::cuda {
 namespace {
 
 using LinearTest = GpuTest;
-
-struct Oracle {
-  double value;
-  double magnitude;  // sum of absolute products: what rounding errors are relative to
-};
-
-Oracle Dot(const TestMatrix& w, int row, const bf16* x) {
-  Oracle sum = {0, 0};
-  for (int c = 0; c < w.num_cols; ++c) {
-    const double product = w.Value(row, c) * FromBf16(x[c]);
-    sum.value += product;
-    sum.magnitude += std::fabs(product);
-  }
-  return sum;
-}
 
 struct DeviceMatrix {
   DeviceArray<uint8_t> packed;
