@@ -34,8 +34,16 @@ class SqliteConnection : public SqlConnection {
           absl::StrCat("store sqlite:", path, ": ", sqlite3_errstr(code)));
     }
     sqlite3_busy_timeout(handle, kBusyTimeoutMs);
+    // The switch to WAL wants the file for itself and does not wait for it, busy timeout or not:
+    // routers that start together try again.
+    constexpr char kUseWal[] = "PRAGMA journal_mode = WAL";
+    constexpr int kRetryMs = 5;
+    for (int waited_ms = 0; waited_ms < kBusyTimeoutMs; waited_ms += kRetryMs) {
+      if (sqlite3_exec(handle, kUseWal, nullptr, nullptr, nullptr) != SQLITE_BUSY) break;
+      sqlite3_sleep(kRetryMs);
+    }
     RETURN_IF_ERROR(connection->ExecuteScript(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;"));
+        absl::StrCat(kUseWal, "; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")));
     return connection;
   }
 
@@ -165,12 +173,13 @@ class SqliteDatabase : public SqlDatabase {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SqlDatabase>> OpenSqlite(const std::string& path) {
-  // Made here, not by SQLite, for its permissions; SQLite gives the WAL files the same.
-  const int file = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, S_IRUSR | S_IWUSR);
-  if (file < 0) {
+  // Made here, not by SQLite, for its permissions; SQLite gives the WAL files the same. A file that
+  // exists is not opened: closing it would drop the locks of this process's other connections.
+  const int file = open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, S_IRUSR | S_IWUSR);
+  if (file < 0 && errno != EEXIST) {
     return absl::UnavailableError(absl::StrCat("store sqlite:", path, ": ", std::strerror(errno)));
   }
-  close(file);
+  if (file >= 0) close(file);
   ASSIGN_OR_RETURN(auto writer, SqliteConnection::Open(path));
   ASSIGN_OR_RETURN(auto reader, SqliteConnection::Open(path));
   return std::make_unique<SqliteDatabase>(std::move(writer), std::move(reader));
