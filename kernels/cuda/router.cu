@@ -1,9 +1,10 @@
 // The expert router: fp32 logits, sigmoid, the K largest of score + bias.
 //
-// Logits: lane l of a warp adds columns 4 l + 128 i + (0..3), i ascending, within one of four equal
-// segments of H; lanes meet in a shuffle tree, segments ascending. A warp keeps kExperts x kTokens
-// such sums at once, so the order is the same however many it takes together. For few tokens
-// kExperts is 1 and the weights' bytes rule (E * H * 4), for many it is 4 and multiply-adds do.
+// Logits: H is cut into blocks of 256 columns; within one, lane t of a quad adds the products of
+// columns 32 j + 8 t + (0..7), j ascending, and the quad's lanes meet in a tree; blocks ascending.
+// It is the order in which the resident engine's lanes hold a row. A warp keeps kExperts experts of
+// eight tokens, a quad each. For few tokens kExperts is 1 and the weights' bytes rule (E * H * 4),
+// for many it is 4 and multiply-adds do.
 #include <cmath>
 
 #include "kernels/check.h"
@@ -14,36 +15,37 @@
 namespace ultraspeed::kernels::cuda {
 namespace {
 
-constexpr int kSegments = 4;  // warps of a thread block
-constexpr int kTokens = 8;    // of a thread block
+constexpr int kWarps = 4;  // of a thread block of LogitsKernel; blocks of columns are dealt to them
+constexpr int kTokens = 8;  // of a thread block
+constexpr int kBlockColumns = 256;
+constexpr int kBlocksMax = 64;
 constexpr int kFewTokens = 32;
 constexpr int kTopWarps = 4;
 constexpr int kExpertsPerLane = 32;  // E <= 1024
 constexpr int kExpertsPerTokenMax = 64;
 
-__device__ __forceinline__ float4 Widen(uint2 x) {
-  return {__uint_as_float(x.x << 16), __uint_as_float(x.x & 0xffff0000u),
-          __uint_as_float(x.y << 16), __uint_as_float(x.y & 0xffff0000u)};
-}
-
-__device__ __forceinline__ float Dot(float4 a, float4 b, float sum) {
-  sum = fmaf(a.x, b.x, sum);
-  sum = fmaf(a.y, b.y, sum);
-  sum = fmaf(a.z, b.z, sum);
-  return fmaf(a.w, b.w, sum);
+// Adds the products of eight consecutive columns, ascending.
+__device__ __forceinline__ float Dot8(uint4 x, float4 low, float4 high, float sum) {
+  const auto even = [](uint32_t pair) { return __uint_as_float(pair << 16); };
+  const auto odd = [](uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); };
+  sum = __fmaf_rn(even(x.x), low.x, sum);
+  sum = __fmaf_rn(odd(x.x), low.y, sum);
+  sum = __fmaf_rn(even(x.y), low.z, sum);
+  sum = __fmaf_rn(odd(x.y), low.w, sum);
+  sum = __fmaf_rn(even(x.z), high.x, sum);
+  sum = __fmaf_rn(odd(x.z), high.y, sum);
+  sum = __fmaf_rn(even(x.w), high.z, sum);
+  return __fmaf_rn(odd(x.w), high.w, sum);
 }
 
 template <int kExperts>
-__global__ void __launch_bounds__(kSegments * 32)
+__global__ void __launch_bounds__(kWarps * 32)
     LogitsKernel(const bf16* x, const float* w, int num_tokens, int hidden, int num_experts,
                  float* logits) {
-  __shared__ float segment_sums[kSegments][kExperts * kTokens];
+  __shared__ float block_sums[kBlocksMax][kExperts * kTokens];
   const int first_expert = blockIdx.x * kExperts, first_token = blockIdx.y * kTokens;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int rounds = (hidden + 127) / 128;
-  const int rounds_per_segment = (rounds + kSegments - 1) / kSegments;
-  const int first_round = warp * rounds_per_segment;
-  const int last_round = min(first_round + rounds_per_segment, rounds);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int num_blocks = (hidden + kBlockColumns - 1) / kBlockColumns;
 
   // Rows past the end repeat the last one and are not stored.
   const float* expert_rows[kExperts];
@@ -51,41 +53,34 @@ __global__ void __launch_bounds__(kSegments * 32)
   for (int e = 0; e < kExperts; ++e) {
     expert_rows[e] = w + static_cast<size_t>(min(first_expert + e, num_experts - 1)) * hidden;
   }
-  float sums[kExperts][kTokens] = {};
-#pragma unroll 2
-  for (int round = first_round; round < last_round; ++round) {
-    const int column = round * 128 + lane * 4;
-    if (column >= hidden) continue;
-    float4 weights[kExperts];
+  const bf16* const row = x + static_cast<size_t>(min(first_token + g, num_tokens - 1)) * hidden;
+  for (int block = warp; block < num_blocks; block += kWarps) {
+    float sums[kExperts] = {};
+#pragma unroll 4
+    for (int j = 0; j < kBlockColumns / 32; ++j) {
+      const int column = block * kBlockColumns + 32 * j + 8 * t;
+      if (column >= hidden) break;
+      const uint4 input = *reinterpret_cast<const uint4*>(row + column);
+#pragma unroll
+      for (int e = 0; e < kExperts; ++e) {
+        const auto* const weights = reinterpret_cast<const float4*>(expert_rows[e] + column);
+        sums[e] = Dot8(input, weights[0], weights[1], sums[e]);
+      }
+    }
 #pragma unroll
     for (int e = 0; e < kExperts; ++e) {
-      weights[e] = *reinterpret_cast<const float4*>(expert_rows[e] + column);
-    }
-#pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
-      if (first_token + t >= num_tokens) break;
-      const float4 input = Widen(*reinterpret_cast<const uint2*>(
-          x + static_cast<size_t>(first_token + t) * hidden + column));
-#pragma unroll
-      for (int e = 0; e < kExperts; ++e) sums[e][t] = Dot(input, weights[e], sums[e][t]);
-    }
-  }
-#pragma unroll
-  for (int e = 0; e < kExperts; ++e) {
-#pragma unroll
-    for (int t = 0; t < kTokens; ++t) {
-      float sum = sums[e][t];
-#pragma unroll
-      for (int mask = 16; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
-      if (lane == 0) segment_sums[warp][e * kTokens + t] = sum;
+      float sum = sums[e];
+      sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 1));
+      sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 2));
+      if (t == 0) block_sums[block][e * kTokens + g] = sum;
     }
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kExperts * kTokens; i += kSegments * 32) {
+  for (int i = threadIdx.x; i < kExperts * kTokens; i += kWarps * 32) {
     const int expert = first_expert + i / kTokens, token = first_token + i % kTokens;
     if (expert >= num_experts || token >= num_tokens) continue;
-    float sum = segment_sums[0][i];
-    for (int s = 1; s < kSegments; ++s) sum += segment_sums[s][i];
+    float sum = block_sums[0][i];
+    for (int block = 1; block < num_blocks; ++block) sum = __fadd_rn(sum, block_sums[block][i]);
     logits[static_cast<size_t>(token) * num_experts + expert] = sum;
   }
 }
@@ -167,7 +162,7 @@ void LaunchLogits(const bf16* x, const float* w, int num_tokens, int hidden, int
                   float* logits, cudaStream_t stream) {
   const dim3 grid(CeilDiv(num_experts, kExperts), CeilDiv(num_tokens, kTokens));
   LogitsKernel<kExperts>
-      <<<grid, kSegments * 32, 0, stream>>>(x, w, num_tokens, hidden, num_experts, logits);
+      <<<grid, kWarps * 32, 0, stream>>>(x, w, num_tokens, hidden, num_experts, logits);
   CheckLaunch("LogitsKernel");
 }
 
@@ -176,7 +171,8 @@ void LaunchLogits(const bf16* x, const float* w, int num_tokens, int hidden, int
 void RouteTopK(const bf16* x, const float* w, const float* bias, int num_tokens, int hidden,
                int num_experts, int experts_per_token, int32_t* expert_ids, float* expert_weights,
                void* workspace, cudaStream_t stream) {
-  KERNELS_CHECK(hidden % 4, ==, 0);
+  KERNELS_CHECK(hidden % 8, ==, 0);
+  KERNELS_CHECK(hidden, <=, kBlockColumns * kBlocksMax);
   KERNELS_CHECK(num_experts, <=, 32 * kExpertsPerLane);
   KERNELS_CHECK(experts_per_token, >, 0);
   KERNELS_CHECK(experts_per_token, <=, num_experts);

@@ -50,7 +50,7 @@ StreamPlan PlanStream(const Product& p, int tile_tokens) {
   KERNELS_CHECK(plan.segments_per_group, >, 0);
   plan.num_groups_per_tile = CeilDiv(segments, plan.segments_per_group);
   const int group_slabs = std::min(slabs, plan.segments_per_group * p.segment_slabs);
-  const int blocks = CeilDiv(group_slabs, BlockSlabs(kFormat));
+  const int blocks = CeilDiv(group_slabs, kBlockSlabs);
   // Two blocks a warp and unit, or more where a row tile has more.
   plan.tiles_per_unit = std::clamp(2 * kStreamWarps / (blocks * (tile_tokens / 8)), 1, row_tiles);
   plan.units_per_group = CeilDiv(row_tiles, plan.tiles_per_unit);
@@ -85,7 +85,7 @@ struct ItemCursor {
     const int slabs_per_group = plan.segments_per_group * p.segment_slabs;
     first_slab = part * slabs_per_group;
     end_slab = min(NumSlabs(p.num_cols), first_slab + slabs_per_group);
-    blocks = (end_slab - first_slab + BlockSlabs(kFormat) - 1) / BlockSlabs(kFormat);
+    blocks = (end_slab - first_slab + kBlockSlabs - 1) / kBlockSlabs;
     first_row_tile = unit % plan.units_per_group * plan.tiles_per_unit;
     num_items = min(plan.tiles_per_unit, NumRowTiles(p.num_rows) - first_row_tile) * blocks;
     tile_step = kStreamWarps / blocks;
@@ -103,11 +103,9 @@ struct ItemCursor {
       ++row_tile;
     }
   }
-  __device__ __forceinline__ int block_slab() const {
-    return first_slab + block * BlockSlabs(kFormat);
-  }
+  __device__ __forceinline__ int block_slab() const { return first_slab + block * kBlockSlabs; }
   __device__ __forceinline__ int block_end_slab() const {
-    return min(block_slab() + BlockSlabs(kFormat), end_slab);
+    return min(block_slab() + kBlockSlabs, end_slab);
   }
 };
 
@@ -230,6 +228,7 @@ static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
 
     for (; now.item < now.num_items; now.NextItem()) {
       float sums[kColumnTiles][4] = {};
+      float4 block_partials[kColumnTiles] = {};
       float2 scales = {};
       const int end_slab = now.block_end_slab();
       for (int slab = now.block_slab(); slab < end_slab;) {
@@ -251,6 +250,10 @@ static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
               }
             }
             scales = weights.Scales();
+#pragma unroll
+            for (int c = 0; c < kColumnTiles; ++c) {
+              EndSlab<kFormat>(block_partials[c], sums[c], scales, slab == now.block_slab());
+            }
             ++slab;
           }
         }
@@ -263,14 +266,15 @@ static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
       }
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) {
-        buffer[(now.item * kColumnTiles + c) * 32 + lane] = ScaledPartial(sums[c], scales);
+        buffer[(now.item * kColumnTiles + c) * 32 + lane] =
+            EndBlock<kFormat>(block_partials[c], sums[c], scales);
       }
     }
     __syncthreads();
 
     // One warp adds the partials of a 16 x 8 tile. The other buffer is free for the next unit; this
     // one is written again only after the next barrier.
-    const int segment_blocks = p.segment_slabs / BlockSlabs(kFormat);
+    const int segment_blocks = p.segment_slabs / kBlockSlabs;
     const int num_sums = now.num_items / now.blocks * kColumnTiles;
     for (int i = (warp + unit) % kStreamWarps; i < num_sums; i += kStreamWarps) {
       const int row_tile = now.first_row_tile + i / kColumnTiles;
@@ -284,7 +288,7 @@ static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
 #pragma unroll 8
         for (int b = begin; b < end; ++b) total = Add(total, terms[b * kColumnTiles * 32]);
         if (kEpilogue == Epilogue::kStore && p.partials != nullptr) {
-          const int segment = (now.first_slab / BlockSlabs(kFormat) + begin) / segment_blocks;
+          const int segment = (now.first_slab / kBlockSlabs + begin) / segment_blocks;
           Store<kEpilogue>(SegmentOutput(p, segment), tile, row_tile, column, g, total);
         } else {
           sum = begin == 0 ? total : Add(sum, total);

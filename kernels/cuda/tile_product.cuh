@@ -89,6 +89,7 @@ static __global__ void __launch_bounds__(kTileThreads, 1)
   const int warp_row_tile = warp / 2 * 2;  // within the thread block
   const int warp_token = warp % 2 * (kTileTokens / 2);
   float sums[2][kColumnTiles][4] = {};
+  float4 block_partials[2][kColumnTiles] = {};
   float4 totals[2][kColumnTiles] = {};
 #pragma unroll
   for (int s = 0; s < Stages::kNumStages - 1; ++s) load(first_slab + s);
@@ -118,13 +119,17 @@ static __global__ void __launch_bounds__(kTileThreads, 1)
     }
 
     const int slabs_done = slab + 1 - first_slab;
-    if (slabs_done % BlockSlabs(kFormat) == 0 || slab + 1 == end_slab) {
+    const bool ends_block = slabs_done % kBlockSlabs == 0 || slab + 1 == end_slab;
+    if (ends_block || ScalesEverySlab(kFormat)) {
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
         const float2 scales = weights[m].Scales();
 #pragma unroll
         for (int c = 0; c < kColumnTiles; ++c) {
-          totals[m][c] = Add(totals[m][c], ScaledPartial(sums[m][c], scales));
+          EndSlab<kFormat>(block_partials[m][c], sums[m][c], scales, slabs_done % kBlockSlabs == 1);
+          if (!ends_block) continue;
+          totals[m][c] =
+              Add(totals[m][c], EndBlock<kFormat>(block_partials[m][c], sums[m][c], scales));
           for (float& sum : sums[m][c]) sum = 0.0f;
         }
       }

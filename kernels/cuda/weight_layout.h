@@ -10,9 +10,10 @@
 // rows g and g + 8; column pair q of the eight goes to mma q / 2, register pair q % 2. The order of
 // columns within a sum is therefore not ascending, but it is the same in every kernel.
 //
-// Order of a sum, everywhere: a block is one (kFp8Block128) or two slabs, accumulated by mma in
-// ascending groups; its sum times its scale is a partial; partials are added ascending within a
-// segment, segments ascending. Blocks and segments depend on format and width only.
+// Order of a sum, everywhere: a block is two slabs (the last of a row may be one), accumulated by
+// mma in ascending groups; its sum times its scale is a partial (kFp8Block128, whose scales are per
+// slab: each slab's sum times its scale, the two added); partials are added ascending within a
+// segment, segments ascending. Blocks and segments depend on the width only.
 #pragma once
 
 #include <cstddef>
@@ -57,9 +58,9 @@ constexpr int SlabBytes(WeightFormat format) {
   return 0;
 }
 
-constexpr int BlockSlabs(WeightFormat format) {
-  return format == WeightFormat::kFp8Block128 ? 1 : 2;
-}
+constexpr int kBlockSlabs = 2;
+// Whether every slab of a block has scales of its own.
+constexpr bool ScalesEverySlab(WeightFormat format) { return format == WeightFormat::kFp8Block128; }
 
 constexpr int NumSlabs(int num_cols) { return (num_cols + kSlabColumns - 1) / kSlabColumns; }
 constexpr int NumRowTiles(int num_rows) { return (num_rows + kTileRows - 1) / kTileRows; }

@@ -113,6 +113,23 @@ __device__ __forceinline__ float4 Add(float4 a, float4 b) {
   return {__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w)};
 }
 
+// Moves the scaled sum of a slab into its block's partial, where a slab has scales of its own.
+template <WeightFormat kFormat>
+__device__ __forceinline__ void EndSlab(float4& partial, float (&sum)[4], float2 scales,
+                                        bool first_of_block) {
+  if constexpr (ScalesEverySlab(kFormat)) {
+    const float4 scaled = ScaledPartial(sum, scales);
+    partial = first_of_block ? scaled : Add(partial, scaled);
+#pragma unroll
+    for (float& element : sum) element = 0.0f;
+  }
+}
+// The partial of a block whose slabs have all ended.
+template <WeightFormat kFormat>
+__device__ __forceinline__ float4 EndBlock(float4 partial, const float (&sum)[4], float2 scales) {
+  return ScalesEverySlab(kFormat) ? partial : ScaledPartial(sum, scales);
+}
+
 // Both mma of a group for eight tokens; `x` holds the lane's eight columns of token g.
 __device__ __forceinline__ void MmaGroup(float (&sum)[4], const GroupFragments& a, uint4 x) {
   Mma(sum, a[0], x.x, x.y);

@@ -20,6 +20,15 @@ __device__ __forceinline__ float Sigmoid(float x) {
   return __fdiv_rn(1.0f, __fadd_rn(1.0f, expf(-x)));
 }
 
+// RMS norm of one element, before rounding: NormScale of the row's sum of squares, then the weight.
+__device__ __forceinline__ float NormScale(float squares, int count, float epsilon) {
+  return __fdiv_rn(1.0f,
+                   __fsqrt_rn(__fadd_rn(__fdiv_rn(squares, static_cast<float>(count)), epsilon)));
+}
+__device__ __forceinline__ float NormElement(float x, float scale, float weight) {
+  return __fmul_rn(__fmul_rn(x, scale), weight);
+}
+
 // silu(gate) * up, rounded once to bf16 (docs/MODEL.md).
 __device__ __forceinline__ bf16 SwiGluProduct(float gate, float up) {
   const float silu = __fdiv_rn(gate, __fadd_rn(1.0f, expf(-gate)));
