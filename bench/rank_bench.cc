@@ -41,11 +41,53 @@ class RankRounds {
     return MedianMs(step, 1, kPrefillPasses);
   }
 
+  // Rounds of the resident engine with `distinct_experts` a layer (0: as routed).
+  absl::StatusOr<boost::json::object> Resident(int block, int distinct_experts, double ceiling,
+                                               const std::string& trace_file) {
+    worker::SequenceStep step = Step(options_.context);
+    step.sample = true;
+    step.block = block;
+    ASSIGN_OR_RETURN(const worker::ResidentRoundTimes times,
+                     worker::MeasureResidentRounds(executor_, step,
+                                                   {.num_rounds = options_.rounds,
+                                                    .distinct_experts = distinct_experts,
+                                                    .trace_file = trace_file}));
+    const double ms = Median({times.round_ms.begin() + kWarmUpRounds, times.round_ms.end()});
+    const double floor_ms = 1e3 * times.bytes / ceiling;
+    boost::json::array phases;
+    for (const worker::ResidentPhaseTimes& phase : times.phases) {
+      phases.push_back({{"phase", phase.name},
+                        {"count", phase.count},
+                        {"ms", phase.ms},
+                        {"wait_ms", phase.wait_ms},
+                        {"gb", phase.bytes / 1e9},
+                        {"floor_ms", 1e3 * phase.bytes / ceiling},
+                        {"of_ceiling", phase.ms > 0 ? 1e3 * phase.bytes / ceiling / phase.ms : 0}});
+    }
+    boost::json::object report = {
+        {"ms_per_round", ms},
+        {"ms_per_round_min", *std::min_element(times.round_ms.begin(), times.round_ms.end())},
+        {"rows", block},
+        {"thread_blocks", times.num_blocks},
+        {"distinct_experts_per_layer", times.distinct_experts},
+        {"weight_gb_per_round", times.bytes / 1e9},
+        {"tb_per_second", times.bytes / (1e-3 * ms) / 1e12},
+        {"floor_ms", floor_ms},
+        {"of_floor", floor_ms / ms}};
+    if (block > 1) {
+      report["tokens_per_round_assumed"] = options_.tokens_per_round;
+      report["tokens_per_second_at_that"] = 1e3 * options_.tokens_per_round / ms;
+    }
+    report["phases"] = std::move(phases);
+    return report;
+  }
+
   // "ms", the bytes of one round by what they are for, and the rate at which they were read.
   boost::json::object Decode(int block, double ceiling) {
     worker::SequenceStep step = Step(options_.context);
     step.sample = true;
     step.block = block;
+    worker::UseResidentEngine(executor_, false);
     const worker::ForwardStatistics before = executor_.statistics();
     const double ms = MedianMs(step, kWarmUpRounds, options_.rounds);
     const worker::ForwardStatistics& after = executor_.statistics();
@@ -115,9 +157,10 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("--shape: is ", options.shape, "; only mimo-v2.5-pro is known"));
   }
-  if (options.rounds < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--rounds: is ", options.rounds, "; must be at least 1"));
+  constexpr int kRoundsMax = 64;  // of one resident measurement
+  if (options.rounds <= kWarmUpRounds + 1 || options.rounds > kRoundsMax) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--rounds: is ", options.rounds, "; must be from ", kWarmUpRounds + 2, " to ", kRoundsMax));
   }
   const worker::ModelConfig shape = worker::MimoV25ProShape();
   ASSIGN_OR_RETURN(const worker::ModelConfig config, worker::RankOf(shape, options.num_ranks));
@@ -133,18 +176,28 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
   executor_options.kv_precision =
       options.kv_fp8 ? worker::KvPrecision::kFp8 : worker::KvPrecision::kBf16;
   ASSIGN_OR_RETURN(worker::RandomModel model,
-                   worker::CreateRandomCudaModel(config, executor_options));
+                   worker::CreateRandomCudaModel(config, executor_options, options.num_ranks));
   const double ceiling = worker::MeasureDeviceReadBandwidth(kCeilingBytes);
   RankRounds rounds(model, options);
   const double prefill_ms = rounds.PrefillMs();
   boost::json::object plain = rounds.Decode(1, ceiling);
-  boost::json::object speculative = rounds.Decode(config.drafter.block_size, ceiling);
+  const int block = config.drafter.block_size;
+  boost::json::object speculative = rounds.Decode(block, ceiling);
+  boost::json::object resident;
+  ASSIGN_OR_RETURN(resident["as_routed"], rounds.Resident(block, 0, ceiling, ""));
+  ASSIGN_OR_RETURN(resident["plain_as_routed"], rounds.Resident(1, 0, ceiling, ""));
+  if (options.distinct_experts > 0) {
+    ASSIGN_OR_RETURN(resident["speculative"],
+                     rounds.Resident(block, options.distinct_experts, ceiling, options.trace_file));
+  }
   return boost::json::object{
       {"device", model.executor->device()},
       {"shape", absl::StrCat(options.shape, ", one rank of ", options.num_ranks)},
       {"what",
-       "one GPU's share with random weights; no all-reduce; router and drafter features whole on "
-       "every rank; keys and values before the prefill chunk are zeros"},
+       "one GPU's share with random weights; plain and speculative: kernels in a graph, no "
+       "all-reduce, drafter features whole; resident: one kernel, all-reduces through inboxes of "
+       "this GPU, a rank's share of the features; the router is whole on every rank; keys and "
+       "values before the prefill chunk are zeros"},
       {"context", options.context},
       {"kv", options.kv_fp8 ? "fp8" : "bf16"},
       {"memory", model.memory},
@@ -153,7 +206,8 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
       {"prefill_ms", prefill_ms},
       {"prefill_tokens_per_second", 1e3 * options.prefill_tokens / prefill_ms},
       {"plain", std::move(plain)},
-      {"speculative", std::move(speculative)}};
+      {"speculative", std::move(speculative)},
+      {"resident", std::move(resident)}};
 }
 
 }  // namespace ultraspeed::bench

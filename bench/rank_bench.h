@@ -1,8 +1,9 @@
 // ultraspeed-bench rank: rounds of the executor at the served model's shape, one GPU's share of a
 // tensor-parallel group, with made-up weights.
 //
-// Measures what one rank does between its all-reduces; there is only one GPU, so no collective runs
-// and the figures say so. Single-threaded.
+// The same rounds through the executor of single operations and through the resident engine. One
+// GPU stands for all: the resident engine writes what it would send to its peers to inboxes of its
+// own, waits for it and adds it up; the executor has no collectives at all. Single-threaded.
 #pragma once
 
 #include <boost/json.hpp>
@@ -16,9 +17,12 @@ namespace ultraspeed::bench {
 struct RankOptions {
   std::string shape = "mimo-v2.5-pro";
   int num_ranks = 8;
-  int64_t context = 4096;    // tokens before the rounds that are timed
-  int prefill_tokens = 512;  // rows of one prefill pass
-  int rounds = 50;           // timed, of each kind
+  int64_t context = 4096;         // tokens before the rounds that are timed
+  int prefill_tokens = 512;       // rows of one prefill pass
+  int rounds = 50;                // timed, of each kind
+  int distinct_experts = 60;      // a layer, for the resident rounds; 0 = as routed only
+  double tokens_per_round = 6.3;  // assumed, for tokens/s
+  std::string trace_file;         // of one resident round; empty = none
   bool kv_fp8 = false;
 };
 

@@ -28,6 +28,7 @@ struct ExecutorOptions {
   int64_t kv_tokens = 65536;   // capacity of the full layers, rounded up to pages
   int num_threads = 0;         // 0 = all cores
   KvPrecision kv_precision = KvPrecision::kBf16;
+  bool resident = true;  // rounds of a single sequence on the resident kernel; CUDA only
   std::function<void(int done, int total)> progress = {};  // of loading, in layers; may be null
 };
 

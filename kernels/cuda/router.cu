@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "kernels/check.h"
+#include "kernels/cuda/device/dot.cuh"
 #include "kernels/cuda/device/numbers.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ops.h"
@@ -23,20 +24,6 @@ constexpr int kFewTokens = 32;
 constexpr int kTopWarps = 4;
 constexpr int kExpertsPerLane = 32;  // E <= 1024
 constexpr int kExpertsPerTokenMax = 64;
-
-// Adds the products of eight consecutive columns, ascending.
-__device__ __forceinline__ float Dot8(uint4 x, float4 low, float4 high, float sum) {
-  const auto even = [](uint32_t pair) { return __uint_as_float(pair << 16); };
-  const auto odd = [](uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); };
-  sum = __fmaf_rn(even(x.x), low.x, sum);
-  sum = __fmaf_rn(odd(x.x), low.y, sum);
-  sum = __fmaf_rn(even(x.y), low.z, sum);
-  sum = __fmaf_rn(odd(x.y), low.w, sum);
-  sum = __fmaf_rn(even(x.z), high.x, sum);
-  sum = __fmaf_rn(odd(x.z), high.y, sum);
-  sum = __fmaf_rn(even(x.w), high.z, sum);
-  return __fmaf_rn(odd(x.w), high.w, sum);
-}
 
 template <int kExperts>
 __global__ void __launch_bounds__(kWarps * 32)
@@ -69,9 +56,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     }
 #pragma unroll
     for (int e = 0; e < kExperts; ++e) {
-      float sum = sums[e];
-      sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 1));
-      sum = __fadd_rn(sum, __shfl_xor_sync(0xffffffffu, sum, 2));
+      const float sum = QuadSum(sums[e]);
       if (t == 0) block_sums[block][e * kTokens + g] = sum;
     }
   }

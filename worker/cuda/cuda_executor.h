@@ -20,6 +20,7 @@
 #include "worker/cuda/device_weights.h"
 #include "worker/cuda/drafter.h"
 #include "worker/cuda/pass_buffers.h"
+#include "worker/cuda/resident_engine.h"
 #include "worker/cuda/round_plan.h"
 #include "worker/cuda/target.h"
 #include "worker/model_executor.h"
@@ -29,6 +30,7 @@ namespace ultraspeed::worker::cuda {
 struct CudaOptions {
   ExecutorOptions executor;
   bool use_graphs = true;
+  ResidentRanks ranks = {};  // more than one: a rank that stands alone (benchmarks)
 };
 
 // What the executor would take of device memory. Needs no GPU.
@@ -60,17 +62,22 @@ class CudaExecutor : public ModelExecutor {
 
   const MemoryPlan& memory() const { return arena_->taken(); }
   const PassBytes& bytes() const { return bytes_; }
+  // Null if the shape or the options keep the resident engine out.
+  ResidentEngine* resident() { return model_->resident.get(); }
+  // Whether rounds that it takes go there; true at first.
+  void UseResident(bool use) { use_resident_ = use; }
 
  private:
   // Everything in device memory, built in one order over a counting arena and over a real one.
   struct Model {
     Model(const ModelConfig& config, ModelWeights loaded, const CudaOptions& options,
-          const PassLimits& limits, DeviceArena& arena);
+          const PassLimits& limits, int vocabulary_used, DeviceArena& arena, cudaStream_t stream);
 
     ModelWeights weights;
     Workspace workspace;
     TargetForward target;
-    std::unique_ptr<DrafterForward> drafter;  // null when the model has none
+    std::unique_ptr<DrafterForward> drafter;   // null when the model has none
+    std::unique_ptr<ResidentEngine> resident;  // null: rounds run as graphs
     PassBuffers prefill;
     std::vector<PassBuffers> decode;  // [block - 1]
     int32_t* row_indices;             // [rows] 0, 1, 2, ...
@@ -101,6 +108,8 @@ class CudaExecutor : public ModelExecutor {
   void Collect(const Round& round, const PassPlan& pass, const PassBuffers& buffers,
                RoundResult& result) const;
   void Count(const PassPlan& pass, const PassBuffers& buffers);
+  // `distinct_experts` of all layers together.
+  void CountRows(int num_rows, int num_samples, int block, int64_t distinct_experts);
 
   const ModelConfig config_;
   const CudaOptions options_;
@@ -114,6 +123,7 @@ class CudaExecutor : public ModelExecutor {
   std::unique_ptr<Model> model_;
   std::map<GraphKey, Graph> graphs_;
   PassBytes bytes_;
+  bool use_resident_ = true;
   ForwardStatistics statistics_;
   std::vector<uint8_t> expert_seen_;  // [E]
 };

@@ -42,9 +42,9 @@ absl::StatusOr<std::unique_ptr<ModelExecutor>> CreateCudaExecutor(const Executor
 }
 
 absl::StatusOr<RandomModel> CreateRandomCudaModel(const ModelConfig& config,
-                                                  const ExecutorOptions& options) {
+                                                  const ExecutorOptions& options, int num_ranks) {
   absl::StatusOr<std::unique_ptr<cuda::CudaExecutor>> executor =
-      cuda::CudaExecutor::CreateRandom(config, {.executor = options});
+      cuda::CudaExecutor::CreateRandom(config, {.executor = options, .ranks = {num_ranks}});
   if (!executor.ok()) return executor.status();
   RandomModel model;
   model.bytes = (*executor)->bytes();

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "worker/model_executor.h"
@@ -36,8 +37,36 @@ struct RandomModel {
   PassBytes bytes;
   std::string memory;  // the plan, in words
 };
+// `num_ranks`: the config is one GPU's part of as many; alone, it stands for the others' traffic.
 absl::StatusOr<RandomModel> CreateRandomCudaModel(const ModelConfig& config,
-                                                  const ExecutorOptions& options);
+                                                  const ExecutorOptions& options, int num_ranks);
+
+// Rounds of one sequence on the resident engine, all at the same place, by what their phases are.
+struct ResidentPhaseTimes {
+  std::string name;
+  int count = 0;       // phases of this kind in a round
+  double ms = 0;       // of the round's critical path, all of them together
+  double wait_ms = 0;  // of it, mean of the blocks' waits for input
+  double bytes = 0;    // of weights
+};
+struct ResidentRoundTimes {
+  std::vector<double> round_ms;
+  double distinct_experts = 0;  // a layer
+  double bytes = 0;             // of weights, a round
+  int num_blocks = 0;
+  std::vector<ResidentPhaseTimes> phases;
+};
+struct ResidentRounds {
+  int num_rounds = 32;
+  int distinct_experts = 0;  // a layer, whatever the router says; 0 = as routed
+  std::string trace_file;    // Perfetto/Chrome timeline of the last round; empty = none
+};
+// Whether single sequences of a CUDA executor run on the resident engine; true at first.
+void UseResidentEngine(ModelExecutor& executor, bool use);
+// FAILED_PRECONDITION if the executor has no resident engine for its shape.
+absl::StatusOr<ResidentRoundTimes> MeasureResidentRounds(ModelExecutor& executor,
+                                                         const SequenceStep& step,
+                                                         const ResidentRounds& what);
 
 // Bytes per second at which all of device 0 reads `bytes` bytes of its memory, best of several
 // passes. REQUIRES: CudaUsable; that much memory free.

@@ -38,6 +38,11 @@ class DrafterForward {
                      const kernels::cuda::Sequences& sequences,
                      const int32_t* num_rows_kept /*device [S] or null*/, cudaStream_t stream);
 
+  // What another engine on the same caches needs.
+  const kernels::cuda::KvCache& cache(size_t layer_idx) const { return caches_[layer_idx]; }
+  const float* rope() const { return rope_; }
+  int ring_pages() const { return ring_pages_; }
+
   // Adds what the drafter's two passes read.
   void AddBytes(PassBytes& bytes) const;
 

@@ -34,6 +34,13 @@ PassLimits LimitsOf(const ModelConfig& config, const CudaOptions& options) {
                                                                   : ops::KvFormat::kBf16};
 }
 
+// The drafter's mask is never chosen; -1 = there is none among the used tokens.
+int32_t BannedToken(const ModelConfig& config, int vocabulary_used) {
+  const bool has_mask =
+      config.drafter.num_layers > 0 && config.drafter.mask_token_id < vocabulary_used;
+  return has_mask ? config.drafter.mask_token_id : -1;
+}
+
 // Page table entries that a position's bound needs.
 int PagesOf(int64_t position_end) {
   return static_cast<int>((position_end + kPageTokens - 1) / kPageTokens);
@@ -85,7 +92,8 @@ std::string DeviceText() {
 }  // namespace
 
 CudaExecutor::Model::Model(const ModelConfig& config, ModelWeights loaded,
-                           const CudaOptions& options, const PassLimits& limits, DeviceArena& arena)
+                           const CudaOptions& options, const PassLimits& limits,
+                           int vocabulary_used, DeviceArena& arena, cudaStream_t stream)
     : weights(std::move(loaded)),
       target(config, weights.target, limits, arena, workspace),
       prefill(PrefillCapacity(config, limits, target.num_moe_layers()), arena) {
@@ -103,6 +111,11 @@ CudaExecutor::Model::Model(const ModelConfig& config, ModelWeights loaded,
                                                            static_cast<size_t>(config.vocabulary));
   workspace.Require(ops::SampleWorkspaceBytes(limits.max_logits, config.vocabulary));
   workspace.TakeFrom(arena);
+  if (options.executor.resident && CheckResidentShape(config, options.executor.kv_precision).ok()) {
+    resident = std::make_unique<ResidentEngine>(
+        config, weights, target, drafter.get(), limits.positions,
+        BannedToken(config, vocabulary_used), vocabulary_used, options.ranks, arena, stream);
+  }
 }
 
 MemoryPlan PlanMemory(const ModelConfig& config, const CudaOptions& options) {
@@ -110,7 +123,7 @@ MemoryPlan PlanMemory(const ModelConfig& config, const CudaOptions& options) {
   DevicePacker pack(counting, nullptr, nullptr);
   ModelWeights shape = ShapeModelWeights(config, pack);
   const CudaExecutor::Model model(config, std::move(shape), options, LimitsOf(config, options),
-                                  counting);
+                                  config.vocabulary, counting, nullptr);
   counting.TakeBytes(MemoryKind::kStaging, pack.staging_bytes());
   return counting.taken();
 }
@@ -159,7 +172,8 @@ absl::Status CudaExecutor::Build(Load load) {
                     stream_);
   absl::StatusOr<ModelWeights> weights = load(pack);
   if (!weights.ok()) return weights.status();
-  model_ = std::make_unique<Model>(config_, *std::move(weights), options_, limits_, *arena_);
+  model_ = std::make_unique<Model>(config_, *std::move(weights), options_, limits_,
+                                   vocabulary_used_, *arena_, stream_);
   KERNELS_CHECK(arena_->taken().total(), ==, plan.total());
   model_->target.AddBytes(bytes_);
   if (model_->drafter != nullptr) model_->drafter->AddBytes(bytes_);
@@ -208,10 +222,7 @@ CudaExecutor::CudaExecutor(ModelConfig config, const CudaOptions& options, int v
       options_(options),
       limits_(LimitsOf(config_, options)),
       vocabulary_used_(vocabulary_used),
-      banned_token_(config_.drafter.num_layers > 0 &&
-                            config_.drafter.mask_token_id < vocabulary_used
-                        ? config_.drafter.mask_token_id
-                        : -1),
+      banned_token_(BannedToken(config_, vocabulary_used)),
       device_(DeviceText()),
       expert_seen_(static_cast<size_t>(config_.num_experts)) {}
 
@@ -233,6 +244,15 @@ void CudaExecutor::ResetSlot(int slot) {
 
 RoundResult CudaExecutor::Run(const Round& round) {
   CheckRound(round, *this);
+  if (model_->resident != nullptr) {
+    if (use_resident_ && model_->resident->Takes(round)) {
+      ResidentEngine::Finished finished = model_->resident->Run(round.steps[0]);
+      CountRows(round.steps[0].block, /*num_samples=*/round.steps[0].block, round.steps[0].block,
+                finished.num_experts);
+      return {.sequences = {std::move(finished.sequence)}};
+    }
+    model_->resident->Yield();
+  }
   const std::vector<PassPlan> passes = PlanPasses(round);
   for (const PassPlan& pass : passes) {
     PassBuffers& buffers = BuffersOf(pass);
@@ -250,6 +270,7 @@ RoundResult CudaExecutor::Run(const Round& round) {
 }
 
 void CudaExecutor::Logits(const SequenceStep& step, float* out) {
+  if (model_->resident != nullptr) model_->resident->Yield();
   Round round{.steps = {step}};
   round.steps[0].sample = false;
   CheckRound(round, *this);
@@ -470,15 +491,19 @@ void CudaExecutor::Count(const PassPlan& pass, const PassBuffers& buffers) {
     for (size_t i = 0; i < num_choices; ++i) expert_seen_[static_cast<size_t>(*choice++)] = 1;
     distinct += std::count(expert_seen_.begin(), expert_seen_.end(), 1);
   }
+  CountRows(pass.num_rows, pass.num_samples, pass.block, distinct);
+}
+
+void CudaExecutor::CountRows(int num_rows, int num_samples, int block, int64_t distinct) {
   statistics_.target_passes += 1;
-  statistics_.target_rows += pass.num_rows;
+  statistics_.target_rows += num_rows;
   statistics_.moe_layer_passes += model_->target.num_moe_layers();
   statistics_.distinct_experts += distinct;
   statistics_.target_bytes += static_cast<int64_t>(
       bytes_.qkv + bytes_.output + bytes_.router + bytes_.dense_mlp +
-      static_cast<size_t>(distinct) * bytes_.expert + (pass.num_samples > 0 ? bytes_.head : 0));
+      static_cast<size_t>(distinct) * bytes_.expert + (num_samples > 0 ? bytes_.head : 0));
   statistics_.drafter_bytes += static_cast<int64_t>(bytes_.draft_context);
-  if (pass.block > 1) {
+  if (block > 1) {
     statistics_.drafter_passes += 1;
     statistics_.drafter_bytes += static_cast<int64_t>(bytes_.draft_block + bytes_.head);
   }

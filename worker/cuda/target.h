@@ -48,6 +48,10 @@ class TargetForward {
   const kernels::bf16* taps() const { return taps_; }        // [T, taps * H]
   const int32_t* expert_ids() const { return expert_ids_; }  // [MoE layers, T, K]
   int num_moe_layers() const { return num_moe_layers_; }
+  // What another engine on the same caches needs of layer `layer_idx`.
+  const kernels::cuda::KvCache& cache(size_t layer_idx) const { return caches_[layer_idx]; }
+  const float* rope(size_t layer_idx) const { return full(layer_idx) ? rope_full_ : rope_sliding_; }
+  int ring_pages() const { return ring_pages_; }
   // Adds what the target's passes read.
   void AddBytes(PassBytes& bytes) const;
 

@@ -15,7 +15,16 @@ absl::StatusOr<std::unique_ptr<ModelExecutor>> CreateCudaExecutor(
 }
 
 absl::StatusOr<RandomModel> CreateRandomCudaModel(const ModelConfig& /*config*/,
-                                                  const ExecutorOptions& /*options*/) {
+                                                  const ExecutorOptions& /*options*/,
+                                                  int /*num_ranks*/) {
+  return CudaUsable();
+}
+
+void UseResidentEngine(ModelExecutor& /*executor*/, bool /*use*/) {}
+
+absl::StatusOr<ResidentRoundTimes> MeasureResidentRounds(ModelExecutor& /*executor*/,
+                                                         const SequenceStep& /*step*/,
+                                                         const ResidentRounds& /*what*/) {
   return CudaUsable();
 }
 

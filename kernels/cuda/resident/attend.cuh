@@ -1,0 +1,122 @@
+// The attention phases: who runs which unit, and the drafter's context.
+#pragma once
+
+#include "kernels/cuda/kv_head.cuh"
+#include "kernels/cuda/resident/attention.cuh"
+#include "kernels/cuda/resident/block.cuh"
+
+namespace ultraspeed::kernels::cuda::resident {
+
+__device__ __forceinline__ RoundView ViewOf(const Block& block, bool drafter) {
+  return {.position = block.shared.state.position,
+          .num_rows = drafter ? block.program.draft_rows : block.program.block,
+          .slot = block.program.slot,
+          .pages = block.program.pages};
+}
+
+// All consumers, after a phase's work: their global writes are seen by whoever sees the arrival.
+__device__ __forceinline__ void ArriveAsConsumers(const Block& block, const Phase& phase) {
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  if (threadIdx.x == 0) ArriveEverywhere(block.Counter(phase.arrive_counter));
+}
+
+// Units are dealt to clusters first, so that few of them slow down no cluster twice.
+__device__ __forceinline__ int FirstUnit(const Block& block) {
+  return block.rank * block.num_clusters + block.cluster;
+}
+
+template <int kDim>
+__device__ __noinline__ void AttendUnits(const Block& block, const Phase& phase, int phase_idx,
+                                         uint32_t products_before) {
+  const AttentionTask& task = phase.attention;
+  if (FirstUnit(block) >= phase.attention_units_max) return;  // arrives nowhere: never has a unit
+  const RoundView round = ViewOf(block, task.drafter);
+  const int num_units = AttentionUnits(task, round.position, round.num_rows);
+  uint8_t* const scratch = reinterpret_cast<uint8_t*>(block.shared.exchange);
+  // Until then partial sums arrive in what is our scratch memory now.
+  block.WaitBarrier(WaitsFor::kFinishers, &block.shared.finishers_done, (products_before - 1) & 1);
+  bool waited = false;
+  const auto wait = [&] {
+    if (!waited) {
+      if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+      NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+      if (threadIdx.x == 0) block.Stamp(phase_idx, kTraceInputReady);
+    }
+    waited = true;
+  };
+  for (int unit = FirstUnit(block); unit < num_units; unit += block.num_blocks) {
+    AttendUnit<kDim>(task, round, unit, scratch, wait);
+    NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  }
+  wait();  // arrivals are in order even of a block that has no unit this round
+  ArriveAsConsumers(block, phase);
+}
+
+__device__ __forceinline__ void Attend(const Block& block, const Phase& phase, int phase_idx,
+                                       uint32_t products_before) {
+  if (phase.attention.qk_head_dim == 192) {
+    AttendUnits<192>(block, phase, phase_idx, products_before);
+  } else {
+    AttendUnits<128>(block, phase, phase_idx, products_before);
+  }
+}
+
+static __device__ __noinline__ void Combine(const Block& block, const Phase& phase) {
+  if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  const RoundView round = ViewOf(block, false);
+  uint8_t* const scratch = reinterpret_cast<uint8_t*>(block.shared.exchange);
+  const int num_pairs = round.num_rows * phase.attention.num_q_heads;
+  for (int pair = block.index; pair < num_pairs; pair += block.num_blocks) {
+    CombinePair(phase.attention, round, pair, scratch);
+    NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  }
+  ArriveAsConsumers(block, phase);
+}
+
+// Keys and values of the committed rows into the drafter's cache: a warp per head, row and kind.
+static __device__ __noinline__ void Append(const Block& block, const Phase& phase) {
+  if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+  const RoundState& state = block.shared.state;
+  const Sequences sequences = {.num_sequences = 1,
+                               .rows_max = kRowsMax,
+                               .position_end_max = 0,
+                               .first_row = nullptr,
+                               .num_rows = nullptr,
+                               .position = nullptr,
+                               .full_pages = nullptr,
+                               .full_pages_stride = 0,
+                               .slot = &block.program.slot};
+  const int kv_heads = phase.append_tasks[0].num_kv_heads;
+  const int num_works = phase.num_append_tasks * kv_heads * 2 * state.num_kept;
+  // The committed rows begin where the round did.
+  const int64_t begin =
+      block.program.holds_position ? state.position : state.position - state.num_kept;
+  for (int i = block.index + warp * block.num_blocks; i < num_works;
+       i += kConsumerWarps * block.num_blocks) {
+    const int row = i % state.num_kept, rest = i / state.num_kept;
+    const bool is_v = rest % 2 != 0;
+    const int h = rest / 2 % kv_heads;
+    const AttentionTask& task = phase.append_tasks[rest / 2 / kv_heads];
+    const int dim = task.qk_head_dim;  // = v's
+    const int64_t position = begin + row;
+    const Head head = {.in = task.qkv + static_cast<int64_t>(row) * task.row_width +
+                             (is_v ? kv_heads + h : h) * dim,
+                       .norm = is_v ? nullptr : task.k_norm,
+                       .cosine = is_v ? nullptr : task.rope + position * task.rotary_dims,
+                       .dim = dim,
+                       .rotary_dims = task.rotary_dims,
+                       .factor = task.value_scale};
+    const float scale = head.norm == nullptr ? 1.0f : HeadScale(head, task.epsilon);
+    const int64_t tile = TileOffset(PageOf(sequences, KvPlace::kRing, task.ring_pages, 0, position),
+                                    h, kv_heads, dim);
+    for (int d = lane; d < dim; d += kWarpLanes) {
+      StoreCached(is_v ? task.cache.v : task.cache.k, task.cache.format, tile,
+                  static_cast<int>(position % kPageTokens), d, dim, HeadElement(head, d, scale));
+    }
+  }
+}
+
+}  // namespace ultraspeed::kernels::cuda::resident

@@ -1,0 +1,295 @@
+// One thread block of the engine: its warps' roles, its shared memory, its place in the grid.
+//
+// Warps 0..11 are consumers (multiply, attend, choose), warp 12 is the producer (streams weights),
+// warps 13..15 are finishers (add up the partial sums of tiles and write what comes of them).
+#pragma once
+
+#include "kernels/cuda/resident/sync.cuh"
+#include "kernels/cuda/weight_layout.h"
+
+namespace ultraspeed::kernels::cuda::resident {
+
+constexpr int kConsumerWarps = kConsumerThreads / 32;
+constexpr int kProducerWarp = kConsumerWarps;
+constexpr int kFirstFinisherWarp = kProducerWarp + 1;
+constexpr int kFinisherWarps = 3;
+constexpr int kFinisherThreads = kFinisherWarps * 32;
+constexpr int kWorkerThreads = kConsumerThreads + kFinisherThreads;
+constexpr int kThreads = (kFirstFinisherWarp + kFinisherWarps) * 32;
+
+constexpr int kPassBlocks = 24;      // blocks of two slabs that a cluster multiplies in one pass
+constexpr int kShareBlocksMax = 6;   // of them, a thread block's
+constexpr int kExchangeBuffers = 3;  // tiles whose partials may be under way to their finisher
+constexpr int kRingEntries = 32;
+constexpr int kRingBytes = 147 * 1024;
+constexpr int kStagingBytes = 36 * 1024;
+constexpr int kSlotStride = 576;  // bytes of a slot's activations in the staging area
+
+// What the sequence and its next round look like; every block keeps its own copy, all equal.
+struct RoundState {
+  int64_t position;          // of the anchor
+  int32_t tokens[kRowsMax];  // anchor, drafts
+  int32_t chosen[kRowsMax];  // the target's choice after each row
+  int32_t num_kept;          // rows of the last round whose state is committed
+  int32_t num_experts;       // read in this round, of all layers together
+  uint32_t round;
+  bool runs_on;
+};
+
+// The experts that a round's rows chose in one layer, ascending.
+struct ExpertChoice {
+  int32_t num_experts;
+  int32_t experts[kSlotsMax];
+  int8_t slot_of[kSlotsMax][kRowsMax];  // of (experts[i], row): row * K + k, or -1
+  float weights[kSlotsMax];
+  int32_t ids[kSlotsMax];
+  uint32_t chosen[kExpertsMax / 32];
+};
+
+struct alignas(128) Shared {
+  uint8_t ring[kRingBytes];
+  float4 exchange[kExchangeBuffers][kPassBlocks][32];
+  uint8_t staging[kStagingBytes];
+  // Descriptors of the current and the next phase, for each role.
+  Phase phases[3][2];
+  uint64_t full[kRingEntries], empty[kRingEntries];
+  uint64_t exchange_full[kExchangeBuffers];
+  uint64_t exchange_free[kClusterBlocks][kExchangeBuffers];  // of the finishers of the cluster
+  uint64_t experts_ready, results_ready, finishers_done;
+  Program program;  // a parameter's address would cost every thread a copy of it
+  uint32_t entry_offset[kRingEntries], entry_bytes[kRingEntries];
+  ExpertChoice choice;
+  RoundState state;
+  RowChoice best[kFinisherWarps][kRowsMax];
+  float scale[kRowsMax];
+  Places places;
+  volatile uint32_t pushed;  // entries that the producer has started
+  volatile uint32_t exits;   // the producer's sign to leave
+};
+static_assert(sizeof(Shared) <= 227 * 1024);
+static_assert(sizeof(Shared::exchange) + kStagingBytes == kAttentionScratchBytes);
+
+enum class Role : int { kProducer, kConsumer, kFinisher };
+
+struct Block {
+  const Program& program;
+  Shared& shared;
+  int rank;  // in the cluster
+  int cluster, num_clusters;
+  int index, num_blocks;
+
+  template <typename Ready>
+  __device__ __forceinline__ void Wait(WaitsFor what, Ready ready) const {
+    WaitUntil(program, shared.places, what, ready);
+  }
+  __device__ __forceinline__ void WaitBarrier(WaitsFor what, uint64_t* barrier,
+                                              uint32_t parity) const {
+    Wait(what, [&] { return IsDone(barrier, parity); });
+  }
+  __device__ __forceinline__ uint32_t* Counter(int i) const { return program.counters + i * 32; }
+  // One thread; others learn of it by a barrier.
+  __device__ __forceinline__ void WaitForArrivals(int counter, uint32_t target) const {
+    if (counter < 0) return;
+    const uint32_t* const word = Counter(counter);
+    const uint32_t wanted = shared.state.round * program.totals[counter] + target;
+    Wait(WaitsFor::kOtherBlocks,
+         [&] { return static_cast<int32_t>(LoadAcquire(word) - wanted) >= 0; });
+  }
+  __device__ __forceinline__ void Stamp(int phase, TraceStamp stamp) const {
+    if (program.trace == nullptr) return;
+    program
+        .trace[(static_cast<int64_t>(index) * program.num_phases + phase) * kTraceStamps + stamp] =
+        GlobalNanoseconds();
+  }
+};
+
+// ---- Walks over descriptors. A role reads phase i from shared memory while phase i + 1 arrives.
+
+template <Role kRole, int kRoleThreads>
+class PhaseReader {
+ public:
+  __device__ PhaseReader(const Block& block, int thread) : block_(block), thread_(thread) {
+    Fetch(0);
+  }
+  // The role's threads call it together; `sync` is their barrier.
+  template <typename Sync>
+  __device__ const Phase& Enter(int phase, Sync sync) {
+    WaitCopies<0>();
+    sync();
+    if (thread_ == 0) block_.shared.places.phase[static_cast<int>(kRole)] = phase;
+    Fetch(phase + 1 < block_.program.num_phases ? phase + 1 : 0);
+    return block_.shared.phases[static_cast<int>(kRole)][current_ ^= 1];
+  }
+
+ private:
+  __device__ void Fetch(int phase) {
+    constexpr int kPieces = sizeof(Phase) / 16;
+    auto* const to =
+        reinterpret_cast<uint8_t*>(&block_.shared.phases[static_cast<int>(kRole)][fetched_ ^= 1]);
+    const auto* const from = reinterpret_cast<const uint8_t*>(block_.program.phases + phase);
+    for (int i = thread_; i < kPieces; i += kRoleThreads)
+      CopyAsync16(to + i * 16, from + i * 16, true);
+    CommitCopies();
+  }
+
+  const Block& block_;
+  const int thread_;
+  int current_ = 1, fetched_ = 1;  // the first fetch goes to 0
+};
+
+// ---- Who multiplies what
+
+// Blocks of two slabs of a pass that this thread block multiplies, and all of the pass.
+struct Share {
+  int first, count;
+  int pass_first, pass_count;
+};
+__device__ __forceinline__ int NumPasses(int num_slabs) {
+  return (num_slabs + 2 * kPassBlocks - 1) / (2 * kPassBlocks);
+}
+__device__ __forceinline__ Share ShareOf(int num_slabs, int pass, int rank) {
+  Share share;
+  share.pass_first = pass * kPassBlocks;
+  share.pass_count = min(kPassBlocks, (num_slabs + 1) / 2 - share.pass_first);
+  const int even = (share.pass_count + kClusterBlocks - 1) / kClusterBlocks;
+  const int begin = min(rank * even, share.pass_count);
+  share.count = min(even, share.pass_count - begin);
+  share.first = share.pass_first + begin;
+  return share;
+}
+// Slabs of the share.
+__device__ __forceinline__ int ShareSlabs(const Share& share, int num_slabs) {
+  return min(2 * share.count, num_slabs - 2 * share.first);
+}
+
+// Consumer warps in teams of one warp per block of the share (or per tile of an expert's piece);
+// teams take tiles in turn.
+struct Team {
+  int index, num_teams;
+  int part;           // the warp's, in the team
+  uint32_t arrivals;  // of the warp when it has read an entry: a team's sum is kConsumerWarps
+  bool works;
+};
+__device__ __forceinline__ Team TeamOf(int warp, int parts) {
+  Team team = {0, 1, 0, 0, false};
+  if (parts == 0) return team;
+  team.num_teams = kConsumerWarps / parts;
+  team.index = warp / parts;
+  team.part = warp % parts;
+  team.works = team.index < team.num_teams;
+  const uint32_t even = kConsumerWarps / parts;
+  team.arrivals = team.part == 0 ? kConsumerWarps - even * (parts - 1) : even;
+  return team;
+}
+
+// The tiles of a cluster in the order in which its blocks multiply them.
+class TileWalk {
+ public:
+  __device__ __forceinline__ TileWalk(const Block& block, TileOrder order, int num_tiles)
+      : block_(block), order_(order), num_tiles_(num_tiles) {
+    if (order == TileOrder::kOwned) {
+      for (int owner = 0; owner < kClusterBlocks; ++owner)
+        places_max_ = max(places_max_, OwnedCount(owner));
+      SkipToTile();
+    }
+  }
+  __device__ __forceinline__ bool valid() const {
+    return order_ == TileOrder::kDealt ? block_.cluster + i_ * block_.num_clusters < num_tiles_
+                                       : place() < places_max_;
+  }
+  __device__ __forceinline__ void Next() {
+    ++i_;
+    if (order_ == TileOrder::kOwned) SkipToTile();
+  }
+  // The tile's number, gaps counted: tiles that use the same exchange buffer one after the other
+  // are a multiple of kConsumerWarps apart, so the same warp multiplies both.
+  __device__ __forceinline__ int number() const { return i_; }
+  __device__ __forceinline__ int owner() const { return i_ % kClusterBlocks; }
+  __device__ __forceinline__ int place() const { return i_ / kClusterBlocks; }  // among the owner's
+  __device__ __forceinline__ int tile() const { return TileAt(owner(), place()); }
+  __device__ __forceinline__ int TileAt(int owner, int place) const {
+    return order_ == TileOrder::kDealt
+               ? block_.cluster + (place * kClusterBlocks + owner) * block_.num_clusters
+               : FirstOwned(owner) + place;
+  }
+  __device__ __forceinline__ int FirstOwned(int owner) const {
+    return BeginOf(block_.cluster * kClusterBlocks + owner);
+  }
+  __device__ __forceinline__ int OwnedCount(int owner) const {
+    if (order_ == TileOrder::kDealt) {
+      const int of_cluster =
+          (num_tiles_ - block_.cluster + block_.num_clusters - 1) / block_.num_clusters;
+      return max(0, (of_cluster - owner + kClusterBlocks - 1) / kClusterBlocks);
+    }
+    return BeginOf(block_.cluster * kClusterBlocks + owner + 1) - FirstOwned(owner);
+  }
+
+ private:
+  __device__ __forceinline__ int BeginOf(int block) const {
+    return static_cast<int>(static_cast<int64_t>(num_tiles_) * block / block_.num_blocks);
+  }
+  __device__ __forceinline__ void SkipToTile() {
+    while (place() < places_max_ && place() >= OwnedCount(owner())) ++i_;
+  }
+
+  const Block& block_;
+  const TileOrder order_;
+  const int num_tiles_;
+  int i_ = 0;
+  int places_max_ = 0;
+};
+
+// ---- The exchange: partial sums of a tile on their way to its finisher
+
+// How many tiles each block of the cluster has finished since the kernel's start: says which buffer
+// a tile takes and how often that was used before. All roles count alike.
+class ExchangeClock {
+ public:
+  __device__ __forceinline__ uint32_t Use(int owner, int place) const {
+    uint32_t finished = finished_[0];
+#pragma unroll
+    for (int i = 1; i < kClusterBlocks; ++i) finished = owner == i ? finished_[i] : finished;
+    return finished + place;
+  }
+  __device__ __forceinline__ void Advance(const TileWalk& walk) {
+#pragma unroll
+    for (int i = 0; i < kClusterBlocks; ++i) finished_[i] += walk.OwnedCount(i);
+  }
+
+ private:
+  uint32_t finished_[kClusterBlocks] = {};
+};
+
+// Sends the lane's part of a partial. `index`: of the block of slabs in its pass.
+__device__ __forceinline__ void WaitForExchange(const Block& block, int owner, uint32_t use) {
+  if (use < kExchangeBuffers) return;
+  block.WaitBarrier(WaitsFor::kExchangeFree,
+                    &block.shared.exchange_free[owner][use % kExchangeBuffers],
+                    (use / kExchangeBuffers - 1) & 1);
+}
+__device__ __forceinline__ void SendPartial(const Block& block, int owner, uint32_t use, int index,
+                                            float4 partial, int lane) {
+  WaitForExchange(block, owner, use);
+  Shared& shared = block.shared;
+  const int buffer = use % kExchangeBuffers;
+  StoreInCluster(&shared.exchange[buffer][index][lane], partial, &shared.exchange_full[buffer],
+                 owner);
+}
+// A finisher warp waits for its tile's partials, and gives the buffer back.
+__device__ __forceinline__ int ReceivePartials(const Block& block, uint32_t use, uint32_t bytes,
+                                               int lane) {
+  const int buffer = use % kExchangeBuffers;
+  uint64_t* const full = &block.shared.exchange_full[buffer];
+  if (lane == 0) ArriveExpecting(full, bytes);
+  __syncwarp();
+  block.WaitBarrier(WaitsFor::kExchangeFull, full, use / kExchangeBuffers & 1);
+  return buffer;
+}
+__device__ __forceinline__ void FreeExchange(const Block& block, int buffer, int lane) {
+  __syncwarp();
+  if (lane < kClusterBlocks) {
+    ArriveInCluster(&block.shared.exchange_free[block.rank][buffer], lane);
+  }
+}
+
+}  // namespace ultraspeed::kernels::cuda::resident

@@ -1,0 +1,87 @@
+// From logits to tokens: the best token of each row among a block's tiles, then among all blocks.
+//
+// Greedy, or Gumbel-max with the noise of kernels/gumbel.h. A maximum does not depend on the order
+// in which it is found, so the choice is the one that kernels/cuda/sampling.cu makes.
+#pragma once
+
+#include "kernels/cuda/resident/rows.cuh"
+#include "kernels/cuda/sampling_filter.cuh"
+#include "kernels/gumbel.h"
+
+namespace ultraspeed::kernels::cuda::resident {
+
+constexpr int kNoToken = 0x7fffffff;
+
+__device__ __forceinline__ RowChoice Better(RowChoice a, RowChoice b) {
+  const bool second = b.value > a.value || (b.value == a.value && b.token < a.token);
+  return second ? b : a;
+}
+__device__ __forceinline__ RowChoice BetterOfLanes(RowChoice best, int mask) {
+  return Better(best, {__shfl_xor_sync(kAllLanes, best.value, mask),
+                       __shfl_xor_sync(kAllLanes, best.token, mask)});
+}
+
+// The lane's rows are 2 t and 2 t + 1.
+class BestOfRows {
+ public:
+  __device__ BestOfRows(const Program& program, const RoundState& state, bool is_draft, int lane)
+      : first_position_(state.position + lane % 4 * 2 + (is_draft ? 0 : 1)) {}
+
+  // Logits of tokens tile * 16 + g (v.x, v.y of the two rows) and + 8 (v.z, v.w).
+  __device__ __forceinline__ void Offer(const Program& program, int tile, int lane, float4 v) {
+    const int32_t token = tile * 16 + lane / 4;
+    OfferOne(program, 0, token, v.x);
+    OfferOne(program, 1, token, v.y);
+    OfferOne(program, 0, token + 8, v.z);
+    OfferOne(program, 1, token + 8, v.w);
+  }
+
+  // Writes the block's best of every row. All finishers call it.
+  __device__ __forceinline__ void Publish(const Block& block, int warp, int lane, bool is_draft) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int mask = 4; mask <= 16; mask *= 2) best_[i] = BetterOfLanes(best_[i], mask);
+      if (lane < 4) block.shared.best[warp][lane * 2 + i] = best_[i];
+    }
+    NamedBarrier<kFinisherBarrier, kFinisherThreads>();
+    if (warp != 0 || lane >= kRowsMax) return;
+    RowChoice best = block.shared.best[0][lane];
+#pragma unroll
+    for (int w = 1; w < kFinisherWarps; ++w) best = Better(best, block.shared.best[w][lane]);
+    RowChoice* const choices =
+        is_draft ? block.program.draft_choices : block.program.target_choices;
+    choices[lane * block.num_blocks + block.index] = best;
+  }
+
+ private:
+  __device__ __forceinline__ void OfferOne(const Program& program, int i, int32_t token,
+                                           float logit) {
+    if (token >= program.vocabulary_used || token == program.banned_token || logit != logit) return;
+    float value = logit;
+    if (program.sampling.temperature > 0.0f) {
+      value = __fadd_rn(__fdiv_rn(logit, program.sampling.temperature),
+                        PortableGumbelNoise(program.sampling.seed, first_position_ + i, token));
+    }
+    best_[i] = Better(best_[i], {value, token});
+  }
+
+  const int64_t first_position_;
+  RowChoice best_[2] = {{kMinusInfinity, kNoToken}, {kMinusInfinity, kNoToken}};
+};
+
+// The best of all blocks for row `row`, by one warp.
+__device__ __forceinline__ int32_t ChosenToken(const Block& block, const RowChoice* choices,
+                                               int row, int lane) {
+  RowChoice best = {kMinusInfinity, kNoToken};
+  for (int b = lane; b < block.num_blocks; b += kWarpLanes) {
+    const float2 raw =
+        __ldcg(reinterpret_cast<const float2*>(choices + row * block.num_blocks + b));
+    best = Better(best, {raw.x, __float_as_int(raw.y)});
+  }
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) best = BetterOfLanes(best, mask);
+  return best.token == kNoToken ? 0 : best.token;
+}
+
+}  // namespace ultraspeed::kernels::cuda::resident

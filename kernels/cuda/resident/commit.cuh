@@ -1,0 +1,116 @@
+// The round's state: drafts become tokens, choices are accepted, the host is told, and it is
+// decided whether another round runs. Every block does the same for itself, from the same data.
+#pragma once
+
+#include "kernels/cuda/resident/attend.cuh"
+#include "kernels/cuda/resident/choose.cuh"
+
+namespace ultraspeed::kernels::cuda::resident {
+
+__device__ __forceinline__ const bf16* EmbeddingOf(const Program& program, int32_t token) {
+  return token >= 0 && token < program.vocabulary
+             ? program.embedding + static_cast<int64_t>(token) * program.hidden
+             : nullptr;
+}
+
+// All consumers and finishers: the round's state and the block's rows may be read.
+__device__ __forceinline__ void PublishState() { NamedBarrier<kWorkerBarrier, kWorkerThreads>(); }
+__device__ __forceinline__ void PublishRows(const Block& block, const Phase& phase) {
+  PublishState();
+  if (threadIdx.x == 0) ArriveEverywhere(block.Counter(phase.arrive_counter));
+}
+
+static __device__ __noinline__ void EmbedDraft(const Block& block, const Phase& phase) {
+  const Program& program = block.program;
+  EmbedRows(block, phase, [&](int row) {
+    return row == 0                   ? EmbeddingOf(program, block.shared.state.tokens[0])
+           : row < program.draft_rows ? program.mask_embedding
+                                      : nullptr;
+  });
+  PublishRows(block, phase);
+}
+
+static __device__ __noinline__ void EmbedTarget(const Block& block, const Phase& phase) {
+  const Program& program = block.program;
+  RoundState& state = block.shared.state;
+  if (program.block > 1) {
+    if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+    NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+    const int row = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+    if (row > 0 && row < program.block) {
+      const int32_t token = ChosenToken(block, program.draft_choices, row, lane);
+      if (lane == 0) state.tokens[row] = token;
+    }
+    NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  }
+  EmbedRows(block, phase, [&](int row) {
+    return row < program.block ? EmbeddingOf(program, state.tokens[row]) : nullptr;
+  });
+  PublishRows(block, phase);
+}
+
+// Whether the round after this one may run; `round` and `position` are its. One thread decides.
+__device__ __forceinline__ bool MayRun(const Program& program, uint32_t round, int64_t position) {
+  constexpr uint64_t kPatienceNs = 100'000;  // for a host that is about to raise the limit
+  if (!program.holds_position && position + program.block > program.position_end) return false;
+  const uint64_t begin = GlobalNanoseconds();
+  while (true) {
+    if (LoadFromHost(&program.control->stop) != 0) return false;
+    if (round < LoadFromHost(&program.control->round_limit)) return true;
+    if (GlobalNanoseconds() - begin > kPatienceNs) return false;
+  }
+}
+
+static __device__ __noinline__ void Commit(const Block& block, const Phase& phase) {
+  const Program& program = block.program;
+  RoundState& state = block.shared.state;
+  if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  const int row = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+  if (row < program.block) {
+    const int32_t token = ChosenToken(block, program.target_choices, row, lane);
+    if (lane == 0) state.chosen[row] = token;
+  }
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  if (threadIdx.x == 0) {
+    int accepted = 0;
+    while (accepted + 1 < program.block && state.tokens[accepted + 1] == state.chosen[accepted]) {
+      ++accepted;
+    }
+    const uint32_t round = state.round;
+    state.num_kept = accepted + 1;
+    if (!program.holds_position) {
+      state.position += accepted + 1;
+      state.tokens[0] = state.chosen[accepted];
+    }
+    if (block.index == 0) {
+      RoundRecord& record = program.results[round % kResultsMax];
+      for (int i = 0; i <= accepted; ++i) record.tokens[i] = state.chosen[i];
+      record.num_tokens = accepted + 1;
+      record.num_experts = state.num_experts;
+      record.end_ns = GlobalNanoseconds();
+      StoreToHost(&record.sequence, round + 1);
+      const bool runs_on = MayRun(program, round + 1, state.position);
+      asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(program.decision),
+                   "r"(runs_on ? 1u : 0u)
+                   : "memory");
+      ArriveEverywhere(block.Counter(phase.arrive_counter));
+    }
+  }
+  PublishState();
+}
+
+// Learns the decision; finishers wait at the same barrier.
+static __device__ __noinline__ void EndRound(const Block& block) {
+  if (threadIdx.x == 0) {
+    block.WaitForArrivals(block.program.decision_counter, block.program.decision_target);
+    const bool runs_on = __ldcg(block.program.decision) != 0;
+    block.shared.state.runs_on = runs_on;
+    block.shared.state.round += 1;
+    block.shared.state.num_experts = 0;
+    if (!runs_on) block.shared.exits = 1;
+  }
+  PublishState();
+}
+
+}  // namespace ultraspeed::kernels::cuda::resident

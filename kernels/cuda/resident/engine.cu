@@ -1,0 +1,250 @@
+// The resident decode engine: one kernel that holds every multiprocessor and runs rounds.
+//
+// Draft, verify, choose, accept and commit happen here; the host writes a limit and reads finished
+// rounds (program.h). Grid: as many clusters of four blocks as fit, one block a multiprocessor.
+// Warps have roles (block.cuh); each role walks the phases at its own pace. Weights are bounded by
+// memory: the bytes of a round are those of all matrices and of the chosen experts, once.
+#include "kernels/check.h"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/resident/attend.cuh"
+#include "kernels/cuda/resident/commit.cuh"
+#include "kernels/cuda/resident/moe.cuh"
+
+namespace ultraspeed::kernels::cuda::resident {
+namespace {
+
+__device__ bool HasFinishersWork(PhaseKind kind) {
+  return kind == PhaseKind::kProduct || kind == PhaseKind::kMoeUp || kind == PhaseKind::kMoeDown;
+}
+
+// ---- Roles
+
+__device__ __forceinline__ void Produce(const Block& block) {
+  const int lane = threadIdx.x % kWarpLanes;
+  PhaseReader<Role::kProducer, kWarpLanes> reader(block, lane);
+  RingWriter ring(block);
+  uint32_t moe_layers = 0;
+  bool runs_on = true;
+  while (runs_on) {
+    for (int i = 0; runs_on && i < block.program.num_phases; ++i) {
+      const Phase& phase = reader.Enter(i, [] { __syncwarp(); });
+      if (lane == 0) {
+        switch (phase.kind) {
+          case PhaseKind::kProduct:
+            runs_on = StreamProduct(block, phase, ring);
+            break;
+          case PhaseKind::kMoeUp:
+            runs_on = StreamMoeUp(block, phase, ring, moe_layers++);
+            break;
+          case PhaseKind::kMoeDown:
+            runs_on = StreamMoeDown(block, phase, ring);
+            break;
+          default:
+            break;
+        }
+      }
+      runs_on = __shfl_sync(kAllLanes, static_cast<int>(runs_on), 0) != 0;
+    }
+  }
+  if (lane == 0) ring.Drain();
+  WaitCopies<0>();
+  __syncwarp();
+}
+
+__device__ __forceinline__ void Consume(const Block& block) {
+  const auto barrier = [] { NamedBarrier<kConsumerBarrier, kConsumerThreads>(); };
+  PhaseReader<Role::kConsumer, kConsumerThreads> reader(block, threadIdx.x);
+  ConsumerClock clock{RingReader(block)};
+  do {
+    for (int i = 0; i < block.program.num_phases; ++i) {
+      const Phase& phase = reader.Enter(i, barrier);
+      if (threadIdx.x == 0) block.Stamp(i, kTraceBegin);
+      switch (phase.kind) {
+        case PhaseKind::kEmbedDraft:
+          EmbedDraft(block, phase);
+          break;
+        case PhaseKind::kEmbedTarget:
+          EmbedTarget(block, phase);
+          break;
+        case PhaseKind::kProduct:
+          ConsumeProduct(block, phase, i, clock);
+          break;
+        case PhaseKind::kMoeUp:
+          ConsumeMoeUp(block, phase, i, clock);
+          break;
+        case PhaseKind::kMoeDown:
+          ConsumeMoeDown(block, phase, i, clock);
+          break;
+        case PhaseKind::kAttend:
+          Attend(block, phase, i, clock.products);
+          break;
+        case PhaseKind::kCombine:
+          Combine(block, phase);
+          break;
+        case PhaseKind::kCommit:
+          Commit(block, phase);
+          break;
+        case PhaseKind::kAppend:
+          Append(block, phase);
+          break;
+      }
+      if (HasFinishersWork(phase.kind)) clock.products += 1;
+      if (threadIdx.x == 0) block.Stamp(i, kTraceWorkDone);
+    }
+    EndRound(block);
+  } while (block.shared.state.runs_on);
+  WaitCopies<0>();
+}
+
+__device__ __forceinline__ void Finish(const Block& block) {
+  const auto barrier = [] { NamedBarrier<kFinisherBarrier, kFinisherThreads>(); };
+  const int thread = threadIdx.x - kFirstFinisherWarp * kWarpLanes;
+  PhaseReader<Role::kFinisher, kFinisherThreads> reader(block, thread);
+  FinisherClock clock;
+  do {
+    for (int i = 0; i < block.program.num_phases; ++i) {
+      const Phase& phase = reader.Enter(i, barrier);
+      switch (phase.kind) {
+        case PhaseKind::kProduct:
+          FinishProduct(block, phase, clock);
+          break;
+        case PhaseKind::kMoeUp:
+          FinishMoeUp(block, phase, clock);
+          break;
+        case PhaseKind::kMoeDown:
+          FinishMoeDown(block, phase, clock);
+          break;
+        case PhaseKind::kEmbedDraft:
+        case PhaseKind::kEmbedTarget:
+        case PhaseKind::kCommit:
+          NamedBarrier<kWorkerBarrier, kWorkerThreads>();  // the round's state has changed
+          break;
+        default:
+          break;
+      }
+      if (!HasFinishersWork(phase.kind)) continue;
+      barrier();
+      if (thread == 0) {
+        Arrive(&block.shared.finishers_done, 1);  // first: whoever sees the next sees this
+        ArriveEverywhere(block.Counter(phase.arrive_counter));
+        block.Stamp(i, kTraceFinished);
+      }
+    }
+    NamedBarrier<kWorkerBarrier, kWorkerThreads>();  // EndRound
+  } while (block.shared.state.runs_on);
+  WaitCopies<0>();
+}
+
+__device__ __forceinline__ void InitShared(Shared& shared, const Program& program) {
+  static_assert(sizeof(Program) % sizeof(uint32_t) == 0);
+  for (int i = threadIdx.x; i < static_cast<int>(sizeof(Program) / sizeof(uint32_t));
+       i += kThreads) {
+    reinterpret_cast<uint32_t*>(&shared.program)[i] =
+        reinterpret_cast<const uint32_t*>(&program)[i];
+  }
+  if (threadIdx.x != 0) return;
+  for (int i = 0; i < kRingEntries; ++i) {
+    InitBarrierCount(&shared.full[i], 1);
+    InitBarrierCount(&shared.empty[i], kConsumerWarps);
+  }
+  for (int i = 0; i < kExchangeBuffers; ++i) {
+    InitBarrierCount(&shared.exchange_full[i], 1);
+    for (int owner = 0; owner < kClusterBlocks; ++owner) {
+      InitBarrierCount(&shared.exchange_free[owner][i], 1);
+    }
+  }
+  InitBarrierCount(&shared.experts_ready, 1);
+  InitBarrierCount(&shared.results_ready, kConsumerWarps);
+  InitBarrierCount(&shared.finishers_done, 1);
+  FenceBarrierInit();
+  shared.exits = 0;
+  shared.pushed = 0;
+  shared.state = {.position = program.position,
+                  .tokens = {program.anchor},
+                  .chosen = {},
+                  .num_kept = 0,
+                  .num_experts = 0,
+                  .round = 0,
+                  .runs_on = true};
+}
+
+__global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kThreads, 1)
+    ResidentKernel(const __grid_constant__ Program program) {
+  extern __shared__ __align__(128) uint8_t shared_bytes[];
+  Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
+  const Block block = {.program = shared.program,
+                       .shared = shared,
+                       .rank = static_cast<int>(blockIdx.x) % kClusterBlocks,
+                       .cluster = static_cast<int>(blockIdx.x) / kClusterBlocks,
+                       .num_clusters = static_cast<int>(gridDim.x) / kClusterBlocks,
+                       .index = static_cast<int>(blockIdx.x),
+                       .num_blocks = static_cast<int>(gridDim.x)};
+  InitShared(shared, program);
+  __syncthreads();
+  ClusterBarrier();  // nobody sends into memory that is not ready
+  const int warp = threadIdx.x / kWarpLanes;
+  if (warp < kConsumerWarps) {
+    Consume(block);
+  } else if (warp == kProducerWarp) {
+    Produce(block);
+  } else {
+    Finish(block);
+  }
+  __syncwarp();
+  ClusterBarrier();  // nor into memory that is gone
+}
+
+__global__ void EmptyInbox(uint32_t* words, size_t count) {
+  const size_t stride = static_cast<size_t>(gridDim.x) * blockDim.x;
+  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += stride)
+    words[i] = kNotArrived;
+}
+
+cudaLaunchConfig_t Config(int num_blocks, cudaStream_t stream) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(num_blocks);
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = sizeof(Shared);
+  config.stream = stream;
+  return config;
+}
+
+}  // namespace
+
+int NumBlocks() {
+  static const int num_blocks = [] {
+    CheckCuda(cudaFuncSetAttribute(ResidentKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   sizeof(Shared)),
+              "ResidentKernel shared memory");
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {kClusterBlocks, 1, 1};
+    cudaLaunchConfig_t config = Config(kClusterBlocks, nullptr);
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    int num_clusters = 0;
+    CheckCuda(cudaOccupancyMaxActiveClusters(&num_clusters, ResidentKernel, &config),
+              "cudaOccupancyMaxActiveClusters");
+    return num_clusters * kClusterBlocks;
+  }();
+  return num_blocks;
+}
+
+void Launch(const Program& program, cudaStream_t stream) {
+  const int num_blocks = NumBlocks();
+  KERNELS_CHECK(num_blocks, >, 0);
+  CheckCuda(cudaMemsetAsync(program.counters, 0, kNumCounters * 32 * sizeof(uint32_t), stream),
+            "counters");
+  CheckCuda(cudaMemsetAsync(program.decision, 0, sizeof(uint32_t), stream), "decision");
+  CheckCuda(cudaMemsetAsync(program.abort_word, 0, sizeof(uint32_t), stream), "abort word");
+  const Collective& ranks = program.collective;
+  if (ranks.num_ranks > 1) {
+    EmptyInbox<<<num_blocks, 256, 0, stream>>>(reinterpret_cast<uint32_t*>(ranks.inbox),
+                                               3 * ranks.num_ranks * ranks.inbox_rank_words * 2);
+  }
+  const cudaLaunchConfig_t config = Config(num_blocks, stream);
+  CheckCuda(cudaLaunchKernelEx(&config, ResidentKernel, program), "ResidentKernel");
+}
+
+}  // namespace ultraspeed::kernels::cuda::resident

@@ -1,0 +1,412 @@
+// Mixture of experts of a round's rows, in two phases.
+//
+// Up: every cluster makes the router's logits of some experts (fp32, the order of router.cu); all
+// blocks wait for each other; each chooses the top K of every row for itself, so the choice is
+// never sent; the union of the chosen experts, ascending, is the list of gate-and-up tiles, and all
+// rows pass through every tile (a row that did not choose the expert costs nothing but its result).
+// Down: a block owns the same rows of the residual stream for all experts, so the weighted sum over
+// a row's experts needs nobody else. Bytes: the matrices of the chosen experts once.
+#pragma once
+
+#include "kernels/cuda/device/dot.cuh"
+#include "kernels/cuda/resident/product.cuh"
+
+namespace ultraspeed::kernels::cuda::resident {
+
+constexpr int kExpertsPerLane = kExpertsMax / kWarpLanes;
+constexpr int kResultStride = 132;  // floats of a slot's results in the exchange area
+constexpr int kDownTilesMax = 8;    // of a block
+static_assert(kSlotsMax * kResultStride * sizeof(float) <= sizeof(Shared::exchange));
+static_assert(kSlotsMax * kSlotStride <= kStagingBytes);
+
+// ---- Router
+
+// Floats of a router row that a thread block multiplies.
+__device__ __forceinline__ int RouterColumns(const Share& share, int hidden) {
+  return min(share.count * 2 * kSlabColumns, hidden - share.first * 2 * kSlabColumns);
+}
+
+__device__ __forceinline__ bool StreamRouter(const Block& block, const Phase& phase,
+                                             RingWriter& ring) {
+  const int hidden = block.program.hidden;
+  const Share share = ShareOf(phase.num_slabs, 0, block.rank);
+  if (share.count == 0) return true;
+  const uint32_t bytes = RouterColumns(share, hidden) * sizeof(float);
+  for (TileWalk walk(block, TileOrder::kDealt, phase.num_experts); walk.valid(); walk.Next()) {
+    const float* const row = phase.router + static_cast<size_t>(walk.tile()) * hidden;
+    if (!ring.Push(row + share.first * 2 * kSlabColumns, bytes)) return false;
+  }
+  return true;
+}
+
+__device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& phase,
+                                               ConsumerClock& clock, const Share& share,
+                                               const Team& team, const InputFragments& x,
+                                               int lane) {
+  const TileWalk all(block, TileOrder::kDealt, phase.num_experts);
+  const int columns = RouterColumns(share, block.program.hidden) - team.part * 2 * kSlabColumns;
+  uint32_t entry = 0;
+  for (TileWalk walk = all; walk.valid(); walk.Next(), ++entry) {
+    if (!team.works || walk.number() % team.num_teams != team.index) continue;
+    const uint8_t* const weights =
+        clock.ring.Wait(entry) + team.part * 2 * kSlabColumns * sizeof(float) + lane % 4 * 32;
+    float sum = 0.0f;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      if (32 * j < columns) {
+        const auto* const w = reinterpret_cast<const float4*>(weights + j * 128);
+        sum = Dot8(x[j], w[0], w[1], sum);
+      }
+    }
+    sum = QuadSum(sum);
+    clock.ring.Release(entry, team.arrivals, lane);
+    const uint32_t use = clock.exchange.Use(walk.owner(), walk.place());
+    WaitForExchange(block, walk.owner(), use);
+    const int buffer = use % kExchangeBuffers;
+    if (lane % 4 == 0) {
+      auto* const place = reinterpret_cast<float*>(block.shared.exchange[buffer]) +
+                          (share.first + team.part) * kRowsMax + lane / 4;
+      StoreInCluster(place, sum, &block.shared.exchange_full[buffer], walk.owner());
+    }
+  }
+  if (share.count > 0) clock.ring.Advance(entry);
+  clock.exchange.Advance(all);
+}
+
+__device__ __forceinline__ void FinishRouter(const Block& block, const Phase& phase,
+                                             FinisherClock& clock) {
+  const int warp = threadIdx.x / kWarpLanes - kFirstFinisherWarp, lane = threadIdx.x % kWarpLanes;
+  const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
+  const int num_blocks = (phase.num_slabs + 1) / 2;
+  for (int place = warp; place < walk.OwnedCount(block.rank); place += kFinisherWarps) {
+    const int buffer = ReceivePartials(block, clock.exchange.Use(block.rank, place),
+                                       num_blocks * kRowsMax * sizeof(float), lane);
+    if (lane < kRowsMax) {
+      const auto* const parts =
+          reinterpret_cast<const float*>(block.shared.exchange[buffer]) + lane;
+      float sum = parts[0];
+#pragma unroll 8
+      for (int b = 1; b < num_blocks; ++b) sum = __fadd_rn(sum, parts[b * kRowsMax]);
+      phase.router_logits[lane * phase.num_experts + walk.TileAt(block.rank, place)] = sum;
+    }
+    FreeExchange(block, buffer, lane);
+  }
+  clock.exchange.Advance(walk);
+}
+
+// ---- Choice
+
+// Larger floats give larger numbers; both zeros the same; 0 is below all of them.
+__device__ __forceinline__ uint32_t Ascending(float x) {
+  const uint32_t bits = __float_as_uint(__fadd_rn(x, 0.0f));
+  return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+// Top K of one row by one warp, as router.cu's TopKKernel: ids ascending, weights.
+__device__ __forceinline__ void ChooseExperts(const Block& block, const Phase& phase, int row,
+                                              int lane) {
+  ExpertChoice& choice = block.shared.choice;
+  const int num_experts = phase.num_experts, per_row = phase.experts_per_token;
+  float scores[kExpertsPerLane];
+  uint32_t keys[kExpertsPerLane];
+#pragma unroll
+  for (int i = 0; i < kExpertsPerLane; ++i) {
+    const int e = i * kWarpLanes + lane;
+    scores[i] = e < num_experts ? __ldcg(phase.router_logits + row * num_experts + e) : 0.0f;
+  }
+#pragma unroll
+  for (int i = 0; i < kExpertsPerLane; ++i) {
+    const int e = i * kWarpLanes + lane;
+    scores[i] = Sigmoid(scores[i]);
+    keys[i] = 0;
+    if (e < num_experts) {
+      const float biased = __fadd_rn(scores[i], __ldg(phase.router_bias + e));
+      keys[i] = Ascending(biased == biased ? biased : kMinusInfinity);
+    }
+  }
+  uint32_t taken = 0;  // bit i: expert 32 i + lane
+  for (int k = 0; k < per_row; ++k) {
+    uint32_t best = 0;
+#pragma unroll
+    for (int i = 0; i < kExpertsPerLane; ++i) best = max(best, taken >> i & 1 ? 0u : keys[i]);
+    const uint32_t winner = __reduce_max_sync(kAllLanes, best);
+    uint32_t expert = ~0u;
+#pragma unroll
+    for (int i = kExpertsPerLane - 1; i >= 0; --i) {
+      if (keys[i] == winner && !(taken >> i & 1)) expert = i * kWarpLanes + lane;
+    }
+    expert = __reduce_min_sync(kAllLanes, expert);
+    if (expert % kWarpLanes == lane) taken |= 1u << (expert / kWarpLanes);
+  }
+
+  int before = 0;
+#pragma unroll
+  for (int i = 0; i < kExpertsPerLane; ++i) {
+    const bool mine = taken >> i & 1;
+    const uint32_t lanes = __ballot_sync(kAllLanes, mine);
+    if (mine) {
+      const int slot = row * per_row + before + __popc(lanes & ((1u << lane) - 1));
+      choice.ids[slot] = i * kWarpLanes + lane;
+      choice.weights[slot] = scores[i];
+    }
+    before += __popc(lanes);
+  }
+  __syncwarp();
+  float sum = 0.0f;
+  for (int k = 0; k < per_row; ++k) sum += choice.weights[row * per_row + k];
+  const float own = lane < per_row ? choice.weights[row * per_row + lane] : 0.0f;
+  __syncwarp();
+  if (lane < per_row) choice.weights[row * per_row + lane] = __fdiv_rn(own, sum + 1e-20f);
+}
+
+// A benchmark's choice: row r takes experts so that all rows together take
+// `forced_distinct_experts`, spread over the experts and moving from layer to layer.
+__device__ __forceinline__ void ForceExperts(const Block& block, const Phase& phase, int phase_idx,
+                                             int row, int lane) {
+  ExpertChoice& choice = block.shared.choice;
+  const int per_row = phase.experts_per_token, distinct = block.program.forced_distinct_experts;
+  if (lane >= per_row) return;
+  const int which = (row * per_row + lane) % distinct;
+  choice.ids[row * per_row + lane] =
+      (which * phase.num_experts / distinct + phase_idx * 37 + block.shared.state.round * 11) %
+      phase.num_experts;
+}
+
+// Choice of all rows, then the list of experts and who of them serves whom. All consumers call it.
+__device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phase, int phase_idx) {
+  const int thread = threadIdx.x, warp = thread / kWarpLanes, lane = thread % kWarpLanes;
+  ExpertChoice& choice = block.shared.choice;
+  const int num_rows = block.program.block, per_row = phase.experts_per_token;
+  if (thread < kExpertsMax / 32) choice.chosen[thread] = 0;
+  for (int i = thread; i < kSlotsMax * kRowsMax / 4; i += kConsumerThreads) {
+    reinterpret_cast<uint32_t*>(choice.slot_of)[i] = 0xffffffffu;
+  }
+  if (warp < num_rows) {
+    ChooseExperts(block, phase, warp, lane);
+    if (block.program.forced_distinct_experts > 0) {
+      __syncwarp();
+      ForceExperts(block, phase, phase_idx, warp, lane);
+    }
+  }
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  const bool is_slot = thread < num_rows * per_row;
+  const int expert = is_slot ? choice.ids[thread] : 0;
+  if (is_slot) atomicOr(&choice.chosen[expert / 32], 1u << (expert % 32));
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  // Place of an expert in the list: the chosen ones before it.
+  const auto place_of = [&](int e) {
+    int place = __popc(choice.chosen[e / 32] & ((1u << (e % 32)) - 1));
+    for (int w = 0; w < e / 32; ++w) place += __popc(choice.chosen[w]);
+    return place;
+  };
+  if (is_slot) {
+    const int place = place_of(expert);
+    choice.experts[place] = expert;
+    choice.slot_of[place][thread / per_row] = static_cast<int8_t>(thread);
+  }
+  if (thread == 0) {
+    choice.num_experts =
+        place_of(kExpertsMax - 1) + static_cast<int>(choice.chosen[kExpertsMax / 32 - 1] >> 31);
+    block.shared.state.num_experts += choice.num_experts;
+  }
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  if (thread == 0) Arrive(&block.shared.experts_ready, 1);
+}
+
+// ---- Up
+
+static __device__ __noinline__ bool StreamMoeUp(const Block& block, const Phase& phase,
+                                                RingWriter& ring, uint32_t moe_layers) {
+  if (!StreamRouter(block, phase, ring)) return false;
+  bool chosen = false;
+  block.Wait(WaitsFor::kExpertChoice, [&] {
+    chosen = IsDone(&block.shared.experts_ready, moe_layers & 1);
+    return chosen || block.shared.exits != 0;
+  });
+  if (!chosen) return false;
+  const Share share = ShareOf(phase.num_slabs, 0, block.rank);
+  if (share.count == 0) return true;
+  const int slab_bytes = SlabBytes(phase.format);
+  const uint32_t bytes = ShareSlabs(share, phase.num_slabs) * slab_bytes;
+  const ExpertChoice& choice = block.shared.choice;
+  for (TileWalk walk(block, TileOrder::kDealt, choice.num_experts * phase.num_tiles); walk.valid();
+       walk.Next()) {
+    const int tile = walk.tile();
+    const uint8_t* const expert =
+        phase.weights + choice.experts[tile / phase.num_tiles] * phase.expert_bytes;
+    const int slab = tile % phase.num_tiles * phase.num_slabs + 2 * share.first;
+    if (!ring.Push(expert + static_cast<size_t>(slab) * slab_bytes, bytes)) return false;
+  }
+  return true;
+}
+
+static __device__ __noinline__ void ConsumeMoeUp(const Block& block, const Phase& phase,
+                                                 int phase_idx, ConsumerClock& clock) {
+  const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+  const Share share = ShareOf(phase.num_slabs, 0, block.rank);
+  StageInput(block, phase, share);
+  const Team team = TeamOf(warp, share.count);
+  InputFragments x;
+  LoadFragments(block, team.part,
+                share.count == 0 ? 0 : phase.num_slabs - 2 * (share.first + team.part),
+                ShareSlabs(share, phase.num_slabs) * kSlabColumns, lane, x);
+  MultiplyRouter(block, phase, clock, share, team, x, lane);
+  if (threadIdx.x == 0) block.WaitForArrivals(phase.inner_counter, phase.inner_target);
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  MakeChoice(block, phase, phase_idx);
+  if (threadIdx.x == 0) block.Stamp(phase_idx, kTraceInputReady);
+  const TileWalk walk(block, TileOrder::kDealt, block.shared.choice.num_experts * phase.num_tiles);
+  if (phase.format == WeightFormat::kMxfp4) {
+    MultiplyTiles<WeightFormat::kMxfp4>(block, clock, walk, share, phase.num_slabs, team, x, lane);
+  } else {
+    MultiplyTiles<WeightFormat::kFp8Block128>(block, clock, walk, share, phase.num_slabs, team, x,
+                                              lane);
+  }
+}
+
+// Gate (rows g) times up (rows g + 8) of the rows that chose the expert.
+__device__ __forceinline__ void StoreActivations(const Block& block, const Phase& phase, int tile,
+                                                 int lane, float4 v) {
+  const int8_t* const slot_of = block.shared.choice.slot_of[tile / phase.num_tiles];
+  const int column = tile % phase.num_tiles * 8 + lane / 4, row = lane % 4 * 2;
+  if (column >= phase.ffn_width) return;
+  if (slot_of[row] >= 0) {
+    phase.activations[slot_of[row] * phase.ffn_width + column] = SwiGluProduct(v.x, v.z);
+  }
+  if (slot_of[row + 1] >= 0) {
+    phase.activations[slot_of[row + 1] * phase.ffn_width + column] = SwiGluProduct(v.y, v.w);
+  }
+}
+
+static __device__ __noinline__ void FinishMoeUp(const Block& block, const Phase& phase,
+                                                FinisherClock& clock) {
+  const int warp = threadIdx.x / kWarpLanes - kFirstFinisherWarp, lane = threadIdx.x % kWarpLanes;
+  FinishRouter(block, phase, clock);
+  NamedBarrier<kFinisherBarrier, kFinisherThreads>();
+  if (warp == 0 && lane == 0) ArriveEverywhere(block.Counter(phase.inner_counter));
+  block.WaitBarrier(WaitsFor::kExpertChoice, &block.shared.experts_ready, clock.moe_layers & 1);
+  const Share share = ShareOf(phase.num_slabs, 0, block.rank);
+  const TileWalk walk(block, TileOrder::kDealt, block.shared.choice.num_experts * phase.num_tiles);
+  for (int place = warp; place < walk.OwnedCount(block.rank); place += kFinisherWarps) {
+    TileSum sum = {};
+    const int buffer = ReceivePartials(block, clock.exchange.Use(block.rank, place),
+                                       share.pass_count * 32 * sizeof(float4), lane);
+    AddPartials(block, buffer, share, kPassBlocks, lane, sum);
+    FreeExchange(block, buffer, lane);
+    StoreActivations(block, phase, walk.TileAt(block.rank, place), lane, sum.total);
+  }
+  clock.exchange.Advance(walk);
+}
+
+// ---- Down
+
+static __device__ __noinline__ bool StreamMoeDown(const Block& block, const Phase& phase,
+                                                  RingWriter& ring) {
+  const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
+  const int count = walk.OwnedCount(block.rank), slab_bytes = SlabBytes(phase.format);
+  if (count == 0) return true;
+  const size_t first =
+      static_cast<size_t>(walk.FirstOwned(block.rank)) * phase.num_slabs * slab_bytes;
+  const ExpertChoice& choice = block.shared.choice;
+  for (int i = 0; i < choice.num_experts; ++i) {
+    if (!ring.Push(phase.weights + choice.experts[i] * phase.expert_bytes + first,
+                   count * phase.num_slabs * slab_bytes)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+template <WeightFormat kFormat>
+__device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& phase,
+                                             ConsumerClock& clock, int num_tiles, int lane) {
+  const ExpertChoice& choice = block.shared.choice;
+  const Team team = TeamOf(threadIdx.x / kWarpLanes, num_tiles);
+  auto* const results = reinterpret_cast<float*>(block.shared.exchange);
+  if (team.works) {
+    for (int i = team.index; i < choice.num_experts; i += team.num_teams) {
+      const int8_t* const slot_of = choice.slot_of[i];
+      const int slot = slot_of[lane / 4];
+      const uint8_t* const from = block.shared.staging + slot * kSlotStride + lane % 4 * 16;
+      InputFragments x;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        x[j] = slot >= 0 && j / 4 < phase.num_slabs ? *reinterpret_cast<const uint4*>(from + j * 64)
+                                                    : uint4{0, 0, 0, 0};
+      }
+      const uint8_t* const data =
+          clock.ring.Wait(i) + team.part * phase.num_slabs * SlabBytes(kFormat);
+      const float4 v = AddTiles({}, MultiplyBlock<kFormat>(data, phase.num_slabs, x, lane));
+      clock.ring.Release(i, team.arrivals, lane);
+      const int even = slot_of[lane % 4 * 2], odd = slot_of[lane % 4 * 2 + 1];
+      const int column = team.part * 16 + lane / 4;
+      if (even >= 0) {
+        results[even * kResultStride + column] = v.x;
+        results[even * kResultStride + column + 8] = v.z;
+      }
+      if (odd >= 0) {
+        results[odd * kResultStride + column] = v.y;
+        results[odd * kResultStride + column + 8] = v.w;
+      }
+    }
+  }
+  if (num_tiles > 0) clock.ring.Advance(choice.num_experts);
+}
+
+static __device__ __noinline__ void ConsumeMoeDown(const Block& block, const Phase& phase,
+                                                   int phase_idx, ConsumerClock& clock) {
+  const int thread = threadIdx.x, lane = thread % kWarpLanes;
+  if (thread == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  const int row_pieces = phase.ffn_width / 8;
+  for (int i = thread; i < block.program.block * phase.experts_per_token * row_pieces;
+       i += kConsumerThreads) {
+    const int slot = i / row_pieces, piece = i % row_pieces;
+    *reinterpret_cast<uint4*>(block.shared.staging + slot * kSlotStride + piece * 16) =
+        __ldcg(reinterpret_cast<const uint4*>(phase.activations + slot * phase.ffn_width) + piece);
+  }
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  if (thread == 0) block.Stamp(phase_idx, kTraceInputReady);
+  const int num_tiles = TileWalk(block, TileOrder::kOwned, phase.num_tiles).OwnedCount(block.rank);
+  if (phase.format == WeightFormat::kMxfp4) {
+    MultiplyDown<WeightFormat::kMxfp4>(block, phase, clock, num_tiles, lane);
+  } else {
+    MultiplyDown<WeightFormat::kFp8Block128>(block, phase, clock, num_tiles, lane);
+  }
+  __syncwarp();
+  if (lane == 0) Arrive(&block.shared.results_ready, 1);
+}
+
+static __device__ __noinline__ void FinishMoeDown(const Block& block, const Phase& phase,
+                                                  FinisherClock& clock) {
+  const int warp = threadIdx.x / kWarpLanes - kFirstFinisherWarp, lane = threadIdx.x % kWarpLanes;
+  const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
+  const int count = walk.OwnedCount(block.rank), first = walk.FirstOwned(block.rank);
+  const int per_row = phase.experts_per_token, row = lane % 4 * 2;
+  const auto* const results = reinterpret_cast<const float*>(block.shared.exchange);
+  const ExpertChoice& choice = block.shared.choice;
+  float4 before = {};
+  if (warp < count) before = ReadResidualTile(phase, block.program.hidden, first + warp, lane);
+  block.WaitBarrier(WaitsFor::kResults, &block.shared.results_ready, clock.moe_layers & 1);
+  for (int i = warp; i < count; i += kFinisherWarps) {
+    float4 sum = {};
+    const int column = i * 16 + lane / 4;
+    for (int k = 0; k < per_row; ++k) {
+      const auto add = [&](int r, float& low, float& high) {
+        if (r >= block.program.block) return;
+        const int slot = r * per_row + k;
+        const float weight = choice.weights[slot];
+        low = __fmaf_rn(weight, results[slot * kResultStride + column], low);
+        high = __fmaf_rn(weight, results[slot * kResultStride + column + 8], high);
+      };
+      add(row, sum.x, sum.z);
+      add(row + 1, sum.y, sum.w);
+    }
+    if (i != warp) before = ReadResidualTile(phase, block.program.hidden, first + i, lane);
+    AddToResidual(block, phase, clock.sums, first + i, lane, before, sum);
+  }
+  clock.sums += 1;
+  clock.moe_layers += 1;
+}
+
+}  // namespace ultraspeed::kernels::cuda::resident

@@ -1,0 +1,217 @@
+// Matrix times rows: the task of most phases.
+//
+// A cluster's four thread blocks share its tiles: each multiplies a quarter of the columns (its
+// share), in blocks of two slabs, a warp each, with the rows' columns in registers. The partial
+// sums travel to the block that finishes the tile, whose finisher warps add them in the order of
+// weight_layout.h. Bytes: the matrix once; the rows from L2, once per cluster.
+#pragma once
+
+#include "kernels/cuda/device/fragments.cuh"
+#include "kernels/cuda/resident/choose.cuh"
+#include "kernels/cuda/resident/ring.cuh"
+#include "kernels/cuda/resident/rows.cuh"
+
+namespace ultraspeed::kernels::cuda::resident {
+
+// What a role carries from phase to phase.
+struct ConsumerClock {
+  RingReader ring;
+  ExchangeClock exchange;
+  uint32_t products = 0;  // phases with finishers' work so far
+  uint32_t moe_layers = 0;
+};
+struct FinisherClock {
+  ExchangeClock exchange;
+  uint32_t sums = 0;  // over ranks
+  uint32_t moe_layers = 0;
+};
+
+// The partial of one block of (up to) two slabs.
+template <WeightFormat kFormat>
+__device__ __forceinline__ float4 MultiplyBlock(const uint8_t* slabs, int num_slabs,
+                                                const InputFragments& x, int lane) {
+  float sum[4] = {};
+  float4 partial = {};
+  float2 scales = {};
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    if (s < num_slabs) {
+      const Slab<kFormat> weights(slabs + s * SlabBytes(kFormat), lane);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        GroupFragments a;
+        weights.Group(j, a);
+        MmaGroup(sum, a, x[s * 4 + j]);
+      }
+      scales = weights.Scales();
+      EndSlab<kFormat>(partial, sum, scales, s == 0);
+    }
+  }
+  return EndBlock<kFormat>(partial, sum, scales);
+}
+
+// All tiles of the walk: `team` and `x` of this warp.
+template <WeightFormat kFormat>
+__device__ __forceinline__ void MultiplyTiles(const Block& block, ConsumerClock& clock,
+                                              TileWalk walk, const Share& share, int num_slabs,
+                                              const Team& team, const InputFragments& x, int lane) {
+  const TileWalk all = walk;
+  const int slabs = min(2, num_slabs - 2 * (share.first + team.part));
+  uint32_t entry = 0;
+  for (; walk.valid(); walk.Next(), ++entry) {
+    if (!team.works || walk.number() % team.num_teams != team.index) continue;
+    const uint8_t* const data = clock.ring.Wait(entry) + team.part * 2 * SlabBytes(kFormat);
+    const float4 partial = MultiplyBlock<kFormat>(data, slabs, x, lane);
+    clock.ring.Release(entry, team.arrivals, lane);
+    SendPartial(block, walk.owner(), clock.exchange.Use(walk.owner(), walk.place()),
+                share.first - share.pass_first + team.part, partial, lane);
+  }
+  if (share.count > 0) clock.ring.Advance(entry);
+  clock.exchange.Advance(all);
+}
+
+// ---- Roles
+
+__device__ __forceinline__ bool StreamTiles(RingWriter& ring, TileWalk walk, const uint8_t* weights,
+                                            const Share& share, int num_slabs, int slab_bytes) {
+  if (share.count == 0) return true;
+  const uint32_t bytes = ShareSlabs(share, num_slabs) * slab_bytes;
+  for (; walk.valid(); walk.Next()) {
+    const size_t slab = static_cast<size_t>(walk.tile()) * num_slabs + 2 * share.first;
+    if (!ring.Push(weights + slab * slab_bytes, bytes)) return false;
+  }
+  return true;
+}
+
+static __device__ __noinline__ bool StreamProduct(const Block& block, const Phase& phase,
+                                                  RingWriter& ring) {
+  for (int pass = 0; pass < NumPasses(phase.num_slabs); ++pass) {
+    const Share share = ShareOf(phase.num_slabs, pass, block.rank);
+    if (!StreamTiles(ring, TileWalk(block, phase.order, phase.num_tiles), phase.weights, share,
+                     phase.num_slabs, SlabBytes(phase.format))) {
+      return false;
+    }
+  }
+  return true;
+}
+
+static __device__ __noinline__ void ConsumeProduct(const Block& block, const Phase& phase,
+                                                   int phase_idx, ConsumerClock& clock) {
+  const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+  for (int pass = 0; pass < NumPasses(phase.num_slabs); ++pass) {
+    const Share share = ShareOf(phase.num_slabs, pass, block.rank);
+    StageInput(block, phase, share);
+    if (pass == 0 && threadIdx.x == 0) block.Stamp(phase_idx, kTraceInputReady);
+    const Team team = TeamOf(warp, share.count);
+    InputFragments x;
+    LoadFragments(block, team.part,
+                  share.count == 0 ? 0 : phase.num_slabs - 2 * (share.first + team.part),
+                  ShareSlabs(share, phase.num_slabs) * kSlabColumns, lane, x);
+    const TileWalk walk(block, phase.order, phase.num_tiles);
+    switch (phase.format) {
+      case WeightFormat::kBf16:
+        MultiplyTiles<WeightFormat::kBf16>(block, clock, walk, share, phase.num_slabs, team, x,
+                                           lane);
+        break;
+      case WeightFormat::kFp8Block128:
+        MultiplyTiles<WeightFormat::kFp8Block128>(block, clock, walk, share, phase.num_slabs, team,
+                                                  x, lane);
+        break;
+      case WeightFormat::kMxfp4:
+        MultiplyTiles<WeightFormat::kMxfp4>(block, clock, walk, share, phase.num_slabs, team, x,
+                                            lane);
+        break;
+    }
+    // The staging area is written again only once all warps have their fragments.
+  }
+}
+
+// Partial sums of a tile, added in order; what earlier passes gave is carried in `sum`.
+struct TileSum {
+  float4 total, sum;  // of the segment, of the segments before
+};
+__device__ __forceinline__ void AddPartials(const Block& block, int buffer, const Share& share,
+                                            int segment_blocks, int lane, TileSum& tile) {
+#pragma unroll 8
+  for (int b = 0; b < share.pass_count; ++b) {
+    const int index = share.pass_first + b;
+    if (index > 0 && index % segment_blocks == 0) {
+      tile.sum = index == segment_blocks ? tile.total : AddTiles(tile.sum, tile.total);
+      tile.total = {};
+    }
+    tile.total = AddTiles(tile.total, block.shared.exchange[buffer][b][lane]);
+  }
+}
+
+__device__ __forceinline__ void StoreTile(float* out, int stride, int num_rows, int tile, int lane,
+                                          float4 v) {
+  const int column = tile * 16 + lane / 4;
+  float* const low = out + static_cast<int64_t>(lane % 4 * 2) * stride + column;
+  if (column < num_rows) {
+    low[0] = v.x;
+    low[stride] = v.y;
+  }
+  if (column + 8 < num_rows) {
+    low[8] = v.z;
+    low[stride + 8] = v.w;
+  }
+}
+
+__device__ __forceinline__ void FinishTile(const Block& block, const Phase& phase,
+                                           const FinisherClock& clock, int tile, int lane,
+                                           float4 before, float4 v, BestOfRows& best) {
+  switch (phase.output) {
+    case OutputKind::kStore:
+      return StoreTile(phase.out, phase.out_stride, phase.num_rows, tile, lane, v);
+    case OutputKind::kResidual:
+      return AddToResidual(block, phase, clock.sums, tile, lane, before, v);
+    case OutputKind::kFeatures:
+      for (int copy = 0; copy < phase.num_copies; ++copy) {
+        WriteResidualTile(phase, block.program.hidden, tile + copy * phase.num_tiles, lane, v);
+      }
+      return;
+    case OutputKind::kLogits:
+      StoreTile(phase.out, phase.out_stride, phase.num_rows, tile, lane, v);
+      return best.Offer(block.program, tile, lane, v);
+  }
+}
+
+static __device__ __noinline__ void FinishProduct(const Block& block, const Phase& phase,
+                                                  FinisherClock& clock) {
+  const int warp = threadIdx.x / kWarpLanes - kFirstFinisherWarp, lane = threadIdx.x % kWarpLanes;
+  const int num_passes = NumPasses(phase.num_slabs);
+  const TileWalk walk(block, phase.order, phase.num_tiles);
+  const int count = walk.OwnedCount(block.rank);
+  BestOfRows best(block.program, block.shared.state, phase.is_draft, lane);
+  for (int pass = 0; pass < num_passes; ++pass) {
+    const Share share = ShareOf(phase.num_slabs, pass, block.rank);
+    for (int place = warp; place < count; place += kFinisherWarps) {
+      const int tile = walk.TileAt(block.rank, place);
+      const bool last = pass + 1 == num_passes;
+      float4 before = {};
+      if (last && phase.output == OutputKind::kResidual) {
+        before = ReadResidualTile(phase, block.program.hidden, tile, lane);
+      }
+      float4* const carry = phase.carry + static_cast<int64_t>(tile) * 64 + lane;
+      TileSum sum = {};
+      if (pass > 0) sum = {carry[0], carry[32]};
+      const int buffer = ReceivePartials(block, clock.exchange.Use(block.rank, place),
+                                         share.pass_count * 32 * sizeof(float4), lane);
+      AddPartials(block, buffer, share, phase.segment_blocks, lane, sum);
+      FreeExchange(block, buffer, lane);
+      if (!last) {
+        carry[0] = sum.total;
+        carry[32] = sum.sum;
+        continue;
+      }
+      const bool one_segment = (phase.num_slabs + 1) / 2 <= phase.segment_blocks;
+      FinishTile(block, phase, clock, tile, lane, before,
+                 one_segment ? sum.total : AddTiles(sum.sum, sum.total), best);
+    }
+    clock.exchange.Advance(walk);
+  }
+  if (phase.output == OutputKind::kResidual) clock.sums += 1;
+  if (phase.output == OutputKind::kLogits) best.Publish(block, warp, lane, phase.is_draft);
+}
+
+}  // namespace ultraspeed::kernels::cuda::resident

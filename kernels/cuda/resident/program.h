@@ -1,0 +1,203 @@
+// The round of the resident engine as data: phases in order, every address and size in them.
+//
+// The host builds a Program once for a model (worker/cuda/resident_program.h) and hands it to the
+// kernel with the state of one sequence; the device walks it, round after round, until the host or
+// the sequence's end stops it. Nothing in a phase depends on what a round finds, except which
+// experts it reads.
+//
+// A phase waits until the phases it depends on have arrived at its counter, reads what they wrote,
+// and arrives at its own. Tiles are row tiles (16 rows) of packed matrices (weight_layout.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/ops.h"
+#include "kernels/cuda/resident/attention.h"
+
+namespace ultraspeed::kernels::cuda::resident {
+
+constexpr int kClusterBlocks =
+    4;  // thread blocks of a cluster; a product's columns are cut over them
+constexpr int kNumCounters = 8;  // arrival counters, used in turn
+constexpr int kRanksMax = 8;
+constexpr int kSlotsMax = 64;  // (row, expert) choices of a round: kRowsMax * K
+constexpr int kExpertsMax = 384;
+constexpr int kResultsMax = 64;  // of the ring of finished rounds
+
+enum class PhaseKind : uint8_t {
+  kEmbedDraft,   // anchor and mask embeddings become the drafter's residual stream
+  kEmbedTarget,  // drafts are chosen; anchor and drafts become the target's residual stream
+  kProduct,      // matrix times rows
+  kMoeUp,        // norm, router, top-k; gate and up of the chosen experts
+  kMoeDown,      // down of the chosen experts, weighted sum, residual
+  kAttend,
+  kCombine,  // folds the segments of a full layer's attention
+  kCommit,   // chooses, accepts, tells the host, decides whether there is another round
+  kAppend,   // the drafter's context keys and values of the committed rows
+};
+
+enum class InputKind : uint8_t {
+  kNorm,    // fp32 residual stream, RMS norm on the way in
+  kBf16,    // bf16 rows
+  kSwiGlu,  // fp32 [gate | up], their product on the way in
+};
+
+enum class OutputKind : uint8_t {
+  kStore,     // fp32 rows
+  kResidual,  // summed over ranks, added to the residual stream, tapped
+  kFeatures,  // becomes a residual stream of its own
+  kLogits,    // fp32 rows, and the best token of each
+};
+
+// Which cluster makes a tile, and which of its blocks finishes it.
+enum class TileOrder : uint8_t {
+  kDealt,  // round robin over clusters, then over the cluster's blocks
+  kOwned,  // block s finishes an equal, contiguous part: the same rows of the residual always
+};
+
+struct alignas(16) Phase {
+  PhaseKind kind = PhaseKind::kProduct;
+  WeightFormat format = WeightFormat::kBf16;
+  InputKind input = InputKind::kNorm;
+  OutputKind output = OutputKind::kStore;
+  TileOrder order = TileOrder::kDealt;
+  uint8_t label = 0;  // PhaseLabel, for tables and traces
+
+  // Arrivals are counted over rounds: a wait is over when counter `wait_counter` has reached
+  // round * totals + wait_target. -1 = waits for nothing, arrives nowhere.
+  int wait_counter = -1;
+  uint32_t wait_target = 0;
+  int arrive_counter = -1;
+  int inner_counter = -1;  // kMoeUp: between router and top-k
+  uint32_t inner_target = 0;
+
+  // kProduct, and the products of the MoE phases.
+  const uint8_t* weights = nullptr;
+  int num_rows = 0, num_tiles = 0, num_slabs = 0;
+  int segment_blocks = 0;   // blocks of two slabs whose partials are added first (weight_layout.h)
+  float4* carry = nullptr;  // [tiles, 2, 32] sums between passes; more than 24 blocks only
+
+  // Input rows.
+  const void* x = nullptr;
+  int x_stride = 0;                    // elements; kSwiGlu: gate, then up, each half of it
+  const float* squares = nullptr;      // kNorm: [kRowsMax, H / 16] of x
+  const float* norm_weight = nullptr;  // kNorm: [H]
+  float epsilon = 0;
+
+  // Output rows.
+  float* out = nullptr;
+  int out_stride = 0;
+  int num_copies =
+      1;  // kFeatures of a sharded matrix that stands alone: each rank's rows are these
+  float* residual = nullptr;          // kResidual, kFeatures, kEmbed*: [kRowsMax, H]
+  float* residual_squares = nullptr;  // [kRowsMax, H / 16]
+  bf16* tap = nullptr;                // of the first column; null = not tapped
+  int tap_stride = 0;
+  bool is_draft = false;  // kLogits: of the drafter
+
+  // MoE.
+  const float* router = nullptr;       // [E, H]
+  const float* router_bias = nullptr;  // [E]
+  float* router_logits = nullptr;      // [kRowsMax, E]
+  int num_experts = 0, experts_per_token = 0, ffn_width = 0;
+  size_t expert_bytes = 0;      // from one expert's matrix to the next
+  bf16* activations = nullptr;  // [kSlotsMax, F]
+
+  AttentionTask attention = {};
+  int attention_units_max = 0;
+
+  // kAppend: one AttentionTask's worth of cache for each of the drafter's layers.
+  const AttentionTask* append_tasks = nullptr;
+  int num_append_tasks = 0;
+};
+static_assert(sizeof(Phase) <= 512);
+
+// A candidate of a row's choice; larger values win, then lower tokens.
+struct RowChoice {
+  float value;
+  int32_t token;
+};
+
+// What one round gave, in pinned host memory.
+struct RoundRecord {
+  int32_t tokens[kRowsMax];
+  int32_t num_tokens;   // accepted drafts and one more
+  int32_t num_experts;  // read, of all layers together
+  uint64_t end_ns;      // by the GPU's clock
+  uint32_t sequence;    // round + 1, written last
+};
+
+// Written by the host while the kernel runs, in pinned memory.
+struct HostControl {
+  uint32_t round_limit;  // rounds before this one may run
+  uint32_t stop;
+};
+
+// Where every block stood when a wait lasted too long, in pinned memory.
+struct StuckReport {
+  uint32_t is_stuck;
+  struct Place {
+    int32_t phase[3];  // of the producer, the consumers, the finishers
+    int32_t waits_for;
+  } places[256];
+};
+
+// Sums over the ranks of a node: a block pushes its part of a tile to every rank's inbox and adds
+// what arrives in its own, in rank order. The data is its own flag: an inbox word that holds
+// kNotArrived has not arrived.
+struct Collective {
+  int num_ranks = 1;
+  uint2* push[kRanksMax] = {};  // where this rank's data lies in each rank's inbox
+  uint2* inbox = nullptr;       // [3, ranks, tiles, 32]
+  size_t inbox_rank_words = 0;  // tiles * 32
+};
+
+struct Program {
+  const Phase* phases = nullptr;
+  int num_phases = 0;
+  uint32_t* counters = nullptr;        // [kNumCounters], 32 words apart
+  uint32_t totals[kNumCounters] = {};  // arrivals of a round
+
+  int hidden = 0, vocabulary = 0, vocabulary_used = 0;
+  int32_t banned_token = -1;
+  const bf16* embedding = nullptr;       // [V, H]
+  const bf16* mask_embedding = nullptr;  // [H]
+  RowChoice* draft_choices = nullptr;    // [kRowsMax, blocks]
+  RowChoice* target_choices = nullptr;   // likewise
+  uint32_t* decision = nullptr;          // whether the next round runs, made by one block:
+  int decision_counter = 0;              // its arrival, as in Phase
+  uint32_t decision_target = 0;
+  Collective collective;
+
+  // The sequence.
+  int block = 1;       // rows of a round
+  int draft_rows = 0;  // rows of the drafter's pass: anchor and masks, at least `block`
+  int64_t position = 0;
+  int64_t position_end = 0;  // no row may lie at or past this
+  int32_t anchor = 0;
+  int32_t slot = 0;
+  const int32_t* pages = nullptr;
+  SamplingSpec sampling = {};
+  bool holds_position = false;  // benchmarks: every round runs at the same place
+  // Benchmarks: that many experts a layer, spread evenly, instead of the router's choice; 0 = off.
+  int forced_distinct_experts = 0;
+
+  HostControl* control = nullptr;
+  RoundRecord* results = nullptr;  // [kResultsMax]
+  uint32_t* abort_word = nullptr;  // device
+  StuckReport* stuck = nullptr;
+  uint64_t wait_ns_max = 0;
+  uint64_t* trace = nullptr;  // [blocks, phases, kTraceStamps] of the last round; may be null
+};
+
+// Stamps of a block's phase in the trace, ns of the GPU's global clock.
+enum TraceStamp { kTraceBegin, kTraceInputReady, kTraceWorkDone, kTraceFinished, kTraceStamps };
+
+// Blocks that fit on the device at once, a multiple of kClusterBlocks; 0: this device cannot run
+// the engine.
+int NumBlocks();
+// Enqueues the kernel; counters, decision and abort word are zeroed first.
+void Launch(const Program& program, cudaStream_t stream);
+
+}  // namespace ultraspeed::kernels::cuda::resident

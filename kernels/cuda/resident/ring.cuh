@@ -1,0 +1,106 @@
+// The ring of weights: the producer warp streams pieces of any size into it, across the borders of
+// phases and rounds; consumers read them in order.
+//
+// Weights do not depend on what a round computes, so the next phase's pieces are under way while
+// the blocks wait for each other. Only the experts are known late: there the producer waits for the
+// choice. Every piece is read once a round, hence the hint to let it go from L2 first.
+#pragma once
+
+#include "kernels/cuda/resident/block.cuh"
+
+namespace ultraspeed::kernels::cuda::resident {
+
+__device__ __forceinline__ void BulkCopyOnce(void* shared, const void* global, uint32_t bytes,
+                                             uint64_t* barrier, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1], "
+      "%2, [%3], %4;" ::"r"(SharedAddress(shared)),
+      "l"(global), "r"(bytes), "r"(SharedAddress(barrier)), "l"(policy)
+      : "memory");
+}
+
+// Lane 0 of the producer warp.
+class RingWriter {
+ public:
+  __device__ explicit RingWriter(const Block& block) : block_(block) {
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy_));
+  }
+
+  // False: the kernel is about to end.
+  __device__ bool Push(const void* data, uint32_t bytes) {
+    Shared& shared = block_.shared;
+    const uint32_t size = (bytes + 127) / 128 * 128;
+    const uint32_t skipped = head_ + size > kRingBytes ? kRingBytes - head_ : 0;
+    while (used_ + skipped + size > kRingBytes || next_ - oldest_ == kRingEntries) {
+      if (!Reclaim()) return false;
+    }
+    const int entry = next_ % kRingEntries;
+    const uint32_t offset = skipped > 0 ? 0 : head_;
+    head_ = offset + size;
+    used_ += skipped + size;
+    shared.entry_bytes[entry] = skipped + size;
+    shared.entry_offset[entry] = offset;
+    ArriveExpecting(&shared.full[entry], bytes);
+    BulkCopyOnce(shared.ring + offset, data, bytes, &shared.full[entry], policy_);
+    shared.pushed = ++next_;
+    return true;
+  }
+  // Waits for copies that nobody will read: shared memory must outlive them.
+  __device__ void Drain() {
+    for (; oldest_ != next_; ++oldest_) {
+      const int entry = oldest_ % kRingEntries;
+      block_.WaitBarrier(WaitsFor::kWeights, &block_.shared.full[entry],
+                         oldest_ / kRingEntries & 1);
+    }
+  }
+
+ private:
+  // Takes back the oldest entry once its readers are done.
+  __device__ bool Reclaim() {
+    const int entry = oldest_ % kRingEntries;
+    const uint32_t parity = oldest_ / kRingEntries & 1;
+    bool is_free = false;
+    block_.Wait(WaitsFor::kRoomInRing, [&] {
+      is_free = IsDone(&block_.shared.empty[entry], parity);
+      return is_free || block_.shared.exits != 0;
+    });
+    if (!is_free) return false;
+    used_ -= block_.shared.entry_bytes[entry];
+    ++oldest_;
+    return true;
+  }
+
+  const Block& block_;
+  uint64_t policy_;
+  uint32_t head_ = 0, used_ = 0;
+  uint32_t next_ = 0, oldest_ = 0;
+};
+
+// A consumer warp's view.
+class RingReader {
+ public:
+  __device__ explicit RingReader(const Block& block) : block_(block) {}
+
+  // Entry `i` of this phase, when it is there.
+  __device__ __forceinline__ const uint8_t* Wait(uint32_t i) const {
+    const uint32_t entry = first_ + i;
+    // Parity alone could take the entry's last use for this one.
+    block_.Wait(WaitsFor::kWeights,
+                [&] { return static_cast<int32_t>(block_.shared.pushed - entry) > 0; });
+    block_.WaitBarrier(WaitsFor::kWeights, &block_.shared.full[entry % kRingEntries],
+                       entry / kRingEntries & 1);
+    return block_.shared.ring + block_.shared.entry_offset[entry % kRingEntries];
+  }
+  __device__ __forceinline__ void Release(uint32_t i, uint32_t arrivals, int lane) const {
+    __syncwarp();
+    if (lane == 0) Arrive(&block_.shared.empty[(first_ + i) % kRingEntries], arrivals);
+  }
+  __device__ __forceinline__ void Advance(uint32_t count) { first_ += count; }
+
+ private:
+  const Block& block_;
+  uint32_t first_ = 0;
+};
+
+}  // namespace ultraspeed::kernels::cuda::resident

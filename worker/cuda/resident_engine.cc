@@ -1,0 +1,263 @@
+#include "worker/cuda/resident_engine.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels/check.h"
+#include "worker/cuda/check.h"
+#include "worker/model_executor.h"
+
+namespace ultraspeed::worker::cuda {
+namespace {
+
+namespace resident = kernels::cuda::resident;
+using resident::AttentionTask;
+using resident::Phase;
+
+constexpr uint32_t kRoundsAhead = 4;
+constexpr uint64_t kWaitNsMax = 4'000'000'000;
+constexpr int kPollsPerStatus = 4096;
+
+int64_t PagesOf(int64_t positions) { return (positions + kPageTokens - 1) / kPageTokens; }
+
+bool Filters(const kernels::SamplingSpec& spec) {
+  return spec.temperature > 0 && (spec.top_k > 0 || spec.top_p < 1.0f);
+}
+
+bool Same(const kernels::SamplingSpec& a, const kernels::SamplingSpec& b) {
+  return a.temperature == b.temperature && a.top_k == b.top_k && a.top_p == b.top_p &&
+         a.seed == b.seed;
+}
+
+uint32_t ReadShared(const uint32_t& word) { return __atomic_load_n(&word, __ATOMIC_ACQUIRE); }
+void WriteShared(uint32_t& word, uint32_t value) {
+  __atomic_store_n(&word, value, __ATOMIC_RELEASE);
+}
+
+}  // namespace
+
+ResidentEngine::ResidentEngine(const ModelConfig& config, const ModelWeights& weights,
+                               const TargetForward& target, const DrafterForward* drafter,
+                               int64_t positions, int32_t banned_token, int vocabulary_used,
+                               const ResidentRanks& ranks, DeviceArena& arena, cudaStream_t stream)
+    : config_(config),
+      weights_(weights),
+      positions_(positions),
+      banned_token_(banned_token),
+      vocabulary_used_(vocabulary_used),
+      ranks_(ranks),
+      stream_(stream),
+      buffers_(config, weights.target, weights.drafter, positions, ranks, arena) {
+  constexpr MemoryKind kKind = MemoryKind::kRoundData;
+  num_blocks_ = arena.counting() ? 0 : resident::NumBlocks();
+  const ResidentModel model{.config = config,
+                            .target = weights.target,
+                            .drafter = weights.drafter,
+                            .target_caches = target,
+                            .drafter_caches = drafter,
+                            .buffers = buffers_,
+                            .ranks = ranks,
+                            .num_blocks = num_blocks_};
+  const AttentionTask* const append_tasks = arena.Upload(kKind, AppendTasks(model));
+  for (const bool drafts : {false, true}) {
+    if (drafts && weights.drafter.layers.empty()) continue;
+    ResidentSchedule& schedule = schedules_[drafts ? 1 : 0];
+    schedule = BuildSchedule(model, drafts, append_tasks);
+    device_phases_[drafts ? 1 : 0] = const_cast<Phase*>(arena.Upload(kKind, schedule.phases));
+  }
+  device_pages_ = arena.Take<int32_t>(kKind, static_cast<size_t>(PagesOf(positions)));
+  if (arena.counting()) return;
+  void* pinned = nullptr;
+  CUDA_CHECK(cudaMallocHost(&pinned, sizeof(Pinned)));
+  pinned_ = static_cast<Pinned*>(pinned);
+  std::memset(pinned, 0, sizeof(Pinned));
+  CUDA_CHECK(cudaMallocHost(&pinned, static_cast<size_t>(PagesOf(positions)) * sizeof(int32_t)));
+  pinned_pages_ = static_cast<int32_t*>(pinned);
+}
+
+ResidentEngine::~ResidentEngine() {
+  if (pinned_ == nullptr) return;
+  Yield();
+  CUDA_CHECK(cudaFreeHost(pinned_));
+  CUDA_CHECK(cudaFreeHost(pinned_pages_));
+}
+
+bool ResidentEngine::Takes(const Round& round) const {
+  if (num_blocks_ == 0 || round.steps.size() != 1) return false;
+  const SequenceStep& step = round.steps[0];
+  return step.sample && step.num_tokens == 1 && step.logprobs < 0 && !Filters(step.sampling) &&
+         step.block <= resident::kRowsMax && (step.block == 1 || device_phases_[1] != nullptr);
+}
+
+ResidentEngine::Finished ResidentEngine::Run(const SequenceStep& step) {
+  if (!Continues(step)) Yield();
+  if (!running_) Start(step);
+  if (!Await(session_.num_taken)) {  // it ended before this round: for want of a host, mostly
+    Yield();
+    Start(step);
+    KERNELS_CHECK(Await(0), ==, true);
+  }
+  const resident::RoundRecord& record =
+      pinned_->results[session_.num_taken % resident::kResultsMax];
+  const int num_experts = record.num_experts;
+  SequenceResult result;
+  result.num_drafted = step.block - 1;
+  result.num_accepted = record.num_tokens - 1;
+  for (int i = 0; i < record.num_tokens; ++i) {
+    result.chosen.push_back(
+        {.token = record.tokens[i], .logprob = 0.0f, .top_tokens = {}, .top_logprobs = {}});
+  }
+  session_.num_taken += 1;
+  session_.position += record.num_tokens;
+  session_.anchor = record.tokens[record.num_tokens - 1];
+  WriteShared(pinned_->control.round_limit, session_.num_taken + 1 + kRoundsAhead);
+  return {std::move(result), num_experts};
+}
+
+bool ResidentEngine::Continues(const SequenceStep& step) const {
+  return running_ && session_.slot == step.slot && session_.block == step.block &&
+         session_.position == step.computed && session_.anchor == step.tokens[0] &&
+         Same(session_.sampling, step.sampling);
+}
+
+resident::Program ResidentEngine::ProgramFor(const SequenceStep& step) {
+  const bool drafts = step.block > 1;
+  const ResidentSchedule& schedule = schedules_[drafts ? 1 : 0];
+  resident::Program program;
+  program.phases = device_phases_[drafts ? 1 : 0];
+  program.num_phases = static_cast<int>(schedule.phases.size());
+  program.counters = buffers_.words;
+  std::copy(std::begin(schedule.totals), std::end(schedule.totals), std::begin(program.totals));
+  program.hidden = config_.hidden;
+  program.vocabulary = config_.vocabulary;
+  program.vocabulary_used = vocabulary_used_;
+  program.banned_token = banned_token_;
+  program.embedding = weights_.target.embedding;
+  program.mask_embedding = weights_.drafter.mask_embedding;
+  program.draft_choices = buffers_.draft_choices;
+  program.target_choices = buffers_.target_choices;
+  constexpr size_t kWordsPerCounter = 32;
+  program.decision = buffers_.words + kWordsPerCounter * resident::kNumCounters;
+  program.abort_word = program.decision + kWordsPerCounter;
+  program.decision_counter = schedule.decision_counter;
+  program.decision_target = schedule.decision_target;
+  program.collective.num_ranks = ranks_.num_ranks;
+  program.collective.inbox = buffers_.inbox;
+  program.collective.inbox_rank_words = buffers_.inbox_rank_words;
+  for (int r = 0; r < ranks_.num_ranks && buffers_.inbox != nullptr; ++r) {
+    // Alone, this rank fills the places of all.
+    program.collective.push[r] =
+        buffers_.inbox + static_cast<size_t>(r) * buffers_.inbox_rank_words;
+  }
+  program.block = step.block;
+  program.draft_rows = drafts ? config_.drafter.block_size : 0;
+  program.position = step.computed;
+  program.position_end = std::min<int64_t>(
+      {int64_t{step.num_pages} * kPageTokens, config_.context_tokens, positions_ - kDraftBlockMax});
+  program.anchor = step.tokens[0];
+  program.slot = step.slot;
+  program.pages = device_pages_;
+  program.sampling = step.sampling;
+  program.control = &pinned_->control;
+  program.results = pinned_->results;
+  program.stuck = &pinned_->stuck;
+  program.wait_ns_max = kWaitNsMax;
+  std::copy_n(step.pages, step.num_pages, pinned_pages_);
+  CUDA_CHECK(cudaMemcpyAsync(device_pages_, pinned_pages_,
+                             static_cast<size_t>(step.num_pages) * sizeof(int32_t),
+                             cudaMemcpyHostToDevice, stream_));
+  for (resident::RoundRecord& record : pinned_->results) record.sequence = 0;
+  pinned_->control = {.round_limit = 1 + kRoundsAhead, .stop = 0};
+  return program;
+}
+
+void ResidentEngine::Start(const SequenceStep& step) {
+  KERNELS_CHECK(step.num_pages, <=, PagesOf(positions_));
+  resident::Launch(ProgramFor(step), stream_);
+  session_ = {.slot = step.slot,
+              .block = step.block,
+              .sampling = step.sampling,
+              .position = step.computed,
+              .anchor = step.tokens[0],
+              .num_taken = 0};
+  running_ = true;
+}
+
+bool ResidentEngine::Await(uint32_t index) {
+  const uint32_t& sequence = pinned_->results[index % resident::kResultsMax].sequence;
+  while (true) {
+    for (int poll = 0; poll < kPollsPerStatus; ++poll) {
+      if (ReadShared(sequence) == index + 1) return true;
+    }
+    const cudaError_t status = cudaStreamQuery(stream_);
+    if (status == cudaErrorNotReady) continue;
+    CheckAlive(status);
+    return ReadShared(sequence) == index + 1;
+  }
+}
+
+void ResidentEngine::Yield() {
+  if (!running_) return;
+  WriteShared(pinned_->control.stop, 1);
+  CheckAlive(cudaStreamSynchronize(stream_));
+  running_ = false;
+}
+
+// Says where every block stood if the kernel gave up, then aborts: the context is lost.
+void ResidentEngine::CheckAlive(cudaError_t status) const {
+  if (status == cudaSuccess) return;
+  std::fprintf(stderr, "resident engine: %s\n", cudaGetErrorString(status));
+  if (pinned_->stuck.is_stuck != 0) {
+    static constexpr const char* kWaits[] = {"nothing",      "room in the ring",
+                                             "weights",      "the experts' choice",
+                                             "partial sums", "the exchange",
+                                             "other blocks", "finishers",
+                                             "results",      "peers"};
+    for (int b = 0; b < num_blocks_; ++b) {
+      const resident::StuckReport::Place& place = pinned_->stuck.places[b];
+      const auto wait = static_cast<size_t>(place.waits_for);
+      std::fprintf(stderr,
+                   "block %3d: producer in phase %d, consumers %d, finishers %d; waited for %s\n",
+                   b, place.phase[0], place.phase[1], place.phase[2],
+                   wait < std::size(kWaits) ? kWaits[wait] : "?");
+    }
+  }
+  std::abort();
+}
+
+ResidentTimes ResidentEngine::Measure(const SequenceStep& step, const ResidentMeasurement& what) {
+  Yield();
+  const ResidentSchedule& schedule = schedules_[step.block > 1 ? 1 : 0];
+  ResidentTimes times;
+  times.num_blocks = num_blocks_;
+  times.phases = schedule.phases;
+  times.trace.resize(static_cast<size_t>(num_blocks_) * schedule.phases.size() *
+                     resident::kTraceStamps);
+  void* trace = nullptr;
+  CUDA_CHECK(cudaMalloc(&trace, times.trace.size() * sizeof(uint64_t)));
+  CUDA_CHECK(cudaMemsetAsync(trace, 0, times.trace.size() * sizeof(uint64_t), stream_));
+  resident::Program program = ProgramFor(step);
+  program.holds_position = true;
+  program.forced_distinct_experts = what.forced_distinct_experts;
+  program.trace = static_cast<uint64_t*>(trace);
+  // The ring of results is not taken from, so it must hold all rounds.
+  const uint32_t num_rounds =
+      std::min<uint32_t>(static_cast<uint32_t>(what.num_rounds), resident::kResultsMax);
+  pinned_->control.round_limit = num_rounds;
+  resident::Launch(program, stream_);
+  CheckAlive(cudaStreamSynchronize(stream_));
+  for (uint32_t i = 1; i < num_rounds; ++i) {
+    KERNELS_CHECK(pinned_->results[i].sequence, ==, i + 1);
+    times.round_ms.push_back(
+        static_cast<double>(pinned_->results[i].end_ns - pinned_->results[i - 1].end_ns) * 1e-6);
+  }
+  times.num_experts = pinned_->results[num_rounds - 1].num_experts;
+  CUDA_CHECK(cudaMemcpy(times.trace.data(), trace, times.trace.size() * sizeof(uint64_t),
+                        cudaMemcpyDeviceToHost));
+  CUDA_CHECK(cudaFree(trace));
+  return times;
+}
+
+}  // namespace ultraspeed::worker::cuda

@@ -1,0 +1,105 @@
+// Rounds of one sequence on the resident kernel: started once, it goes on by itself and the host
+// takes finished rounds from a ring.
+//
+// A session is one launch: one sequence, one block size, one way of sampling. The kernel runs a few
+// rounds ahead of what the host has taken; it ends when the host asks (anything else needs the
+// GPU), when its host falls behind, or at the end of the sequence's pages. Rounds that were run and
+// not taken stay valid while the same sequence goes on, and are dropped otherwise: they wrote only
+// keys and values that the next round writes again. Caller: CudaExecutor. Thread: the engine
+// thread.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/resident/program.h"
+#include "worker/batch.h"
+#include "worker/cuda/resident_schedule.h"
+
+namespace ultraspeed::worker::cuda {
+
+// For benchmarks: rounds that all run at the same place.
+struct ResidentMeasurement {
+  int num_rounds = 0;
+  int forced_distinct_experts = 0;  // 0: as routed
+};
+struct ResidentTimes {
+  std::vector<double> round_ms;  // [num_rounds - 1], between the ends of two rounds
+  int num_blocks = 0;
+  int num_experts = 0;  // that the last round read, of all layers together
+  std::vector<kernels::cuda::resident::Phase> phases;
+  // Of the last round, ns of the GPU's clock: [blocks, phases, kTraceStamps].
+  std::vector<uint64_t> trace;
+};
+
+class ResidentEngine {
+ public:
+  // Takes memory from `arena`; with an arena that counts, nothing else.
+  ResidentEngine(const ModelConfig& config, const ModelWeights& weights,
+                 const TargetForward& target, const DrafterForward* drafter, int64_t positions,
+                 int32_t banned_token, int vocabulary_used, const ResidentRanks& ranks,
+                 DeviceArena& arena, cudaStream_t stream);
+  ~ResidentEngine();
+  ResidentEngine(const ResidentEngine&) = delete;
+  ResidentEngine& operator=(const ResidentEngine&) = delete;
+
+  // Whether the round is one that runs here: one sequence that decodes, no filter, no
+  // log-probabilities.
+  bool Takes(const Round& round) const;
+  // REQUIRES: Takes. Blocks until the sequence's next round is finished.
+  struct Finished {
+    SequenceResult sequence;
+    int num_experts;  // read, of all layers together
+  };
+  Finished Run(const SequenceStep& step);
+  // Gives the GPU back: returns when the kernel has ended. Everything enqueued later sees its
+  // caches.
+  void Yield();
+
+  ResidentTimes Measure(const SequenceStep& step, const ResidentMeasurement& what);
+
+ private:
+  struct Session {
+    int slot = 0;
+    int block = 1;
+    kernels::SamplingSpec sampling;
+    int64_t position = 0;  // of the next round to take
+    int32_t anchor = 0;
+    uint32_t num_taken = 0;  // rounds of this launch
+  };
+
+  kernels::cuda::resident::Program ProgramFor(const SequenceStep& step);
+  void Start(const SequenceStep& step);
+  bool Continues(const SequenceStep& step) const;
+  // Waits for round `index` of the launch; false: the kernel ended before it.
+  bool Await(uint32_t index);
+  void CheckAlive(cudaError_t status) const;
+
+  const ModelConfig& config_;
+  const ModelWeights& weights_;
+  const int64_t positions_;
+  const int32_t banned_token_;
+  const int vocabulary_used_;
+  const ResidentRanks ranks_;
+  const cudaStream_t stream_;
+  ResidentBuffers buffers_;
+  kernels::cuda::resident::Phase* device_phases_[2] = {};  // plain, drafting
+  int32_t* device_pages_ = nullptr;                        // [pages of the longest sequence]
+  ResidentSchedule schedules_[2];
+  int num_blocks_ = 0;
+
+  struct Pinned {
+    kernels::cuda::resident::HostControl control;
+    kernels::cuda::resident::RoundRecord results[kernels::cuda::resident::kResultsMax];
+    kernels::cuda::resident::StuckReport stuck;
+  };
+  Pinned* pinned_ = nullptr;
+  int32_t* pinned_pages_ = nullptr;
+  bool running_ = false;
+  Session session_;
+};
+
+}  // namespace ultraspeed::worker::cuda

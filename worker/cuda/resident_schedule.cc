@@ -1,0 +1,485 @@
+#include "worker/cuda/resident_schedule.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "kernels/cuda/weight_layout.h"
+
+namespace ultraspeed::worker::cuda {
+namespace {
+
+namespace ops = kernels::cuda;
+namespace resident = kernels::cuda::resident;
+using kernels::bf16;
+using kernels::WeightFormat;
+using resident::AttentionTask;
+using resident::InputKind;
+using resident::kRowsMax;
+using resident::OutputKind;
+using resident::Phase;
+using resident::PhaseKind;
+using resident::TileOrder;
+
+constexpr int kTileColumns = 16;
+constexpr int kSegmentKeys = 512;      // of full attention (kernels/cuda/attention.cu)
+constexpr size_t kPartialBytes = 528;  // of one row, head and segment, and its padding
+constexpr int kBlocksMax = 256;
+constexpr int kPassSlabs = 48;
+constexpr size_t kWordsPerCounter = 32;
+
+size_t Size(int64_t a, int64_t b) { return static_cast<size_t>(a * b); }
+
+}  // namespace
+
+const char* Name(PhaseLabel label) {
+  static constexpr const char* kNames[] = {
+      "embed",        "qkv",      "attention",  "combine",    "o_proj",    "dense up",
+      "dense down",   "moe up",   "moe down",   "head",       "draft qkv", "draft attention",
+      "draft o_proj", "draft up", "draft down", "draft head", "commit",    "draft context"};
+  static_assert(std::size(kNames) == static_cast<size_t>(PhaseLabel::kCount));
+  return kNames[static_cast<size_t>(label)];
+}
+
+ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights& target,
+                                 const DrafterWeights& drafter, int64_t positions,
+                                 const ResidentRanks& ranks, DeviceArena& arena) {
+  constexpr MemoryKind kKind = MemoryKind::kActivations;
+  const DrafterConfig& draft = config.drafter;
+  const auto floats = [&](int64_t rows, int64_t columns) {
+    return arena.Take<float>(kKind, Size(rows, columns));
+  };
+  residual = floats(kRowsMax, config.hidden);
+  residual_squares = floats(kRowsMax, config.hidden / kTileColumns);
+  features = floats(kRowsMax, config.hidden);
+  features_squares = floats(kRowsMax, config.hidden / kTileColumns);
+  qkv = floats(kRowsMax, std::max(config.num_kv_heads * QkvGroupRows(config),
+                                  (draft.num_q_heads + 2 * draft.num_kv_heads) * draft.head_dim));
+  attended = arena.Take<bf16>(kKind, Size(kRowsMax, std::max(config.num_q_heads * config.v_head_dim,
+                                                             draft.num_q_heads * draft.head_dim)));
+  gate_up = floats(kRowsMax, 2 * std::max(config.dense_ffn_width, draft.ffn_width));
+  context_kv = floats(kRowsMax, drafter.context_kv.num_rows);
+  taps = arena.Take<bf16>(
+      kKind, Size(kRowsMax, static_cast<int64_t>(draft.target_layer_ids.size()) * config.hidden));
+  router_logits = floats(kRowsMax, config.num_experts);
+  activations =
+      arena.Take<bf16>(kKind, Size(kRowsMax * config.experts_per_token, config.expert_ffn_width));
+  logits = floats(kRowsMax, config.vocabulary);
+  int64_t carried_tiles = 0;
+  const auto carry_for = [&](const ops::Matrix& matrix) {
+    if (ops::NumSlabs(matrix.num_cols) > kPassSlabs)
+      carried_tiles = std::max<int64_t>(carried_tiles, ops::NumRowTiles(matrix.num_rows));
+  };
+  for (const TargetLayer& layer : target.layers) {
+    for (const ops::Matrix* matrix :
+         {&layer.qkv, &layer.output, &layer.mlp.gate_up, &layer.mlp.down})
+      carry_for(*matrix);
+  }
+  for (const DrafterLayer& layer : drafter.layers) {
+    for (const ops::Matrix* matrix :
+         {&layer.qkv, &layer.output, &layer.mlp.gate_up, &layer.mlp.down})
+      carry_for(*matrix);
+  }
+  carry_for(drafter.features);
+  carry = arena.Take<float4>(kKind, Size(carried_tiles, 64));
+  partials_stride = static_cast<int>((positions + kSegmentKeys - 1) / kSegmentKeys);
+  partials =
+      arena.TakeBytes(kKind, Size(kRowsMax * config.num_q_heads, partials_stride) * kPartialBytes);
+  draft_choices = arena.Take<resident::RowChoice>(kKind, Size(kRowsMax, kBlocksMax));
+  target_choices = arena.Take<resident::RowChoice>(kKind, Size(kRowsMax, kBlocksMax));
+  words = arena.Take<uint32_t>(kKind, kWordsPerCounter * (resident::kNumCounters + 2));
+  inbox_rank_words = Size(config.hidden / kTileColumns, 32);
+  inbox = ranks.num_ranks > 1
+              ? arena.Take<uint2>(kKind,
+                                  Size(3 * ranks.num_ranks, static_cast<int64_t>(inbox_rank_words)))
+              : nullptr;
+}
+
+namespace {
+
+AttentionTask TargetAttention(const ResidentModel& model, size_t layer) {
+  const ModelConfig& config = model.config;
+  const bool full = config.attention[layer] == AttentionKind::kFull;
+  return {.qkv = model.buffers.qkv,
+          .row_width = model.target.layers[layer].qkv.num_rows,
+          .group_stride = QkvGroupRows(config),
+          .num_q_heads = config.num_q_heads,
+          .num_kv_heads = config.num_kv_heads,
+          .qk_head_dim = config.qk_head_dim,
+          .rotary_dims = config.rotary_dims,
+          .rope = model.target_caches.rope(layer),
+          .q_norm = nullptr,
+          .k_norm = nullptr,
+          .epsilon = config.norm_epsilon,
+          .value_scale = config.value_scale,
+          .cache = model.target_caches.cache(layer),
+          .place = full ? ops::KvPlace::kPaged : ops::KvPlace::kRing,
+          .ring_pages = model.target_caches.ring_pages(),
+          .window = full ? 0 : config.window,
+          .sinks = model.target.layers[layer].sinks,
+          .score_scale = 1.0f / std::sqrt(static_cast<float>(config.qk_head_dim)),
+          .drafter = false,
+          .partials = full ? model.buffers.partials : nullptr,
+          .partials_stride = model.buffers.partials_stride,
+          .out = model.buffers.attended};
+}
+
+AttentionTask DrafterAttention(const ResidentModel& model, size_t layer) {
+  const DrafterConfig& config = model.config.drafter;
+  const DrafterLayer& weights = model.drafter.layers[layer];
+  return {.qkv = model.buffers.qkv,
+          .row_width = weights.qkv.num_rows,
+          .group_stride = 0,
+          .num_q_heads = config.num_q_heads,
+          .num_kv_heads = config.num_kv_heads,
+          .qk_head_dim = config.head_dim,
+          .rotary_dims = config.rotary_dims,
+          .rope = model.drafter_caches->rope(),
+          .q_norm = weights.q_norm,
+          .k_norm = weights.k_norm,
+          .epsilon = config.norm_epsilon,
+          .value_scale = config.value_scale,
+          .cache = model.drafter_caches->cache(layer),
+          .place = ops::KvPlace::kRing,
+          .ring_pages = model.drafter_caches->ring_pages(),
+          .window = config.window,
+          .sinks = weights.sinks,
+          .score_scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim)),
+          .drafter = true,
+          .partials = nullptr,
+          .partials_stride = 0,
+          .out = model.buffers.attended};
+}
+
+// Adds phases in order and knows who waits for whom.
+class ScheduleBuilder {
+ public:
+  explicit ScheduleBuilder(const ResidentModel& model)
+      : model_(model), config_(model.config), buffers_(model.buffers) {}
+
+  void EmbedDraft() {
+    Phase phase = NewPhase(PhaseKind::kEmbedDraft, PhaseLabel::kEmbed);
+    WriteResidual(phase, -1);
+    Add(phase, all());
+  }
+  void EmbedTarget(bool waits) {
+    Phase phase = NewPhase(PhaseKind::kEmbedTarget, PhaseLabel::kEmbed);
+    WriteResidual(phase, -1);
+    Add(phase, all(), waits);
+  }
+
+  void TargetLayerPhases(size_t l) {
+    const TargetLayer& layer = model_.target.layers[l];
+    const float epsilon = config_.norm_epsilon;
+    Add(Normed(Product(layer.qkv, PhaseLabel::kQkv), layer.input_norm, epsilon, buffers_.qkv),
+        all());
+    Attention(TargetAttention(model_, l), PhaseLabel::kAttention);
+    Phase output = Product(layer.output, PhaseLabel::kOutput);
+    output.input = InputKind::kBf16;
+    output.x = buffers_.attended;
+    output.x_stride = layer.output.num_cols;
+    WriteResidual(output, -1);
+    Add(output, all());
+    if (config_.is_moe[l]) {
+      Moe(layer, TapOf(l));
+    } else {
+      DenseMlp(layer.mlp, layer.post_attention_norm, epsilon, TapOf(l), PhaseLabel::kDenseUp,
+               PhaseLabel::kDenseDown);
+    }
+  }
+
+  void DrafterLayerPhases(size_t l) {
+    const DrafterLayer& layer = model_.drafter.layers[l];
+    const float epsilon = config_.drafter.norm_epsilon;
+    Add(Normed(Product(layer.qkv, PhaseLabel::kDraftQkv), layer.input_norm, epsilon, buffers_.qkv),
+        all());
+    Attention(DrafterAttention(model_, l), PhaseLabel::kDraftAttention);
+    Phase output = Product(layer.output, PhaseLabel::kDraftOutput);
+    output.input = InputKind::kBf16;
+    output.x = buffers_.attended;
+    output.x_stride = layer.output.num_cols;
+    WriteResidual(output, -1);
+    Add(output, all());
+    DenseMlp(layer.mlp, layer.post_attention_norm, epsilon, -1, PhaseLabel::kDraftUp,
+             PhaseLabel::kDraftDown);
+  }
+
+  void Head(const float* norm, float epsilon, bool is_draft) {
+    Phase phase =
+        Normed(Product(model_.target.head, is_draft ? PhaseLabel::kDraftHead : PhaseLabel::kHead),
+               norm, epsilon, buffers_.logits);
+    phase.output = OutputKind::kLogits;
+    phase.is_draft = is_draft;
+    Add(phase, all());
+  }
+
+  void Commit() {
+    Add(NewPhase(PhaseKind::kCommit, PhaseLabel::kCommit), 1);
+    schedule_.decision_counter = previous_.counter;
+    schedule_.decision_target = previous_.target;
+  }
+
+  void DrafterContext(const AttentionTask* append_tasks) {
+    const DrafterWeights& drafter = model_.drafter;
+    Phase features = Product(drafter.features, PhaseLabel::kContext);
+    features.num_copies = model_.ranks.num_ranks;
+    features.num_tiles /= features.num_copies;
+    features.num_rows /= features.num_copies;
+    features.input = InputKind::kBf16;
+    features.x = buffers_.taps;
+    features.x_stride = drafter.features.num_cols;
+    features.output = OutputKind::kFeatures;
+    features.residual = buffers_.features;
+    features.residual_squares = buffers_.features_squares;
+    Add(features, all(), /*waits=*/false);  // taps are older than the choice that was waited for
+    Phase context = Normed(Product(drafter.context_kv, PhaseLabel::kContext), drafter.features_norm,
+                           config_.drafter.norm_epsilon, buffers_.context_kv);
+    context.x = buffers_.features;
+    context.squares = buffers_.features_squares;
+    Add(context, all());
+    Phase append = NewPhase(PhaseKind::kAppend, PhaseLabel::kContext);
+    append.append_tasks = append_tasks;
+    append.num_append_tasks = static_cast<int>(drafter.layers.size());
+    Add(append, 0);
+  }
+
+  ResidentSchedule Take() { return std::move(schedule_); }
+
+ private:
+  struct Arrival {
+    int counter = -1;
+    uint32_t target = 0;
+  };
+
+  uint32_t all() const { return static_cast<uint32_t>(model_.num_blocks); }
+
+  int TapOf(size_t layer) const {
+    const std::vector<int>& taps = config_.drafter.target_layer_ids;
+    const auto found = std::find(taps.begin(), taps.end(), static_cast<int>(layer));
+    return found == taps.end() ? -1 : static_cast<int>(found - taps.begin());
+  }
+
+  static Phase NewPhase(PhaseKind kind, PhaseLabel label) {
+    Phase phase;
+    phase.kind = kind;
+    phase.label = static_cast<uint8_t>(label);
+    return phase;
+  }
+
+  static Phase Product(const ops::Matrix& matrix, PhaseLabel label) {
+    Phase phase = NewPhase(PhaseKind::kProduct, label);
+    phase.format = matrix.format;
+    phase.weights = static_cast<const uint8_t*>(matrix.data);
+    phase.num_rows = matrix.num_rows;
+    phase.num_tiles = ops::NumRowTiles(matrix.num_rows);
+    phase.num_slabs = ops::NumSlabs(matrix.num_cols);
+    phase.segment_blocks = ops::SegmentSlabs(matrix.num_cols) / ops::kBlockSlabs;
+    return phase;
+  }
+
+  // Reads the residual stream through a norm and stores fp32 rows.
+  Phase Normed(Phase phase, const float* norm, float epsilon, float* out) const {
+    phase.input = InputKind::kNorm;
+    phase.x = buffers_.residual;
+    phase.x_stride = config_.hidden;
+    phase.squares = buffers_.residual_squares;
+    phase.norm_weight = norm;
+    phase.epsilon = epsilon;
+    phase.out = out;
+    phase.out_stride = phase.num_rows;
+    return phase;
+  }
+
+  void WriteResidual(Phase& phase, int tap) const {
+    phase.output = OutputKind::kResidual;
+    phase.order = TileOrder::kOwned;
+    phase.residual = buffers_.residual;
+    phase.residual_squares = buffers_.residual_squares;
+    phase.tap =
+        tap < 0 || buffers_.taps == nullptr ? nullptr : buffers_.taps + tap * config_.hidden;
+    phase.tap_stride = static_cast<int>(config_.drafter.target_layer_ids.size()) * config_.hidden;
+  }
+
+  void Attention(const AttentionTask& task, PhaseLabel label) {
+    Phase phase = NewPhase(PhaseKind::kAttend, label);
+    phase.attention = task;
+    const int pairs = kRowsMax * (task.num_q_heads / task.num_kv_heads);
+    const int tiles = task.num_kv_heads * ((pairs + 15) / 16);
+    const bool full = task.window == 0;
+    phase.attention_units_max =
+        full ? model_.num_blocks : tiles;  // of a full layer: as many as blocks
+    Add(phase, static_cast<uint32_t>(std::min(phase.attention_units_max, model_.num_blocks)));
+    if (!full) return;
+    Phase combine = NewPhase(PhaseKind::kCombine, PhaseLabel::kCombine);
+    combine.attention = task;
+    Add(combine, all());
+  }
+
+  void DenseMlp(const DeviceMlp& mlp, const float* norm, float epsilon, int tap,
+                PhaseLabel up_label, PhaseLabel down_label) {
+    Add(Normed(Product(mlp.gate_up, up_label), norm, epsilon, buffers_.gate_up), all());
+    Phase down = Product(mlp.down, down_label);
+    down.input = InputKind::kSwiGlu;
+    down.x = buffers_.gate_up;
+    down.x_stride = mlp.gate_up.num_rows;
+    WriteResidual(down, tap);
+    Add(down, all());
+  }
+
+  void Moe(const TargetLayer& layer, int tap) {
+    const ops::Experts& experts = layer.experts;
+    const ops::ExpertBytes bytes =
+        ops::PackedExpertBytes(experts.format, experts.ffn_width, experts.hidden);
+    Phase up = NewPhase(PhaseKind::kMoeUp, PhaseLabel::kMoeUp);
+    up = Normed(up, layer.post_attention_norm, config_.norm_epsilon, nullptr);
+    up.format = experts.format;
+    up.weights = static_cast<const uint8_t*>(experts.gate_up);
+    up.expert_bytes = bytes.gate_up;
+    up.num_rows = 2 * experts.ffn_width;
+    up.num_tiles = ops::NumRowTiles(up.num_rows);
+    up.num_slabs = ops::NumSlabs(experts.hidden);
+    up.router = layer.router;
+    up.router_bias = layer.router_bias;
+    up.router_logits = buffers_.router_logits;
+    up.num_experts = experts.num_experts;
+    up.experts_per_token = config_.experts_per_token;
+    up.ffn_width = experts.ffn_width;
+    up.activations = buffers_.activations;
+    const Arrival inner = Take(all());
+    up.inner_counter = inner.counter;
+    up.inner_target = inner.target;
+    Add(up, all());
+    Phase down = NewPhase(PhaseKind::kMoeDown, PhaseLabel::kMoeDown);
+    down.format = experts.format;
+    down.weights = static_cast<const uint8_t*>(experts.down);
+    down.expert_bytes = bytes.down;
+    down.num_rows = experts.hidden;
+    down.num_tiles = ops::NumRowTiles(experts.hidden);
+    down.num_slabs = ops::NumSlabs(experts.ffn_width);
+    down.num_experts = experts.num_experts;
+    down.experts_per_token = config_.experts_per_token;
+    down.ffn_width = experts.ffn_width;
+    down.activations = buffers_.activations;
+    WriteResidual(down, tap);
+    Add(down, all());
+  }
+
+  Arrival Take(uint32_t arrivals) {
+    const int counter = next_counter_++ % resident::kNumCounters;
+    schedule_.totals[counter] += arrivals;
+    return {counter, schedule_.totals[counter]};
+  }
+  // `arrivals` 0: nobody waits for this phase.
+  void Add(Phase phase, uint32_t arrivals, bool waits = true) {
+    phase.carry = buffers_.carry;
+    if (waits) {
+      phase.wait_counter = previous_.counter;
+      phase.wait_target = previous_.target;
+    }
+    if (arrivals > 0) {
+      previous_ = Take(arrivals);
+      phase.arrive_counter = previous_.counter;
+    }
+    schedule_.phases.push_back(phase);
+  }
+
+  const ResidentModel& model_;
+  const ModelConfig& config_;
+  const ResidentBuffers& buffers_;
+  ResidentSchedule schedule_;
+  Arrival previous_;
+  int next_counter_ = 0;
+};
+
+}  // namespace
+
+ResidentSchedule BuildSchedule(const ResidentModel& model, bool drafts,
+                               const AttentionTask* append_tasks) {
+  ScheduleBuilder builder(model);
+  if (drafts) {
+    builder.EmbedDraft();
+    for (size_t l = 0; l < model.drafter.layers.size(); ++l) builder.DrafterLayerPhases(l);
+    builder.Head(model.drafter.final_norm, model.config.drafter.norm_epsilon, /*is_draft=*/true);
+  }
+  builder.EmbedTarget(/*waits=*/drafts);
+  for (size_t l = 0; l < model.target.layers.size(); ++l) builder.TargetLayerPhases(l);
+  builder.Head(model.target.final_norm, model.config.norm_epsilon, /*is_draft=*/false);
+  builder.Commit();
+  if (!model.drafter.layers.empty()) builder.DrafterContext(append_tasks);
+  return builder.Take();
+}
+
+std::vector<AttentionTask> AppendTasks(const ResidentModel& model) {
+  std::vector<AttentionTask> tasks;
+  const DrafterConfig& config = model.config.drafter;
+  const int layer_width = 2 * config.num_kv_heads * config.head_dim;  // k, then v
+  for (size_t l = 0; l < model.drafter.layers.size(); ++l) {
+    AttentionTask task = DrafterAttention(model, l);
+    task.qkv = model.buffers.context_kv == nullptr
+                   ? nullptr
+                   : model.buffers.context_kv + static_cast<int>(l) * layer_width;
+    task.row_width = model.drafter.context_kv.num_rows;
+    tasks.push_back(task);
+  }
+  return tasks;
+}
+
+std::string ResidentSchedule::ToString() const {
+  std::string text;
+  for (size_t i = 0; i < phases.size(); ++i) {
+    const Phase& p = phases[i];
+    absl::StrAppendFormat(&text, "%3d %-15s tiles %5d slabs %3d wait %2d/%-5d arrive %2d\n",
+                          static_cast<int>(i), Name(static_cast<PhaseLabel>(p.label)), p.num_tiles,
+                          p.num_slabs, p.wait_counter, p.wait_target, p.arrive_counter);
+  }
+  return text;
+}
+
+absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precision) {
+  absl::Status status;
+  const auto require = [&](const char* name, int64_t value, bool accepted, const char* what) {
+    if (accepted || !status.ok()) return;
+    status = absl::InvalidArgumentError(
+        absl::StrCat(name, ": is ", value, "; the resident engine takes ", what));
+  };
+  constexpr int kHiddenMax = kPassSlabs * ops::kSlabColumns;
+  constexpr int kExpertWidthMax = 256;
+  require("hidden_size", config.hidden, config.hidden % 128 == 0 && config.hidden <= kHiddenMax,
+          "multiples of 128 up to 6144");
+  require("moe_intermediate_size of a rank", config.expert_ffn_width,
+          config.expert_ffn_width % 128 == 0 && config.expert_ffn_width <= kExpertWidthMax,
+          "128 and 256");
+  require("n_routed_experts", config.num_experts, config.num_experts <= resident::kExpertsMax,
+          "up to 384");
+  require("num_experts_per_tok", config.experts_per_token,
+          config.experts_per_token * kRowsMax <= resident::kSlotsMax, "up to 8");
+  require("query heads of a key head", config.num_q_heads / config.num_kv_heads,
+          config.num_q_heads / config.num_kv_heads <= 16, "up to 16");
+  require("dflash block_size", config.drafter.block_size,
+          config.drafter.num_layers == 0 || config.drafter.block_size <= kRowsMax, "up to 8");
+  require("rotary dims", config.rotary_dims, config.rotary_dims == resident::kRotaryDims, "64");
+  require("dflash rotary dims", config.drafter.rotary_dims,
+          config.drafter.num_layers == 0 || config.drafter.rotary_dims == resident::kRotaryDims,
+          "64");
+  require("kv precision", 8, kv_precision == KvPrecision::kBf16, "bf16");
+  return status;
+}
+
+double PhaseBytes(const Phase& phase, double distinct_experts) {
+  const double matrix =
+      static_cast<double>(phase.num_tiles) * phase.num_slabs * ops::SlabBytes(phase.format);
+  switch (phase.kind) {
+    case PhaseKind::kProduct:
+      return matrix;
+    case PhaseKind::kMoeUp:
+      return distinct_experts * matrix +
+             static_cast<double>(phase.num_experts) * phase.x_stride * sizeof(float);
+    case PhaseKind::kMoeDown:
+      return distinct_experts * matrix;
+    default:
+      return 0;
+  }
+}
+
+}  // namespace ultraspeed::worker::cuda

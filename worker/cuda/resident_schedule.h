@@ -1,0 +1,111 @@
+// A round of the resident engine as a list of phases: what the device will walk, made on the host.
+//
+// A pure function of shapes, weights' and buffers' addresses and the number of thread blocks; with
+// null addresses it still has the whole structure, which tests and `ToString` read without a GPU.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "kernels/cuda/resident/program.h"
+#include "worker/cuda/device_memory.h"
+#include "worker/cuda/device_weights.h"
+#include "worker/cuda/drafter.h"
+#include "worker/cuda/target.h"
+#include "worker/model/config.h"
+
+namespace ultraspeed::worker::cuda {
+
+// What a phase is in the tables of a benchmark.
+enum class PhaseLabel : uint8_t {
+  kEmbed,
+  kQkv,
+  kAttention,
+  kCombine,
+  kOutput,
+  kDenseUp,
+  kDenseDown,
+  kMoeUp,
+  kMoeDown,
+  kHead,
+  kDraftQkv,
+  kDraftAttention,
+  kDraftOutput,
+  kDraftUp,
+  kDraftDown,
+  kDraftHead,
+  kCommit,
+  kContext,
+  kCount,
+};
+const char* Name(PhaseLabel label);
+
+// One GPU's part of a model that several share. A rank alone stands for the others: sums go to
+// `num_ranks` inboxes of its own, and feature rows of one rank stand for those of all.
+struct ResidentRanks {
+  int num_ranks = 1;
+};
+
+// Device memory of the rounds.
+struct ResidentBuffers {
+  ResidentBuffers(const ModelConfig& config, const TargetWeights& target,
+                  const DrafterWeights& drafter, int64_t positions, const ResidentRanks& ranks,
+                  DeviceArena& arena);
+
+  float* residual;          // [rows, H]
+  float* residual_squares;  // [rows, H / 16]
+  float* features;          // likewise
+  float* features_squares;
+  float* qkv;                  // [rows, widest projection]
+  kernels::bf16* attended;     // [rows, widest Hq * Dv]
+  float* gate_up;              // [rows, 2F] of the dense MLPs
+  float* context_kv;           // [rows, layers * 2 * Hkv * D]
+  kernels::bf16* taps;         // [rows, taps * H]
+  float* router_logits;        // [rows, E]
+  kernels::bf16* activations;  // [slots, F] of the experts
+  float* logits;               // [rows, V]
+  float4* carry;               // sums of products wider than one pass
+  void* partials;              // of attention over long contexts
+  int partials_stride;
+  kernels::cuda::resident::RowChoice *draft_choices, *target_choices;  // [rows, blocks]
+  uint32_t* words;  // counters, decision, abort word
+  uint2* inbox;     // null with one rank
+  size_t inbox_rank_words;
+};
+
+// Everything that a schedule points to. Pointers may be null.
+struct ResidentModel {
+  const ModelConfig& config;
+  const TargetWeights& target;
+  const DrafterWeights& drafter;  // no layers: none
+  const TargetForward& target_caches;
+  const DrafterForward* drafter_caches;  // null: none
+  const ResidentBuffers& buffers;
+  ResidentRanks ranks;
+  int num_blocks;
+};
+
+struct ResidentSchedule {
+  std::vector<kernels::cuda::resident::Phase> phases;
+  uint32_t totals[kernels::cuda::resident::kNumCounters] = {};
+  int decision_counter = 0;
+  uint32_t decision_target = 0;
+
+  std::string ToString() const;  // a line a phase
+};
+
+// `drafts`: rounds that draft and verify; else plain ones. `append_tasks`: where the drafter's
+// context tasks will lie in device memory, [layers].
+ResidentSchedule BuildSchedule(const ResidentModel& model, bool drafts,
+                               const kernels::cuda::resident::AttentionTask* append_tasks);
+std::vector<kernels::cuda::resident::AttentionTask> AppendTasks(const ResidentModel& model);
+
+// INVALID_ARGUMENT names the first dimension that the resident engine does not take.
+absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precision);
+
+// Weight bytes that a phase reads; of a MoE phase with `distinct_experts` experts.
+double PhaseBytes(const kernels::cuda::resident::Phase& phase, double distinct_experts);
+
+}  // namespace ultraspeed::worker::cuda
