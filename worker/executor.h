@@ -28,6 +28,9 @@ struct ExecutorOptions {
   int64_t kv_tokens = 65536;   // capacity of the full layers, rounded up to pages
   int num_threads = 0;         // 0 = all cores
   KvPrecision kv_precision = KvPrecision::kBf16;
+  // The CUDA executor counts the distinct experts of each pass, which takes a copy from the device
+  // and a walk over it: for benchmarks. The CPU executor always knows them.
+  bool count_experts = false;
   std::function<void(int done, int total)> progress = {};  // of loading, in layers; may be null
 };
 

@@ -71,6 +71,7 @@ class CudaExecutor : public ModelExecutor {
     Workspace workspace;
     TargetForward target;
     std::unique_ptr<DrafterForward> drafter;  // null when the model has none
+    int num_counted_layers;                   // MoE layers whose distinct experts are counted
     PassBuffers prefill;
     std::vector<PassBuffers> decode;  // [block - 1]
     int32_t* row_indices;             // [rows] 0, 1, 2, ...
