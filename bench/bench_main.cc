@@ -145,6 +145,7 @@ absl::Status RunDecode() {
   executor_options.num_threads = absl::GetFlag(FLAGS_threads);
   executor_options.max_sequences = 1;
   executor_options.kv_tokens = 8192;
+  executor_options.count_experts = true;
   ASSIGN_OR_RETURN(const worker::DeviceChoice choice, ChosenDevice());
   ASSIGN_OR_RETURN(const auto executor, worker::CreateExecutor(choice.device, executor_options));
   const worker::ModelConfig& config = executor->config();

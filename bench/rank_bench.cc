@@ -173,6 +173,7 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
   executor_options.max_sequences = 1;
   executor_options.max_batch_tokens = options.prefill_tokens;
   executor_options.kv_tokens = options.context + worker::kPageTokens;
+  executor_options.count_experts = true;
   executor_options.kv_precision =
       options.kv_fp8 ? worker::KvPrecision::kFp8 : worker::KvPrecision::kBf16;
   ASSIGN_OR_RETURN(worker::RandomModel model,

@@ -1,7 +1,13 @@
 #!/usr/bin/env bash
-# Runs ctest in a build folder and closes with one line: "N passed, N failed", counted in test cases.
-# usage: run_tests.sh BUILD_DIR [ctest arguments]
+# Runs ctest in a build folder and closes with one line: "N passed, N failed", counted in test cases. Skipped cases count as neither;
+# a line before it says how many there were and why.
+# usage: run_tests.sh [--no-skips] BUILD_DIR [ctest arguments]     --no-skips: a skipped case is a failed one
 set -uo pipefail
+no_skips=0
+if [ "${1:-}" = --no-skips ]; then
+  no_skips=1
+  shift
+fi
 build=$1
 shift
 results=$(mktemp -d)
@@ -12,20 +18,30 @@ GTEST_OUTPUT="xml:$results/" ctest --test-dir "$build" --output-on-failure --no-
   --output-junit "$results/ctest.junit" "$@"
 status=$?
 
-python3 - "$results" "$status" <<'PY'
-import glob, os, sys, xml.etree.ElementTree as ET
-folder, status = sys.argv[1], int(sys.argv[2])
+python3 - "$results" "$status" "$no_skips" <<'PY'
+import collections, glob, os, sys, xml.etree.ElementTree as ET
+folder, status, no_skips = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1"
 cases = failed = reports = 0
+reasons = collections.Counter()  # of skipped cases
 for path in glob.glob(folder + "/*.xml"):
     root = ET.parse(path).getroot()
     reports += 1
     cases += int(root.get("tests"))
     failed += int(root.get("failures")) + int(root.get("errors"))
+    for skipped in root.iter("skipped"):
+        reasons[(skipped.get("message") or "").strip().split("\n")[-1] or "no reason given"] += 1
 # A program that crashed, timed out or did not start wrote no report: one failure each.
 programs = int(ET.parse(folder + "/ctest.junit").getroot().get("tests")) if os.path.exists(folder + "/ctest.junit") else 0
 crashed = max(programs - reports, 1 if status != 0 and failed == 0 else 0)
 cases += crashed
 failed += crashed
+num_skipped = sum(reasons.values())
+for reason, count in reasons.items():
+    print(f"{count} skipped: {reason}")
+if no_skips:
+    failed += num_skipped
+else:
+    cases -= num_skipped
 print(f"{cases - failed} passed, {failed} failed")
+sys.exit(1 if status == 0 and failed > 0 else status)
 PY
-exit $status

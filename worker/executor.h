@@ -29,6 +29,9 @@ struct ExecutorOptions {
   int num_threads = 0;         // 0 = all cores
   KvPrecision kv_precision = KvPrecision::kBf16;
   bool resident = true;  // rounds of a single sequence on the resident kernel; CUDA only
+  // The CUDA executor counts the distinct experts of each pass, which takes a copy from the device
+  // and a walk over it: for benchmarks. The CPU executor always knows them.
+  bool count_experts = false;
   std::function<void(int done, int total)> progress = {};  // of loading, in layers; may be null
 };
 

@@ -542,6 +542,25 @@ TEST_F(ClusterTest, SigtermLetsRunningStreamsFinish) {
   EXPECT_EQ(workers_[0]->process().Wait(absl::Seconds(20)), 0) << workers_[0]->process().Log();
 }
 
+// --kv-precision arrives at the executor, which takes it or says what it takes.
+TEST_F(ClusterTest, Fp8CachesAreRefusedWithoutAGpu) {
+  const auto start = [&](const char* precision) {
+    return std::make_unique<Process>(
+        folder_, "worker",
+        std::vector<std::string>{
+            BinFile("ultraspeed-worker"), absl::StrCat("--model=", kModelFolder), "--device=cpu",
+            "--listen=127.0.0.1:0", absl::StrCat("--kv-precision=", precision)});
+  };
+  const auto fp8 = start("fp8");
+  EXPECT_EQ(fp8->Wait(absl::Minutes(1)), 1);
+  EXPECT_TRUE(
+      absl::StrContains(fp8->Log(), "kv_precision: is fp8; the CPU executor takes bf16 only"))
+      << fp8->Log();
+  const auto fp4 = start("fp4");
+  EXPECT_EQ(fp4->Wait(absl::Minutes(1)), 1);
+  EXPECT_TRUE(absl::StrContains(fp4->Log(), "kv-precision")) << fp4->Log();
+}
+
 TEST_F(ClusterTest, TheRouterRefusesToRunOpenByMistake) {
   const auto status_of = [&](std::vector<std::string> flags) {
     flags.insert(flags.begin(), {BinFile("ultraspeed-router"), "--worker=127.0.0.1:1"});

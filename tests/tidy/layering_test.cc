@@ -28,12 +28,27 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
     {"tests", {"tests", "bench", "client", "router", "worker", "kernels", "common", "proto"}},
 };
 
-// Folders of worker/ that must build without gRPC, protobuf and the logger.
-const std::vector<std::string> kGrpcFree = {
-    "kernels/",          "worker/model/",   "worker/cpu/",
-    "worker/cuda/",      "worker/engine.",  "worker/scheduler.",
-    "worker/kv_cache.",  "worker/request.", "worker/calibration.",
-    "worker/executor.h", "worker/batch.h",  "worker/speculation."};
+// What must build without gRPC, protobuf and the logger: a GPU machine may have none.
+const std::vector<std::string> kGrpcFree = {"router/byte_pair_encoder.",
+                                            "router/chat_template.",
+                                            "router/detokenizer.",
+                                            "router/stop_matcher.",
+                                            "router/text_splitter.",
+                                            "router/tokenizer.",
+                                            "router/unicode.",
+                                            "bench/held_out.",
+                                            "kernels/",
+                                            "worker/model/",
+                                            "worker/cpu/",
+                                            "worker/cuda/",
+                                            "worker/engine.",
+                                            "worker/scheduler.",
+                                            "worker/kv_cache.",
+                                            "worker/request.",
+                                            "worker/calibration.",
+                                            "worker/executor.h",
+                                            "worker/batch.h",
+                                            "worker/speculation."};
 
 struct SourceFile {
   std::string path;

@@ -78,6 +78,7 @@ class CudaExecutor : public ModelExecutor {
     TargetForward target;
     std::unique_ptr<DrafterForward> drafter;   // null when the model has none
     std::unique_ptr<ResidentEngine> resident;  // null: rounds run as graphs
+    int num_counted_layers;                    // MoE layers whose distinct experts are counted
     PassBuffers prefill;
     std::vector<PassBuffers> decode;  // [block - 1]
     int32_t* row_indices;             // [rows] 0, 1, 2, ...

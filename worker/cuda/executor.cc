@@ -46,25 +46,26 @@ int PagesOf(int64_t position_end) {
   return static_cast<int>((position_end + kPageTokens - 1) / kPageTokens);
 }
 
+// `num_counted_layers`: MoE layers whose choices of experts come back to the host.
 PassCapacity PrefillCapacity(const ModelConfig& config, const PassLimits& limits,
-                             int num_moe_layers) {
+                             int num_counted_layers) {
   return {.sequences = limits.max_sequences,
           .tokens = limits.max_rows,
           .samples = limits.max_sequences,
           .drafts = 0,
           .pages = PagesOf(limits.positions),
-          .expert_choices = num_moe_layers * limits.max_rows * config.experts_per_token};
+          .expert_choices = num_counted_layers * limits.max_rows * config.experts_per_token};
 }
 
-PassCapacity DecodeCapacity(const ModelConfig& config, const PassLimits& limits, int num_moe_layers,
-                            int block) {
+PassCapacity DecodeCapacity(const ModelConfig& config, const PassLimits& limits,
+                            int num_counted_layers, int block) {
   const int rows = limits.max_sequences * block;
   return {.sequences = limits.max_sequences,
           .tokens = limits.max_sequences,
           .samples = rows,
           .drafts = limits.max_sequences * (block - 1),
           .pages = PagesOf(limits.positions),
-          .expert_choices = num_moe_layers * rows * config.experts_per_token};
+          .expert_choices = num_counted_layers * rows * config.experts_per_token};
 }
 
 // The pass's sequences in device memory, for the target.
@@ -96,13 +97,14 @@ CudaExecutor::Model::Model(const ModelConfig& config, ModelWeights loaded,
                            int vocabulary_used, DeviceArena& arena, cudaStream_t stream)
     : weights(std::move(loaded)),
       target(config, weights.target, limits, arena, workspace),
-      prefill(PrefillCapacity(config, limits, target.num_moe_layers()), arena) {
+      num_counted_layers(options.executor.count_experts ? target.num_moe_layers() : 0),
+      prefill(PrefillCapacity(config, limits, num_counted_layers), arena) {
   if (config.drafter.num_layers > 0) {
     drafter = std::make_unique<DrafterForward>(config, weights.drafter, weights.target, limits,
                                                arena, workspace);
   }
   for (int block = 1; block <= BlockSizeMax(config); ++block)
-    decode.emplace_back(DecodeCapacity(config, limits, target.num_moe_layers(), block), arena);
+    decode.emplace_back(DecodeCapacity(config, limits, num_counted_layers, block), arena);
   std::vector<int32_t> indices(
       static_cast<size_t>(std::max(options.executor.max_batch_tokens, limits.max_logits)));
   std::iota(indices.begin(), indices.end(), 0);
@@ -352,10 +354,12 @@ void CudaExecutor::Enqueue(const PassPlan& pass, PassBuffers& buffers) {
                      buffers.output.top_logprobs, stream_);
   }
   buffers.Download(stream_);
-  const int choices = model_->target.num_moe_layers() * pass.num_rows * config_.experts_per_token;
-  CUDA_CHECK(cudaMemcpyAsync(buffers.host_expert_ids, model_->target.expert_ids(),
-                             static_cast<size_t>(choices) * sizeof(int32_t), cudaMemcpyDeviceToHost,
-                             stream_));
+  if (model_->num_counted_layers > 0) {
+    const int choices = model_->num_counted_layers * pass.num_rows * config_.experts_per_token;
+    CUDA_CHECK(cudaMemcpyAsync(buffers.host_expert_ids, model_->target.expert_ids(),
+                               static_cast<size_t>(choices) * sizeof(int32_t),
+                               cudaMemcpyDeviceToHost, stream_));
+  }
   CUDA_CHECK(cudaGetLastError());
 }
 
@@ -486,7 +490,7 @@ void CudaExecutor::Count(const PassPlan& pass, const PassBuffers& buffers) {
   const auto num_choices = static_cast<size_t>(pass.num_rows * config_.experts_per_token);
   const int32_t* choice = buffers.host_expert_ids;
   int64_t distinct = 0;
-  for (int layer = 0; layer < model_->target.num_moe_layers(); ++layer) {
+  for (int layer = 0; layer < model_->num_counted_layers; ++layer) {
     std::fill(expert_seen_.begin(), expert_seen_.end(), 0);
     for (size_t i = 0; i < num_choices; ++i) expert_seen_[static_cast<size_t>(*choice++)] = 1;
     distinct += std::count(expert_seen_.begin(), expert_seen_.end(), 1);

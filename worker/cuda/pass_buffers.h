@@ -20,7 +20,7 @@ struct PassCapacity {
   int samples = 0;         // rows that choose a token
   int drafts = 0;          // drafted rows, S * (block - 1)
   int pages = 0;           // page table entries of a sequence
-  int expert_choices = 0;  // of all MoE layers
+  int expert_choices = 0;  // of all MoE layers whose experts are counted
 };
 
 // Host to device, before the pass. Pages come last: only as much as is filled is copied.

@@ -122,6 +122,57 @@ TEST_F(CudaExecutorTest, OneToSixteenSequencesEqualEachAlone) {
   }
 }
 
+// Rounds of a prefill chunk, a plain row and drafted blocks side by side. Short enough for
+// compute-sanitizer (scripts/gpu_sanitize.sh).
+TEST_F(CudaExecutorTest, MixedRoundsReplayTheSameBits) {
+  const cuda::CudaOptions options = {
+      .executor = {.max_sequences = 3, .max_batch_tokens = 64, .kv_tokens = 1024}};
+  cuda::CudaOptions without_graphs = options;
+  without_graphs.use_graphs = false;
+  const std::unique_ptr<cuda::CudaExecutor> replayed = Load(options);
+  const std::unique_ptr<cuda::CudaExecutor> direct = Load(without_graphs);
+  ASSERT_NE(replayed, nullptr);
+  ASSERT_NE(direct, nullptr);
+  const std::vector<RunPlan> plans = {
+      {.prompt = Prompt(0, 60), .num_new_tokens = 12, .block = 8, .chunk = 16},
+      {.prompt = Prompt(60, 20), .num_new_tokens = 12, .slot = 1},
+      {.prompt = Prompt(80, 9),
+       .num_new_tokens = 12,
+       .block = 3,
+       .sampling = {.temperature = 1, .top_p = 0.95f, .seed = 5},
+       .slot = 2}};
+  const std::vector<RecordedRun> want = RecordTogether(*direct, plans);
+  const std::vector<RecordedRun> got = RecordTogether(*replayed, plans);
+  for (size_t i = 0; i < plans.size(); ++i) EXPECT_EQ(Difference(got[i], want[i]), "") << i;
+}
+
+TEST_F(CudaExecutorTest, CountsDistinctExpertsWhereItIsAskedTo) {
+  constexpr int kRows = 6;
+  for (const bool count : {false, true}) {
+    const std::unique_ptr<cuda::CudaExecutor> gpu = Load({.executor = {.count_experts = count}});
+    ASSERT_NE(gpu, nullptr);
+    const ModelConfig& config = gpu->config();
+    const int64_t moe_layers = std::count(config.is_moe.begin(), config.is_moe.end(), true);
+    AllLogits(*gpu, Prompt(0, kRows), 1);
+    const ForwardStatistics alone = gpu->statistics();
+    EXPECT_EQ(alone.target_passes, kRows);
+    EXPECT_EQ(alone.moe_layer_passes, kRows * moe_layers);
+    EXPECT_EQ(alone.distinct_experts, count ? kRows * moe_layers * config.experts_per_token : 0);
+    const PassBytes& bytes = gpu->bytes();
+    EXPECT_EQ(
+        alone.target_bytes,
+        static_cast<int64_t>(kRows * (bytes.qkv + bytes.output + bytes.router + bytes.dense_mlp) +
+                             static_cast<size_t>(alone.distinct_experts) * bytes.expert));
+
+    // Rows of one pass share experts: each counts once.
+    AllLogits(*gpu, Prompt(0, 240), 240);
+    const int64_t together = gpu->statistics().distinct_experts - alone.distinct_experts;
+    EXPECT_EQ(gpu->statistics().target_passes, kRows + 1);
+    EXPECT_GE(together, count ? moe_layers * config.experts_per_token + 1 : 0);
+    EXPECT_LE(together, count ? moe_layers * config.num_experts : 0);
+  }
+}
+
 // FP8 keys and values: another model, lossless within itself, and not far from BF16.
 TEST_F(CudaExecutorTest, Fp8CachesAreLosslessAndNear) {
   const std::unique_ptr<cuda::CudaExecutor> bf16 = Load({});

@@ -47,6 +47,7 @@ TEST(MemoryPlanTest, Fp8HalvesTheCaches) {
   const MemoryPlan fp8 = PlanMemory(rank, options);
   EXPECT_EQ(2 * fp8[MemoryKind::kKvPages], bf16[MemoryKind::kKvPages]);
   EXPECT_EQ(2 * fp8[MemoryKind::kRings], bf16[MemoryKind::kRings]);
+  EXPECT_EQ(2 * fp8[MemoryKind::kDrafterRings], bf16[MemoryKind::kDrafterRings]);
 }
 
 TEST(MemoryPlanTest, ShortageIsRefusedWithTheNumbers) {
