@@ -22,52 +22,24 @@
 namespace ultraspeed::kernels::cuda {
 namespace {
 
-constexpr int kSegmentKeys = 512;
-constexpr int kSpanKeys = 8192;
 constexpr int kGroupMax = 16;
 constexpr int kWarpsMax = 8;
 constexpr int kStagesMax = 3;
 // Up to here (row, q head) pairs of a call get a block per segment; above, one per span.
 constexpr int64_t kSegmentedPairsMax = 2048;
-constexpr float kLog2E = 1.4426950408889634f;
 
 __host__ __device__ constexpr int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// What turns weighted values into the output: 1 / sum, with the sink in the sum.
-__device__ inline float OutputFactor(Softmax state, float scale, const float* sinks, int head) {
-  float sum = state.sum;
-  float factor = 1.0f;
-  if (sinks != nullptr) {
-    const float score = __fmul_rn(state.max, scale);
-    const float sink = __fmul_rn(sinks[head], kLog2E);
-    const float max = fmaxf(score, sink);
-    factor = Exp2(score - max);
-    sum = fmaf(sum, factor, Exp2(sink - max));
-  }
-  return sum > 0.0f ? factor / sum : 0.0f;
-}
-// + 0: a negative zero would tell who computed which part.
-__device__ inline uint32_t OutputPair(float x, float y, float factor) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(fmaf(x, factor, 0.0f), fmaf(y, factor, 0.0f));
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-
-// Result of one row and q head over one part, in the workspace: [T, Hq, parts].
-struct alignas(16) Partial {
-  float values[kValueDim];
-  Softmax state;
-};
-
 struct KernelParams {
   AttentionParams attention;
-  float scale;    // score_scale * log2(e)
+  float scale;    // ScoreScale
   int group;      // q heads per kv head
   int part_keys;  // keys of a part, a multiple of 512; 0: one part, no segments (windowed)
   int num_stages;
   int num_parts;
-  Partial* partials;  // used if num_parts > 1
+  AttentionPartial* partials;  // used if num_parts > 1
 
-  __device__ Partial& PartialOf(int64_t row_head, int part) const {
+  __device__ AttentionPartial& PartialOf(int64_t row_head, int part) const {
     return partials[row_head * num_parts + part];
   }
 };
@@ -129,7 +101,7 @@ __device__ void Store(const WarpTile<kDim>& tile, int i, const KernelParams& par
   const AttentionParams& attention = params.attention;
   const int lane = threadIdx.x % kWarpLanes;
   if (params.num_parts > 1) {
-    Partial& partial = params.PartialOf(row_head, part);
+    AttentionPartial& partial = params.PartialOf(row_head, part);
     if (lane % 4 == 0) partial.state = tile.state[i];
     auto* out = reinterpret_cast<float2*>(partial.values);
 #pragma unroll
@@ -139,7 +111,7 @@ __device__ void Store(const WarpTile<kDim>& tile, int i, const KernelParams& par
     return;
   }
   const int head = static_cast<int>(row_head % attention.num_q_heads);
-  const float factor = OutputFactor(tile.state[i], params.scale, attention.sinks, head);
+  const float factor = OutputFactor(tile.state[i], params.scale, SinkOf(attention.sinks, head));
   auto* out = reinterpret_cast<uint32_t*>(attention.out + row_head * kValueDim);
 #pragma unroll
   for (int n = 0; n < kValueDim / 8; ++n) {
@@ -281,7 +253,7 @@ __global__ void __launch_bounds__(kCombineWarps* kWarpLanes)
       const int end = min(num_parts, begin + parts_per_span);
 #pragma unroll 4
       for (int part = begin; part < end; ++part) {
-        const Partial& partial = params.PartialOf(row_head, part);
+        const AttentionPartial& partial = params.PartialOf(row_head, part);
         merge(state, value, partial.state, reinterpret_cast<const float4*>(partial.values)[lane]);
       }
       if (lane == 0) span_states[warp] = state;
@@ -296,7 +268,7 @@ __global__ void __launch_bounds__(kCombineWarps* kWarpLanes)
     __syncthreads();
   }
   if (warp == 0) {
-    const float factor = OutputFactor(total, params.scale, attention.sinks, head);
+    const float factor = OutputFactor(total, params.scale, SinkOf(attention.sinks, head));
     reinterpret_cast<uint2*>(attention.out + row_head * kValueDim)[lane] = {
         OutputPair(total_value.x, total_value.y, factor),
         OutputPair(total_value.z, total_value.w, factor)};
@@ -308,7 +280,7 @@ int PartKeys(int64_t num_pairs_max) {
 }
 
 size_t PartialBytes(int64_t num_pairs, int64_t num_parts) {
-  return static_cast<size_t>(num_pairs * num_parts) * sizeof(Partial);
+  return static_cast<size_t>(num_pairs * num_parts) * sizeof(AttentionPartial);
 }
 
 template <int kDim, KvFormat kFormat>
@@ -364,7 +336,7 @@ void Attention(const AttentionParams& params, cudaStream_t stream) {
 
   KernelParams kernel = {};
   kernel.attention = params;
-  kernel.scale = params.score_scale * kLog2E;
+  kernel.scale = ScoreScale(params.score_scale);
   kernel.group = params.num_q_heads / cache.num_kv_heads;
   kernel.num_parts = 1;
   if (params.window == 0) {
@@ -374,7 +346,7 @@ void Attention(const AttentionParams& params, cudaStream_t stream) {
     const int64_t num_parts =
         std::max<int64_t>(1, CeilDivide(sequences.position_end_max, kernel.part_keys));
     kernel.num_parts = static_cast<int>(num_parts);
-    kernel.partials = static_cast<Partial*>(params.workspace);
+    kernel.partials = static_cast<AttentionPartial*>(params.workspace);
   }
   const bool bf16_cache = cache.format == KvFormat::kBf16;
   if (cache.qk_head_dim == 192) {

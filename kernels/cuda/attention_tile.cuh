@@ -1,5 +1,5 @@
 // The arithmetic of attention: online softmax and weighted values of the 16 (row, q head) pairs of
-// a warp, and the one way to merge results over disjoint keys.
+// a warp, the one way to merge results over disjoint keys, and what makes them the output.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -12,9 +12,15 @@
 namespace ultraspeed::kernels::cuda {
 
 inline constexpr int kChunkKeys = kPageTokens;
+inline constexpr int kSegmentKeys = 512;  // of a full layer, at absolute positions
+inline constexpr int kSpanKeys = 8192;
 inline constexpr int kValueDim = 128;
 inline constexpr int kWarpPairs = 16;      // rows of an mma tile
 inline constexpr float kNoScore = -1e30f;  // the maximum before any key: finite, no special cases
+inline constexpr float kLog2E = 1.4426950408889634f;
+
+// Softmax works in powers of two: the factor of a product of q and k.
+__host__ __device__ inline float ScoreScale(float score_scale) { return score_scale * kLog2E; }
 
 __device__ inline float Exp2(float x) {
   float y;
@@ -29,6 +35,16 @@ struct Softmax {
   float sum;
 };
 
+// What moves a sum or value to a new maximum of the scores.
+__device__ inline float Rescale(float max, float new_max, float scale) {
+  return Exp2(__fmul_rn(max - new_max, scale));
+}
+// Weight of a score relative to the maximum: Weight(score, scale, WeightShift(max, scale)).
+__device__ inline float WeightShift(float max, float scale) { return __fmul_rn(-max, scale); }
+__device__ inline float Weight(float score, float scale, float shift) {
+  return Exp2(fmaf(score, scale, shift));
+}
+
 // How to merge the states `earlier` and `later` of disjoint keys: values are
 // earlier * a + later * b, see MergeValue.
 struct Factors {
@@ -37,12 +53,46 @@ struct Factors {
 };
 __device__ inline Softmax Merge(Softmax earlier, Softmax later, float scale, Factors& factors) {
   const float max = fmaxf(earlier.max, later.max);
-  factors.a = Exp2(__fmul_rn(earlier.max - max, scale));
-  factors.b = Exp2(__fmul_rn(later.max - max, scale));
+  factors.a = Rescale(earlier.max, max, scale);
+  factors.b = Rescale(later.max, max, scale);
   return {max, fmaf(later.sum, factors.b, __fmul_rn(earlier.sum, factors.a))};
 }
 __device__ inline float MergeValue(float earlier, float later, Factors factors) {
   return fmaf(later, factors.b, __fmul_rn(earlier, factors.a));
+}
+
+// Result of one row and q head over one part of its keys, before the sink.
+struct alignas(16) AttentionPartial {
+  float values[kValueDim];
+  Softmax state;
+};
+
+// The logit of a head that joins the sum, if there is one.
+struct Sink {
+  bool exists;
+  float logit;
+};
+__device__ inline Sink SinkOf(const float* sinks, int head) {
+  return {sinks != nullptr, sinks == nullptr ? 0.0f : sinks[head]};
+}
+
+// What turns weighted values into the output: 1 / sum, with the sink in the sum.
+__device__ inline float OutputFactor(Softmax state, float scale, Sink sink) {
+  float sum = state.sum;
+  float factor = 1.0f;
+  if (sink.exists) {
+    const float score = __fmul_rn(state.max, scale);
+    const float sink_score = __fmul_rn(sink.logit, kLog2E);
+    const float max = fmaxf(score, sink_score);
+    factor = Exp2(score - max);
+    sum = fmaf(sum, factor, Exp2(sink_score - max));
+  }
+  return sum > 0.0f ? factor / sum : 0.0f;
+}
+// + 0: a negative zero would tell who computed which part.
+__device__ inline uint32_t OutputPair(float x, float y, float factor) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(fmaf(x, factor, 0.0f), fmaf(y, factor, 0.0f));
+  return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
 // The 16 pairs of one warp: their queries, softmax states and weighted values. A lane holds pairs
@@ -114,14 +164,14 @@ struct WarpTile {
       for (int n = 0; n < kKeyTiles; ++n) max = fmaxf(max, fmaxf(p[n][2 * i], p[n][2 * i + 1]));
       max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 1));
       max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 2));
-      rescale[i] = Exp2(__fmul_rn(state[i].max - max, scale));
-      const float shift = __fmul_rn(-max, scale);
+      rescale[i] = Rescale(state[i].max, max, scale);
+      const float shift = WeightShift(max, scale);
       float sum = 0.0f;
 #pragma unroll
       for (int n = 0; n < kKeyTiles; ++n) {
 #pragma unroll
         for (int j = 2 * i; j < 2 * i + 2; ++j) {
-          p[n][j] = Exp2(fmaf(p[n][j], scale, shift));
+          p[n][j] = Weight(p[n][j], scale, shift);
           sum = __fadd_rn(sum, p[n][j]);
         }
       }

@@ -6,10 +6,9 @@
 #include <cuda_fp8.h>
 
 #include "kernels/check.h"
-#include "kernels/cuda/device/numbers.cuh"
-#include "kernels/cuda/device/reduce.cuh"
 #include "kernels/cuda/kv_cache.cuh"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/qkv_head.cuh"
 
 namespace ultraspeed::kernels::cuda {
 namespace {
@@ -31,26 +30,22 @@ __device__ float HeadScale(const Head& head, float epsilon) {
   for (int d = threadIdx.x % kWarpLanes; d < head.dim; d += kWarpLanes) {
     squares = fmaf(head.in[d], head.in[d], squares);
   }
-  const float mean = WarpReduce(squares, AddFloats()) / static_cast<float>(head.dim);
-  return 1.0f / sqrtf(mean + epsilon);
+  return HeadNormScale(squares, head.dim, epsilon);
 }
 
 // Element d after norm, rotary and factor. `scale` is HeadScale, used if there is a norm.
 __device__ float HeadElement(const Head& head, int d, float scale) {
   const auto normed = [&](int i) {
-    return head.norm == nullptr ? head.in[i]
-                                : __fmul_rn(__fmul_rn(head.in[i], scale), head.norm[i]);
+    return head.norm == nullptr ? head.in[i] : NormElement(head.in[i], scale, head.norm[i]);
   };
   const float x = normed(d);
-  if (head.cosine == nullptr) return __fmul_rn(x, head.factor);
+  if (head.cosine == nullptr) return ScaleValue(x, head.factor);
   const int half = head.rotary_dims / 2;
   if (d >= head.rotary_dims) return x;
   const bool first = d < half;
   const int i = first ? d : d - half;
-  const float cosine = head.cosine[i];
-  const float sine = head.cosine[half + i];
-  const float product = __fmul_rn(normed(first ? d + half : d - half), sine);
-  return fmaf(x, cosine, first ? -product : product);
+  return Rotate(x, normed(first ? d + half : d - half), head.cosine[i], head.cosine[half + i],
+                first);
 }
 
 // Row `row` of tile [64, dim] in the cache's format.
@@ -78,14 +73,10 @@ __global__ void __launch_bounds__(kWarps* kWarpLanes) ProjectKernel(ProjectParam
   const bool is_v = index >= num_q + num_kv;
   const int h = is_q ? index : (index - num_q) % num_kv;
   const int d_qk = params.qk_head_dim, d_v = params.v_head_dim;
-  int64_t column;
-  if (params.group_stride > 0) {
-    const int group = num_q / num_kv;
-    const int64_t begin = static_cast<int64_t>(is_q ? h / group : h) * params.group_stride;
-    column = begin + (is_q ? h % group * d_qk : group * d_qk + (is_v ? d_qk : 0));
-  } else {
-    column = is_q ? h * d_qk : num_q * d_qk + (is_v ? num_kv * d_qk + h * d_v : h * d_qk);
-  }
+  const HeadKind kind = is_q ? HeadKind::kQuery : is_v ? HeadKind::kValue : HeadKind::kKey;
+  const int group = num_q / num_kv;  // 0: no q heads
+  const int column = HeadColumn({params.group_stride, group, num_kv, d_qk, d_v}, kind,
+                                is_q ? h / group : h, is_q ? h % group : 0);
 
   Head head = {};
   head.in = params.qkv + t * params.row_width + column;
