@@ -8,7 +8,18 @@
 
 namespace ultraspeed::kernels::cuda::resident {
 
-constexpr int kRowsMax = 8;  // rows of a round: the anchor and the drafts
+constexpr int kRowsMax = 8;                    // rows of a round: the anchor and the drafts
+constexpr int kConsumerThreads = 384;          // of a thread block, together in one unit of work
+constexpr int kAttentionScratchBytes = 73728;  // shared memory of a unit, 128-byte aligned
+constexpr int kRotaryDims = 64;                // the only AttentionTask::rotary_dims
+
+// The sequence of a round, for one kind of layer.
+struct RoundView {
+  int64_t position;      // of row 0, which is how many positions are cached
+  int num_rows;          // 1..kRowsMax
+  int32_t slot;          // kRing: index of the sequence's ring
+  const int32_t* pages;  // kPaged: page of position p is pages[p / 64]
+};
 
 // One layer's attention. The rows' fused projections come in fp32; rotary, norms, the value scale
 // and rounding are part of it, as is writing keys and values into the cache.
@@ -22,14 +33,14 @@ struct AttentionTask {
   const float* k_norm;  // [D] or null
   float epsilon;
   float value_scale;
-  KvCache cache;   // kBf16
-  KvPlace place;   // kPaged: full layer; kRing: windowed
-  int ring_pages;  // kRing
-  int window;      // 0 = full
-  const float* sinks;  // [Hq] or null
-  float score_scale;   // 1 / sqrt(D)
-  bool drafter;        // keys of the block are dense, seen both ways, not cached
-  void* partials;      // full layers: AttentionPartial [kRowsMax * Hq, partials_stride]
+  KvCache cache;        // kBf16
+  KvPlace place;        // kPaged: full layer; kRing: windowed
+  int ring_pages;       // kRing
+  int window;           // 0 = full
+  const float* sinks;   // [Hq] or null
+  float score_scale;    // 1 / sqrt(D)
+  bool drafter;         // keys of the block are dense, seen both ways, not cached
+  void* partials;       // full layers: AttentionPartial [kRowsMax * Hq, partials_stride]
   int partials_stride;  // segments of the longest context
   bf16* out;            // [kRowsMax, Hq, Dv]
 };
