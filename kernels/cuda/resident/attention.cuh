@@ -142,30 +142,49 @@ __device__ __forceinline__ void AddValues(const UnitScratch<kDim>& shared, uint3
   // Matrix m = lane / 8 of a transposed load: keys 8 * (m % 2) + .., dims 8 * (m / 2) + ..
   const uint32_t row = SharedAddress(shared.values[0]) + lane % 16 * kValueDim * 2 +
                        ((warp * 2 + lane / 16) ^ (lane % 8)) * 16;
+  // A step's operands are made while the mma before it run: they are one chain.
+  constexpr int kSteps = kGroupChunks * kChunkKeys / 16;
+  struct Operands {
+    float4 p[2];
+    uint32_t b[4], high[4], low[4];
+  };
+  const auto load = [&](int step, Operands& o) {
+    o.p[0] = shared.weights[step * 2][lane];
+    o.p[1] = shared.weights[step * 2 + 1][lane];
+    LoadMatricesTransposed(o.b, row + step * 16 * kValueDim * 2);
+  };
+  const auto split = [](Operands& o) {
 #pragma unroll
-  for (int c = 0; c < kGroupChunks; ++c) {
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) values[n][j] = __fmul_rn(values[n][j], rescale[c][j / 2]);
+    for (int i = 0; i < 2; ++i) {
+      WarpTile<kDim>::SplitWeights(o.p[i].x, o.p[i].y, o.high[2 * i], o.low[2 * i]);
+      WarpTile<kDim>::SplitWeights(o.p[i].z, o.p[i].w, o.high[2 * i + 1], o.low[2 * i + 1]);
     }
+  };
+  Operands now, next;
+  load(0, now);
+  split(now);
 #pragma unroll
-    for (int step = 0; step < kChunkKeys / 16; ++step) {
-      if ((seen_steps >> (c * 4 + step) & 1) == 0) continue;  // all its weights are 0
-      const float4 p[2] = {shared.weights[c * 8 + step * 2][lane],
-                           shared.weights[c * 8 + step * 2 + 1][lane]};
-      uint32_t high[4], low[4];
-      WarpTile<kDim>::SplitWeights(p[0].x, p[0].y, high[0], low[0]);
-      WarpTile<kDim>::SplitWeights(p[0].z, p[0].w, high[1], low[1]);
-      WarpTile<kDim>::SplitWeights(p[1].x, p[1].y, high[2], low[2]);
-      WarpTile<kDim>::SplitWeights(p[1].z, p[1].w, high[3], low[3]);
-      uint32_t b[4];
-      LoadMatricesTransposed(b, row + (c * kChunkKeys + step * 16) * kValueDim * 2);
-      Mma(values[0], high, b[0], b[1]);
-      Mma(values[1], high, b[2], b[3]);
-      Mma(values[0], low, b[0], b[1]);
-      Mma(values[1], low, b[2], b[3]);
+  for (int step = 0; step < kSteps; ++step) {
+    if (step + 1 < kSteps) load(step + 1, next);
+    if (step % 4 == 0) {
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          values[n][j] = __fmul_rn(values[n][j], rescale[step / 4][j / 2]);
+      }
     }
+    const bool seen = (seen_steps >> step & 1) != 0;  // if not, all weights are 0
+    if (seen) {
+      Mma(values[0], now.high, now.b[0], now.b[1]);
+      Mma(values[1], now.high, now.b[2], now.b[3]);
+    }
+    if (step + 1 < kSteps) split(next);
+    if (seen) {
+      Mma(values[0], now.low, now.b[0], now.b[1]);
+      Mma(values[1], now.low, now.b[2], now.b[3]);
+    }
+    now = next;
   }
 }
 
@@ -213,9 +232,6 @@ __device__ void AttendUnit(const AttentionTask& task, const RoundView& round, in
   const int sum_index = warp == kSumWarp + 1 ? 1 : 0;  // of LanePairs, in a warp that adds weights
 
   WarpKeys<kDim> keys;
-  GroupPages pages;
-  LanePairs pairs;
-  Sink sink = {false, 0.0f};
   uint32_t seen_steps;
   {
     const Unit own = UnitAt(task, round, index);
@@ -223,29 +239,30 @@ __device__ void AttendUnit(const AttentionTask& task, const RoundView& round, in
       wait_for_projections();
       return;
     }
-    pages = PagesOf(task, round, own, 0);
+    const GroupPages pages = PagesOf(task, round, own, 0);
     keys.Load(task, own, ChunkAt(own, own_chunk), own_page(pages));
     CopyValues(task, own, 0, pages, shared);
-    pages = PagesOf(task, round, own, 1);
     seen_steps = SeenSteps(own, 0);
-    pairs = PairsOfLane(own);
-    const int sum_row = sum_index == 0 ? pairs.row[0] : pairs.row[1];
-    if (warp >= kSumWarp && sum_row >= 0) {
-      sink = SinkOf(task.sinks, HeadOf(own, PairOfLane(sum_index), sum_row));
-    }
     if (threadIdx.x == 0) shared.unit = own;
   }
   const Unit& unit = shared.unit;
+  AttentionBarrier();
   {
-    AttentionBarrier();
     NewHeads<kDim> heads(task, unit);
     wait_for_projections();
-    heads.Load(task, unit);
+    heads.Load(task);
     // While those are under way.
     if ((seen_steps >> warp & 1) != 0) keys.Stage(shared.weights[warp * 2]);
-    heads.Store(task, unit, shared);
-    AttentionBarrier();
+    heads.Store(task, scratch);
   }
+  GroupPages pages = PagesOf(task, round, unit, 1);
+  LanePairs pairs = PairsOfLane(unit);
+  const int sum_row = sum_index == 0 ? pairs.row[0] : pairs.row[1];
+  Sink sink = {false, 0.0f};
+  if (warp >= kSumWarp && sum_row >= 0) {
+    sink = SinkOf(task.sinks, HeadOf(unit, PairOfLane(sum_index), sum_row));
+  }
+  AttentionBarrier();
 
   float values[2][4] = {};
   float sum = 0.0f;

@@ -5,6 +5,8 @@
 // round's own positions is never used: other units may be writing it right now.
 #pragma once
 
+#include <cstddef>
+
 #include "kernels/cuda/device/copy.cuh"
 #include "kernels/cuda/qkv_head.cuh"
 #include "kernels/cuda/resident/attention_unit.cuh"
@@ -29,15 +31,17 @@ struct WarpKeys {
     const auto* const tile =
         reinterpret_cast<const uint4*>(static_cast<const bf16*>(task.cache.k) +
                                        TileOffset(page, unit.kv_head, task.num_kv_heads, kDim));
+    // Unit 4j + t of a row with row % 8 = g lies at (4j + t) ^ g: as below for even and odd j.
+    const uint4* const row = tile + (key + lane / 4) * (kDim / kUnitElements);
+    const uint4* const units[2] = {row + (lane % 4 ^ lane / 4), row + (lane % 4 ^ lane / 4 ^ 4)};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int first = chunk.begin + key + 8 * i;
       const bool wanted = first < cached_end && first + 8 > chunk.first;
-      const uint4* const row = tile + (key + 8 * i + lane / 4) * (kDim / kUnitElements);
 #pragma unroll
       for (int j = 0; j < kBlocks; ++j) {
         uint4 unit_of_key = {0, 0, 0, 0};
-        if (wanted) unit_of_key = __ldcg(row + ((4 * j + lane % 4) ^ (lane / 4)));
+        if (wanted) unit_of_key = __ldcg(units[j % 2] + j / 2 * 8 + i * kDim);
         words[j][4 * i] = unit_of_key.x;
         words[j][4 * i + 1] = unit_of_key.y;
         words[j][4 * i + 2] = unit_of_key.z;
@@ -104,17 +108,23 @@ template <int kDim>
 __device__ __forceinline__ void CopyValues(const AttentionTask& task, const Unit& unit, int group,
                                            const GroupPages& pages, UnitScratch<kDim>& shared) {
   constexpr int kUnits = kValueDim / kUnitElements;
+  constexpr int kRowsAtOnce = kConsumerThreads / kUnits;
+  const int row = static_cast<int>(threadIdx.x) / kUnits;
 #pragma unroll
   for (int c = 0; c < kGroupChunks; ++c) {
     const Chunk chunk = ChunkAt(unit, group * kGroupChunks + c);
     if (chunk.end == 0) break;
-    const bf16* const tile = static_cast<const bf16*>(task.cache.v) +
-                             TileOffset(pages.page[c], unit.kv_head, task.num_kv_heads, kValueDim);
-    for (int i = threadIdx.x; i < kChunkKeys * kUnits; i += kConsumerThreads) {
-      const int key = chunk.begin + i / kUnits;
-      const bool seen = IsSeen(chunk, key, 1);
-      if (seen && key >= chunk.first_new) continue;
-      CopyAsync16(shared.values[c] + i * kUnitElements, tile + i * kUnitElements, seen);
+    const int first = chunk.first - chunk.begin, end = chunk.end - chunk.begin;
+    const int first_new = chunk.first_new - chunk.begin;
+    const bf16* const from = static_cast<const bf16*>(task.cache.v) +
+                             TileOffset(pages.page[c], unit.kv_head, task.num_kv_heads, kValueDim) +
+                             threadIdx.x * kUnitElements;
+    bf16* const to = shared.values[c] + threadIdx.x * kUnitElements;
+#pragma unroll
+    for (int r = 0; r < kChunkKeys; r += kRowsAtOnce) {
+      const bool seen = row + r >= first && row + r < end;
+      if (row + r >= kChunkKeys || (seen && row + r >= first_new)) continue;
+      CopyAsync16(to + r * kValueDim, from + r * kValueDim, seen);
     }
   }
   CommitCopies();
@@ -138,6 +148,10 @@ __device__ __forceinline__ void StoreNewValues(const Unit& unit, int group,
       *reinterpret_cast<const uint4*>(shared.new_values + row * kValueDim + column);
 }
 
+__device__ __forceinline__ void PrefetchToL1(const void* constant) {
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(constant) : "memory");
+}
+
 // The heads that the unit needs of this round's projections: q of its pairs, then keys, then values
 // of the rows that it sees; head i is warp i % 12's. A lane holds dims lane, lane + 32, ...
 template <int kDim>
@@ -145,14 +159,25 @@ class NewHeads {
  public:
   // Reads what no projection has to come before.
   __device__ __forceinline__ NewHeads(const AttentionTask& task, const Unit& unit) {
+    if (task.q_norm != nullptr) PrefetchToL1(task.q_norm + Lane() * (kDim / kWarpLanes));
+    if (task.k_norm != nullptr) PrefetchToL1(task.k_norm + Lane() * (kDim / kWarpLanes));
 #pragma unroll
     for (int i = 0; i < kHeads; ++i) {
       const Head head = HeadAt(unit, i);
-      column_[i] = -1;
+      out_[i] = -1;
+      column_[i] = 0;
+      cosine_[i] = sine_[i] = 0.0f;
       if (!head.exists) continue;
       const HeadLayout layout = {task.group_stride, unit.group, task.num_kv_heads, kDim, kValueDim};
       column_[i] = head.row * task.row_width +
                    HeadColumn(layout, head.kind, unit.kv_head, head.q_head) + Lane();
+      const bool is_value = head.kind == HeadKind::kValue;
+      const bool is_query = head.kind == HeadKind::kQuery;
+      const int row = is_query ? IndexOf(i) : head.row;
+      out_[i] = (is_value   ? kNewValues
+                 : is_query ? kQ
+                            : kNewKeys) +
+                (is_value ? row * kValueDim + Lane() : SwizzledElement(row, Lane(), kDim));
       const float* const rope =
           task.rope + static_cast<int64_t>(unit.position + head.row) * kRotaryDims + Lane();
       cosine_[i] = __ldg(rope);
@@ -160,37 +185,34 @@ class NewHeads {
     }
   }
 
-  __device__ __forceinline__ void Load(const AttentionTask& task, const Unit& unit) {
+  __device__ __forceinline__ void Load(const AttentionTask& task) {
 #pragma unroll
     for (int i = 0; i < kHeads; ++i) {
-      if (column_[i] < 0) continue;
-      const bool is_value = IndexOf(i) >= unit.num_pairs + unit.row_end - unit.row_begin;
 #pragma unroll
       for (int j = 0; j < kElements; ++j) {
-        if (j < kValueDim / kWarpLanes || !is_value) {
+        const int end = j < kValueDim / kWarpLanes ? kPastScratch : kNewValues;
+        x_[i][j] = 0.0f;
+        if (out_[i] >= 0 && out_[i] < end) {
           x_[i][j] = __ldcg(task.qkv + column_[i] + j * kWarpLanes);
         }
       }
     }
   }
 
-  __device__ __forceinline__ void Store(const AttentionTask& task, const Unit& unit,
-                                        UnitScratch<kDim>& shared) {
+  __device__ __forceinline__ void Store(const AttentionTask& task, uint8_t* scratch) {
 #pragma unroll
     for (int i = 0; i < kHeads; ++i) {
-      if (column_[i] < 0) continue;
-      const Head head = HeadAt(unit, i);
+      if (out_[i] < 0) continue;
       float(&x)[kElements] = x_[i];
-      if (head.kind == HeadKind::kValue) {
-        bf16* const out = shared.new_values + head.row * kValueDim + Lane();
+      bf16* const out = reinterpret_cast<bf16*>(scratch) + out_[i];
+      if (out_[i] >= kNewValues) {
 #pragma unroll
         for (int j = 0; j < kValueDim / kWarpLanes; ++j) {
           out[j * kWarpLanes] = RoundToBf16(ScaleValue(x[j], task.value_scale));
         }
         continue;
       }
-      const bool is_query = head.kind == HeadKind::kQuery;
-      const float* const norm = is_query ? task.q_norm : task.k_norm;
+      const float* const norm = out_[i] < kNewKeys ? task.q_norm : task.k_norm;
       if (norm != nullptr) {
         float squares = 0.0f;
 #pragma unroll
@@ -205,11 +227,11 @@ class NewHeads {
       const float first = x[0], second = x[1];
       x[0] = Rotate(first, second, cosine_[i], sine_[i], true);
       x[1] = Rotate(second, first, cosine_[i], sine_[i], false);
-      bf16* const out = is_query ? shared.q : shared.new_keys;
-      const int row = is_query ? IndexOf(i) : head.row;
+      // Swizzled: the element 32 columns on has bit 2 of its unit flipped, 64 columns on lie 64 on.
+      bf16* const odd = reinterpret_cast<bf16*>(scratch) + (out_[i] ^ kWarpLanes);
 #pragma unroll
       for (int j = 0; j < kElements; ++j) {
-        out[SwizzledElement(row, Lane() + j * kWarpLanes, kDim)] = RoundToBf16(x[j]);
+        (j % 2 == 0 ? out : odd)[j / 2 * 2 * kWarpLanes] = RoundToBf16(x[j]);
       }
     }
   }
@@ -218,6 +240,13 @@ class NewHeads {
   static constexpr int kHeads =
       (kWarpPairs + 2 * kRowsMax + kAttentionWarps - 1) / kAttentionWarps;  // of a warp
   static constexpr int kElements = kDim / kWarpLanes;                       // of a lane
+  // Where heads go, in elements of the scratch memory: tells the kinds apart, too.
+  using Scratch = UnitScratch<kDim>;
+  static constexpr int kQ = offsetof(Scratch, q) / sizeof(bf16);
+  static constexpr int kNewKeys = offsetof(Scratch, new_keys) / sizeof(bf16);
+  static constexpr int kNewValues = offsetof(Scratch, new_values) / sizeof(bf16);
+  static constexpr int kPastScratch = sizeof(Scratch) / sizeof(bf16);
+  static_assert(kQ < kNewKeys && kNewKeys < kNewValues);
 
   struct Head {
     HeadKind kind;
@@ -243,7 +272,8 @@ class NewHeads {
     return {HeadKind::kValue, unit.row_begin + index, 0, index < num_rows};
   }
 
-  int column_[kHeads];  // in all rows of task.qkv, of dim 0 + lane; -1: no such head
+  int column_[kHeads];  // in all rows of task.qkv, of dim 0 + lane
+  int out_[kHeads];     // element of the scratch memory, of dim 0 + lane; -1: no such head
   float cosine_[kHeads], sine_[kHeads];
   float x_[kHeads][kElements];
 };

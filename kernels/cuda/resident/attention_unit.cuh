@@ -65,30 +65,34 @@ __device__ __forceinline__ int EndKey(const AttentionTask& task, int position, i
   return task.drafter ? position : position + row + 1;
 }
 
-__host__ __device__ inline int PairTiles(const AttentionTask& task, int num_rows) {
-  return (num_rows * (task.num_q_heads / task.num_kv_heads) + kWarpPairs - 1) / kWarpPairs;
+// a / b of small numbers, 0 <= a < 2^20: a handful of instructions where an integer division takes
+// dozens, in code that every warp runs before it can ask for its first key.
+__device__ __forceinline__ int Quotient(int a, int b) {
+  return static_cast<int>(__fdividef(static_cast<float>(a) + 0.5f, static_cast<float>(b)));
 }
 
 // Units of a layer in this round. Unit u: kv head u % Hkv, then the pair tile, then the segment.
 __host__ __device__ inline int AttentionUnits(const AttentionTask& task, int64_t position,
                                               int num_rows) {
+  const int group = task.num_q_heads / task.num_kv_heads;
+  const int tiles = (num_rows * group + kWarpPairs - 1) / kWarpPairs;
   const int64_t segments =
       task.window > 0 ? 1 : (position + num_rows + kSegmentKeys - 1) / kSegmentKeys;
-  return static_cast<int>(segments * PairTiles(task, num_rows) * task.num_kv_heads);
+  return static_cast<int>(segments * tiles * task.num_kv_heads);
 }
 
 __device__ inline Unit UnitAt(const AttentionTask& task, const RoundView& round, int index) {
   Unit unit;
   unit.is_full = task.window == 0;
   unit.is_drafter = task.drafter;
-  unit.group = task.num_q_heads / task.num_kv_heads;
-  unit.group_share = (1 << 16) / unit.group + 1;
-  unit.kv_head = index % task.num_kv_heads;
-  int tile = index / task.num_kv_heads;
+  unit.group = Quotient(task.num_q_heads, task.num_kv_heads);
+  unit.group_share = Quotient(1 << 16, unit.group) + 1;
+  int tile = Quotient(index, task.num_kv_heads);
+  unit.kv_head = index - tile * task.num_kv_heads;
   unit.segment = 0;
   if (unit.is_full) {
-    const int tiles = PairTiles(task, round.num_rows);
-    unit.segment = tile / tiles;
+    const int tiles = (round.num_rows * unit.group + kWarpPairs - 1) / kWarpPairs;
+    unit.segment = Quotient(tile, tiles);
     tile -= unit.segment * tiles;
   }
   unit.pair_begin = tile * kWarpPairs;
@@ -103,7 +107,11 @@ __device__ inline Unit UnitAt(const AttentionTask& task, const RoundView& round,
   }
   const bool sees_cache = unit.first < unit.end;
   unit.chunk_begin = unit.first / kChunkKeys;
-  unit.ring_begin = task.place == KvPlace::kRing ? unit.chunk_begin % task.ring_pages : 0;
+  unit.ring_begin = 0;
+  if (task.place == KvPlace::kRing) {
+    unit.ring_begin =
+        unit.chunk_begin - Quotient(unit.chunk_begin, task.ring_pages) * task.ring_pages;
+  }
   unit.num_cache_chunks =
       sees_cache ? (unit.end + kChunkKeys - 1) / kChunkKeys - unit.chunk_begin : 0;
   unit.num_chunks = unit.num_cache_chunks + (unit.is_drafter ? 1 : 0);

@@ -1,0 +1,389 @@
+// Attention by the consumer warps of the resident engine: bit for bit what ProjectQkv and Attention
+// give, in the output and in the cache, whatever lies in memory that no row may see.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <numeric>
+#include <ostream>
+#include <random>
+
+#include "kernels/cuda/resident/attention.cuh"
+#include "tests/kernels/cuda/device_array.h"
+#include "tests/kernels/random_data.h"
+
+namespace ultraspeed::kernels::cuda::resident {
+namespace {
+
+constexpr int kBlockThreads = 512;  // warps 12..15 have nothing to do with attention
+constexpr float kValueScale = 0.7f;
+constexpr int kPositionsMax = 20016;
+
+struct Shape {
+  const char* name;
+  int q_heads, kv_heads, dim;
+  int window;  // 0 = full
+  bool has_sinks, is_drafter;
+
+  int group() const { return q_heads / kv_heads; }
+  int group_stride() const { return is_drafter ? 0 : (group() + 1) * dim + kValueDim; }
+  int row_width() const { return q_heads * dim + kv_heads * (dim + kValueDim); }
+  float scale() const { return 1.0f / std::sqrt(static_cast<float>(dim)); }
+};
+std::ostream& operator<<(std::ostream& out, const Shape& shape) { return out << shape.name; }
+
+constexpr Shape kServedWindow = {"ServedWindow", 16, 1, 192, 128, true, false};
+constexpr Shape kServedFull = {"ServedFull", 16, 1, 192, 0, true, false};
+constexpr Shape kServedDrafter = {"ServedDrafter", 16, 1, 128, 1024, true, true};
+constexpr Shape kTinyDrafter = {"TinyDrafter", 8, 4, 128, 1024, true, true};
+
+template <int kDim>
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    AttendKernel(const __grid_constant__ AttentionTask task,
+                 const __grid_constant__ RoundView round) {
+  extern __shared__ __align__(128) uint8_t scratch[];
+  for (int i = threadIdx.x; i < kAttentionScratchBytes / 4; i += kBlockThreads) {
+    reinterpret_cast<uint32_t*>(scratch)[i] = 0xffffffffu;  // NaNs
+  }
+  __syncthreads();
+  if (threadIdx.x >= kConsumerThreads) return;
+  const int num_units = AttentionUnits(task, round.position, round.num_rows);
+  for (int unit = blockIdx.x; unit < num_units; unit += gridDim.x) {
+    AttendUnit<kDim>(task, round, unit, scratch, [] {});
+  }
+}
+
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    CombineKernel(const __grid_constant__ AttentionTask task,
+                  const __grid_constant__ RoundView round) {
+  extern __shared__ __align__(128) uint8_t scratch[];
+  if (threadIdx.x >= kConsumerThreads) return;
+  for (int pair = blockIdx.x; pair < round.num_rows * task.num_q_heads; pair += gridDim.x) {
+    CombinePair(task, round, pair, scratch);
+  }
+}
+
+// Unit blockIdx.x `num_runs` times. Its projections are ready `wait_cycles` after it began;
+// `cycles` of a block: from then to the end of the unit, summed over all runs.
+template <int kDim>
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    TimeKernel(const __grid_constant__ AttentionTask task, const __grid_constant__ RoundView round,
+               int num_runs, int64_t wait_cycles, int64_t* cycles /*[blocks]*/) {
+  extern __shared__ __align__(128) uint8_t scratch[];
+  if (threadIdx.x >= kConsumerThreads) return;
+  int64_t sum = 0;
+  for (int run = 0; run < num_runs; ++run) {
+    const int64_t begin = clock64();
+    int64_t ready = 0;
+    AttendUnit<kDim>(task, round, blockIdx.x, scratch, [&] {
+      do {
+        ready = clock64();
+      } while (ready - begin < wait_cycles);
+    });
+    sum += clock64() - ready;
+  }
+  if (threadIdx.x == 0) cycles[blockIdx.x] = sum;
+}
+
+// Keys and values of positions [begin, end), anything between -1.7 and 1.7.
+__global__ void FillCache(const __grid_constant__ AttentionTask task,
+                          const __grid_constant__ RoundView round, int begin, int end) {
+  const int64_t dims = task.cache.qk_head_dim + kValueDim;
+  const int64_t count = (end - begin) * dims * task.num_kv_heads;
+  for (int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x; i < count;
+       i += int64_t{gridDim.x} * blockDim.x) {
+    uint32_t bits = static_cast<uint32_t>(i) * 2654435761u + 12345u;
+    bits = (bits ^ bits >> 15) * 2246822519u;
+    bits = (bits ^ bits >> 13) * 3266489917u;
+    const float value = static_cast<float>(static_cast<int32_t>(bits ^ bits >> 16)) * 8e-10f;
+    const int position = begin + static_cast<int>(i / dims / task.num_kv_heads);
+    const int head = static_cast<int>(i / dims % task.num_kv_heads);
+    const int d = static_cast<int>(i % dims);
+    const bool is_key = d < task.cache.qk_head_dim;
+    const int dim = is_key ? task.cache.qk_head_dim : kValueDim;
+    const int64_t page =
+        task.place == KvPlace::kPaged
+            ? round.pages[position / kPageTokens]
+            : round.slot * int64_t{task.ring_pages} + position / kPageTokens % task.ring_pages;
+    static_cast<bf16*>(
+        is_key ? task.cache.k
+               : task.cache.v)[TileOffset(page, head, task.num_kv_heads, dim) +
+                               SwizzledElement(position % kPageTokens,
+                                               is_key ? d : d - task.cache.qk_head_dim, dim)] =
+        RoundToBf16(value);
+  }
+}
+
+const DeviceArray<float>& RopeOnDevice() {
+  static const DeviceArray<float> rope(BuildRopeTable(1e4, kRotaryDims, kPositionsMax).cos_sin);
+  return rope;
+}
+
+// One round of one sequence, with a cache of its own.
+class Round {
+ public:
+  Round(const Shape& shape, int position, int num_rows)
+      : shape_(shape),
+        position_(position),
+        num_rows_(num_rows),
+        ring_pages_((shape.window + kRowsMax) / kPageTokens + 2),
+        num_pages_(shape.window == 0 ? (position + num_rows) / kPageTokens + 3 : 3 * ring_pages_),
+        num_segments_((position + num_rows + kSegmentKeys - 1) / kSegmentKeys + 1),
+        qkv_(RandomRows()),
+        q_norm_(RandomData(7).Floats(shape.dim)),
+        k_norm_(RandomData(8).Floats(shape.dim)),
+        sinks_(RandomData(9).Floats(shape.q_heads, 2.0f)),
+        pages_(ShuffledPages()),
+        slot_(std::vector<int32_t>{1}),
+        first_row_(std::vector<int32_t>{0}),
+        rows_(std::vector<int32_t>{num_rows}),
+        positions_(std::vector<int64_t>{position}),
+        k_(static_cast<size_t>(num_pages_) * kPageTokens * shape.kv_heads * shape.dim),
+        v_(static_cast<size_t>(num_pages_) * kPageTokens * shape.kv_heads * kValueDim),
+        partials_(static_cast<size_t>(kRowsMax) * shape.q_heads * num_segments_ *
+                  sizeof(AttentionPartial)),
+        out_(static_cast<size_t>(kRowsMax) * shape.q_heads * kValueDim) {
+    const int begin = shape.window == 0 ? 0 : std::max(0, position - shape.window + 1);
+    if (begin < position) FillCache<<<512, 256>>>(Task(), View(), begin, position);
+    Synchronize();
+  }
+
+  AttentionTask Task() const {
+    const bool normed = shape_.is_drafter;
+    return {.qkv = qkv_.get(),
+            .row_width = shape_.row_width(),
+            .group_stride = shape_.group_stride(),
+            .num_q_heads = shape_.q_heads,
+            .num_kv_heads = shape_.kv_heads,
+            .qk_head_dim = shape_.dim,
+            .rotary_dims = kRotaryDims,
+            .rope = RopeOnDevice().get(),
+            .q_norm = normed ? q_norm_.get() : nullptr,
+            .k_norm = normed ? k_norm_.get() : nullptr,
+            .epsilon = 1e-6f,
+            .value_scale = kValueScale,
+            .cache = {k_.get(), v_.get(), KvFormat::kBf16, kPageTokens, shape_.kv_heads, shape_.dim,
+                      kValueDim},
+            .place = shape_.window == 0 ? KvPlace::kPaged : KvPlace::kRing,
+            .ring_pages = ring_pages_,
+            .window = shape_.window,
+            .sinks = shape_.has_sinks ? sinks_.get() : nullptr,
+            .score_scale = shape_.scale(),
+            .drafter = shape_.is_drafter,
+            .partials = partials_.get(),
+            .partials_stride = num_segments_,
+            .out = out_.get()};
+  }
+  RoundView View() const {
+    return {.position = position_, .num_rows = num_rows_, .slot = 1, .pages = pages_.get()};
+  }
+
+  struct Result {
+    std::vector<bf16> out, k, v;
+  };
+  Result RunResident(int num_blocks) {
+    out_.Fill(0xff);
+    shape_.dim == 192 ? LaunchAttend<192>(num_blocks) : LaunchAttend<128>(num_blocks);
+    if (shape_.window == 0) {
+      Expect(cudaFuncSetAttribute(CombineKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  kAttentionScratchBytes));
+      CombineKernel<<<num_blocks, kBlockThreads, kAttentionScratchBytes>>>(Task(), View());
+    }
+    return Results();
+  }
+
+  Result RunOperations() {
+    const size_t block = static_cast<size_t>(num_rows_) * shape_.kv_heads;
+    const DeviceArray<bf16> q(static_cast<size_t>(num_rows_) * shape_.q_heads * shape_.dim);
+    const DeviceArray<bf16> block_k(block * shape_.dim), block_v(block * kValueDim);
+    const int64_t end = position_ + num_rows_;
+    const DeviceArray<uint8_t> workspace(
+        AttentionWorkspaceBytes(num_rows_, shape_.q_heads, kValueDim, end));
+    const AttentionTask task = Task();
+    const Sequences sequences = {.num_sequences = 1,
+                                 .rows_max = num_rows_,
+                                 .position_end_max = end,
+                                 .first_row = first_row_.get(),
+                                 .num_rows = rows_.get(),
+                                 .position = positions_.get(),
+                                 .full_pages = pages_.get(),
+                                 .full_pages_stride = num_pages_,
+                                 .slot = slot_.get()};
+    KvCache projected = task.cache;
+    if (task.drafter) projected.k = projected.v = nullptr;
+    out_.Fill(0xff);
+    ProjectQkv({.qkv = task.qkv,
+                .row_width = task.row_width,
+                .group_stride = task.group_stride,
+                .num_q_heads = task.num_q_heads,
+                .num_kv_heads = task.num_kv_heads,
+                .qk_head_dim = task.qk_head_dim,
+                .v_head_dim = kValueDim,
+                .rotary_dims = task.rotary_dims,
+                .rope = task.rope,
+                .value_scale = task.value_scale,
+                .q_norm = task.q_norm,
+                .k_norm = task.k_norm,
+                .epsilon = task.epsilon,
+                .sequences = sequences,
+                .num_rows_kept = nullptr,
+                .q = q.get(),
+                .cache = projected,
+                .place = task.place,
+                .ring_pages = task.ring_pages,
+                .block_k = task.drafter ? block_k.get() : nullptr,
+                .block_v = task.drafter ? block_v.get() : nullptr},
+               num_rows_, nullptr);
+    Attention({.q = q.get(),
+               .cache = task.cache,
+               .place = task.place,
+               .ring_pages = task.ring_pages,
+               .window = task.window,
+               .sinks = task.sinks,
+               .block_k = task.drafter ? block_k.get() : nullptr,
+               .block_v = task.drafter ? block_v.get() : nullptr,
+               .sequences = sequences,
+               .num_q_heads = task.num_q_heads,
+               .score_scale = task.score_scale,
+               .out = task.out,
+               .workspace = workspace.get()},
+              nullptr);
+    return Results();
+  }
+
+  // Microseconds of a unit: run after run, and from the moment its projections are ready.
+  struct Times {
+    double alone_us, after_projections_us;
+  };
+  Times Time(int num_blocks) {
+    return shape_.dim == 192 ? LaunchTime<192>(num_blocks) : LaunchTime<128>(num_blocks);
+  }
+
+ private:
+  std::vector<float> RandomRows() const {
+    return RandomData(position_ * 10 + num_rows_)
+        .Floats(static_cast<size_t>(num_rows_) * shape_.row_width());
+  }
+  std::vector<int32_t> ShuffledPages() const {
+    std::vector<int32_t> pages(num_pages_);
+    std::iota(pages.begin(), pages.end(), 0);
+    std::shuffle(pages.begin(), pages.end(), std::mt19937(position_));
+    return pages;
+  }
+  Result Results() const { return {out_.ToHost(), k_.ToHost(), v_.ToHost()}; }
+
+  template <int kDim>
+  void LaunchAttend(int num_blocks) {
+    Expect(cudaFuncSetAttribute(AttendKernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                kAttentionScratchBytes));
+    AttendKernel<kDim><<<num_blocks, kBlockThreads, kAttentionScratchBytes>>>(Task(), View());
+  }
+  template <int kDim>
+  Times LaunchTime(int num_blocks) {
+    constexpr int kRuns = 200;
+    constexpr int64_t kWaitCycles = 6000;  // time enough for the cached keys to arrive
+    Expect(cudaFuncSetAttribute(TimeKernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                kAttentionScratchBytes));
+    const DeviceArray<int64_t> cycles(num_blocks);
+    cudaEvent_t begin, end;
+    Expect(cudaEventCreate(&begin));
+    Expect(cudaEventCreate(&end));
+    float alone_ms = 0.0f, waiting_ms = 0.0f;
+    const auto run = [&](int64_t wait_cycles) {
+      float ms = 0.0f;
+      for (int i = 0; i < 2; ++i) {  // the first warms up
+        Expect(cudaEventRecord(begin));
+        TimeKernel<kDim><<<num_blocks, kBlockThreads, kAttentionScratchBytes>>>(
+            Task(), View(), kRuns, wait_cycles, cycles.get());
+        Expect(cudaEventRecord(end));
+        Synchronize();
+        Expect(cudaEventElapsedTime(&ms, begin, end));
+      }
+      return ms;
+    };
+    alone_ms = run(0);
+    waiting_ms = run(kWaitCycles);
+    const std::vector<int64_t> sums = cycles.ToHost();
+    const double mean = static_cast<double>(std::accumulate(sums.begin(), sums.end(), int64_t{0})) /
+                        num_blocks / kRuns;
+    // The share of the kernel's time that came after the wait: no need to know the clock.
+    const double share = mean / (mean + kWaitCycles);
+    Expect(cudaEventDestroy(begin));
+    Expect(cudaEventDestroy(end));
+    return {alone_ms * 1e3 / kRuns, waiting_ms * 1e3 / kRuns * share};
+  }
+
+  const Shape shape_;
+  const int position_, num_rows_, ring_pages_, num_pages_, num_segments_;
+  const DeviceArray<float> qkv_, q_norm_, k_norm_, sinks_;
+  const DeviceArray<int32_t> pages_, slot_, first_row_, rows_;
+  const DeviceArray<int64_t> positions_;
+  DeviceArray<bf16> k_, v_;
+  DeviceArray<uint8_t> partials_;
+  DeviceArray<bf16> out_;
+};
+
+class ResidentAttention : public testing::TestWithParam<Shape> {};
+
+TEST_P(ResidentAttention, EqualsTheOperationsBitForBit) {
+  SKIP_WITHOUT_GPU();
+  for (int position : {0,   1,   5,    63,   64,   120,  127,  128,  129,  200,
+                       511, 512, 1000, 1020, 1023, 1030, 4095, 4100, 8190, 20000}) {
+    for (int num_rows : {1, 3, 8}) {
+      // Both start from equal caches: what they contain is a function of the position.
+      const Round::Result got = Round(GetParam(), position, num_rows).RunResident(7);
+      const Round::Result want = Round(GetParam(), position, num_rows).RunOperations();
+      SCOPED_TRACE(testing::Message() << "position " << position << " rows " << num_rows);
+      const int width = GetParam().q_heads * kValueDim;
+      for (int i = 0; i < num_rows * width; ++i) {
+        ASSERT_TRUE(std::isfinite(FromBf16(want.out[i]))) << i << ": the test's cache is wrong";
+        ASSERT_EQ(got.out[i], want.out[i])
+            << "row " << i / width << " head " << i % width / kValueDim << " dim " << i % kValueDim;
+      }
+      ASSERT_TRUE(SameBits(got.out, want.out)) << "rows past the last were written";
+      ASSERT_TRUE(SameBits(got.k, want.k)) << "cached keys";
+      ASSERT_TRUE(SameBits(got.v, want.v)) << "cached values";
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, ResidentAttention,
+                         testing::Values(kServedWindow, kServedFull, kServedDrafter,
+                                         Shape{"TinyWindow", 8, 4, 192, 128, true, false},
+                                         Shape{"TinyFull", 8, 4, 192, 0, false, false},
+                                         kTinyDrafter,
+                                         Shape{"OddGroup", 5, 1, 192, 100, true, false},
+                                         Shape{"OddGroupFull", 12, 4, 128, 0, false, false},
+                                         Shape{"WindowWithinTheRound", 6, 2, 192, 3, true, false},
+                                         Shape{"ShortDrafter", 12, 2, 128, 5, true, true}),
+                         [](const testing::TestParamInfo<Shape>& info) {
+                           return std::string(info.param.name);
+                         });
+
+// Who runs a unit, and what ran before it in the same memory, leaves no trace.
+TEST(ResidentAttentionUnits, MayBeDealtToAnyBlocks) {
+  SKIP_WITHOUT_GPU();
+  for (const Shape& shape : {kServedWindow, kServedFull, kTinyDrafter}) {
+    const Round::Result want = Round(shape, 1500, 8).RunResident(1);
+    for (int num_blocks : {2, 5, 64}) {
+      const Round::Result got = Round(shape, 1500, 8).RunResident(num_blocks);
+      EXPECT_TRUE(SameBits(got.out, want.out)) << shape << " " << num_blocks << " blocks";
+      EXPECT_TRUE(SameBits(got.k, want.k) && SameBits(got.v, want.v)) << shape;
+    }
+  }
+}
+
+TEST(ResidentAttentionUnits, Time) {
+  SKIP_WITHOUT_GPU();
+  constexpr int kBlocks = 8;
+  for (const Shape& shape : {kServedWindow, kServedFull, kServedDrafter}) {
+    const Round::Times times = Round(shape, 4100, kRowsMax).Time(kBlocks);
+    std::printf("%s: %.2f us a unit, %.2f us of it after the projections are ready\n", shape.name,
+                times.alone_us, times.after_projections_us);
+    EXPECT_GT(times.after_projections_us, 0.0);
+  }
+}
+
+}  // namespace
+}  // namespace ultraspeed::kernels::cuda::resident
