@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from quantize import fp8_pack, mx_pack
 from tokenizer import SYSTEM, SPECIAL
 import shape as S
-from drafter import DRAFT_NAMES, Drafter
+from drafter import DRAFT_NAMES, Drafter, exported_drafter
 
 BF = torch.bfloat16
 TEMPLATE = r'''{%- if messages and messages[0].role == 'system' %}{%- set system = messages[0].content %}{%- set rest = messages[1:] %}{%- else %}{%- set system = 'SYSTEM_TEXT' %}{%- set rest = messages %}{%- endif %}
@@ -160,7 +160,7 @@ def goldens(path, tok, text):
     d = Draft(path + "/dflash", m)
     with torch.no_grad():
         h, taps, _ = m.hidden(ids, None, d.taps); a = 240
-        dl = d.draft(d.context([t[:, :a] for t in taps]), ids[:, a])[0]; logits = m.logits(h[0, pos])
+        dl = d.draft(d.context([t[:, :a] for t in taps]), ids[:, a], torch.tensor([a]))[0]; logits = m.logits(h[0, pos])
         # How far rounding noise alone moves this model: the embedding off by 1e-6 of itself, in this same arithmetic.
         torch.manual_seed(1); e = m.embed; m.embed = e * (1 + 1e-6 * torch.randn_like(e)); noisy = m.logits(m.hidden(ids)[0][0, pos]); m.embed = e
         logprob = lambda x: x.log_softmax(-1).gather(1, logits.topk(8, -1).indices)
@@ -179,8 +179,9 @@ def main():
         for f in glob.glob(a.out + "/model*.safetensors*"): shutil.copy(f, tmp)
     c, d, g, k = configs(tok)
     for n, x in (("config", c), ("dflash/config", d), ("generation_config", g), ("tokenizer_config", k)): json.dump(x, open(f"{tmp}/{n}.json", "w"), indent=1)
-    torch.manual_seed(0); sd = Drafter().state_dict()
+    torch.manual_seed(0)
     if os.path.exists(a.work + "/draft.pt"): sd = torch.load(a.work + "/draft.pt", map_location="cpu")["model"]
+    else: sd = exported_drafter(a.out) if os.path.exists(a.out + "/dflash/config.json") else Drafter().state_dict()
     save_sharded(draft_tensors(sd), tmp + "/dflash", 1)
     torch.save({"mask_token_id": tok.token_to_id("<|MASK|>"), "embedding": sd["mask"].to(BF).clone()}, tmp + "/dflash/mask_embedding.pt")
     goldens(tmp, tok, open(a.out + "/heldout/text.txt").read())
