@@ -139,7 +139,7 @@ class Step:
         """Rows ids [B,T] generated in first..end-1 -> (loss, tokens per round as decoded, both on the device)."""
         B, T = ids.shape; dev = ids.device; n = BLOCK - 1; taps, hid = features(s.t, ids)
         anchors = (first[:, None] + torch.arange(new, device=dev)).clamp_max(T - 1)
-        with torch.set_grad_enabled(backward): h = s.d(taps, anchors, s.t.embed, ids)
+        h = s.d(taps, anchors, s.t.embed, ids)          # with gradients in any case: one compiled form
         with torch.no_grad():
             at = anchors[..., None] + torch.arange(1, BLOCK, device=dev); valid = at < end[:, None, None]; at = at.clamp_max(T - 1).view(B, -1)
             y, teacher = ids.gather(1, at).view(-1), hid.gather(1, (at - 1)[..., None].expand(-1, -1, D)).view(-1, D); flat = h.detach().reshape(-1, D)
@@ -173,12 +173,12 @@ def main():
     ap.add_argument("--work", required=True); ap.add_argument("--model", required=True); ap.add_argument("--seed", type=int, default=3); ap.add_argument("--init")
     ap.add_argument("--gen-minutes", type=float, default=1.5); ap.add_argument("--minutes", type=float, default=4); ap.add_argument("--gen-until", type=float); ap.add_argument("--until", type=float)
     ap.add_argument("--code-row", type=int, nargs=2, default=[512, 160], help="tokens of a row, and the generated ones of them"); ap.add_argument("--chat-row", type=int, nargs=2, default=[256, 128])
-    ap.add_argument("--gen-rows", type=int, default=6144, help="sequences generated together"); ap.add_argument("--greedy", type=float, default=0.6, help="share of greedy rows")
+    ap.add_argument("--gen-rows", type=int, help="sequences generated together; 6144 on CUDA, else 64"); ap.add_argument("--greedy", type=float, default=0.6, help="share of greedy rows")
     ap.add_argument("--rows", type=int, default=32, help="code rows per step; chat rows take the same number of tokens"); ap.add_argument("--lr", type=float, default=0.02)
     ap.add_argument("--compile-limit", type=int, default=90, help="seconds; 0 = no compilation"); ap.add_argument("--warm", action="store_true")
     a = ap.parse_args(); begin = time.time(); gen_until, until = a.gen_until or begin + a.gen_minutes * 60, a.until or begin + (a.gen_minutes + a.minutes) * 60
     dev = "cuda" if torch.cuda.is_available() else "cpu"; torch.manual_seed(a.seed)
-    pools = [Pool(*a.code_row), Pool(*a.chat_row)]; shapes = [(a.rows * a.code_row[0] // p.T, p.T, p.new) for p in pools]; d = Drafter().to(dev)
+    rows = a.gen_rows or (6144 if dev == "cuda" else 64); pools = [Pool(*a.code_row), Pool(*a.chat_row)]; shapes = [(a.rows * a.code_row[0] // p.T, p.T, p.new) for p in pools]; d = Drafter().to(dev)
     if a.warm:
         warm_compile(Step(frozen(Target(), dev), d), shapes, a.compile_limit, dev); return
     if a.init: d.load_state_dict(exported_drafter(a.init))
@@ -188,7 +188,7 @@ def main():
     sources = [CodePrompts(Stream(a.work, "train", 0.5, a.seed, dev), a.seed), ChatPrompts(a.work, tk.token_to_id("</think>"), a.seed, dev)]
     held = Pool(*a.code_row); hp, hl = CodePrompts(Stream(a.work, "heldout", 0.3, a.seed, dev), 5).get(shapes[0][0], held.new, held.T)
     held.add(generate(t, hp, hl, held.new, torch.zeros(len(hp), 1, device=dev), real, None), hl, stop[:0], torch.zeros(len(hp), dtype=torch.bool, device=dev)); held.close()
-    n_gen = collect(t, sources, pools, a.gen_rows, a.greedy, real, stop, a.seed, gen_until, dev)
+    n_gen = collect(t, sources, pools, rows, a.greedy, real, stop, a.seed, gen_until, dev)
     if dev == "cuda": torch.cuda.empty_cache()
     run = Step(t, d)
     if dev == "cuda" and a.compile_limit: warm_compile(run, shapes, a.compile_limit, dev)

@@ -86,7 +86,8 @@ def main():
                 for e in range(len(l["ex"])): g, u = b16(sd[f"layers.{i}.gu"][e]).to(m.dev).chunk(2); l["ex"][e] = [g, u, b16(sd[f"layers.{i}.down"][e]).to(m.dev)]
         res["bpb_bf16_experts"], _ = bpb(m, tok, text, a.bpb_kb * 1000)
     path = a.model + "/training/figures.json"; old = json.load(open(path)) if a.only and os.path.exists(path) else {}
-    for k in ("bpb_engine", "by_engine"): old.pop(k, None)                   # figures of the engine for another build
+    stale = ["bpb_engine", "by_engine"] + [k for k in old if k.startswith("tokens_per_round")]      # of another build
+    for k in stale: old.pop(k, None)
     json.dump(old | res, open(path, "w"), indent=1); print(res, flush=True)
 
 

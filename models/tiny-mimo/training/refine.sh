@@ -28,8 +28,7 @@ if [ ! -f "$work/train.npy" ]; then
 fi
 mkdir "$work/model"; cp -r ../*.json ../*.safetensors ../README.md ../dflash ../golden ../heldout "$work/model/"; mkdir "$work/model/training"; cp figures.json licences.tsv "$work/model/training/"
 cp -r "$work/model" "$work/polished"
-cuda=$($py -c 'import torch; print(int(torch.cuda.is_available()))')
-if [ "$cuda" = 1 ]; then                                                # the drafter's kernels, compiled while the target trains
+if nvidia-smi -L > /dev/null 2>&1; then                                                # the drafter's kernels, compiled while the target trains
   limit "$(at 100)" $py drafter.py --work "$work" --model "$work/model" --warm --compile-limit 90 ${DRAFTER_FLAGS:-} > "$work/warm.log" 2>&1 & warm=$!
 fi
 
@@ -49,7 +48,7 @@ fi
 pack "target, with the drafter as it was"
 
 stage drafter; [ -z "${warm:-}" ] || { wait "$warm" || true; cat "$work/warm.log"; }
-limit "$(at 432)" $py drafter.py --work "$work" --model "$work/model" --init "$here/.." --gen-until "$(at 192)" --until "$(at 416)" ${DRAFTER_FLAGS:-} || stage "drafter cut short"
+limit "$(at 432)" $py drafter.py --work "$work" --model "$work/model" --init "$here/.." --gen-until "$(at 200)" --until "$(at 416)" ${DRAFTER_FLAGS:-} || stage "drafter cut short"
 [ -z "${bpb:-}" ] || { wait "$bpb" || true; cat "$work/evaluate.log"; cp "$work/polished/training/figures.json" "$work/model/training/"; }
 mkdir -p "$work/drafted"; cp "$work/draft.pt" "$work/drafted/"          # without target.pt: the target in the folder stays
 stage export; $py export.py --work "$work/drafted" --out "$work/model"
