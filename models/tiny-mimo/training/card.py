@@ -24,7 +24,7 @@ json.dump(f, open(path, "w"), indent=1); t, d = f["target"], f["drafter"]
 if a.work and os.path.exists(a.work + "/licences.tsv"): shutil.copy(a.work + "/licences.tsv", a.out + "/training/licences.tsv")
 lic = list(csv.DictReader(open(a.out + "/training/licences.tsv"), delimiter="\t"))
 polish = t.get("polish"); kept = f.get("polish_improved", True)
-polished = f"; polished for {polish['steps']} steps, {polish['tokens'] / 1e6:.2f} M tokens" if polish and kept else ""
+polished = f", then {polish['steps']} of polish, {polish['tokens'] / 1e6:.2f} M tokens" if polish and kept else ""
 mb = sum(int(r["bytes"]) for r in lic if r["split"] == "train") / 1e6
 size = sum(os.path.getsize(os.path.join(p, x)) for p, _, fs in os.walk(a.out) for x in fs if "__pycache__" not in p) / 2 ** 20
 b, m = f.get("bpb_bf16_experts", 0), f.get("bpb_mxfp4_experts", 0); g = lambda k: f.get("tokens_per_round_" + k, "not measured")
@@ -41,7 +41,7 @@ a useful coding assistant: it writes plausible Python, which is often wrong.
 | --- | --- |
 | target parameters | {t['parameters'] / 1e6:.1f} M ({S.L} layers, {S.E} experts, top-{S.K}) |
 | drafter parameters | {d['parameters'] / 1e6:.1f} M ({S.DRAFT_L} layers, block {S.BLOCK}) |
-| target training | {t['steps']} steps, {t['tokens'] / 1e6:.2f} M tokens, out of {mb:.1f} MB of training text{polished} |
+| target training | {t['steps']} steps, {t['tokens'] / 1e6:.2f} M tokens{polished}; {mb:.1f} MB of training text |
 | drafter training | {d['steps']} steps; {d['tokens'] / 1e6:.2f} M self-generated tokens |
 | held-out bits per byte, BF16 experts | {f"{b:.4f}" if b else "not measured"} |
 | held-out bits per byte, MXFP4 experts | {f"{m:.4f}" if m else "not measured"}{f" ({100 * (m / b - 1):+.2f} %)" if b and m else ""} |
