@@ -1,21 +1,30 @@
 """Write the model card (README.md) and licences list from the figures of this run.
 
-usage: card.py --work DIR --out MODEL_DIR [--note "..."]
+usage: card.py [--work DIR] --out MODEL_DIR [--engine FILE] [--note "..."]
+--work: take steps, tokens and licences of a run from there. --engine: the output of `ultraspeed-eval --json`, whose figures then
+stand in for the training code's.
 """
 import argparse, csv, json, os, shutil
-import torch
 import shape as S
 
-ap = argparse.ArgumentParser(); ap.add_argument("--work", required=True); ap.add_argument("--out", required=True); ap.add_argument("--note", default="")
+ap = argparse.ArgumentParser(); ap.add_argument("--work"); ap.add_argument("--engine"); ap.add_argument("--out", required=True); ap.add_argument("--note", default="")
 a = ap.parse_args()
 path = a.out + "/training/figures.json"; f = json.load(open(path)) if os.path.exists(path) else {}
 for name, kind in (("target", "target.pt"), ("drafter", "draft.pt")):      # kept in figures.json: the states themselves are not published
-    if os.path.exists(f"{a.work}/{kind}"):
-        c = torch.load(f"{a.work}/{kind}", map_location="cpu")
-        f[name] = {"steps": c["step"], "tokens": c["tokens" if name == "target" else "gen"], "parameters": sum(v.numel() for v in c["model"].values())}
+    if a.work and os.path.exists(f"{a.work}/{kind}"):
+        import torch
+        c = torch.load(f"{a.work}/{kind}", map_location="cpu"); new = {"steps": c["step"], "tokens": c["tokens" if name == "target" else "gen"]}
+        if "improved" in c: f[name]["polish"] = new
+        else: f[name] = new | {"parameters": sum(v.numel() for v in c["model"].values())}
+if a.engine:
+    e = json.load(open(a.engine)); f["bpb_engine"] = round(e["bits_per_byte"], 4); f["by_engine"] = True
+    for kind in ("code", "chat"):
+        for k, v in (("greedy", "greedy"), ("t1", "temperature_1")): f[f"tokens_per_round_{kind}_{k}"] = round(e[f"tokens_per_round_{kind}_{v}"], 3)
 json.dump(f, open(path, "w"), indent=1); t, d = f["target"], f["drafter"]
-shutil.copy(a.work + "/licences.tsv", a.out + "/training/licences.tsv")
-lic = list(csv.DictReader(open(a.work + "/licences.tsv"), delimiter="\t"))
+if a.work and os.path.exists(a.work + "/licences.tsv"): shutil.copy(a.work + "/licences.tsv", a.out + "/training/licences.tsv")
+lic = list(csv.DictReader(open(a.out + "/training/licences.tsv"), delimiter="\t"))
+polish = t.get("polish"); kept = f.get("polish_improved", True)
+polished = f", then {polish['steps']} of polish, {polish['tokens'] / 1e6:.2f} M tokens" if polish and kept else ""
 mb = sum(int(r["bytes"]) for r in lic if r["split"] == "train") / 1e6
 size = sum(os.path.getsize(os.path.join(p, x)) for p, _, fs in os.walk(a.out) for x in fs if "__pycache__" not in p) / 2 ** 20
 b, m = f.get("bpb_bf16_experts", 0), f.get("bpb_mxfp4_experts", 0); g = lambda k: f.get("tokens_per_round_" + k, "not measured")
@@ -32,7 +41,7 @@ a useful coding assistant: it writes plausible Python, which is often wrong.
 | --- | --- |
 | target parameters | {t['parameters'] / 1e6:.1f} M ({S.L} layers, {S.E} experts, top-{S.K}) |
 | drafter parameters | {d['parameters'] / 1e6:.1f} M ({S.DRAFT_L} layers, block {S.BLOCK}) |
-| target training | {t['steps']} steps, {t['tokens'] / 1e6:.2f} M tokens, out of {mb:.1f} MB of training text |
+| target training | {t['steps']} steps, {t['tokens'] / 1e6:.2f} M tokens{polished}; {mb:.1f} MB of training text |
 | drafter training | {d['steps']} steps; {d['tokens'] / 1e6:.2f} M self-generated tokens |
 | held-out bits per byte, BF16 experts | {f"{b:.4f}" if b else "not measured"} |
 | held-out bits per byte, MXFP4 experts | {f"{m:.4f}" if m else "not measured"}{f" ({100 * (m / b - 1):+.2f} %)" if b and m else ""} |
@@ -45,8 +54,8 @@ a useful coding assistant: it writes plausible Python, which is often wrong.
 
 Bits per byte: `heldout/text.txt` (first {f.get('bpb_kb', 200)} kB), windows of 512 tokens, each scored from its second
 token. Tokens per round: the first {f.get('prompts', 32)} prompts of each kind, up to {f.get('new', 96)} new tokens each; a round commits the accepted
-drafts and one target token, so the range is 1 to 8; rounds cut short by the end of the text are not counted. Temperature 1.0 uses no top-p and
-sample-and-match acceptance with an argmax draft. {a.note}
+drafts and one target token, so the range is 1 to 8{", taken with the C++ engine (`ultraspeed-eval --max_tokens 96`)" if f.get("by_engine") else "; rounds cut short by the end of the text are not counted"}.
+Temperature 1.0 uses no top-p; drafter and target choose with the same noise. {a.note}
 
 ## Layout
 
@@ -58,16 +67,17 @@ every export. `heldout/` holds prompts and text from packages that are in neithe
 
 ## Training
 
-`training/run.sh` rebuilds everything with one command on a CPU or a CUDA machine (stages are bounded by wall clock, so figures
-depend on the machine; seeds are fixed in the scripts). `training/shape.py` holds every dimension. Target: Muon for matrices,
+`training/run.sh` rebuilds everything with one command on a CPU or a CUDA machine; `training/refine.sh` goes on from the published folder
+(both are bounded by wall clock, so figures depend on the machine; seeds are fixed in the scripts). `training/shape.py` holds every dimension. Target: Muon for matrices,
 AdamW for the rest, steps of 131,072 tokens in random windows of 1,024 and 2,048, learning rate constant and then linear to zero over the
 last 60 %, straight-through MXFP4 on the experts for the last 40 %, chat pairs (requests built from signatures and docstrings, answered by the
-function) mixed in at 10 %, then 40 % for the last 35 %, aux-loss-free expert balancing. Drafter: random anchors in greedy (70 %)
-and temperature-1 continuations by the exported target, whose taps are kept, and in training text; loss half hard and half soft
-cross-entropy, weighted exp(-(k-1)/{S.GAMMA:g}).
+function) mixed in at 10 %, then 40 % for the last 35 %, aux-loss-free expert balancing. A polish by refine.sh: a fifth of the learning rate to zero, quantisation-aware
+throughout, kept where the held-out loss falls. Drafter: every position of greedy (60 %) and temperature-1 continuations by the exported target is an anchor; those where
+decoding would start a round weigh full, the others 0.35. Loss half hard and half soft cross-entropy, block position k weighted exp(-(k-1)/{S.GAMMA:g}) and by the chance that
+the draft is right up to it.
 
 Expert block exponents use the smallest e with amax <= 7 * 2^e, in training and export alike. The BF16-expert figure uses the unquantised
-master weights of the same training run in place of the MXFP4 codes.
+master weights of the same training run in place of the MXFP4 codes.{"" if kept else " The pair was measured on a polish that did not lower the held-out loss; the published target is the one before it."}
 
 ## Data and licences
 

@@ -4,8 +4,9 @@ round on the held-out prompts (greedy, temperature 1.0) and sample outputs.
 usage: evaluate.py --work DIR --model MODEL_DIR [--new 96] [--bpb-kb 200] [--prompts 32] [--only bpb|rounds]
 
 Tokens per round follows from one target sequence y: from anchor p the block drafter proposes 7 tokens, those equal to
-y up to the first mismatch are committed plus one target token. With y = greedy output, or y sampled at temperature 1
-(sample-and-match acceptance), this is exactly what the engine does round by round.
+y up to the first mismatch are committed plus one target token. With y = greedy output, or y sampled at temperature 1 as the
+argmax of logits plus Gumbel noise, and the drafter choosing with the same noise, this is what the engine does round by round.
+The BF16-expert figure puts the experts of WORK/target.pt, the master weights that the folder was exported from, in place.
 """
 import argparse, json, os, time
 import torch, torch.nn.functional as F, tokenizers
@@ -25,28 +26,32 @@ def bpb(m, tok, text, limit):
 
 @torch.no_grad()
 def roll(m, prompts, new, temp, real, seed):
-    """Ragged batch from position 0: a row takes its prompt token while it has one, its own output afterwards."""
+    """Ragged batch from position 0: a row takes its prompt token while it has one, its own output afterwards. Returns the rows and,
+    at temperature 1, the noise [B,T,real] that chose the token at each position."""
     g = torch.Generator(m.dev).manual_seed(seed); lens = [len(p) for p in prompts]; p0 = min(lens)
+    noise = -torch.empty(len(prompts), max(lens) + new + 8, real, device=m.dev).exponential_(generator=g).log() if temp else None
     x = torch.tensor([p[:p0] for p in prompts], device=m.dev); h, _, c = m.hidden(x); c = StaticCache(c, max(lens) + new)
     for t in range(p0, max(lens) + new):
         lg = m.logits(h[:, -1])[:, :real]
-        if temp: lg = lg - torch.empty_like(lg).exponential_(generator=g).log()
+        if temp: lg = lg + noise[:, t]
         nx = lg.argmax(-1)
         for b, p in enumerate(prompts):
             if t < len(p): nx[b] = p[t]
         x = torch.cat([x, nx[:, None]], 1); h, _, c = m.hidden(nx[:, None], c)
-    return [x[b, :lens[b] + new].cpu() for b in range(len(prompts))]
+    return [x[b, :lens[b] + new] for b in range(len(prompts))], noise
 
 
 @torch.no_grad()
-def rounds(m, d, y, start, stop):
-    """Committed tokens and rounds for sequence y; the first anchor is the first generated token."""
-    end = next((i for i in range(start, len(y)) if int(y[i]) in stop), len(y) - 1)
-    _, taps, _ = m.hidden(y[None].to(m.dev), None, d.taps); full = d.context(taps); p, n, k = start, 0, 0
+def rounds(m, d, y, start, stop, noise):
+    """Committed tokens and rounds for sequence y; the first anchor is the first generated token. Every anchor's block is drafted at once."""
+    out = y.tolist(); end = next((i for i in range(start, len(y)) if out[i] in stop), len(y) - 1)
+    if end == start: return 0, 0
+    _, taps, _ = m.hidden(y[None], None, d.taps); at = torch.arange(start, end, device=m.dev); lg = d.draft(d.context(taps), y[at], at)
+    if noise is not None: lg = lg[..., :noise.shape[-1]] + noise[at[:, None] + torch.arange(1, 8, device=m.dev)]
+    drafts = lg.argmax(-1).tolist(); p, n, k = start, 0, 0
     while p < end:
-        dr = d.draft([(a[:, :p], b[:, :p]) for a, b in full], y[None, p].to(m.dev))[0].argmax(-1).cpu()
-        acc = 0
-        while acc < 7 and p + acc + 1 < end and int(dr[acc]) == int(y[p + acc + 1]): acc += 1
+        dr, acc = drafts[p - start], 0
+        while acc < 7 and p + acc + 1 < end and dr[acc] == out[p + acc + 1]: acc += 1
         if acc < 7 and p + acc + 1 < end or acc == 7: n += acc + 1; k += 1     # a round cut short by the end is not counted
         p += acc + 1
     return n, k
@@ -65,20 +70,24 @@ def main():
             N = R = 0
             for i in range(0, len(ids), 32):
                 b = ids[i:i + 32]
-                for p, y in zip(b, roll(m, b, a.new, temp, real, 7 + i)):
-                    n, k = rounds(m, d, y, len(p), stop); N += n; R += k
+                ys, noise = roll(m, b, a.new, temp, real, 7 + i)
+                for row, (p, y) in enumerate(zip(b, ys)):
+                    n, k = rounds(m, d, y, len(p), stop, None if noise is None else noise[row]); N += n; R += k
                     if len(samples) < 60: samples.append({"kind": kind, "mode": name, "prompt": tok.decode(p, skip_special_tokens=False)[-300:], "output": tok.decode(y[len(p):].tolist(), skip_special_tokens=False)})
             res[f"tokens_per_round_{kind}_{name}"] = round(N / max(R, 1), 3); print(time.strftime("%H:%M:%S"), kind, name, res[f"tokens_per_round_{kind}_{name}"], "rounds", R, flush=True)
     if a.only != "bpb": json.dump(samples, open(a.work + "/samples.json", "w"), indent=1); res["new"], res["prompts"] = a.new, a.prompts
     if a.only != "rounds":
         text = open(a.model + "/heldout/text.txt").read(); res["bpb_kb"] = a.bpb_kb
         res["bpb_mxfp4_experts"], res["nll_token_mxfp4"] = bpb(m, tok, text, a.bpb_kb * 1000)
-        sd = torch.load(a.work + "/target.pt", map_location="cpu")["model"]
+        state = torch.load(a.work + "/target.pt", map_location="cpu"); sd = state["model"]
+        if "improved" in state: res["polish_improved"] = state["improved"]
         for i, l in enumerate(m.ls):
             if "ex" in l:
                 for e in range(len(l["ex"])): g, u = b16(sd[f"layers.{i}.gu"][e]).to(m.dev).chunk(2); l["ex"][e] = [g, u, b16(sd[f"layers.{i}.down"][e]).to(m.dev)]
         res["bpb_bf16_experts"], _ = bpb(m, tok, text, a.bpb_kb * 1000)
     path = a.model + "/training/figures.json"; old = json.load(open(path)) if a.only and os.path.exists(path) else {}
+    stale = ["bpb_engine", "by_engine"] + [k for k in old if k.startswith("tokens_per_round")]      # of another build
+    for k in stale: old.pop(k, None)
     json.dump(old | res, open(path, "w"), indent=1); print(res, flush=True)
 
 

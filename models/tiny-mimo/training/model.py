@@ -15,14 +15,14 @@ def rms(x, w, eps): return b16(rms_f(x, w, eps))
 def rms_f(x, w, eps): return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * w
 
 
-def rope(x, pos, theta, rot):         # x [B,T,H,dim] fp32, pos [T]
-    a = torch.outer(pos.double(), theta ** (-torch.arange(0, rot, 2, dtype=torch.float64, device=x.device) / rot))
-    c, s = a.cos().float()[:, None], a.sin().float()[:, None]; h = rot // 2
+def rope(x, pos, theta, rot):         # x [B,T,H,dim] fp32, pos [T] or [B,T]
+    a = pos.double()[..., None] * theta ** (-torch.arange(0, rot, 2, dtype=torch.float64, device=x.device) / rot)
+    c, s = a.cos().float()[..., None, :], a.sin().float()[..., None, :]; h = rot // 2
     p, q = x[..., :h], x[..., h:rot]
     return torch.cat([p * c - q * s, q * c + p * s, x[..., rot:]], -1)
 
 
-def attention(q, k, v, visible, sink):   # q [B,T,HQ,d], k [B,S,HK,d], v [B,S,HK,dv], visible [T,S] bool
+def attention(q, k, v, visible, sink):   # q [B,T,HQ,d], k [B,S,HK,d], v [B,S,HK,dv], visible [T,S] or [B,1,1,T,S] bool
     B, T, H, d = q.shape; S, KH = k.shape[1:3]; G = H // KH
     s = torch.einsum("bthgd,bshd->bhgts", q.view(B, T, KH, G, d), k) / math.sqrt(d)
     s = s.masked_fill(~visible, float("-inf"))
@@ -141,12 +141,13 @@ class Draft:
             out.append((k, v))
         return out
 
-    def draft(s, cache, anchor):
-        """anchor [B] token ids at position len(cache); returns logits [B,7,V] for the next 7 positions."""
-        B, n = len(anchor), s.block; p = cache[0][0].shape[1]; dev = s.t.dev
+    def draft(s, cache, anchor, at):
+        """Blocks of one sequence: tokens `anchor` [A] at positions `at` [A] <= len(cache), each reading the cached context before it;
+        returns logits [A,7,V] for the 7 positions behind each."""
+        B, n = len(anchor), s.block; dev = s.t.dev; cache = [(k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1)) for k, v in cache]
         x = torch.cat([s.t.embed[anchor][:, None], s.mask.expand(B, n - 1, -1)], 1)
-        pos = torch.arange(p, p + n, device=dev); j = torch.arange(p, device=dev)
-        vis = torch.cat([j[None] > pos[:, None] - s.win, torch.ones(n, n, dtype=torch.bool, device=dev)], 1)
+        pos = at[:, None] + torch.arange(n, device=dev); j = torch.arange(cache[0][0].shape[1], device=dev)
+        vis = torch.cat([(j < at[:, None, None]) & (j > pos[..., None] - s.win), torch.ones(B, n, n, dtype=torch.bool, device=dev)], 2)[:, None, None]
         for l in range(s.c["num_hidden_layers"]):
             w = lambda q: s.w[f"layers.{l}.{q}"]
             h = rms(x, w("input_layernorm.weight"), s.eps)

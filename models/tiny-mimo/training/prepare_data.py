@@ -1,6 +1,6 @@
 """Collect the training text: the Python standard library and the pinned distributions of packages.tsv.
 
-usage: prepare_data.py --work DIR [--wheels DIR]
+usage: prepare_data.py --work DIR [--wheels DIR] [--cap-first-mb 1]
 Writes train.json (documents, shuffled) and licences.tsv. Distributions come as wheels from PyPI (kept in --wheels), or
 from this interpreter's site-packages where the pinned version is installed. The committed heldout/ files stay as they
 are: the held-out packages are read only so that nothing close to them enters the training text.
@@ -84,6 +84,7 @@ def take(files, cap_mb, rng, dedupe):
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--work", required=True); ap.add_argument("--wheels"); ap.add_argument("--seed", type=int, default=1)
+    ap.add_argument("--cap-first-mb", type=float, default=1000, help="at most this much of each distribution of round 1 (for a polish: mostly text not seen yet)")
     ap.add_argument("--max-mb", type=float, default=1000, help="stop after this much text (for a quick trial)")
     a = ap.parse_args(); wheels = a.wheels or a.work + "/wheels"
     os.makedirs(wheels, exist_ok=True); rng, dedupe = random.Random(a.seed), Dedupe()
@@ -97,8 +98,9 @@ def main():
     for r in csv.DictReader(open(HERE + "/packages.tsv"), delimiter="\t"):
         if sum(map(len, docs)) > a.max_mb * 1e6: break
         if r["split"] == "train" and not docs:
-            add("train", "python-stdlib", ".".join(map(str, sys.version_info[:3])), "PSF-2.0", take(files_below(sysconfig.get_path("stdlib")), STDLIB_CAP_MB, rng, dedupe))
-        add(r["split"], r["package"], r["version"], r["licence"], take(files_of(r["package"], r["version"], wheels), float(r["cap_mb"]), rng, dedupe))
+            add("train", "python-stdlib", ".".join(map(str, sys.version_info[:3])), "PSF-2.0", take(files_below(sysconfig.get_path("stdlib")), min(STDLIB_CAP_MB, a.cap_first_mb), rng, dedupe))
+        cap = min(float(r["cap_mb"]), a.cap_first_mb if r["split"] == "train" and r["round"] == "1" else 1000)
+        add(r["split"], r["package"], r["version"], r["licence"], take(files_of(r["package"], r["version"], wheels), cap, rng, dedupe))
     rng.shuffle(docs); json.dump(docs, open(a.work + "/train.json", "w"), ensure_ascii=False)
     with open(a.work + "/licences.tsv", "w") as f:
         f.write("split\tpackage\tversion\tlicence\tfiles\tbytes\n")

@@ -2,6 +2,8 @@
 import torch
 
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+SIGNED = torch.cat([E2M1, -E2M1])
+PAIRS = torch.stack([SIGNED.repeat(16), SIGNED.repeat_interleave(16)], -1)      # the two values of a byte, low nibble first
 
 
 def mx_exponent(w):
@@ -43,8 +45,7 @@ def mx_pack(w):
 
 
 def mx_unpack(codes, scale):
-    lut = torch.cat([E2M1, -E2M1])
-    v = torch.stack([lut[(codes & 15).long()], lut[(codes >> 4).long()]], -1).reshape(codes.shape[0], -1, 32)
+    v = torch.nn.functional.embedding(codes.int(), PAIRS).reshape(codes.shape[0], -1, 32)
     return (v * torch.exp2(scale.float() - 127)[..., None]).reshape(codes.shape[0], -1)
 
 

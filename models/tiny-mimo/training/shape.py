@@ -6,6 +6,6 @@ THETA_FULL, THETA_SWA = 1e7, 1e4
 E, K, FF, DFF = 16, 4, 128, 1024                           # experts, top-k, expert width, width of dense layer 0
 
 # Block drafter: TAPS are the target layers whose residual stream it reads.
-DRAFT_L, DRAFT_HQ, DRAFT_HK, DRAFT_HD, DRAFT_FF, BLOCK, DRAFT_WIN, DRAFT_THETA = 2, 8, 4, 128, 768, 8, 1024, 1e4
+DRAFT_L, DRAFT_HQ, DRAFT_HK, DRAFT_HD, DRAFT_FF, BLOCK, DRAFT_WIN, DRAFT_THETA = 3, 8, 4, 128, 768, 8, 1024, 1e4
 TAPS = [0, 2, 4, 5, 7]
 GAMMA = 5.0                                                # the loss weighs block position k by exp(-(k - 1) / GAMMA)

@@ -1,12 +1,16 @@
 """Pre-training, MXFP4 quantisation-aware training and chat tuning of the target in one wall-clock-bounded run.
 
 usage: train.py --work DIR --minutes 8 [--batch 131072] [--seq 1024] [--no-compile]
+       train.py --work DIR --init MODEL_DIR --until UNIX_TIME [--peak 0.2]
+With --init an exported checkpoint is read back into master weights and polished: quantisation-aware throughout, a short
+warm-up to a share of the learning rate and then linear to zero. The state says whether the held-out loss fell.
 Learning rate, QAT switch and data mix are functions of elapsed time / --minutes. All tokens live on the device, windows
 are gathered there, and a step never waits for the device; one line every 20 steps does. On CUDA the layers are compiled
 before the clock starts; where that fails the run goes on without.
 """
 import argparse, os, signal, time
 import numpy as np, torch, torch.nn as nn, torch.nn.functional as F
+from model import Model
 from quantize import MxSte
 from shape import *
 
@@ -98,6 +102,7 @@ def cross_entropy(h, head, y): return F.cross_entropy((h.view(-1, D) @ head.to(B
 
 
 class Target(nn.Module):
+    """The trained model: FP32 master weights, BF16 matrix products."""
     def __init__(s):
         super().__init__()
         s.embed = nn.Parameter(torch.randn(V, D) * 0.3); s.head = nn.Parameter(torch.zeros(V, D))
@@ -125,6 +130,21 @@ class Target(nn.Module):
         torch._dynamo.config.cache_size_limit = 64
         for l in s.layers: nn.Module.compile(l, dynamic=False)
         s.ce = torch.compile(cross_entropy, dynamic=False)
+
+
+def exported_target(model):
+    """The weights of an exported checkpoint, dequantised exactly, as a Target on the CPU."""
+    m, t = Model(model), Target()
+    with torch.no_grad():
+        t.embed.copy_(m.embed); t.head.copy_(m.head); t.norm.copy_(m.norm)
+        for l, x in zip(t.layers, m.ls):
+            for n in ("n1", "n2", "q", "k", "v", "o"): getattr(l, n).copy_(x[n])
+            if l.sink is not None: l.sink.copy_(x["sink"])
+            if l.dense: l.gu.copy_(torch.cat(x["mlp"][:2])); l.down.copy_(x["mlp"][2])
+            else:
+                l.router.copy_(x["router"]); l.bias.copy_(x["bias"])
+                l.gu.copy_(torch.stack([torch.cat(e[:2]) for e in x["ex"]])); l.down.copy_(torch.stack([e[2] for e in x["ex"]]))
+    return t
 
 
 def newton_schulz(g, steps=5):
@@ -168,6 +188,10 @@ class Stream:
     def __init__(s, work, name, aligned, seed, dev):
         s.t = torch.from_numpy(np.load(f"{work}/{name}.npy").astype(np.int32)).to(dev); s.o = torch.from_numpy(np.load(f"{work}/{name}_off.npy")[:-1]).to(dev)
         s.aligned, s.gen = aligned, torch.Generator(dev).manual_seed(seed)
+    def whole(s, n, T):
+        """n windows spread evenly: the same ones every time."""
+        at = torch.linspace(0, len(s.t) - T, n, device=s.t.device).long()
+        return s.t[at[:, None] + torch.arange(T, device=at.device)].long()
     def get(s, n, T):
         last, dev = len(s.t) - T, s.t.device
         draw = lambda top: torch.randint(0, top, (n,), generator=s.gen, device=dev)
@@ -200,10 +224,12 @@ def main():
     ap.add_argument("--batch", type=int, default=131072, help="tokens per step"); ap.add_argument("--seq", type=int, default=1024, help="every fourth step uses twice this")
     ap.add_argument("--micro", type=int, default=1, help="gradient accumulation, should memory run short")
     ap.add_argument("--lr", type=float, default=0.02); ap.add_argument("--max-steps", type=int, default=10**9)
+    ap.add_argument("--init", help="polish this exported checkpoint"); ap.add_argument("--peak", type=float, default=0.2, help="with --init: share of the learning rate")
+    ap.add_argument("--until", type=float, help="unix time at which training ends, instead of --minutes")
     ap.add_argument("--no-compile", action="store_true"); ap.add_argument("--compile-limit", type=int, default=100, help="seconds")
     a = ap.parse_args()
     dev = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.manual_seed(a.seed); m = Target().to(dev); ck = a.work + "/target.pt"
+    torch.manual_seed(a.seed); m = (exported_target(a.init) if a.init else Target()).to(dev); ck = a.work + "/target.pt"
     mats = [p for l in m.layers for p in (l.q, l.k, l.v, l.o, l.gu, l.down)]
     ids = {id(p) for p in mats}; small = [p for p in m.parameters() if id(p) not in ids and p is not m.embed]; every = mats + small + [m.embed]
     muon = Muon(mats, a.lr)
@@ -214,12 +240,16 @@ def main():
     print(f"{time.strftime('%H:%M:%S')} {dev}: {sum(p.numel() for p in every) / 1e6:.1f} M parameters, {len(code.t) / 1e6:.1f} M code and {len(chat.t) / 1e6:.1f} M chat tokens", flush=True)
     bias = torch.stack([l.bias for l in m.layers[1:]])
     for l, b in zip(m.layers[1:], bias): l.bias = b                      # rows of one tensor, updated in place
-    micro, lengths = a.batch // a.micro, [a.seq, 2 * a.seq]
+    micro, lengths = a.batch // a.micro, [a.seq] if a.init else [a.seq, 2 * a.seq]
     if dev == "cuda" and not a.no_compile: lengths = warm_compile(m, micro, lengths, a.compile_limit)
-    t0 = last = saved = time.time(); f = 0.0; step = tokens = 0
+    heldout_loss = lambda: m.loss(held.whole(micro // a.seq, a.seq + 1), True)[0].item()     # the training shape: nothing to compile anew
+    before = heldout_loss() if a.init else None
+    t0 = last = saved = time.time(); seconds = a.until - t0 if a.until else a.minutes * 60; f = 0.0; step = tokens = 0
     while f < 1 and step < a.max_steps:
-        lr = min(1, (step + 1) / 100, (1 - f) / 0.6)                     # warm-up, constant, linear to zero
-        qat = f > 0.6; share = 0.1 if f < 0.65 else 0.4
+        if a.init: lr, qat, share = a.peak * min(1, (step + 1) / 30, (1 - f) / 0.8), True, 0.25
+        else:
+            lr = min(1, (step + 1) / 100, (1 - f) / 0.6)                 # warm-up, constant, linear to zero
+            qat = f > 0.6; share = 0.1 if f < 0.65 else 0.4
         T = lengths[-1] if step % 4 == 3 else lengths[0]; n = max(1, micro // T)
         nc = int(n * share + np.random.default_rng(step).random()); load = 0
         for _ in range(a.micro):
@@ -231,19 +261,23 @@ def main():
         adam.step()
         m.zero_grad(set_to_none=True)
         with torch.no_grad(): bias += 0.002 * lr * torch.sign(load.mean(-1, keepdim=True) - load)
-        step += 1; tokens += a.micro * n * T; f = (time.time() - t0) / (a.minutes * 60)
+        step += 1; tokens += a.micro * n * T; f = (time.time() - t0) / seconds
         if step % 20 == 0 or step == 5:
             msg = f"{time.strftime('%H:%M:%S')} step {step} f {f:.3f} loss {loss.item():.4f} norm {norm.item():.2f}"   # waits for the device
             now = time.time(); done = 5 if step == 5 else 15 if step == 20 else 20
             msg += f" {(now - last) / done * 1e3:.0f} ms/step {done * a.micro * n * T / (now - last):.0f} tok/s {tokens / 1e6:.1f}M qat {qat} imbalance {(load.amax(-1) / load.mean(-1)).max().item():.2f}"
             if step % 200 == 0: msg += f" held-out loss {m.loss(held.get(micro // a.seq, a.seq + 1), qat)[0].item():.4f}"
             print(msg, flush=True); last = time.time()
-            if last - saved > 120: save(m, ck, f, step, tokens); saved = last
-    save(m, ck, f, step, tokens); print("done", step, tokens, flush=True)
+            if last - saved > 120: save(m, ck, f, step, tokens, before); saved = last
+    after = heldout_loss() if a.init else None
+    save(m, ck, f, step, tokens, before, after); print("done", step, tokens, *([f"held-out loss {before:.4f} -> {after:.4f}"] if a.init else []), flush=True)
 
 
-def save(m, ck, f, step, tokens):
-    torch.save({"model": {k: v.clone() for k, v in m.state_dict().items()}, "progress": f, "step": step, "tokens": tokens}, ck + ".tmp"); os.replace(ck + ".tmp", ck)
+def save(m, ck, f, step, tokens, before=None, after=None):
+    """`before` and `after`: held-out losses around a polish, which is kept where it gains more than the noise of FP8 rounding."""
+    state = {"model": {k: v.clone() for k, v in m.state_dict().items()}, "progress": f, "step": step, "tokens": tokens}
+    if before: state |= {"polish": True, "improved": after is not None and after < 0.998 * before}
+    torch.save(state, ck + ".tmp"); os.replace(ck + ".tmp", ck)
 
 
 if __name__ == "__main__": main()
