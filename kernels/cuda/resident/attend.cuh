@@ -8,10 +8,10 @@
 namespace ultraspeed::kernels::cuda::resident {
 
 __device__ __forceinline__ RoundView ViewOf(const Block& block, bool drafter) {
-  return {.position = block.shared.state.position,
-          .num_rows = drafter ? block.program.draft_rows : block.program.block,
-          .slot = block.program.slot,
-          .pages = block.program.pages};
+  return {.position = block.shared().state.position,
+          .num_rows = drafter ? block.program().draft_rows : block.program().block,
+          .slot = block.program().slot,
+          .pages = block.program().pages};
 }
 
 // All consumers, after a phase's work: their global writes are seen by whoever sees the arrival.
@@ -26,15 +26,18 @@ __device__ __forceinline__ int FirstUnit(const Block& block) {
 }
 
 template <int kDim>
-__device__ __noinline__ void AttendUnits(const Block& block, const Phase& phase, int phase_idx,
+__device__ __noinline__ void AttendUnits(Block block, int which, int phase_idx,
                                          uint32_t products_before) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
   const AttentionTask& task = phase.attention;
   if (FirstUnit(block) >= phase.attention_units_max) return;  // arrives nowhere: never has a unit
   const RoundView round = ViewOf(block, task.drafter);
   const int num_units = AttentionUnits(task, round.position, round.num_rows);
-  uint8_t* const scratch = reinterpret_cast<uint8_t*>(block.shared.exchange);
+  uint8_t* const scratch = reinterpret_cast<uint8_t*>(block.shared().exchange);
   // Until then partial sums arrive in what is our scratch memory now.
-  block.WaitBarrier(WaitsFor::kFinishers, &block.shared.finishers_done, (products_before - 1) & 1);
+  block.Wait(WaitsFor::kFinishers, [&] {
+    return static_cast<int32_t>(block.shared().phases_finished - products_before) >= 0;
+  });
   bool waited = false;
   const auto wait = [&] {
     if (!waited) {
@@ -52,20 +55,21 @@ __device__ __noinline__ void AttendUnits(const Block& block, const Phase& phase,
   ArriveAsConsumers(block, phase);
 }
 
-__device__ __forceinline__ void Attend(const Block& block, const Phase& phase, int phase_idx,
+__device__ __forceinline__ void Attend(const Block& block, int which, int phase_idx,
                                        uint32_t products_before) {
-  if (phase.attention.qk_head_dim == 192) {
-    AttendUnits<192>(block, phase, phase_idx, products_before);
+  if (block.PhaseOf(Role::kConsumer, which).attention.qk_head_dim == 192) {
+    AttendUnits<192>(block, which, phase_idx, products_before);
   } else {
-    AttendUnits<128>(block, phase, phase_idx, products_before);
+    AttendUnits<128>(block, which, phase_idx, products_before);
   }
 }
 
-static __device__ __noinline__ void Combine(const Block& block, const Phase& phase) {
+static __device__ __noinline__ void Combine(Block block, int which) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
   if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   const RoundView round = ViewOf(block, false);
-  uint8_t* const scratch = reinterpret_cast<uint8_t*>(block.shared.exchange);
+  uint8_t* const scratch = reinterpret_cast<uint8_t*>(block.shared().exchange);
   const int num_pairs = round.num_rows * phase.attention.num_q_heads;
   for (int pair = block.index; pair < num_pairs; pair += block.num_blocks) {
     CombinePair(phase.attention, round, pair, scratch);
@@ -75,11 +79,12 @@ static __device__ __noinline__ void Combine(const Block& block, const Phase& pha
 }
 
 // Keys and values of the committed rows into the drafter's cache: a warp per head, row and kind.
-static __device__ __noinline__ void Append(const Block& block, const Phase& phase) {
+static __device__ __noinline__ void Append(Block block, int which) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
   if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
-  const RoundState& state = block.shared.state;
+  const RoundState& state = block.shared().state;
   const Sequences sequences = {.num_sequences = 1,
                                .rows_max = kRowsMax,
                                .position_end_max = 0,
@@ -88,12 +93,12 @@ static __device__ __noinline__ void Append(const Block& block, const Phase& phas
                                .position = nullptr,
                                .full_pages = nullptr,
                                .full_pages_stride = 0,
-                               .slot = &block.program.slot};
+                               .slot = &block.program().slot};
   const int kv_heads = phase.append_tasks[0].num_kv_heads;
   const int num_works = phase.num_append_tasks * kv_heads * 2 * state.num_kept;
   // The committed rows begin where the round did.
   const int64_t begin =
-      block.program.holds_position ? state.position : state.position - state.num_kept;
+      block.program().holds_position ? state.position : state.position - state.num_kept;
   for (int i = block.index + warp * block.num_blocks; i < num_works;
        i += kConsumerWarps * block.num_blocks) {
     const int row = i % state.num_kept, rest = i / state.num_kept;

@@ -25,6 +25,8 @@ constexpr int kRingBytes = 147 * 1024;
 constexpr int kStagingBytes = 36 * 1024;
 constexpr int kSlotStride = 576;  // bytes of a slot's activations in the staging area
 
+enum class Role : int { kProducer, kConsumer, kFinisher };
+
 // What the sequence and its next round look like; every block keeps its own copy, all equal.
 struct RoundState {
   int64_t position;          // of the anchor
@@ -55,7 +57,7 @@ struct alignas(128) Shared {
   uint64_t full[kRingEntries], empty[kRingEntries];
   uint64_t exchange_full[kExchangeBuffers];
   uint64_t exchange_free[kClusterBlocks][kExchangeBuffers];  // of the finishers of the cluster
-  uint64_t experts_ready, results_ready, finishers_done;
+  uint64_t experts_ready, results_ready;
   Program program;  // a parameter's address would cost every thread a copy of it
   uint32_t entry_offset[kRingEntries], entry_bytes[kRingEntries];
   ExpertChoice choice;
@@ -63,43 +65,52 @@ struct alignas(128) Shared {
   RowChoice best[kFinisherWarps][kRowsMax];
   float scale[kRowsMax];
   Places places;
-  volatile uint32_t pushed;  // entries that the producer has started
-  volatile uint32_t exits;   // the producer's sign to leave
+  volatile uint32_t phases_finished;  // by the finishers, of those that have work for them
+  volatile uint32_t pushed;           // entries that the producer has started
+  volatile uint32_t exits;            // the producer's sign to leave
 };
 static_assert(sizeof(Shared) <= 227 * 1024);
 static_assert(sizeof(Shared::exchange) + kStagingBytes == kAttentionScratchBytes);
 
-enum class Role : int { kProducer, kConsumer, kFinisher };
+__device__ __forceinline__ Shared& SharedMemory() {
+  extern __shared__ __align__(128) uint8_t shared_bytes[];
+  return *reinterpret_cast<Shared*>(shared_bytes);
+}
 
+// Passed by value: a reference to it would make every use of it a load.
 struct Block {
-  const Program& program;
-  Shared& shared;
   int rank;  // in the cluster
   int cluster, num_clusters;
   int index, num_blocks;
 
+  __device__ __forceinline__ Shared& shared() const { return SharedMemory(); }
+  __device__ __forceinline__ const Program& program() const { return SharedMemory().program; }
+  __device__ __forceinline__ const Phase& PhaseOf(Role role, int which) const {
+    return shared().phases[static_cast<int>(role)][which];
+  }
+
   template <typename Ready>
   __device__ __forceinline__ void Wait(WaitsFor what, Ready ready) const {
-    WaitUntil(program, shared.places, what, ready);
+    WaitUntil(program(), shared().places, what, ready);
   }
   __device__ __forceinline__ void WaitBarrier(WaitsFor what, uint64_t* barrier,
                                               uint32_t parity) const {
     Wait(what, [&] { return IsDone(barrier, parity); });
   }
-  __device__ __forceinline__ uint32_t* Counter(int i) const { return program.counters + i * 32; }
+  __device__ __forceinline__ uint32_t* Counter(int i) const { return program().counters + i * 32; }
   // One thread; others learn of it by a barrier.
   __device__ __forceinline__ void WaitForArrivals(int counter, uint32_t target) const {
     if (counter < 0) return;
     const uint32_t* const word = Counter(counter);
-    const uint32_t wanted = shared.state.round * program.totals[counter] + target;
+    const uint32_t wanted = shared().state.round * program().totals[counter] + target;
     Wait(WaitsFor::kOtherBlocks,
-         [&] { return static_cast<int32_t>(LoadAcquire(word) - wanted) >= 0; });
+         [&] { return static_cast<int32_t>(PollCounter(word) - wanted) >= 0; });
   }
   __device__ __forceinline__ void Stamp(int phase, TraceStamp stamp) const {
-    if (program.trace == nullptr) return;
-    program
-        .trace[(static_cast<int64_t>(index) * program.num_phases + phase) * kTraceStamps + stamp] =
-        GlobalNanoseconds();
+    uint64_t* const trace = program().trace;
+    if (trace == nullptr) return;
+    const int64_t row = static_cast<int64_t>(index) * program().num_phases + phase;
+    trace[row * kTraceStamps + stamp] = GlobalNanoseconds();
   }
 };
 
@@ -113,26 +124,26 @@ class PhaseReader {
   }
   // The role's threads call it together; `sync` is their barrier.
   template <typename Sync>
-  __device__ const Phase& Enter(int phase, Sync sync) {
+  __device__ int Enter(int phase, Sync sync) {
     WaitCopies<0>();
     sync();
-    if (thread_ == 0) block_.shared.places.phase[static_cast<int>(kRole)] = phase;
-    Fetch(phase + 1 < block_.program.num_phases ? phase + 1 : 0);
-    return block_.shared.phases[static_cast<int>(kRole)][current_ ^= 1];
+    if (thread_ == 0) block_.shared().places.phase[static_cast<int>(kRole)] = phase;
+    Fetch(phase + 1 < block_.program().num_phases ? phase + 1 : 0);
+    return current_ ^= 1;  // for Block::PhaseOf
   }
 
  private:
   __device__ void Fetch(int phase) {
     constexpr int kPieces = sizeof(Phase) / 16;
     auto* const to =
-        reinterpret_cast<uint8_t*>(&block_.shared.phases[static_cast<int>(kRole)][fetched_ ^= 1]);
-    const auto* const from = reinterpret_cast<const uint8_t*>(block_.program.phases + phase);
+        reinterpret_cast<uint8_t*>(&block_.shared().phases[static_cast<int>(kRole)][fetched_ ^= 1]);
+    const auto* const from = reinterpret_cast<const uint8_t*>(block_.program().phases + phase);
     for (int i = thread_; i < kPieces; i += kRoleThreads)
       CopyAsync16(to + i * 16, from + i * 16, true);
     CommitCopies();
   }
 
-  const Block& block_;
+  const Block block_;
   const int thread_;
   int current_ = 1, fetched_ = 1;  // the first fetch goes to 0
 };
@@ -232,7 +243,7 @@ class TileWalk {
     while (place() < places_max_ && place() >= OwnedCount(owner())) ++i_;
   }
 
-  const Block& block_;
+  const Block block_;
   const TileOrder order_;
   const int num_tiles_;
   int i_ = 0;
@@ -264,13 +275,14 @@ class ExchangeClock {
 __device__ __forceinline__ void WaitForExchange(const Block& block, int owner, uint32_t use) {
   if (use < kExchangeBuffers) return;
   block.WaitBarrier(WaitsFor::kExchangeFree,
-                    &block.shared.exchange_free[owner][use % kExchangeBuffers],
+                    &block.shared().exchange_free[owner][use % kExchangeBuffers],
                     (use / kExchangeBuffers - 1) & 1);
+  __syncwarp();
 }
 __device__ __forceinline__ void SendPartial(const Block& block, int owner, uint32_t use, int index,
                                             float4 partial, int lane) {
   WaitForExchange(block, owner, use);
-  Shared& shared = block.shared;
+  Shared& shared = block.shared();
   const int buffer = use % kExchangeBuffers;
   StoreInCluster(&shared.exchange[buffer][index][lane], partial, &shared.exchange_full[buffer],
                  owner);
@@ -279,16 +291,17 @@ __device__ __forceinline__ void SendPartial(const Block& block, int owner, uint3
 __device__ __forceinline__ int ReceivePartials(const Block& block, uint32_t use, uint32_t bytes,
                                                int lane) {
   const int buffer = use % kExchangeBuffers;
-  uint64_t* const full = &block.shared.exchange_full[buffer];
+  uint64_t* const full = &block.shared().exchange_full[buffer];
   if (lane == 0) ArriveExpecting(full, bytes);
   __syncwarp();
   block.WaitBarrier(WaitsFor::kExchangeFull, full, use / kExchangeBuffers & 1);
+  __syncwarp();
   return buffer;
 }
 __device__ __forceinline__ void FreeExchange(const Block& block, int buffer, int lane) {
   __syncwarp();
   if (lane < kClusterBlocks) {
-    ArriveInCluster(&block.shared.exchange_free[block.rank][buffer], lane);
+    ArriveInCluster(&block.shared().exchange_free[block.rank][buffer], lane);
   }
 }
 

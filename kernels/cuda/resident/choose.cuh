@@ -42,15 +42,15 @@ class BestOfRows {
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int mask = 4; mask <= 16; mask *= 2) best_[i] = BetterOfLanes(best_[i], mask);
-      if (lane < 4) block.shared.best[warp][lane * 2 + i] = best_[i];
+      if (lane < 4) block.shared().best[warp][lane * 2 + i] = best_[i];
     }
     NamedBarrier<kFinisherBarrier, kFinisherThreads>();
     if (warp != 0 || lane >= kRowsMax) return;
-    RowChoice best = block.shared.best[0][lane];
+    RowChoice best = block.shared().best[0][lane];
 #pragma unroll
-    for (int w = 1; w < kFinisherWarps; ++w) best = Better(best, block.shared.best[w][lane]);
+    for (int w = 1; w < kFinisherWarps; ++w) best = Better(best, block.shared().best[w][lane]);
     RowChoice* const choices =
-        is_draft ? block.program.draft_choices : block.program.target_choices;
+        is_draft ? block.program().draft_choices : block.program().target_choices;
     choices[lane * block.num_blocks + block.index] = best;
   }
 

@@ -20,19 +20,21 @@ __device__ __forceinline__ void PublishRows(const Block& block, const Phase& pha
   if (threadIdx.x == 0) ArriveEverywhere(block.Counter(phase.arrive_counter));
 }
 
-static __device__ __noinline__ void EmbedDraft(const Block& block, const Phase& phase) {
-  const Program& program = block.program;
+static __device__ __noinline__ void EmbedDraft(Block block, int which) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+  const Program& program = block.program();
   EmbedRows(block, phase, [&](int row) {
-    return row == 0                   ? EmbeddingOf(program, block.shared.state.tokens[0])
+    return row == 0                   ? EmbeddingOf(program, block.shared().state.tokens[0])
            : row < program.draft_rows ? program.mask_embedding
                                       : nullptr;
   });
   PublishRows(block, phase);
 }
 
-static __device__ __noinline__ void EmbedTarget(const Block& block, const Phase& phase) {
-  const Program& program = block.program;
-  RoundState& state = block.shared.state;
+static __device__ __noinline__ void EmbedTarget(Block block, int which) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+  const Program& program = block.program();
+  RoundState& state = block.shared().state;
   if (program.block > 1) {
     if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
@@ -61,9 +63,10 @@ __device__ __forceinline__ bool MayRun(const Program& program, uint32_t round, i
   }
 }
 
-static __device__ __noinline__ void Commit(const Block& block, const Phase& phase) {
-  const Program& program = block.program;
-  RoundState& state = block.shared.state;
+static __device__ __noinline__ void Commit(Block block, int which) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+  const Program& program = block.program();
+  RoundState& state = block.shared().state;
   if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   const int row = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
@@ -101,14 +104,14 @@ static __device__ __noinline__ void Commit(const Block& block, const Phase& phas
 }
 
 // Learns the decision; finishers wait at the same barrier.
-static __device__ __noinline__ void EndRound(const Block& block) {
+static __device__ __noinline__ void EndRound(Block block) {
   if (threadIdx.x == 0) {
-    block.WaitForArrivals(block.program.decision_counter, block.program.decision_target);
-    const bool runs_on = __ldcg(block.program.decision) != 0;
-    block.shared.state.runs_on = runs_on;
-    block.shared.state.round += 1;
-    block.shared.state.num_experts = 0;
-    if (!runs_on) block.shared.exits = 1;
+    block.WaitForArrivals(block.program().decision_counter, block.program().decision_target);
+    const bool runs_on = __ldcg(block.program().decision) != 0;
+    block.shared().state.runs_on = runs_on;
+    block.shared().state.round += 1;
+    block.shared().state.num_experts = 0;
+    if (!runs_on) block.shared().exits = 1;
   }
   PublishState();
 }

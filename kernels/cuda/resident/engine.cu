@@ -26,8 +26,8 @@ __device__ __forceinline__ void Produce(const Block& block) {
   uint32_t moe_layers = 0;
   bool runs_on = true;
   while (runs_on) {
-    for (int i = 0; runs_on && i < block.program.num_phases; ++i) {
-      const Phase& phase = reader.Enter(i, [] { __syncwarp(); });
+    for (int i = 0; runs_on && i < block.program().num_phases; ++i) {
+      const Phase& phase = block.PhaseOf(Role::kProducer, reader.Enter(i, [] { __syncwarp(); }));
       if (lane == 0) {
         switch (phase.kind) {
           case PhaseKind::kProduct:
@@ -54,45 +54,46 @@ __device__ __forceinline__ void Produce(const Block& block) {
 __device__ __forceinline__ void Consume(const Block& block) {
   const auto barrier = [] { NamedBarrier<kConsumerBarrier, kConsumerThreads>(); };
   PhaseReader<Role::kConsumer, kConsumerThreads> reader(block, threadIdx.x);
-  ConsumerClock clock{RingReader(block)};
+  ConsumerClock clock;
   do {
-    for (int i = 0; i < block.program.num_phases; ++i) {
-      const Phase& phase = reader.Enter(i, barrier);
+    for (int i = 0; i < block.program().num_phases; ++i) {
+      const int which = reader.Enter(i, barrier);
+      const PhaseKind kind = block.PhaseOf(Role::kConsumer, which).kind;
       if (threadIdx.x == 0) block.Stamp(i, kTraceBegin);
-      switch (phase.kind) {
+      switch (kind) {
         case PhaseKind::kEmbedDraft:
-          EmbedDraft(block, phase);
+          EmbedDraft(block, which);
           break;
         case PhaseKind::kEmbedTarget:
-          EmbedTarget(block, phase);
+          EmbedTarget(block, which);
           break;
         case PhaseKind::kProduct:
-          ConsumeProduct(block, phase, i, clock);
+          ConsumeProduct(block, which, i, clock);
           break;
         case PhaseKind::kMoeUp:
-          ConsumeMoeUp(block, phase, i, clock);
+          ConsumeMoeUp(block, which, i, clock);
           break;
         case PhaseKind::kMoeDown:
-          ConsumeMoeDown(block, phase, i, clock);
+          ConsumeMoeDown(block, which, i, clock);
           break;
         case PhaseKind::kAttend:
-          Attend(block, phase, i, clock.products);
+          Attend(block, which, i, clock.products);
           break;
         case PhaseKind::kCombine:
-          Combine(block, phase);
+          Combine(block, which);
           break;
         case PhaseKind::kCommit:
-          Commit(block, phase);
+          Commit(block, which);
           break;
         case PhaseKind::kAppend:
-          Append(block, phase);
+          Append(block, which);
           break;
       }
-      if (HasFinishersWork(phase.kind)) clock.products += 1;
+      if (HasFinishersWork(kind)) clock.products += 1;
       if (threadIdx.x == 0) block.Stamp(i, kTraceWorkDone);
     }
     EndRound(block);
-  } while (block.shared.state.runs_on);
+  } while (block.shared().state.runs_on);
   WaitCopies<0>();
 }
 
@@ -102,17 +103,18 @@ __device__ __forceinline__ void Finish(const Block& block) {
   PhaseReader<Role::kFinisher, kFinisherThreads> reader(block, thread);
   FinisherClock clock;
   do {
-    for (int i = 0; i < block.program.num_phases; ++i) {
-      const Phase& phase = reader.Enter(i, barrier);
+    for (int i = 0; i < block.program().num_phases; ++i) {
+      const int which = reader.Enter(i, barrier);
+      const Phase& phase = block.PhaseOf(Role::kFinisher, which);
       switch (phase.kind) {
         case PhaseKind::kProduct:
-          FinishProduct(block, phase, clock);
+          FinishProduct(block, which, clock);
           break;
         case PhaseKind::kMoeUp:
-          FinishMoeUp(block, phase, clock);
+          FinishMoeUp(block, which, clock);
           break;
         case PhaseKind::kMoeDown:
-          FinishMoeDown(block, phase, clock);
+          FinishMoeDown(block, which, clock);
           break;
         case PhaseKind::kEmbedDraft:
         case PhaseKind::kEmbedTarget:
@@ -125,13 +127,13 @@ __device__ __forceinline__ void Finish(const Block& block) {
       if (!HasFinishersWork(phase.kind)) continue;
       barrier();
       if (thread == 0) {
-        Arrive(&block.shared.finishers_done, 1);  // first: whoever sees the next sees this
+        block.shared().phases_finished = block.shared().phases_finished + 1;
         ArriveEverywhere(block.Counter(phase.arrive_counter));
         block.Stamp(i, kTraceFinished);
       }
     }
     NamedBarrier<kWorkerBarrier, kWorkerThreads>();  // EndRound
-  } while (block.shared.state.runs_on);
+  } while (block.shared().state.runs_on);
   WaitCopies<0>();
 }
 
@@ -155,10 +157,10 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
   }
   InitBarrierCount(&shared.experts_ready, 1);
   InitBarrierCount(&shared.results_ready, kConsumerWarps);
-  InitBarrierCount(&shared.finishers_done, 1);
   FenceBarrierInit();
   shared.exits = 0;
   shared.pushed = 0;
+  shared.phases_finished = 0;
   shared.state = {.position = program.position,
                   .tokens = {program.anchor},
                   .chosen = {},
@@ -170,11 +172,8 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
 
 __global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kThreads, 1)
     ResidentKernel(const __grid_constant__ Program program) {
-  extern __shared__ __align__(128) uint8_t shared_bytes[];
-  Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
-  const Block block = {.program = shared.program,
-                       .shared = shared,
-                       .rank = static_cast<int>(blockIdx.x) % kClusterBlocks,
+  Shared& shared = SharedMemory();
+  const Block block = {.rank = static_cast<int>(blockIdx.x) % kClusterBlocks,
                        .cluster = static_cast<int>(blockIdx.x) / kClusterBlocks,
                        .num_clusters = static_cast<int>(gridDim.x) / kClusterBlocks,
                        .index = static_cast<int>(blockIdx.x),

@@ -28,7 +28,7 @@ __device__ __forceinline__ int RouterColumns(const Share& share, int hidden) {
 
 __device__ __forceinline__ bool StreamRouter(const Block& block, const Phase& phase,
                                              RingWriter& ring) {
-  const int hidden = block.program.hidden;
+  const int hidden = block.program().hidden;
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
   if (share.count == 0) return true;
   const uint32_t bytes = RouterColumns(share, hidden) * sizeof(float);
@@ -44,12 +44,12 @@ __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& 
                                                const Team& team, const InputFragments& x,
                                                int lane) {
   const TileWalk all(block, TileOrder::kDealt, phase.num_experts);
-  const int columns = RouterColumns(share, block.program.hidden) - team.part * 2 * kSlabColumns;
+  const int columns = RouterColumns(share, block.program().hidden) - team.part * 2 * kSlabColumns;
   uint32_t entry = 0;
   for (TileWalk walk = all; walk.valid(); walk.Next(), ++entry) {
     if (!team.works || walk.number() % team.num_teams != team.index) continue;
-    const uint8_t* const weights =
-        clock.ring.Wait(entry) + team.part * 2 * kSlabColumns * sizeof(float) + lane % 4 * 32;
+    const uint8_t* const weights = clock.ring.Wait(block, entry) +
+                                   team.part * 2 * kSlabColumns * sizeof(float) + lane % 4 * 32;
     float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -59,14 +59,14 @@ __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& 
       }
     }
     sum = QuadSum(sum);
-    clock.ring.Release(entry, team.arrivals, lane);
+    clock.ring.Release(block, entry, team.arrivals, lane);
     const uint32_t use = clock.exchange.Use(walk.owner(), walk.place());
     WaitForExchange(block, walk.owner(), use);
     const int buffer = use % kExchangeBuffers;
     if (lane % 4 == 0) {
-      auto* const place = reinterpret_cast<float*>(block.shared.exchange[buffer]) +
+      auto* const place = reinterpret_cast<float*>(block.shared().exchange[buffer]) +
                           (share.first + team.part) * kRowsMax + lane / 4;
-      StoreInCluster(place, sum, &block.shared.exchange_full[buffer], walk.owner());
+      StoreInCluster(place, sum, &block.shared().exchange_full[buffer], walk.owner());
     }
   }
   if (share.count > 0) clock.ring.Advance(entry);
@@ -83,7 +83,7 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
                                        num_blocks * kRowsMax * sizeof(float), lane);
     if (lane < kRowsMax) {
       const auto* const parts =
-          reinterpret_cast<const float*>(block.shared.exchange[buffer]) + lane;
+          reinterpret_cast<const float*>(block.shared().exchange[buffer]) + lane;
       float sum = parts[0];
 #pragma unroll 8
       for (int b = 1; b < num_blocks; ++b) sum = __fadd_rn(sum, parts[b * kRowsMax]);
@@ -105,7 +105,7 @@ __device__ __forceinline__ uint32_t Ascending(float x) {
 // Top K of one row by one warp, as router.cu's TopKKernel: ids ascending, weights.
 __device__ __forceinline__ void ChooseExperts(const Block& block, const Phase& phase, int row,
                                               int lane) {
-  ExpertChoice& choice = block.shared.choice;
+  ExpertChoice& choice = block.shared().choice;
   const int num_experts = phase.num_experts, per_row = phase.experts_per_token;
   float scores[kExpertsPerLane];
   uint32_t keys[kExpertsPerLane];
@@ -163,27 +163,27 @@ __device__ __forceinline__ void ChooseExperts(const Block& block, const Phase& p
 // `forced_distinct_experts`, spread over the experts and moving from layer to layer.
 __device__ __forceinline__ void ForceExperts(const Block& block, const Phase& phase, int phase_idx,
                                              int row, int lane) {
-  ExpertChoice& choice = block.shared.choice;
-  const int per_row = phase.experts_per_token, distinct = block.program.forced_distinct_experts;
+  ExpertChoice& choice = block.shared().choice;
+  const int per_row = phase.experts_per_token, distinct = block.program().forced_distinct_experts;
   if (lane >= per_row) return;
   const int which = (row * per_row + lane) % distinct;
   choice.ids[row * per_row + lane] =
-      (which * phase.num_experts / distinct + phase_idx * 37 + block.shared.state.round * 11) %
+      (which * phase.num_experts / distinct + phase_idx * 37 + block.shared().state.round * 11) %
       phase.num_experts;
 }
 
 // Choice of all rows, then the list of experts and who of them serves whom. All consumers call it.
 __device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phase, int phase_idx) {
   const int thread = threadIdx.x, warp = thread / kWarpLanes, lane = thread % kWarpLanes;
-  ExpertChoice& choice = block.shared.choice;
-  const int num_rows = block.program.block, per_row = phase.experts_per_token;
+  ExpertChoice& choice = block.shared().choice;
+  const int num_rows = block.program().block, per_row = phase.experts_per_token;
   if (thread < kExpertsMax / 32) choice.chosen[thread] = 0;
   for (int i = thread; i < kSlotsMax * kRowsMax / 4; i += kConsumerThreads) {
     reinterpret_cast<uint32_t*>(choice.slot_of)[i] = 0xffffffffu;
   }
   if (warp < num_rows) {
     ChooseExperts(block, phase, warp, lane);
-    if (block.program.forced_distinct_experts > 0) {
+    if (block.program().forced_distinct_experts > 0) {
       __syncwarp();
       ForceExperts(block, phase, phase_idx, warp, lane);
     }
@@ -207,28 +207,28 @@ __device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phas
   if (thread == 0) {
     choice.num_experts =
         place_of(kExpertsMax - 1) + static_cast<int>(choice.chosen[kExpertsMax / 32 - 1] >> 31);
-    block.shared.state.num_experts += choice.num_experts;
+    block.shared().state.num_experts += choice.num_experts;
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  if (thread == 0) Arrive(&block.shared.experts_ready, 1);
+  if (thread == 0) Arrive(&block.shared().experts_ready, 1);
 }
 
 // ---- Up
 
-static __device__ __noinline__ bool StreamMoeUp(const Block& block, const Phase& phase,
-                                                RingWriter& ring, uint32_t moe_layers) {
+__device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& phase,
+                                            RingWriter& ring, uint32_t moe_layers) {
   if (!StreamRouter(block, phase, ring)) return false;
   bool chosen = false;
   block.Wait(WaitsFor::kExpertChoice, [&] {
-    chosen = IsDone(&block.shared.experts_ready, moe_layers & 1);
-    return chosen || block.shared.exits != 0;
+    chosen = IsDone(&block.shared().experts_ready, moe_layers & 1);
+    return chosen || block.shared().exits != 0;
   });
   if (!chosen) return false;
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
   if (share.count == 0) return true;
   const int slab_bytes = SlabBytes(phase.format);
   const uint32_t bytes = ShareSlabs(share, phase.num_slabs) * slab_bytes;
-  const ExpertChoice& choice = block.shared.choice;
+  const ExpertChoice& choice = block.shared().choice;
   for (TileWalk walk(block, TileOrder::kDealt, choice.num_experts * phase.num_tiles); walk.valid();
        walk.Next()) {
     const int tile = walk.tile();
@@ -240,8 +240,10 @@ static __device__ __noinline__ bool StreamMoeUp(const Block& block, const Phase&
   return true;
 }
 
-static __device__ __noinline__ void ConsumeMoeUp(const Block& block, const Phase& phase,
-                                                 int phase_idx, ConsumerClock& clock) {
+static __device__ __noinline__ void ConsumeMoeUp(Block block, int which, int phase_idx,
+                                                 ConsumerClock& kept_clock) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+  ConsumerClock clock = kept_clock;
   const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
   StageInput(block, phase, share);
@@ -255,19 +257,21 @@ static __device__ __noinline__ void ConsumeMoeUp(const Block& block, const Phase
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   MakeChoice(block, phase, phase_idx);
   if (threadIdx.x == 0) block.Stamp(phase_idx, kTraceInputReady);
-  const TileWalk walk(block, TileOrder::kDealt, block.shared.choice.num_experts * phase.num_tiles);
+  const TileWalk walk(block, TileOrder::kDealt,
+                      block.shared().choice.num_experts * phase.num_tiles);
   if (phase.format == WeightFormat::kMxfp4) {
     MultiplyTiles<WeightFormat::kMxfp4>(block, clock, walk, share, phase.num_slabs, team, x, lane);
   } else {
     MultiplyTiles<WeightFormat::kFp8Block128>(block, clock, walk, share, phase.num_slabs, team, x,
                                               lane);
   }
+  kept_clock = clock;
 }
 
 // Gate (rows g) times up (rows g + 8) of the rows that chose the expert.
 __device__ __forceinline__ void StoreActivations(const Block& block, const Phase& phase, int tile,
                                                  int lane, float4 v) {
-  const int8_t* const slot_of = block.shared.choice.slot_of[tile / phase.num_tiles];
+  const int8_t* const slot_of = block.shared().choice.slot_of[tile / phase.num_tiles];
   const int column = tile % phase.num_tiles * 8 + lane / 4, row = lane % 4 * 2;
   if (column >= phase.ffn_width) return;
   if (slot_of[row] >= 0) {
@@ -278,15 +282,17 @@ __device__ __forceinline__ void StoreActivations(const Block& block, const Phase
   }
 }
 
-static __device__ __noinline__ void FinishMoeUp(const Block& block, const Phase& phase,
-                                                FinisherClock& clock) {
+static __device__ __noinline__ void FinishMoeUp(Block block, int which, FinisherClock& kept_clock) {
+  const Phase& phase = block.PhaseOf(Role::kFinisher, which);
+  FinisherClock clock = kept_clock;
   const int warp = threadIdx.x / kWarpLanes - kFirstFinisherWarp, lane = threadIdx.x % kWarpLanes;
   FinishRouter(block, phase, clock);
   NamedBarrier<kFinisherBarrier, kFinisherThreads>();
   if (warp == 0 && lane == 0) ArriveEverywhere(block.Counter(phase.inner_counter));
-  block.WaitBarrier(WaitsFor::kExpertChoice, &block.shared.experts_ready, clock.moe_layers & 1);
+  block.WaitBarrier(WaitsFor::kExpertChoice, &block.shared().experts_ready, clock.moe_layers & 1);
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
-  const TileWalk walk(block, TileOrder::kDealt, block.shared.choice.num_experts * phase.num_tiles);
+  const TileWalk walk(block, TileOrder::kDealt,
+                      block.shared().choice.num_experts * phase.num_tiles);
   for (int place = warp; place < walk.OwnedCount(block.rank); place += kFinisherWarps) {
     TileSum sum = {};
     const int buffer = ReceivePartials(block, clock.exchange.Use(block.rank, place),
@@ -296,18 +302,19 @@ static __device__ __noinline__ void FinishMoeUp(const Block& block, const Phase&
     StoreActivations(block, phase, walk.TileAt(block.rank, place), lane, sum.total);
   }
   clock.exchange.Advance(walk);
+  kept_clock = clock;
 }
 
 // ---- Down
 
-static __device__ __noinline__ bool StreamMoeDown(const Block& block, const Phase& phase,
-                                                  RingWriter& ring) {
+__device__ __forceinline__ bool StreamMoeDown(const Block& block, const Phase& phase,
+                                              RingWriter& ring) {
   const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
   const int count = walk.OwnedCount(block.rank), slab_bytes = SlabBytes(phase.format);
   if (count == 0) return true;
   const size_t first =
       static_cast<size_t>(walk.FirstOwned(block.rank)) * phase.num_slabs * slab_bytes;
-  const ExpertChoice& choice = block.shared.choice;
+  const ExpertChoice& choice = block.shared().choice;
   for (int i = 0; i < choice.num_experts; ++i) {
     if (!ring.Push(phase.weights + choice.experts[i] * phase.expert_bytes + first,
                    count * phase.num_slabs * slab_bytes)) {
@@ -320,14 +327,14 @@ static __device__ __noinline__ bool StreamMoeDown(const Block& block, const Phas
 template <WeightFormat kFormat>
 __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& phase,
                                              ConsumerClock& clock, int num_tiles, int lane) {
-  const ExpertChoice& choice = block.shared.choice;
+  const ExpertChoice& choice = block.shared().choice;
   const Team team = TeamOf(threadIdx.x / kWarpLanes, num_tiles);
-  auto* const results = reinterpret_cast<float*>(block.shared.exchange);
+  auto* const results = reinterpret_cast<float*>(block.shared().exchange);
   if (team.works) {
     for (int i = team.index; i < choice.num_experts; i += team.num_teams) {
       const int8_t* const slot_of = choice.slot_of[i];
       const int slot = slot_of[lane / 4];
-      const uint8_t* const from = block.shared.staging + slot * kSlotStride + lane % 4 * 16;
+      const uint8_t* const from = block.shared().staging + slot * kSlotStride + lane % 4 * 16;
       InputFragments x;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
@@ -335,9 +342,9 @@ __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& ph
                                                     : uint4{0, 0, 0, 0};
       }
       const uint8_t* const data =
-          clock.ring.Wait(i) + team.part * phase.num_slabs * SlabBytes(kFormat);
+          clock.ring.Wait(block, i) + team.part * phase.num_slabs * SlabBytes(kFormat);
       const float4 v = AddTiles({}, MultiplyBlock<kFormat>(data, phase.num_slabs, x, lane));
-      clock.ring.Release(i, team.arrivals, lane);
+      clock.ring.Release(block, i, team.arrivals, lane);
       const int even = slot_of[lane % 4 * 2], odd = slot_of[lane % 4 * 2 + 1];
       const int column = team.part * 16 + lane / 4;
       if (even >= 0) {
@@ -353,16 +360,18 @@ __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& ph
   if (num_tiles > 0) clock.ring.Advance(choice.num_experts);
 }
 
-static __device__ __noinline__ void ConsumeMoeDown(const Block& block, const Phase& phase,
-                                                   int phase_idx, ConsumerClock& clock) {
+static __device__ __noinline__ void ConsumeMoeDown(Block block, int which, int phase_idx,
+                                                   ConsumerClock& kept_clock) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+  ConsumerClock clock = kept_clock;
   const int thread = threadIdx.x, lane = thread % kWarpLanes;
   if (thread == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   const int row_pieces = phase.ffn_width / 8;
-  for (int i = thread; i < block.program.block * phase.experts_per_token * row_pieces;
+  for (int i = thread; i < block.program().block * phase.experts_per_token * row_pieces;
        i += kConsumerThreads) {
     const int slot = i / row_pieces, piece = i % row_pieces;
-    *reinterpret_cast<uint4*>(block.shared.staging + slot * kSlotStride + piece * 16) =
+    *reinterpret_cast<uint4*>(block.shared().staging + slot * kSlotStride + piece * 16) =
         __ldcg(reinterpret_cast<const uint4*>(phase.activations + slot * phase.ffn_width) + piece);
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
@@ -374,26 +383,29 @@ static __device__ __noinline__ void ConsumeMoeDown(const Block& block, const Pha
     MultiplyDown<WeightFormat::kFp8Block128>(block, phase, clock, num_tiles, lane);
   }
   __syncwarp();
-  if (lane == 0) Arrive(&block.shared.results_ready, 1);
+  if (lane == 0) Arrive(&block.shared().results_ready, 1);
+  kept_clock = clock;
 }
 
-static __device__ __noinline__ void FinishMoeDown(const Block& block, const Phase& phase,
-                                                  FinisherClock& clock) {
+static __device__ __noinline__ void FinishMoeDown(Block block, int which,
+                                                  FinisherClock& kept_clock) {
+  const Phase& phase = block.PhaseOf(Role::kFinisher, which);
+  FinisherClock clock = kept_clock;
   const int warp = threadIdx.x / kWarpLanes - kFirstFinisherWarp, lane = threadIdx.x % kWarpLanes;
   const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
   const int count = walk.OwnedCount(block.rank), first = walk.FirstOwned(block.rank);
   const int per_row = phase.experts_per_token, row = lane % 4 * 2;
-  const auto* const results = reinterpret_cast<const float*>(block.shared.exchange);
-  const ExpertChoice& choice = block.shared.choice;
+  const auto* const results = reinterpret_cast<const float*>(block.shared().exchange);
+  const ExpertChoice& choice = block.shared().choice;
   float4 before = {};
-  if (warp < count) before = ReadResidualTile(phase, block.program.hidden, first + warp, lane);
-  block.WaitBarrier(WaitsFor::kResults, &block.shared.results_ready, clock.moe_layers & 1);
+  if (warp < count) before = ReadResidualTile(phase, block.program().hidden, first + warp, lane);
+  block.WaitBarrier(WaitsFor::kResults, &block.shared().results_ready, clock.moe_layers & 1);
   for (int i = warp; i < count; i += kFinisherWarps) {
     float4 sum = {};
     const int column = i * 16 + lane / 4;
     for (int k = 0; k < per_row; ++k) {
       const auto add = [&](int r, float& low, float& high) {
-        if (r >= block.program.block) return;
+        if (r >= block.program().block) return;
         const int slot = r * per_row + k;
         const float weight = choice.weights[slot];
         low = __fmaf_rn(weight, results[slot * kResultStride + column], low);
@@ -402,11 +414,12 @@ static __device__ __noinline__ void FinishMoeDown(const Block& block, const Phas
       add(row, sum.x, sum.z);
       add(row + 1, sum.y, sum.w);
     }
-    if (i != warp) before = ReadResidualTile(phase, block.program.hidden, first + i, lane);
+    if (i != warp) before = ReadResidualTile(phase, block.program().hidden, first + i, lane);
     AddToResidual(block, phase, clock.sums, first + i, lane, before, sum);
   }
   clock.sums += 1;
   clock.moe_layers += 1;
+  kept_clock = clock;
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

@@ -60,9 +60,9 @@ __device__ __forceinline__ void MultiplyTiles(const Block& block, ConsumerClock&
   uint32_t entry = 0;
   for (; walk.valid(); walk.Next(), ++entry) {
     if (!team.works || walk.number() % team.num_teams != team.index) continue;
-    const uint8_t* const data = clock.ring.Wait(entry) + team.part * 2 * SlabBytes(kFormat);
+    const uint8_t* const data = clock.ring.Wait(block, entry) + team.part * 2 * SlabBytes(kFormat);
     const float4 partial = MultiplyBlock<kFormat>(data, slabs, x, lane);
-    clock.ring.Release(entry, team.arrivals, lane);
+    clock.ring.Release(block, entry, team.arrivals, lane);
     SendPartial(block, walk.owner(), clock.exchange.Use(walk.owner(), walk.place()),
                 share.first - share.pass_first + team.part, partial, lane);
   }
@@ -83,8 +83,8 @@ __device__ __forceinline__ bool StreamTiles(RingWriter& ring, TileWalk walk, con
   return true;
 }
 
-static __device__ __noinline__ bool StreamProduct(const Block& block, const Phase& phase,
-                                                  RingWriter& ring) {
+__device__ __forceinline__ bool StreamProduct(const Block& block, const Phase& phase,
+                                              RingWriter& ring) {
   for (int pass = 0; pass < NumPasses(phase.num_slabs); ++pass) {
     const Share share = ShareOf(phase.num_slabs, pass, block.rank);
     if (!StreamTiles(ring, TileWalk(block, phase.order, phase.num_tiles), phase.weights, share,
@@ -95,8 +95,10 @@ static __device__ __noinline__ bool StreamProduct(const Block& block, const Phas
   return true;
 }
 
-static __device__ __noinline__ void ConsumeProduct(const Block& block, const Phase& phase,
-                                                   int phase_idx, ConsumerClock& clock) {
+static __device__ __noinline__ void ConsumeProduct(Block block, int which, int phase_idx,
+                                                   ConsumerClock& kept_clock) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+  ConsumerClock clock = kept_clock;
   const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
   for (int pass = 0; pass < NumPasses(phase.num_slabs); ++pass) {
     const Share share = ShareOf(phase.num_slabs, pass, block.rank);
@@ -124,6 +126,7 @@ static __device__ __noinline__ void ConsumeProduct(const Block& block, const Pha
     }
     // The staging area is written again only once all warps have their fragments.
   }
+  kept_clock = clock;
 }
 
 // Partial sums of a tile, added in order; what earlier passes gave is carried in `sum`.
@@ -139,7 +142,7 @@ __device__ __forceinline__ void AddPartials(const Block& block, int buffer, cons
       tile.sum = index == segment_blocks ? tile.total : AddTiles(tile.sum, tile.total);
       tile.total = {};
     }
-    tile.total = AddTiles(tile.total, block.shared.exchange[buffer][b][lane]);
+    tile.total = AddTiles(tile.total, block.shared().exchange[buffer][b][lane]);
   }
 }
 
@@ -167,22 +170,24 @@ __device__ __forceinline__ void FinishTile(const Block& block, const Phase& phas
       return AddToResidual(block, phase, clock.sums, tile, lane, before, v);
     case OutputKind::kFeatures:
       for (int copy = 0; copy < phase.num_copies; ++copy) {
-        WriteResidualTile(phase, block.program.hidden, tile + copy * phase.num_tiles, lane, v);
+        WriteResidualTile(phase, block.program().hidden, tile + copy * phase.num_tiles, lane, v);
       }
       return;
     case OutputKind::kLogits:
       StoreTile(phase.out, phase.out_stride, phase.num_rows, tile, lane, v);
-      return best.Offer(block.program, tile, lane, v);
+      return best.Offer(block.program(), tile, lane, v);
   }
 }
 
-static __device__ __noinline__ void FinishProduct(const Block& block, const Phase& phase,
-                                                  FinisherClock& clock) {
+static __device__ __noinline__ void FinishProduct(Block block, int which,
+                                                  FinisherClock& kept_clock) {
+  const Phase& phase = block.PhaseOf(Role::kFinisher, which);
+  FinisherClock clock = kept_clock;
   const int warp = threadIdx.x / kWarpLanes - kFirstFinisherWarp, lane = threadIdx.x % kWarpLanes;
   const int num_passes = NumPasses(phase.num_slabs);
   const TileWalk walk(block, phase.order, phase.num_tiles);
   const int count = walk.OwnedCount(block.rank);
-  BestOfRows best(block.program, block.shared.state, phase.is_draft, lane);
+  BestOfRows best(block.program(), block.shared().state, phase.is_draft, lane);
   for (int pass = 0; pass < num_passes; ++pass) {
     const Share share = ShareOf(phase.num_slabs, pass, block.rank);
     for (int place = warp; place < count; place += kFinisherWarps) {
@@ -190,7 +195,7 @@ static __device__ __noinline__ void FinishProduct(const Block& block, const Phas
       const bool last = pass + 1 == num_passes;
       float4 before = {};
       if (last && phase.output == OutputKind::kResidual) {
-        before = ReadResidualTile(phase, block.program.hidden, tile, lane);
+        before = ReadResidualTile(phase, block.program().hidden, tile, lane);
       }
       float4* const carry = phase.carry + static_cast<int64_t>(tile) * 64 + lane;
       TileSum sum = {};
@@ -212,6 +217,7 @@ static __device__ __noinline__ void FinishProduct(const Block& block, const Phas
   }
   if (phase.output == OutputKind::kResidual) clock.sums += 1;
   if (phase.output == OutputKind::kLogits) best.Publish(block, warp, lane, phase.is_draft);
+  kept_clock = clock;
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

@@ -29,14 +29,15 @@ class RingWriter {
 
   // False: the kernel is about to end.
   __device__ bool Push(const void* data, uint32_t bytes) {
-    Shared& shared = block_.shared;
+    Shared& shared = block_.shared();
     const uint32_t size = (bytes + 127) / 128 * 128;
-    const uint32_t skipped = head_ + size > kRingBytes ? kRingBytes - head_ : 0;
+    const bool wraps = head_ + size > kRingBytes;  // also from the very end
+    const uint32_t skipped = wraps ? kRingBytes - head_ : 0;
     while (used_ + skipped + size > kRingBytes || next_ - oldest_ == kRingEntries) {
       if (!Reclaim()) return false;
     }
     const int entry = next_ % kRingEntries;
-    const uint32_t offset = skipped > 0 ? 0 : head_;
+    const uint32_t offset = wraps ? 0 : head_;
     head_ = offset + size;
     used_ += skipped + size;
     shared.entry_bytes[entry] = skipped + size;
@@ -50,7 +51,7 @@ class RingWriter {
   __device__ void Drain() {
     for (; oldest_ != next_; ++oldest_) {
       const int entry = oldest_ % kRingEntries;
-      block_.WaitBarrier(WaitsFor::kWeights, &block_.shared.full[entry],
+      block_.WaitBarrier(WaitsFor::kWeights, &block_.shared().full[entry],
                          oldest_ / kRingEntries & 1);
     }
   }
@@ -62,16 +63,16 @@ class RingWriter {
     const uint32_t parity = oldest_ / kRingEntries & 1;
     bool is_free = false;
     block_.Wait(WaitsFor::kRoomInRing, [&] {
-      is_free = IsDone(&block_.shared.empty[entry], parity);
-      return is_free || block_.shared.exits != 0;
+      is_free = IsDone(&block_.shared().empty[entry], parity);
+      return is_free || block_.shared().exits != 0;
     });
     if (!is_free) return false;
-    used_ -= block_.shared.entry_bytes[entry];
+    used_ -= block_.shared().entry_bytes[entry];
     ++oldest_;
     return true;
   }
 
-  const Block& block_;
+  const Block block_;
   uint64_t policy_;
   uint32_t head_ = 0, used_ = 0;
   uint32_t next_ = 0, oldest_ = 0;
@@ -80,26 +81,25 @@ class RingWriter {
 // A consumer warp's view.
 class RingReader {
  public:
-  __device__ explicit RingReader(const Block& block) : block_(block) {}
-
-  // Entry `i` of this phase, when it is there.
-  __device__ __forceinline__ const uint8_t* Wait(uint32_t i) const {
+  // Entry `i` of this phase, when it is there. The whole warp calls it.
+  __device__ __forceinline__ const uint8_t* Wait(const Block& block, uint32_t i) const {
     const uint32_t entry = first_ + i;
     // Parity alone could take the entry's last use for this one.
-    block_.Wait(WaitsFor::kWeights,
-                [&] { return static_cast<int32_t>(block_.shared.pushed - entry) > 0; });
-    block_.WaitBarrier(WaitsFor::kWeights, &block_.shared.full[entry % kRingEntries],
-                       entry / kRingEntries & 1);
-    return block_.shared.ring + block_.shared.entry_offset[entry % kRingEntries];
-  }
-  __device__ __forceinline__ void Release(uint32_t i, uint32_t arrivals, int lane) const {
+    block.Wait(WaitsFor::kWeights,
+               [&] { return static_cast<int32_t>(block.shared().pushed - entry) > 0; });
+    block.WaitBarrier(WaitsFor::kWeights, &block.shared().full[entry % kRingEntries],
+                      entry / kRingEntries & 1);
     __syncwarp();
-    if (lane == 0) Arrive(&block_.shared.empty[(first_ + i) % kRingEntries], arrivals);
+    return block.shared().ring + block.shared().entry_offset[entry % kRingEntries];
+  }
+  __device__ __forceinline__ void Release(const Block& block, uint32_t i, uint32_t arrivals,
+                                          int lane) const {
+    __syncwarp();
+    if (lane == 0) Arrive(&block.shared().empty[(first_ + i) % kRingEntries], arrivals);
   }
   __device__ __forceinline__ void Advance(uint32_t count) { first_ += count; }
 
  private:
-  const Block& block_;
   uint32_t first_ = 0;
 };
 

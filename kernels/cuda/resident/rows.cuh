@@ -49,7 +49,7 @@ __device__ __forceinline__ uint4 SwiGluEight(EightFloats gate, EightFloats up) {
 __device__ __forceinline__ void MakeScales(const Block& block, const Phase& phase) {
   const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
   if (warp >= kRowsMax) return;
-  const int num_tiles = block.program.hidden / 16;
+  const int num_tiles = block.program().hidden / 16;
   const float* const squares = phase.squares + warp * num_tiles;
   float sum = 0.0f;
 #pragma unroll 12
@@ -57,7 +57,7 @@ __device__ __forceinline__ void MakeScales(const Block& block, const Phase& phas
     sum = __fadd_rn(sum, __ldcg(squares + tile));
   }
   sum = WarpReduce(sum, AddFloats());
-  if (lane == 0) block.shared.scale[warp] = NormScale(sum, block.program.hidden, phase.epsilon);
+  if (lane == 0) block.shared().scale[warp] = NormScale(sum, block.program().hidden, phase.epsilon);
 }
 
 // Waits for the phase's input and brings this thread block's share of its columns into the staging
@@ -73,7 +73,7 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
   const auto row_of = [&](int piece) { return piece / row_pieces; };
   const auto column_of = [&](int piece) { return first_column + piece % row_pieces * 8; };
   const auto store = [&](int piece, uint4 v) {
-    *reinterpret_cast<uint4*>(block.shared.staging + row_of(piece) * stride +
+    *reinterpret_cast<uint4*>(block.shared().staging + row_of(piece) * stride +
                               piece % row_pieces * 16) = v;
   };
   const int thread = threadIdx.x;
@@ -110,7 +110,8 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
       const int piece = thread + i * kConsumerThreads;
       if (piece < num_pieces) {
         const auto* const w = reinterpret_cast<const float4*>(phase.norm_weight + column_of(piece));
-        store(piece, NormEight(x[i], block.shared.scale[row_of(piece)], {__ldg(w), __ldg(w + 1)}));
+        store(piece,
+              NormEight(x[i], block.shared().scale[row_of(piece)], {__ldg(w), __ldg(w + 1)}));
       }
     }
   }
@@ -120,7 +121,7 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
 // The warp's block of two slabs out of the staging area.
 __device__ __forceinline__ void LoadFragments(const Block& block, int part, int num_slabs,
                                               int columns, int lane, InputFragments& x) {
-  const uint8_t* const from = block.shared.staging + lane / 4 * StagingStride(columns) +
+  const uint8_t* const from = block.shared().staging + lane / 4 * StagingStride(columns) +
                               part * 4 * kSlabColumns + lane % 4 * 16;
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
@@ -181,7 +182,7 @@ __device__ __forceinline__ float4 AddTiles(float4 a, float4 b) {
 // rank can fill before it has seen this sum's data of ours.
 __device__ __forceinline__ float4 SumOverRanks(const Block& block, uint32_t operation, int tile,
                                                int lane, float4 v) {
-  const Collective& ranks = block.program.collective;
+  const Collective& ranks = block.program().collective;
   const auto word = [](float a, float b) {
     uint32_t w = PackBf16(a, b);
     if ((w & 0xffffu) == 0x8000u) w &= 0xffff0000u;
@@ -223,8 +224,8 @@ __device__ __forceinline__ float4 SumOverRanks(const Block& block, uint32_t oper
 __device__ __forceinline__ void AddToResidual(const Block& block, const Phase& phase,
                                               uint32_t operation, int tile, int lane, float4 before,
                                               float4 v) {
-  if (block.program.collective.num_ranks > 1) v = SumOverRanks(block, operation, tile, lane, v);
-  WriteResidualTile(phase, block.program.hidden, tile, lane, AddTiles(before, v));
+  if (block.program().collective.num_ranks > 1) v = SumOverRanks(block, operation, tile, lane, v);
+  WriteResidualTile(phase, block.program().hidden, tile, lane, AddTiles(before, v));
 }
 
 // ---- Embeddings: each block writes its part of the residual stream, a warp per tile.
@@ -233,7 +234,7 @@ __device__ __forceinline__ void AddToResidual(const Block& block, const Phase& p
 template <typename Source>
 __device__ __forceinline__ void EmbedRows(const Block& block, const Phase& phase, Source source) {
   const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
-  const int hidden = block.program.hidden;
+  const int hidden = block.program().hidden;
   const TileWalk walk(block, TileOrder::kOwned, hidden / 16);
   const int count = walk.OwnedCount(block.rank), first = walk.FirstOwned(block.rank);
   const bf16* const even = source(lane % 4 * 2);

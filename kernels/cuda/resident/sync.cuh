@@ -15,8 +15,10 @@ constexpr int kConsumerBarrier = 1;
 constexpr int kFinisherBarrier = 2;
 constexpr int kWorkerBarrier = 3;  // consumers and finishers
 
+// Lanes that waited for something alone join their warp first.
 template <int kId, int kThreads>
 __device__ __forceinline__ void NamedBarrier() {
+  __syncwarp();
   asm volatile("bar.sync %0, %1;" ::"n"(kId), "n"(kThreads) : "memory");
 }
 
@@ -39,7 +41,7 @@ __device__ __forceinline__ void ArriveExpecting(uint64_t* barrier, uint32_t byte
 __device__ __forceinline__ bool IsDone(uint64_t* barrier, uint32_t parity) {
   uint32_t done;
   asm volatile(
-      "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; "
+      "{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; "
       "selp.u32 %0, 1, 0, p; }"
       : "=r"(done)
       : "r"(SharedAddress(barrier)), "r"(parity)
@@ -88,9 +90,11 @@ __device__ __forceinline__ void ClusterBarrier() {
 __device__ __forceinline__ void ArriveEverywhere(uint32_t* counter) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
-__device__ __forceinline__ uint32_t LoadAcquire(const uint32_t* word) {
+// What others wrote before they arrived is read past L1 everywhere (__ldcg), so a poll need not be
+// an acquire, which would empty L1 every time.
+__device__ __forceinline__ uint32_t PollCounter(const uint32_t* word) {
   uint32_t value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
   return value;
 }
 __device__ __forceinline__ uint32_t LoadFromHost(const uint32_t* word) {

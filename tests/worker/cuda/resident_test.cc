@@ -53,6 +53,23 @@ TEST_F(ResidentTest, SpeculativeRoundsGiveTheExecutorsTokens) {
   EXPECT_EQ(RunAlone(*executor_, plan), Expected(plan));
 }
 
+// Each round by one of the two engines, whatever the pattern: they share caches.
+TEST_F(ResidentTest, AnyMixOfEnginesGivesTheSameTokens) {
+  for (const int block : {1, 8}) {
+    const RunPlan plan{.prompt = Prompt(0, 5), .num_new_tokens = 12, .block = block};
+    const std::vector<int32_t> want = Expected(plan);
+    for (const std::string pattern : {"re", "er", "reeeeeeeeeeee", "eree", "rrreee", "r"}) {
+      RunningSequence sequence(*executor_, plan);
+      for (size_t i = 0; !sequence.done(); ++i) {
+        Round round{.steps = {sequence.Step()}};
+        executor_->UseResident(pattern[i % pattern.size()] == 'r');
+        sequence.Take(round.steps[0], executor_->Run(round).sequences[0]);
+      }
+      EXPECT_EQ(sequence.output(), want) << "block " << block << " pattern " << pattern;
+    }
+  }
+}
+
 // Past the sliding windows (128), a segment of full attention (512) and the drafter's window
 // (1024).
 TEST_F(ResidentTest, TokensAreTheExecutorsAtAnyLength) {
