@@ -53,8 +53,8 @@ struct GroupView {
     return (seen_steps >> threadIdx.x / kWarpLanes & 1) != 0;
   }
 };
-__device__ __forceinline__ GroupView ViewOf(const AttentionTask& task, const Unit& unit,
-                                            const LanePairs& pairs, int group) {
+__device__ __forceinline__ GroupView GroupViewOf(const AttentionTask& task, const Unit& unit,
+                                                 const LanePairs& pairs, int group) {
   const int index =
       group * kGroupChunks + static_cast<int>(threadIdx.x) / kWarpLanes / kWarpsPerChunk;
   const Chunk chunk = ChunkAt(unit, index);
@@ -62,17 +62,17 @@ __device__ __forceinline__ GroupView ViewOf(const AttentionTask& task, const Uni
   GroupView view = {SeenSteps(unit, group), 0, first_key - chunk.first_new};
   if (!view.IsSeenByWarp()) return view;
   const int lane_key = first_key + static_cast<int>(threadIdx.x) % 4 * 2;
+  const bool is_block = index >= unit.num_cache_chunks;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     if (pairs.row[i] < 0) continue;
-    const bool is_block = index >= unit.num_cache_chunks;
     const int first = is_block ? 0 : FirstKey(task, unit.position, pairs.row[i]);
     const int end = is_block ? unit.num_rows : EndKey(task, unit.position, pairs.row[i]);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int key = lane_key + j / 2 * 8 + j % 2;
-      if (key >= first && key < end) view.visible |= 1u << (j / 2 * 4 + 2 * i + j % 2);
-    }
+    // The lane's keys lie 0, 1, 8 and 9 after lane_key.
+    const uint32_t before_end = (1u << min(max(end - lane_key, 0), 10)) - 1;
+    const uint32_t before_first = (1u << min(max(first - lane_key, 0), 10)) - 1;
+    const uint32_t seen = before_end & ~before_first;
+    view.visible |= (seen & 3) << (2 * i) | (seen >> 8 & 3) << (2 * i + 4);
   }
   return view;
 }
@@ -294,9 +294,9 @@ __device__ void AttendUnit(const AttentionTask& task, const RoundView& round, in
     pages = PagesOf(task, round, own, 0);
     keys.Load(task, own, ChunkAt(own, own_chunk), own_page(pages));
     CopyValues(task, own, 0, pages, shared);
-    pages = PagesOf(task, round, own, 1);
+    if (own.num_chunks > kGroupChunks) pages = PagesOf(task, round, own, 1);
     pairs = PairsOfLane(own);
-    view = ViewOf(task, own, pairs, 0);
+    view = GroupViewOf(task, own, pairs, 0);
     const int sum_row = sum_index == 0 ? pairs.row[0] : pairs.row[1];
     if (adds_weights && sum_row >= 0) {
       sink = SinkOf(task.sinks, HeadOf(own, PairOfLane(sum_index), sum_row));
@@ -349,7 +349,7 @@ __device__ void AttendUnit(const AttentionTask& task, const RoundView& round, in
     AttentionBarrier();
     CopyValues(task, unit, group + 1, pages, shared);
     pages = PagesOf(task, round, unit, group + 2);
-    view = ViewOf(task, unit, pairs, group + 1);
+    view = GroupViewOf(task, unit, pairs, group + 1);
   }
 
   // What a lane writes where; a segment that a row does not see is not read by CombinePair.

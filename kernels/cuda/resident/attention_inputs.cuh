@@ -158,6 +158,10 @@ class NewHeads {
  public:
   // Reads what no projection has to come before.
   __device__ __forceinline__ NewHeads(const AttentionTask& task, const Unit& unit) {
+    const HeadLayout layout = {task.group_stride, unit.group, task.num_kv_heads, kDim, kValueDim};
+    const int columns[] = {HeadColumn(layout, HeadKind::kQuery, unit.kv_head, 0),
+                           HeadColumn(layout, HeadKind::kKey, unit.kv_head, 0),
+                           HeadColumn(layout, HeadKind::kValue, unit.kv_head, 0)};
 #pragma unroll
     for (int i = 0; i < kHeads; ++i) {
       const Head head = HeadAt(unit, i);
@@ -167,11 +171,12 @@ class NewHeads {
 #pragma unroll
       for (int j = 0; j < kElements; ++j) norm_[i][j] = 0.0f;
       if (!head.exists) continue;
-      const HeadLayout layout = {task.group_stride, unit.group, task.num_kv_heads, kDim, kValueDim};
-      column_[i] = head.row * task.row_width +
-                   HeadColumn(layout, head.kind, unit.kv_head, head.q_head) + Lane();
       const bool is_value = head.kind == HeadKind::kValue;
       const bool is_query = head.kind == HeadKind::kQuery;
+      column_[i] = head.row * task.row_width + head.q_head * kDim + Lane() +
+                   (is_query   ? columns[0]
+                    : is_value ? columns[2]
+                               : columns[1]);
       const int row = is_query ? IndexOf(i) : head.row;
       out_[i] = (is_value   ? kNewValues
                  : is_query ? kQ
