@@ -7,21 +7,21 @@
 //   heads     q of the pairs, keys and values of the new rows (all warps)
 //   scores    warp w: keys 16w .. 16w + 15 of the group, and their maxima
 //   weights   of the same keys, with the maximum that the online softmax has after their chunk
-//   values    warps 0..7: 16 value dims each, chunk by chunk; warps 8, 9: the sums of weights of
-//             pairs 0..7 and 8..15; warps 10, 11: new rows into the cache
-// with a consumers' barrier after each of the last four. A window of 128 keys is one group for a
-// single row; a segment of a full layer is three. The chain of a group is 12 (dim 192) + 24
-// dependent mma. Bytes of a unit: (D + Dv) * 2 per key, from L2.
+//   values    warps 0..3: 32 value dims each, chunk by chunk; warps 4, 5: the sums of weights of
+//             pairs 0..7 and 8..15; the others: new rows into the cache
+// with a consumers' barrier after each of them. A window of 128 keys is one group for a single row;
+// a segment of a full layer is three. The chain of a group is 12 (dim 192) + 24 dependent mma.
+// Bytes of a unit: (D + Dv) * 2 per key, from L2.
 #pragma once
 
 #include "kernels/cuda/resident/attention_inputs.cuh"
 
 namespace ultraspeed::kernels::cuda::resident {
 
-constexpr int kValueWarps = kValueDim / 16;
+constexpr int kValueWarps = 4;  // one per scheduler
+constexpr int kWarpValueTiles = kValueDim / 8 / kValueWarps;
 constexpr int kSumWarp = kValueWarps;     // the first of two
-constexpr int kCacheWarp = kSumWarp + 2;  // the first of two
-static_assert(kCacheWarp + 2 == kAttentionWarps);
+constexpr int kCacheWarp = kSumWarp + 2;  // the first of the others
 
 // The pairs whose rows of an mma a lane holds: lane / 4 (index 0) and lane / 4 + 8 (index 1).
 struct LanePairs {
@@ -43,19 +43,51 @@ __device__ __forceinline__ int HeadOf(const Unit& unit, int pair, int row) {
   return unit.kv_head * unit.group + unit.pair_begin + pair - row * unit.group;
 }
 
+// What a lane has to know of its warp's part of a group.
+struct GroupView {
+  uint32_t seen_steps;  // SeenSteps
+  uint32_t visible;     // bit 4n + j: the pair of score [n][j] sees its key
+  int first_row;        // as WarpKeys::TakeNewRows
+
+  __device__ __forceinline__ bool IsSeenByWarp() const {
+    return (seen_steps >> threadIdx.x / kWarpLanes & 1) != 0;
+  }
+};
+__device__ __forceinline__ GroupView GroupViewOf(const AttentionTask& task, const Unit& unit,
+                                                 const LanePairs& pairs, int group) {
+  const int index =
+      group * kGroupChunks + static_cast<int>(threadIdx.x) / kWarpLanes / kWarpsPerChunk;
+  const Chunk chunk = ChunkAt(unit, index);
+  const int first_key = FirstKeyOfWarp(chunk);
+  GroupView view = {SeenSteps(unit, group), 0, first_key - chunk.first_new};
+  if (!view.IsSeenByWarp()) return view;
+  const int lane_key = first_key + static_cast<int>(threadIdx.x) % 4 * 2;
+  const bool is_block = index >= unit.num_cache_chunks;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (pairs.row[i] < 0) continue;
+    const int first = is_block ? 0 : FirstKey(task, unit.position, pairs.row[i]);
+    const int end = is_block ? unit.num_rows : EndKey(task, unit.position, pairs.row[i]);
+    // The lane's keys lie 0, 1, 8 and 9 after lane_key.
+    const uint32_t before_end = (1u << min(max(end - lane_key, 0), 10)) - 1;
+    const uint32_t before_first = (1u << min(max(first - lane_key, 0), 10)) - 1;
+    const uint32_t seen = before_end & ~before_first;
+    view.visible |= (seen & 3) << (2 * i) | (seen >> 8 & 3) << (2 * i + 4);
+  }
+  return view;
+}
+
 // Scores of the warp's 16 keys, as two mma leave them; -inf where a pair does not see a key.
 template <int kDim>
-__device__ __forceinline__ void Score(const AttentionTask& task, const WarpKeys<kDim>& keys,
-                                      const bf16* q, const Unit& unit, const Chunk& chunk,
-                                      bool is_seen, bool is_cache_chunk, const LanePairs& pairs,
-                                      float (&scores)[2][4]) {
+__device__ __forceinline__ void Score(const WarpKeys<kDim>& keys, const bf16* q,
+                                      const GroupView& view, float (&scores)[2][4]) {
   const int lane = threadIdx.x % kWarpLanes;
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) scores[n][j] = 0.0f;
   }
-  if (is_seen) {
+  if (view.IsSeenByWarp()) {
     // Matrix m = lane / 8 of a load: pairs 8 * (m % 2) + .., dims 8 * (m / 2) + ..
     const uint32_t row = SharedAddress(q) + lane % 16 * kDim * 2;
 #pragma unroll
@@ -68,16 +100,10 @@ __device__ __forceinline__ void Score(const AttentionTask& task, const WarpKeys<
     }
   }
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    int first = 0, end = 0;
-    if (is_seen && pairs.row[i] >= 0) {
-      first = is_cache_chunk ? FirstKey(task, unit.position, pairs.row[i]) : 0;
-      end = is_cache_chunk ? EndKey(task, unit.position, pairs.row[i]) : unit.num_rows;
-    }
+  for (int n = 0; n < 2; ++n) {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const int key = FirstKeyOfWarp(chunk) + j / 2 * 8 + lane % 4 * 2 + j % 2;
-      if (key < first || key >= end) scores[j / 2][2 * i + j % 2] = -__builtin_inff();
+      if ((view.visible >> (4 * n + j) & 1) == 0) scores[n][j] = -__builtin_inff();
     }
   }
 }
@@ -133,58 +159,79 @@ __device__ __forceinline__ void StoreWeights(const float (&scores)[2][4], float 
   }
 }
 
-// Adds a group's weighted values: warp w < kValueWarps, value dims 16w .. 16w + 15.
+// What a step of 16 keys adds to the values of a warp.
+struct ValueOperands {
+  float4 p[2];                         // of the two key tiles
+  uint32_t high[4], low[4];            // p as A operands
+  uint32_t b[kWarpValueTiles / 2][4];  // of two value tiles each
+};
+
+// Adds a group's weighted values: warp w < kValueWarps, value tiles 4w .. 4w + 3.
 template <int kDim>
 __device__ __forceinline__ void AddValues(const UnitScratch<kDim>& shared, uint32_t seen_steps,
                                           const float (&rescale)[kGroupChunks][2],
-                                          float (&values)[2][4]) {
+                                          float (&values)[kWarpValueTiles][4]) {
   const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
   // Matrix m = lane / 8 of a transposed load: keys 8 * (m % 2) + .., dims 8 * (m / 2) + ..
-  const uint32_t row = SharedAddress(shared.values[0]) + lane % 16 * kValueDim * 2 +
-                       ((warp * 2 + lane / 16) ^ (lane % 8)) * 16;
-  // A step's operands are made while the mma before it run: they are one chain.
-  constexpr int kSteps = kGroupChunks * kChunkKeys / 16;
-  struct Operands {
-    float4 p[2];
-    uint32_t b[4], high[4], low[4];
-  };
-  const auto load = [&](int step, Operands& o) {
+  const uint32_t row = SharedAddress(shared.values[0]) + lane % 16 * kValueDim * 2;
+  const auto load = [&](int step, ValueOperands& o) {
     o.p[0] = shared.weights[step * 2][lane];
     o.p[1] = shared.weights[step * 2 + 1][lane];
-    LoadMatricesTransposed(o.b, row + step * 16 * kValueDim * 2);
+#pragma unroll
+    for (int n = 0; n < kWarpValueTiles; n += 2) {
+      const int tile = warp * kWarpValueTiles + n + lane / 16;
+      LoadMatricesTransposed(o.b[n / 2],
+                             row + step * 16 * kValueDim * 2 + (tile ^ (lane % 8)) * 16);
+    }
   };
-  const auto split = [](Operands& o) {
+  const auto split = [](ValueOperands& o) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       WarpTile<kDim>::SplitWeights(o.p[i].x, o.p[i].y, o.high[2 * i], o.low[2 * i]);
       WarpTile<kDim>::SplitWeights(o.p[i].z, o.p[i].w, o.high[2 * i + 1], o.low[2 * i + 1]);
     }
   };
-  Operands now, next;
-  load(0, now);
-  split(now);
+  const auto multiply = [&](const uint32_t(&a)[4], const ValueOperands& o) {
 #pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-    if (step + 1 < kSteps) load(step + 1, next);
-    if (step % 4 == 0) {
+    for (int n = 0; n < kWarpValueTiles; ++n) {
+      Mma(values[n], a, o.b[n / 2][n % 2 * 2], o.b[n / 2][n % 2 * 2 + 1]);
+    }
+  };
+  // The mma of all steps are one chain, so a step's operands are made while those before it run.
+  // Steps that no pair sees have weights of 0 and are left out.
+  uint32_t rest = seen_steps;
+  int chunk = -1;
+  const auto add_step = [&](ValueOperands& now, ValueOperands& next) {
+    const int step = __ffs(rest) - 1;
+    rest &= rest - 1;
+    if (step / 4 != chunk) {
+      chunk = step / 4;
 #pragma unroll
-      for (int n = 0; n < 2; ++n) {
+      for (int i = 0; i < 2; ++i) {
+        const float factor = chunk == 0   ? rescale[0][i]
+                             : chunk == 1 ? rescale[1][i]
+                                          : rescale[2][i];
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-          values[n][j] = __fmul_rn(values[n][j], rescale[step / 4][j / 2]);
+        for (int n = 0; n < kWarpValueTiles; ++n) {
+          values[n][2 * i] = __fmul_rn(values[n][2 * i], factor);
+          values[n][2 * i + 1] = __fmul_rn(values[n][2 * i + 1], factor);
+        }
       }
     }
-    const bool seen = (seen_steps >> step & 1) != 0;  // if not, all weights are 0
-    if (seen) {
-      Mma(values[0], now.high, now.b[0], now.b[1]);
-      Mma(values[1], now.high, now.b[2], now.b[3]);
-    }
-    if (step + 1 < kSteps) split(next);
-    if (seen) {
-      Mma(values[0], now.low, now.b[0], now.b[1]);
-      Mma(values[1], now.low, now.b[2], now.b[3]);
-    }
-    now = next;
+    load(rest == 0 ? step : __ffs(rest) - 1, next);
+    multiply(now.high, now);
+    split(next);
+    multiply(now.low, now);
+  };
+  ValueOperands a, b;
+  load(__ffs(rest) - 1, a);
+  split(a);
+#pragma unroll 1
+  while (true) {
+    add_step(a, b);
+    if (rest == 0) break;
+    add_step(b, a);
+    if (rest == 0) break;
   }
 }
 
@@ -216,9 +263,10 @@ __device__ __forceinline__ AttentionPartial& PartialOf(const AttentionTask& task
 // Runs unit `index` of AttentionUnits; all consumer threads call it. Calls wait_for_projections()
 // once: before it only what earlier rounds wrote is read. Results: task.out, or in a full layer the
 // unit's partials.
-// REQUIRES: kDim = qk_head_dim; rotary_dims = kRotaryDims; a bf16 cache with Dv = 128; at most 16 q
-// heads per kv head; earlier uses of `scratch` lie behind a barrier of the consumers. Calls in a
-// row need none between them; whoever else uses `scratch` afterwards does.
+// REQUIRES: kDim = qk_head_dim; rotary_dims = kRotaryDims; norms only if kDim is 128; a bf16 cache
+// with Dv = 128; at most 16 q heads per kv head; a ring that holds all chunks that a unit sees;
+// earlier uses of `scratch` lie behind a barrier of the consumers. Calls in a row need none between
+// them; whoever else uses `scratch` afterwards does.
 template <int kDim, typename WaitFn>
 __device__ void AttendUnit(const AttentionTask& task, const RoundView& round, int index,
                            uint8_t* scratch, WaitFn wait_for_projections) {
@@ -229,20 +277,30 @@ __device__ void AttendUnit(const AttentionTask& task, const RoundView& round, in
     return own_chunk == 0 ? pages.page[0] : own_chunk == 1 ? pages.page[1] : pages.page[2];
   };
   const float scale = ScoreScale(task.score_scale);
-  const int sum_index = warp == kSumWarp + 1 ? 1 : 0;  // of LanePairs, in a warp that adds weights
+  const bool adds_weights = warp >= kSumWarp && warp < kCacheWarp;
+  const int sum_index = warp == kSumWarp + 1 ? 1 : 0;  // of LanePairs, if it does
 
   WarpKeys<kDim> keys;
-  uint32_t seen_steps;
+  GroupPages pages;
+  LanePairs pairs;
+  GroupView view;
+  Sink sink = {false, 0.0f};
   {
     const Unit own = UnitAt(task, round, index);
     if (own.num_chunks == 0) {  // a segment that only later pairs reach
       wait_for_projections();
       return;
     }
-    const GroupPages pages = PagesOf(task, round, own, 0);
+    pages = PagesOf(task, round, own, 0);
     keys.Load(task, own, ChunkAt(own, own_chunk), own_page(pages));
     CopyValues(task, own, 0, pages, shared);
-    seen_steps = SeenSteps(own, 0);
+    if (own.num_chunks > kGroupChunks) pages = PagesOf(task, round, own, 1);
+    pairs = PairsOfLane(own);
+    view = GroupViewOf(task, own, pairs, 0);
+    const int sum_row = sum_index == 0 ? pairs.row[0] : pairs.row[1];
+    if (adds_weights && sum_row >= 0) {
+      sink = SinkOf(task.sinks, HeadOf(own, PairOfLane(sum_index), sum_row));
+    }
     if (threadIdx.x == 0) shared.unit = own;
   }
   const Unit& unit = shared.unit;
@@ -251,38 +309,24 @@ __device__ void AttendUnit(const AttentionTask& task, const RoundView& round, in
     NewHeads<kDim> heads(task, unit);
     wait_for_projections();
     heads.Load(task);
-    // While those are under way.
-    if ((seen_steps >> warp & 1) != 0) keys.Stage(shared.weights[warp * 2]);
+    if (view.IsSeenByWarp()) keys.Stage(shared.weights[warp * 2]);  // while those are under way
     heads.Store(task, scratch);
-  }
-  GroupPages pages = PagesOf(task, round, unit, 1);
-  LanePairs pairs = PairsOfLane(unit);
-  const int sum_row = sum_index == 0 ? pairs.row[0] : pairs.row[1];
-  Sink sink = {false, 0.0f};
-  if (warp >= kSumWarp && sum_row >= 0) {
-    sink = SinkOf(task.sinks, HeadOf(unit, PairOfLane(sum_index), sum_row));
   }
   AttentionBarrier();
 
-  float values[2][4] = {};
+  float values[kWarpValueTiles][4] = {};
   float sum = 0.0f;
+#pragma unroll 1
   for (int group = 0;; ++group) {
-    const bool is_last = (group + 1) * kGroupChunks >= unit.num_chunks;
-    const bool is_seen = (seen_steps >> warp & 1) != 0;
-    const int own_index = group * kGroupChunks + own_chunk;
+    if (view.IsSeenByWarp()) {
+      if (group > 0) keys.Stage(shared.weights[warp * 2]);
+      keys.TakeNewRows(view.first_row, shared.new_keys);
+    }
     float scores[2][4];
-    {
-      const Chunk chunk = ChunkAt(unit, own_index);
-      if (is_seen) {
-        if (group > 0) keys.Stage(shared.weights[warp * 2]);
-        keys.TakeNewRows(unit, chunk, shared.new_keys);
-      }
-      Score(task, keys, shared.q, unit, chunk, is_seen, own_index < unit.num_cache_chunks, pairs,
-            scores);
-    }
-    if (!is_last) {
-      keys.Load(task, unit, ChunkAt(unit, own_index + kGroupChunks), own_page(pages));
-    }
+    Score(keys, shared.q, view, scores);
+    const int next_chunk = (group + 1) * kGroupChunks;
+    const bool is_last = next_chunk >= unit.num_chunks;
+    if (!is_last) keys.Load(task, unit, ChunkAt(unit, next_chunk + own_chunk), own_page(pages));
     StoreMaxima(scores, shared);
     StoreNewValues(unit, group, shared);
     AttentionBarrier();
@@ -294,18 +338,18 @@ __device__ void AttendUnit(const AttentionTask& task, const RoundView& round, in
     AttentionBarrier();
 
     if (warp < kValueWarps) {
-      AddValues(shared, seen_steps, rescale, values);
-    } else if (warp < kCacheWarp) {
+      AddValues(shared, view.seen_steps, rescale, values);
+    } else if (adds_weights) {
       AddWeights(shared, sum_index, rescale, sum);
     } else if (group == 0 && !unit.is_drafter) {
       StoreInCache(task, round, unit, shared, threadIdx.x - kCacheWarp * kWarpLanes,
-                   2 * kWarpLanes);
+                   (kAttentionWarps - kCacheWarp) * kWarpLanes);
     }
     if (is_last) break;
     AttentionBarrier();
     CopyValues(task, unit, group + 1, pages, shared);
     pages = PagesOf(task, round, unit, group + 2);
-    seen_steps = SeenSteps(unit, group + 1);
+    view = GroupViewOf(task, unit, pairs, group + 1);
   }
 
   // What a lane writes where; a segment that a row does not see is not read by CombinePair.
@@ -316,7 +360,7 @@ __device__ void AttendUnit(const AttentionTask& task, const RoundView& round, in
         row >= 0 && (!is_full || EndKey(task, unit.position, row) > unit.segment * kSegmentKeys);
     return writes ? row * task.num_q_heads + HeadOf(unit, PairOfLane(i), row) : -1;
   };
-  if (warp >= kSumWarp && warp < kCacheWarp) {
+  if (adds_weights) {
     sum += __shfl_xor_sync(kAllLanes, sum, 1);
     sum += __shfl_xor_sync(kAllLanes, sum, 2);
     const Softmax state = {sum_index == 0 ? pairs.max[0] : pairs.max[1], sum};
@@ -338,8 +382,8 @@ __device__ void AttendUnit(const AttentionTask& task, const RoundView& round, in
     if (row_heads[i] < 0) continue;
     const float factor = is_full ? 0.0f : shared.factors[PairOfLane(i)];
 #pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const int column = warp * 16 + n * 8 + lane % 4 * 2;
+    for (int n = 0; n < kWarpValueTiles; ++n) {
+      const int column = (warp * kWarpValueTiles + n) * 8 + lane % 4 * 2;
       const float x = values[n][2 * i], y = values[n][2 * i + 1];
       if (is_full) {
         float* const out = PartialOf(task, row_heads[i], segment).values;

@@ -78,23 +78,25 @@ struct WarpKeys {
     }
   }
 
-  // Staged fragments of keys that are rows of this round come from `new_keys`.
-  __device__ __forceinline__ void TakeNewRows(const Unit& unit, const Chunk& chunk,
-                                              const bf16* new_keys) {
+  // Staged fragments of keys that are rows of this round come from `new_keys` instead. `first_row`:
+  // the row that the warp's first key is or, outside [0, kRowsMax), would be.
+  __device__ __forceinline__ void TakeNewRows(int first_row, const bf16* new_keys) {
     const int lane = threadIdx.x % kWarpLanes;
-    const int first_row = FirstKeyOfWarp(chunk) - chunk.first_new;
-    if (first_row >= unit.num_rows || first_row + kWarpKeys <= 0) return;  // the whole warp
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = first_row + 8 * i + lane / 4;
-      if (row < 0 || row >= unit.num_rows) continue;
+      if (!__any_sync(kAllLanes, row >= 0 && row < kRowsMax)) continue;
+      if (row < 0 || row >= kRowsMax) continue;
+      // Unit u = 8 * high + low of the row lies at 8 * high + (low ^ row % 8).
+      const bf16* const at = new_keys + row * kDim + lane % 4 * 2;
 #pragma unroll
-      for (int step = 0; step < kDim / 16; ++step) {
+      for (int low = 0; low < 8; ++low) {
+        const auto* const units =
+            reinterpret_cast<const uint32_t*>(at + (low ^ row) * kUnitElements);
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int column = step * 16 + half * 8 + lane % 4 * 2;
-          words[step / 2][step % 2 * 4 + 2 * i + half] =
-              *reinterpret_cast<const uint32_t*>(new_keys + SwizzledElement(row, column, kDim));
+        for (int high = 0; high < kDim / 64; ++high) {
+          const int step = high * 4 + low / 2;
+          words[step / 2][step % 2 * 4 + 2 * i + low % 2] = units[high * 32];
         }
       }
     }
@@ -148,31 +150,33 @@ __device__ __forceinline__ void StoreNewValues(const Unit& unit, int group,
       *reinterpret_cast<const uint4*>(shared.new_values + row * kValueDim + column);
 }
 
-__device__ __forceinline__ void PrefetchToL1(const void* constant) {
-  asm volatile("prefetch.global.L1 [%0];" ::"l"(constant) : "memory");
-}
-
 // The heads that the unit needs of this round's projections: q of its pairs, then keys, then values
-// of the rows that it sees; head i is warp i % 12's. A lane holds dims lane, lane + 32, ...
+// of the rows that it sees; head i is warp i % 12's. A lane holds dims lane, lane + 32, ... Norms
+// come with heads of 128 dims only (the drafter's).
 template <int kDim>
 class NewHeads {
  public:
   // Reads what no projection has to come before.
   __device__ __forceinline__ NewHeads(const AttentionTask& task, const Unit& unit) {
-    if (task.q_norm != nullptr) PrefetchToL1(task.q_norm + Lane() * (kDim / kWarpLanes));
-    if (task.k_norm != nullptr) PrefetchToL1(task.k_norm + Lane() * (kDim / kWarpLanes));
+    const HeadLayout layout = {task.group_stride, unit.group, task.num_kv_heads, kDim, kValueDim};
+    const int columns[] = {HeadColumn(layout, HeadKind::kQuery, unit.kv_head, 0),
+                           HeadColumn(layout, HeadKind::kKey, unit.kv_head, 0),
+                           HeadColumn(layout, HeadKind::kValue, unit.kv_head, 0)};
 #pragma unroll
     for (int i = 0; i < kHeads; ++i) {
       const Head head = HeadAt(unit, i);
       out_[i] = -1;
       column_[i] = 0;
       cosine_[i] = sine_[i] = 0.0f;
+#pragma unroll
+      for (int j = 0; j < kElements; ++j) norm_[i][j] = 0.0f;
       if (!head.exists) continue;
-      const HeadLayout layout = {task.group_stride, unit.group, task.num_kv_heads, kDim, kValueDim};
-      column_[i] = head.row * task.row_width +
-                   HeadColumn(layout, head.kind, unit.kv_head, head.q_head) + Lane();
       const bool is_value = head.kind == HeadKind::kValue;
       const bool is_query = head.kind == HeadKind::kQuery;
+      column_[i] = head.row * task.row_width + head.q_head * kDim + Lane() +
+                   (is_query   ? columns[0]
+                    : is_value ? columns[2]
+                               : columns[1]);
       const int row = is_query ? IndexOf(i) : head.row;
       out_[i] = (is_value   ? kNewValues
                  : is_query ? kQ
@@ -182,6 +186,12 @@ class NewHeads {
           task.rope + static_cast<int64_t>(unit.position + head.row) * kRotaryDims + Lane();
       cosine_[i] = __ldg(rope);
       sine_[i] = __ldg(rope + kWarpLanes);
+      if constexpr (kHasNorms) {
+        const float* const norm = is_query ? task.q_norm : task.k_norm;
+        if (norm == nullptr) continue;
+#pragma unroll
+        for (int j = 0; j < kElements; ++j) norm_[i][j] = __ldg(norm + Lane() + j * kWarpLanes);
+      }
     }
   }
 
@@ -212,15 +222,14 @@ class NewHeads {
         }
         continue;
       }
-      const float* const norm = out_[i] < kNewKeys ? task.q_norm : task.k_norm;
-      if (norm != nullptr) {
-        float squares = 0.0f;
+      if constexpr (kHasNorms) {
+        if ((out_[i] < kNewKeys ? task.q_norm : task.k_norm) != nullptr) {
+          float squares = 0.0f;
 #pragma unroll
-        for (int j = 0; j < kElements; ++j) squares = fmaf(x[j], x[j], squares);
-        const float scale = HeadNormScale(squares, kDim, task.epsilon);
+          for (int j = 0; j < kElements; ++j) squares = fmaf(x[j], x[j], squares);
+          const float scale = HeadNormScale(squares, kDim, task.epsilon);
 #pragma unroll
-        for (int j = 0; j < kElements; ++j) {
-          x[j] = NormElement(x[j], scale, __ldg(norm + Lane() + j * kWarpLanes));
+          for (int j = 0; j < kElements; ++j) x[j] = NormElement(x[j], scale, norm_[i][j]);
         }
       }
       static_assert(kRotaryDims == 2 * kWarpLanes, "a lane holds both elements of its rotary pair");
@@ -240,6 +249,7 @@ class NewHeads {
   static constexpr int kHeads =
       (kWarpPairs + 2 * kRowsMax + kAttentionWarps - 1) / kAttentionWarps;  // of a warp
   static constexpr int kElements = kDim / kWarpLanes;                       // of a lane
+  static constexpr bool kHasNorms = kDim == 128;
   // Where heads go, in elements of the scratch memory: tells the kinds apart, too.
   using Scratch = UnitScratch<kDim>;
   static constexpr int kQ = offsetof(Scratch, q) / sizeof(bf16);
@@ -275,6 +285,7 @@ class NewHeads {
   int column_[kHeads];  // in all rows of task.qkv, of dim 0 + lane
   int out_[kHeads];     // element of the scratch memory, of dim 0 + lane; -1: no such head
   float cosine_[kHeads], sine_[kHeads];
+  float norm_[kHeads][kElements];
   float x_[kHeads][kElements];
 };
 
