@@ -193,61 +193,63 @@ __device__ __forceinline__ Team TeamOf(int warp, int parts) {
   return team;
 }
 
-// The tiles of a cluster in the order in which its blocks multiply them.
+// The tiles of a cluster in the order in which its blocks multiply them: numbers [0, end), of which
+// an owned order may lack some among the last four. Tiles that use one exchange buffer one after
+// the other are a multiple of kConsumerWarps numbers apart, so the same warp multiplies both.
 class TileWalk {
  public:
   __device__ __forceinline__ TileWalk(const Block& block, TileOrder order, int num_tiles)
       : block_(block), order_(order), num_tiles_(num_tiles) {
-    if (order == TileOrder::kOwned) {
-      for (int owner = 0; owner < kClusterBlocks; ++owner)
-        places_max_ = max(places_max_, OwnedCount(owner));
-      SkipToTile();
+    if (order == TileOrder::kDealt) {
+      end_ = (num_tiles - block.cluster + block.num_clusters - 1) / block.num_clusters;
+      full_ = end_;
+      return;
     }
+    int places = 0;
+    for (int owner = 0; owner < kClusterBlocks; ++owner) places = max(places, OwnedCount(owner));
+    for (int owner = 0; owner < kClusterBlocks; ++owner)
+      last_owners_ |= OwnedCount(owner) == places ? 1u << owner : 0u;
+    end_ = places * kClusterBlocks;
+    full_ = max(0, end_ - kClusterBlocks);
   }
-  __device__ __forceinline__ bool valid() const {
-    return order_ == TileOrder::kDealt ? block_.cluster + i_ * block_.num_clusters < num_tiles_
-                                       : place() < places_max_;
+  __device__ __forceinline__ int end() const { return end_; }
+  __device__ __forceinline__ bool Exists(int i) const {
+    return i < full_ || (last_owners_ >> Owner(i) & 1) != 0;
   }
-  __device__ __forceinline__ void Next() {
-    ++i_;
-    if (order_ == TileOrder::kOwned) SkipToTile();
+  // Tiles before number i; of number end, all of them.
+  __device__ __forceinline__ int CountBefore(int i) const {
+    if (i <= full_) return i;
+    return full_ + __popc(last_owners_ & ((1u << (i - full_)) - 1));
   }
-  // The tile's number, gaps counted: tiles that use the same exchange buffer one after the other
-  // are a multiple of kConsumerWarps apart, so the same warp multiplies both.
-  __device__ __forceinline__ int number() const { return i_; }
-  __device__ __forceinline__ int owner() const { return i_ % kClusterBlocks; }
-  __device__ __forceinline__ int place() const { return i_ / kClusterBlocks; }  // among the owner's
-  __device__ __forceinline__ int tile() const { return TileAt(owner(), place()); }
+  __device__ __forceinline__ int Owner(int i) const { return i % kClusterBlocks; }
+  __device__ __forceinline__ int Place(int i) const {
+    return i / kClusterBlocks;
+  }  // of the owner's
+  __device__ __forceinline__ int Tile(int i) const { return TileAt(Owner(i), Place(i)); }
   __device__ __forceinline__ int TileAt(int owner, int place) const {
     return order_ == TileOrder::kDealt
                ? block_.cluster + (place * kClusterBlocks + owner) * block_.num_clusters
                : FirstOwned(owner) + place;
   }
+  // kOwned: FirstOwned(kClusterBlocks) ends the cluster's tiles.
   __device__ __forceinline__ int FirstOwned(int owner) const {
-    return BeginOf(block_.cluster * kClusterBlocks + owner);
+    return static_cast<int>(static_cast<int64_t>(num_tiles_) *
+                            (block_.cluster * kClusterBlocks + owner) / block_.num_blocks);
   }
   __device__ __forceinline__ int OwnedCount(int owner) const {
     if (order_ == TileOrder::kDealt) {
-      const int of_cluster =
-          (num_tiles_ - block_.cluster + block_.num_clusters - 1) / block_.num_clusters;
-      return max(0, (of_cluster - owner + kClusterBlocks - 1) / kClusterBlocks);
+      return max(0, (end_ - owner + kClusterBlocks - 1) / kClusterBlocks);
     }
-    return BeginOf(block_.cluster * kClusterBlocks + owner + 1) - FirstOwned(owner);
+    return FirstOwned(owner + 1) - FirstOwned(owner);
   }
 
  private:
-  __device__ __forceinline__ int BeginOf(int block) const {
-    return static_cast<int>(static_cast<int64_t>(num_tiles_) * block / block_.num_blocks);
-  }
-  __device__ __forceinline__ void SkipToTile() {
-    while (place() < places_max_ && place() >= OwnedCount(owner())) ++i_;
-  }
-
   const Block block_;
   const TileOrder order_;
   const int num_tiles_;
-  int i_ = 0;
-  int places_max_ = 0;
+  int end_ = 0;
+  int full_ = 0;              // all numbers below it exist
+  uint32_t last_owners_ = 0;  // bit o: number full_ + o exists
 };
 
 // ---- The exchange: partial sums of a tile on their way to its finisher

@@ -156,7 +156,7 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
     }
   }
   InitBarrierCount(&shared.experts_ready, 1);
-  InitBarrierCount(&shared.results_ready, kConsumerWarps);
+  InitBarrierCount(&shared.results_ready, kClusterBlocks * kConsumerWarps);
   FenceBarrierInit();
   shared.exits = 0;
   shared.pushed = 0;

@@ -4,8 +4,9 @@
 // blocks wait for each other; each chooses the top K of every row for itself, so the choice is
 // never sent; the union of the chosen experts, ascending, is the list of gate-and-up tiles, and all
 // rows pass through every tile (a row that did not choose the expert costs nothing but its result).
-// Down: a block owns the same rows of the residual stream for all experts, so the weighted sum over
-// a row's experts needs nobody else. Bytes: the matrices of the chosen experts once.
+// Down: a cluster owns the same rows of the residual stream for all experts; its blocks share the
+// experts, and each adds up what all four found for its own rows. Bytes: the matrices of the chosen
+// experts once.
 #pragma once
 
 #include "kernels/cuda/device/dot.cuh"
@@ -32,8 +33,9 @@ __device__ __forceinline__ bool StreamRouter(const Block& block, const Phase& ph
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
   if (share.count == 0) return true;
   const uint32_t bytes = RouterColumns(share, hidden) * sizeof(float);
-  for (TileWalk walk(block, TileOrder::kDealt, phase.num_experts); walk.valid(); walk.Next()) {
-    const float* const row = phase.router + static_cast<size_t>(walk.tile()) * hidden;
+  const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
+  for (int i = 0; i < walk.end(); ++i) {
+    const float* const row = phase.router + static_cast<size_t>(walk.Tile(i)) * hidden;
     if (!ring.Push(row + share.first * 2 * kSlabColumns, bytes)) return false;
   }
   return true;
@@ -43,13 +45,11 @@ __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& 
                                                ConsumerClock& clock, const Share& share,
                                                const Team& team, const InputFragments& x,
                                                int lane) {
-  const TileWalk all(block, TileOrder::kDealt, phase.num_experts);
+  const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
   const int columns = RouterColumns(share, block.program().hidden) - team.part * 2 * kSlabColumns;
-  uint32_t entry = 0;
-  for (TileWalk walk = all; walk.valid(); walk.Next(), ++entry) {
-    if (!team.works || walk.number() % team.num_teams != team.index) continue;
-    const uint8_t* const weights = clock.ring.Wait(block, entry) +
-                                   team.part * 2 * kSlabColumns * sizeof(float) + lane % 4 * 32;
+  const int offset = team.part * 2 * kSlabColumns * sizeof(float) + lane % 4 * 32;
+  for (int i = team.works ? team.index : walk.end(); i < walk.end(); i += team.num_teams) {
+    const uint8_t* const weights = clock.ring.Wait(block, i) + offset;
     float sum = 0.0f;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -59,18 +59,19 @@ __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& 
       }
     }
     sum = QuadSum(sum);
-    clock.ring.Release(block, entry, team.arrivals, lane);
-    const uint32_t use = clock.exchange.Use(walk.owner(), walk.place());
-    WaitForExchange(block, walk.owner(), use);
+    clock.ring.Release(block, i, team.arrivals, lane);
+    const int owner = walk.Owner(i);
+    const uint32_t use = clock.exchange.Use(owner, walk.Place(i));
+    WaitForExchange(block, owner, use);
     const int buffer = use % kExchangeBuffers;
     if (lane % 4 == 0) {
       auto* const place = reinterpret_cast<float*>(block.shared().exchange[buffer]) +
                           (share.first + team.part) * kRowsMax + lane / 4;
-      StoreInCluster(place, sum, &block.shared().exchange_full[buffer], walk.owner());
+      StoreInCluster(place, sum, &block.shared().exchange_full[buffer], owner);
     }
   }
-  if (share.count > 0) clock.ring.Advance(entry);
-  clock.exchange.Advance(all);
+  if (share.count > 0) clock.ring.Advance(walk.end());
+  clock.exchange.Advance(walk);
 }
 
 __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& phase,
@@ -173,7 +174,8 @@ __device__ __forceinline__ void ForceExperts(const Block& block, const Phase& ph
 }
 
 // Choice of all rows, then the list of experts and who of them serves whom. All consumers call it.
-__device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phase, int phase_idx) {
+static __device__ __noinline__ void MakeChoice(Block block, int which, int phase_idx) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
   const int thread = threadIdx.x, warp = thread / kWarpLanes, lane = thread % kWarpLanes;
   ExpertChoice& choice = block.shared().choice;
   const int num_rows = block.program().block, per_row = phase.experts_per_token;
@@ -229,9 +231,9 @@ __device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& pha
   const int slab_bytes = SlabBytes(phase.format);
   const uint32_t bytes = ShareSlabs(share, phase.num_slabs) * slab_bytes;
   const ExpertChoice& choice = block.shared().choice;
-  for (TileWalk walk(block, TileOrder::kDealt, choice.num_experts * phase.num_tiles); walk.valid();
-       walk.Next()) {
-    const int tile = walk.tile();
+  const TileWalk walk(block, TileOrder::kDealt, choice.num_experts * phase.num_tiles);
+  for (int i = 0; i < walk.end(); ++i) {
+    const int tile = walk.Tile(i);
     const uint8_t* const expert =
         phase.weights + choice.experts[tile / phase.num_tiles] * phase.expert_bytes;
     const int slab = tile % phase.num_tiles * phase.num_slabs + 2 * share.first;
@@ -246,7 +248,7 @@ static __device__ __noinline__ void ConsumeMoeUp(Block block, int which, int pha
   ConsumerClock clock = kept_clock;
   const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
-  StageInput(block, phase, share);
+  StageInput(block, which, share);
   const Team team = TeamOf(warp, share.count);
   InputFragments x;
   LoadFragments(block, team.part,
@@ -255,7 +257,7 @@ static __device__ __noinline__ void ConsumeMoeUp(Block block, int which, int pha
   MultiplyRouter(block, phase, clock, share, team, x, lane);
   if (threadIdx.x == 0) block.WaitForArrivals(phase.inner_counter, phase.inner_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  MakeChoice(block, phase, phase_idx);
+  MakeChoice(block, which, phase_idx);
   if (threadIdx.x == 0) block.Stamp(phase_idx, kTraceInputReady);
   const TileWalk walk(block, TileOrder::kDealt,
                       block.shared().choice.num_experts * phase.num_tiles);
@@ -307,31 +309,41 @@ static __device__ __noinline__ void FinishMoeUp(Block block, int which, Finisher
 
 // ---- Down
 
+// The cluster's tiles, which are consecutive; each of its blocks takes every fourth expert.
 __device__ __forceinline__ bool StreamMoeDown(const Block& block, const Phase& phase,
                                               RingWriter& ring) {
   const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
-  const int count = walk.OwnedCount(block.rank), slab_bytes = SlabBytes(phase.format);
+  const int first = walk.FirstOwned(0), count = walk.FirstOwned(kClusterBlocks) - first;
   if (count == 0) return true;
-  const size_t first =
-      static_cast<size_t>(walk.FirstOwned(block.rank)) * phase.num_slabs * slab_bytes;
+  const int tile_bytes = phase.num_slabs * SlabBytes(phase.format);
   const ExpertChoice& choice = block.shared().choice;
-  for (int i = 0; i < choice.num_experts; ++i) {
-    if (!ring.Push(phase.weights + choice.experts[i] * phase.expert_bytes + first,
-                   count * phase.num_slabs * slab_bytes)) {
+  for (int i = block.rank; i < choice.num_experts; i += kClusterBlocks) {
+    const uint8_t* const expert = phase.weights + choice.experts[i] * phase.expert_bytes;
+    if (!ring.Push(expert + static_cast<size_t>(first) * tile_bytes, count * tile_bytes))
       return false;
-    }
   }
   return true;
 }
 
+// Tile t of the block's n-th expert is warp (n * count + t) % kConsumerWarps's. Results go to the
+// block that owns the tile.
 template <WeightFormat kFormat>
 __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& phase,
-                                             ConsumerClock& clock, int num_tiles, int lane) {
+                                             ConsumerClock& clock, int lane) {
+  const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
+  const int first = walk.FirstOwned(0), count = walk.FirstOwned(kClusterBlocks) - first;
+  if (count == 0) return;
   const ExpertChoice& choice = block.shared().choice;
-  const Team team = TeamOf(threadIdx.x / kWarpLanes, num_tiles);
-  auto* const results = reinterpret_cast<float*>(block.shared().exchange);
-  if (team.works) {
-    for (int i = team.index; i < choice.num_experts; i += team.num_teams) {
+  const int warp = threadIdx.x / kWarpLanes, tile_bytes = phase.num_slabs * SlabBytes(kFormat);
+  const uint32_t results = SharedAddress(block.shared().exchange) + lane / 4 * sizeof(float);
+  uint32_t entry = 0;
+  int first_warp = 0;  // of tile 0
+  for (int i = block.rank; i < choice.num_experts; i += kClusterBlocks, ++entry) {
+    const uint8_t* const data = clock.ring.Wait(block, entry);
+    int tile = warp - first_warp;
+    if (tile < 0) tile += kConsumerWarps;
+    first_warp = (first_warp + count) % kConsumerWarps;
+    if (tile < count) {
       const int8_t* const slot_of = choice.slot_of[i];
       const int slot = slot_of[lane / 4];
       const uint8_t* const from = block.shared().staging + slot * kSlotStride + lane % 4 * 16;
@@ -341,23 +353,27 @@ __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& ph
         x[j] = slot >= 0 && j / 4 < phase.num_slabs ? *reinterpret_cast<const uint4*>(from + j * 64)
                                                     : uint4{0, 0, 0, 0};
       }
-      const uint8_t* const data =
-          clock.ring.Wait(block, i) + team.part * phase.num_slabs * SlabBytes(kFormat);
-      const float4 v = AddTiles({}, MultiplyBlock<kFormat>(data, phase.num_slabs, x, lane));
-      clock.ring.Release(block, i, team.arrivals, lane);
       const int even = slot_of[lane % 4 * 2], odd = slot_of[lane % 4 * 2 + 1];
-      const int column = team.part * 16 + lane / 4;
-      if (even >= 0) {
-        results[even * kResultStride + column] = v.x;
-        results[even * kResultStride + column + 8] = v.z;
-      }
-      if (odd >= 0) {
-        results[odd * kResultStride + column] = v.y;
-        results[odd * kResultStride + column + 8] = v.w;
+      for (; tile < count; tile += kConsumerWarps) {
+        const float4 v = AddTiles(
+            {}, MultiplyBlock<kFormat>(data + tile * tile_bytes, phase.num_slabs, x, lane));
+        int owner = 0;
+        while (first + tile >= walk.FirstOwned(owner + 1)) ++owner;
+        const uint32_t column = (first + tile - walk.FirstOwned(owner)) * 16;
+        const auto store = [&](int to_slot, float low, float high) {
+          if (to_slot < 0) return;
+          const uint32_t place =
+              ClusterAddressOf(results + (to_slot * kResultStride + column) * sizeof(float), owner);
+          StoreInClusterNow(place, low);
+          StoreInClusterNow(place + 8 * sizeof(float), high);
+        };
+        store(even, v.x, v.z);
+        store(odd, v.y, v.w);
       }
     }
+    clock.ring.Release(block, entry, 1, lane);
   }
-  if (num_tiles > 0) clock.ring.Advance(choice.num_experts);
+  clock.ring.Advance(entry);
 }
 
 static __device__ __noinline__ void ConsumeMoeDown(Block block, int which, int phase_idx,
@@ -376,14 +392,13 @@ static __device__ __noinline__ void ConsumeMoeDown(Block block, int which, int p
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   if (thread == 0) block.Stamp(phase_idx, kTraceInputReady);
-  const int num_tiles = TileWalk(block, TileOrder::kOwned, phase.num_tiles).OwnedCount(block.rank);
   if (phase.format == WeightFormat::kMxfp4) {
-    MultiplyDown<WeightFormat::kMxfp4>(block, phase, clock, num_tiles, lane);
+    MultiplyDown<WeightFormat::kMxfp4>(block, phase, clock, lane);
   } else {
-    MultiplyDown<WeightFormat::kFp8Block128>(block, phase, clock, num_tiles, lane);
+    MultiplyDown<WeightFormat::kFp8Block128>(block, phase, clock, lane);
   }
   __syncwarp();
-  if (lane == 0) Arrive(&block.shared().results_ready, 1);
+  if (lane < kClusterBlocks) ArriveInCluster(&block.shared().results_ready, lane);
   kept_clock = clock;
 }
 
@@ -399,7 +414,9 @@ static __device__ __noinline__ void FinishMoeDown(Block block, int which,
   const ExpertChoice& choice = block.shared().choice;
   float4 before = {};
   if (warp < count) before = ReadResidualTile(phase, block.program().hidden, first + warp, lane);
-  block.WaitBarrier(WaitsFor::kResults, &block.shared().results_ready, clock.moe_layers & 1);
+  block.Wait(WaitsFor::kResults,
+             [&] { return IsDoneInCluster(&block.shared().results_ready, clock.moe_layers & 1); });
+  __syncwarp();
   for (int i = warp; i < count; i += kFinisherWarps) {
     float4 sum = {};
     const int column = i * 16 + lane / 4;

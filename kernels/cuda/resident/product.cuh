@@ -53,31 +53,37 @@ __device__ __forceinline__ float4 MultiplyBlock(const uint8_t* slabs, int num_sl
 // All tiles of the walk: `team` and `x` of this warp.
 template <WeightFormat kFormat>
 __device__ __forceinline__ void MultiplyTiles(const Block& block, ConsumerClock& clock,
-                                              TileWalk walk, const Share& share, int num_slabs,
-                                              const Team& team, const InputFragments& x, int lane) {
-  const TileWalk all = walk;
-  const int slabs = min(2, num_slabs - 2 * (share.first + team.part));
-  uint32_t entry = 0;
-  for (; walk.valid(); walk.Next(), ++entry) {
-    if (!team.works || walk.number() % team.num_teams != team.index) continue;
-    const uint8_t* const data = clock.ring.Wait(block, entry) + team.part * 2 * SlabBytes(kFormat);
-    const float4 partial = MultiplyBlock<kFormat>(data, slabs, x, lane);
-    clock.ring.Release(block, entry, team.arrivals, lane);
-    SendPartial(block, walk.owner(), clock.exchange.Use(walk.owner(), walk.place()),
-                share.first - share.pass_first + team.part, partial, lane);
+                                              const TileWalk& walk, const Share& share,
+                                              int num_slabs, const Team& team,
+                                              const InputFragments& x, int lane) {
+  if (share.count > 0) {
+    const int slabs = min(2, num_slabs - 2 * (share.first + team.part));
+    const int offset = team.part * 2 * SlabBytes(kFormat);
+    const int index = share.first - share.pass_first + team.part;  // of the partial, in the pass
+    for (int i = team.works ? team.index : walk.end(); i < walk.end(); i += team.num_teams) {
+      if (!walk.Exists(i)) continue;
+      const int entry = walk.CountBefore(i);
+      const uint8_t* const data = clock.ring.Wait(block, entry) + offset;
+      const float4 partial = MultiplyBlock<kFormat>(data, slabs, x, lane);
+      clock.ring.Release(block, entry, team.arrivals, lane);
+      SendPartial(block, walk.Owner(i), clock.exchange.Use(walk.Owner(i), walk.Place(i)), index,
+                  partial, lane);
+    }
+    clock.ring.Advance(walk.CountBefore(walk.end()));
   }
-  if (share.count > 0) clock.ring.Advance(entry);
-  clock.exchange.Advance(all);
+  clock.exchange.Advance(walk);
 }
 
 // ---- Roles
 
-__device__ __forceinline__ bool StreamTiles(RingWriter& ring, TileWalk walk, const uint8_t* weights,
-                                            const Share& share, int num_slabs, int slab_bytes) {
+__device__ __forceinline__ bool StreamTiles(RingWriter& ring, const TileWalk& walk,
+                                            const uint8_t* weights, const Share& share,
+                                            int num_slabs, int slab_bytes) {
   if (share.count == 0) return true;
   const uint32_t bytes = ShareSlabs(share, num_slabs) * slab_bytes;
-  for (; walk.valid(); walk.Next()) {
-    const size_t slab = static_cast<size_t>(walk.tile()) * num_slabs + 2 * share.first;
+  for (int i = 0; i < walk.end(); ++i) {
+    if (!walk.Exists(i)) continue;
+    const size_t slab = static_cast<size_t>(walk.Tile(i)) * num_slabs + 2 * share.first;
     if (!ring.Push(weights + slab * slab_bytes, bytes)) return false;
   }
   return true;
@@ -102,7 +108,7 @@ static __device__ __noinline__ void ConsumeProduct(Block block, int which, int p
   const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
   for (int pass = 0; pass < NumPasses(phase.num_slabs); ++pass) {
     const Share share = ShareOf(phase.num_slabs, pass, block.rank);
-    StageInput(block, phase, share);
+    StageInput(block, which, share);
     if (pass == 0 && threadIdx.x == 0) block.Stamp(phase_idx, kTraceInputReady);
     const Team team = TeamOf(warp, share.count);
     InputFragments x;

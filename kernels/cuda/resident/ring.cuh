@@ -82,11 +82,15 @@ class RingWriter {
 class RingReader {
  public:
   // Entry `i` of this phase, when it is there. The whole warp calls it.
-  __device__ __forceinline__ const uint8_t* Wait(const Block& block, uint32_t i) const {
+  __device__ __forceinline__ const uint8_t* Wait(const Block& block, uint32_t i) {
     const uint32_t entry = first_ + i;
     // Parity alone could take the entry's last use for this one.
-    block.Wait(WaitsFor::kWeights,
-               [&] { return static_cast<int32_t>(block.shared().pushed - entry) > 0; });
+    if (static_cast<int32_t>(pushed_ - entry) <= 0) {
+      block.Wait(WaitsFor::kWeights, [&] {
+        pushed_ = block.shared().pushed;
+        return static_cast<int32_t>(pushed_ - entry) > 0;
+      });
+    }
     block.WaitBarrier(WaitsFor::kWeights, &block.shared().full[entry % kRingEntries],
                       entry / kRingEntries & 1);
     __syncwarp();
@@ -101,6 +105,7 @@ class RingReader {
 
  private:
   uint32_t first_ = 0;
+  uint32_t pushed_ = 0;  // as last seen
 };
 
 }  // namespace ultraspeed::kernels::cuda::resident

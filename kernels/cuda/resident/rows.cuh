@@ -62,8 +62,8 @@ __device__ __forceinline__ void MakeScales(const Block& block, const Phase& phas
 
 // Waits for the phase's input and brings this thread block's share of its columns into the staging
 // area: kRowsMax rows of bf16. All consumers call it.
-__device__ __forceinline__ void StageInput(const Block& block, const Phase& phase,
-                                           const Share& share) {
+static __device__ __noinline__ void StageInput(Block block, int which, Share share) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
   constexpr int kPiecesMax =
       kRowsMax * kShareBlocksMax * 2 * kSlabColumns / 8 / kConsumerThreads;  // of a thread
   const int columns = ShareSlabs(share, phase.num_slabs) * kSlabColumns;
@@ -77,6 +77,15 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
                               piece % row_pieces * 16) = v;
   };
   const int thread = threadIdx.x;
+  EightFloats weights[kPiecesMax];  // of the norm, requested before the wait
+#pragma unroll
+  for (int i = 0; i < kPiecesMax; ++i) {
+    const int piece = thread + i * kConsumerThreads;
+    if (phase.input == InputKind::kNorm && piece < num_pieces) {
+      const auto* const w = reinterpret_cast<const float4*>(phase.norm_weight + column_of(piece));
+      weights[i] = {__ldg(w), __ldg(w + 1)};
+    }
+  }
   if (thread == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
 
@@ -109,9 +118,7 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
     for (int i = 0; i < kPiecesMax; ++i) {
       const int piece = thread + i * kConsumerThreads;
       if (piece < num_pieces) {
-        const auto* const w = reinterpret_cast<const float4*>(phase.norm_weight + column_of(piece));
-        store(piece,
-              NormEight(x[i], block.shared().scale[row_of(piece)], {__ldg(w), __ldg(w + 1)}));
+        store(piece, NormEight(x[i], block.shared().scale[row_of(piece)], weights[i]));
       }
     }
   }

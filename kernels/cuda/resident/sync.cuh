@@ -51,12 +51,29 @@ __device__ __forceinline__ bool IsDone(uint64_t* barrier, uint32_t parity) {
 
 // ---- Shared memory of the cluster's other blocks
 
-__device__ __forceinline__ uint32_t ClusterAddress(const void* shared, uint32_t block) {
+__device__ __forceinline__ uint32_t ClusterAddressOf(uint32_t shared_address, uint32_t block) {
   uint32_t address;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
                : "=r"(address)
-               : "r"(SharedAddress(shared)), "r"(block));
+               : "r"(shared_address), "r"(block));
   return address;
+}
+__device__ __forceinline__ uint32_t ClusterAddress(const void* shared, uint32_t block) {
+  return ClusterAddressOf(SharedAddress(shared), block);
+}
+// As IsDone, of a barrier that guards ordinary stores of other blocks of the cluster.
+__device__ __forceinline__ bool IsDoneInCluster(uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; "
+      "selp.u32 %0, 1, 0, p; }"
+      : "=r"(done)
+      : "r"(SharedAddress(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+__device__ __forceinline__ void StoreInClusterNow(uint32_t cluster_address, float v) {
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(cluster_address), "f"(v) : "memory");
 }
 __device__ __forceinline__ void ArriveInCluster(uint64_t* barrier, uint32_t block) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
@@ -130,15 +147,13 @@ struct Places {  // where the warps of this block stand: phase of producer, cons
   volatile int32_t phase[3];
 };
 
-static __device__ __noinline__ void CheckProgress(const Program& program, const Places& places,
-                                                  WaitsFor what, uint64_t& since) {
+// `since` is when the wait was first checked, 0 at first; gives the new value.
+static __device__ __noinline__ uint64_t CheckProgress(const Program& program, const Places& places,
+                                                      WaitsFor what, uint64_t since) {
   const uint64_t now = GlobalNanoseconds();
-  if (since == 0) {
-    since = now;
-    return;
-  }
+  if (since == 0) return now;
   const bool others_stuck = *reinterpret_cast<volatile uint32_t*>(program.abort_word) != 0;
-  if (!others_stuck && now - since < program.wait_ns_max) return;
+  if (!others_stuck && now - since < program.wait_ns_max) return since;
   StuckReport::Place& place = program.stuck->places[blockIdx.x];
   for (int i = 0; i < 3; ++i) place.phase[i] = places.phase[i];
   place.waits_for = static_cast<int32_t>(what);
@@ -148,15 +163,17 @@ static __device__ __noinline__ void CheckProgress(const Program& program, const 
   constexpr uint64_t kTimeForTheOthersNs = 50'000'000;
   while (GlobalNanoseconds() - now < kTimeForTheOthersNs) __nanosleep(1000);
   __trap();
+  return since;
 }
 
 template <typename Ready>
 __device__ __forceinline__ void WaitUntil(const Program& program, const Places& places,
                                           WaitsFor what, Ready ready) {
+  if (ready()) return;
   constexpr uint32_t kSpinsPerCheck = 8192;
   uint64_t since = 0;
   for (uint32_t spins = 1; !ready(); ++spins) {
-    if (spins % kSpinsPerCheck == 0) CheckProgress(program, places, what, since);
+    if (spins % kSpinsPerCheck == 0) since = CheckProgress(program, places, what, since);
   }
 }
 
