@@ -160,6 +160,7 @@ struct Producer {
 
 // Rows of x of a group's tokens and columns into shared memory; columns past Kdim are zero, rows
 // past the last token keep what was there (a token never sees its neighbours).
+template <WeightFormat kFormat>
 __device__ __forceinline__ void LoadInputs(const Product& p, const TokenTile& tile, int first_slab,
                                            int end_slab, int stride, uint8_t* inputs) {
   const int pieces = (end_slab - first_slab) * (kSlabColumns * 2 / 16);
@@ -172,6 +173,12 @@ __device__ __forceinline__ void LoadInputs(const Product& p, const TokenTile& ti
   }
   CommitCopies();
   WaitCopies<0>();
+  if constexpr (HasInputGain(kFormat)) {
+    for (int i = threadIdx.x; i < tile.count * pieces; i += kStreamWarps * 32) {  // its own
+      auto* const piece = reinterpret_cast<uint4*>(inputs + i / pieces * stride + i % pieces * 16);
+      *piece = GainedInput<kFormat>(*piece);
+    }
+  }
 }
 
 template <WeightFormat kFormat, int kTileTokens, Epilogue kEpilogue>
@@ -221,7 +228,7 @@ static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
       group = unit / plan.units_per_group;
       tile = TileOf(p, group / plan.num_groups_per_tile, kTileTokens);
       __syncthreads();  // nobody reads the previous group's inputs any more
-      LoadInputs(p, tile, now.first_slab, now.end_slab, plan.input_stride, inputs);
+      LoadInputs<kFormat>(p, tile, now.first_slab, now.end_slab, plan.input_stride, inputs);
       __syncthreads();
     }
     float4* const buffer = partials + (unit & 1) * plan.partial_count * 32;
@@ -245,8 +252,9 @@ static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
               weights.Group(j, a);
 #pragma unroll
               for (int c = 0; c < kColumnTiles; ++c) {
-                MmaGroup(sums[c], a,
-                         *reinterpret_cast<const uint4*>(x + c * 8 * plan.input_stride + j * 64));
+                AddGroup<kFormat>(
+                    sums[c], weights, j, a,
+                    *reinterpret_cast<const uint4*>(x + c * 8 * plan.input_stride + j * 64));
               }
             }
             scales = weights.Scales();
@@ -267,7 +275,7 @@ static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) {
         buffer[(now.item * kColumnTiles + c) * 32 + lane] =
-            EndBlock<kFormat>(block_partials[c], sums[c], scales);
+            EndBlock<kFormat>(block_partials[c], sums[c]);
       }
     }
     __syncthreads();

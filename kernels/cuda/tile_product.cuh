@@ -112,9 +112,10 @@ static __global__ void __launch_bounds__(kTileThreads, 1)
       weights[1].Group(j, a[1]);
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) {
-        const uint4 b = *reinterpret_cast<const uint4*>(x + c * 8 * kInputStride + j * 64);
-        MmaGroup(sums[0][c], a[0], b);
-        MmaGroup(sums[1][c], a[1], b);
+        const uint4 b = GainedInput<kFormat>(
+            *reinterpret_cast<const uint4*>(x + c * 8 * kInputStride + j * 64));
+        AddGroup<kFormat>(sums[0][c], weights[0], j, a[0], b);
+        AddGroup<kFormat>(sums[1][c], weights[1], j, a[1], b);
       }
     }
 
@@ -128,8 +129,7 @@ static __global__ void __launch_bounds__(kTileThreads, 1)
         for (int c = 0; c < kColumnTiles; ++c) {
           EndSlab<kFormat>(block_partials[m][c], sums[m][c], scales, slabs_done % kBlockSlabs == 1);
           if (!ends_block) continue;
-          totals[m][c] =
-              Add(totals[m][c], EndBlock<kFormat>(block_partials[m][c], sums[m][c], scales));
+          totals[m][c] = Add(totals[m][c], EndBlock<kFormat>(block_partials[m][c], sums[m][c]));
           for (float& sum : sums[m][c]) sum = 0.0f;
         }
       }

@@ -11,12 +11,14 @@
 // columns within a sum is therefore not ascending, but it is the same in every kernel.
 //
 // Order of a sum, everywhere: a block is two slabs (the last of a row may be one), accumulated by
-// mma in ascending groups; its sum times its scale is a partial (kFp8Block128, whose scales are per
-// slab: each slab's sum times its scale, the two added); partials are added ascending within a
+// mma in ascending groups, is a partial. kFp8Block128, whose scales are per slab: each slab's sum
+// times its scale, the two added. kMxfp4, whose scales are per group: each group's sum times its
+// scale, by fused multiply-adds onto the groups before. Partials are added ascending within a
 // segment, segments ascending. Blocks and segments depend on the width only.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 #include "kernels/ops.h"
 
@@ -26,11 +28,16 @@ constexpr int kTileRows = 16;
 constexpr int kSlabColumns = 128;
 constexpr int kSegmentSlabsMax = 12;  // of Linear: 1536 columns; experts have one segment
 
-// E8M0 scales are kept as the exponent field of a bf16 factor that also undoes the offset of the
-// expanded codes (2^126) and moves weights by 2^-32, which the block's scale undoes: exact for
-// scales up to 160 (weights up to 6 * 2^33); larger ones saturate.
-constexpr int kE8m0Offset = 94;
-constexpr float kMxfp4BlockScale = 4294967296.0f;
+// FP8 and MXFP4 codes enter the product as they are, at the bottom of bf16's exponent, where they
+// are worth their value times 2^-120 and 2^-126, subnormals included; inputs of such products are
+// multiplied by 2^80 (exact; inputs must be below 2^47), so that sums lie well within fp32. The
+// scales undo both. E8M0 scales are kept as the exponent field of that fp32 factor: exact for
+// scales up to 208 (weights up to 6 * 2^81); larger ones saturate.
+constexpr bool HasInputGain(WeightFormat format) { return format != WeightFormat::kBf16; }
+constexpr uint32_t kInputGain = 0x67806780u;  // two bf16
+constexpr float kInputGainFloat = 0x1p80f;
+constexpr float kFp8ScaleGain = 0x1p40f;
+constexpr int kE8m0Offset = 46;
 
 constexpr int SlabCodeBytes(WeightFormat format) {
   switch (format) {

@@ -29,29 +29,28 @@ __device__ __forceinline__ void SetRow(GroupFragments& a, int row_half,
 
 // e4m3 bits at the bottom of bf16's exponent are the value times 2^-120, subnormals included.
 __device__ __forceinline__ void ExpandFp8(uint32_t w0, uint32_t w1, uint32_t (&pairs)[4]) {
-  constexpr uint32_t kTwoTo120 = 0x7b807b80u;
   const uint32_t words[2] = {w0, w1};
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const uint32_t w = words[i];
-    pairs[2 * i] = MultiplyBf16x2(w & 0x87f087f0u, kTwoTo120);
-    pairs[2 * i + 1] = MultiplyBf16x2((w << 4 & 0x80f080f0u) | (w >> 4 & 0x07000700u), kTwoTo120);
+    pairs[2 * i] = w & 0x87f087f0u;
+    pairs[2 * i + 1] = (w << 4 & 0x80f080f0u) | (w >> 4 & 0x07000700u);
   }
 }
 
 // e2m1 bits at the bottom of bf16's exponent are the value times 2^-126, subnormals included.
-__device__ __forceinline__ void ExpandMxfp4(uint32_t w, uint32_t factor, uint32_t (&pairs)[4]) {
+__device__ __forceinline__ void ExpandMxfp4(uint32_t w, uint32_t (&pairs)[4]) {
   constexpr uint32_t kMask = 0x81c081c0u;
-  pairs[0] = MultiplyBf16x2(w & kMask, factor);
-  pairs[1] = MultiplyBf16x2(w << 3 & kMask, factor);
-  pairs[2] = MultiplyBf16x2(w << 6 & kMask, factor);
-  pairs[3] = MultiplyBf16x2(
-      (w << 1 & 0x80008000u) | (w >> 3 & 0x01800180u) | (w >> 7 & 0x00400040u), factor);
+  pairs[0] = w & kMask;
+  pairs[1] = w << 3 & kMask;
+  pairs[2] = w << 6 & kMask;
+  pairs[3] = (w << 1 & 0x80008000u) | (w >> 3 & 0x01800180u) | (w >> 7 & 0x00400040u);
 }
 
-// Exponent fields of a row's four groups -> the factor of group j in both halves of a register.
-__device__ __forceinline__ uint32_t GroupFactor(uint32_t exponents, int j) {
-  return __byte_perm(exponents, 0, 0x4040 | j | j << 8) << 7;
+// Exponent fields of a row's four groups -> the factor of group j.
+__device__ __forceinline__ float GroupFactor(uint32_t exponents, int j) {
+  const uint32_t bits = j < 3 ? exponents << (23 - 8 * j) : exponents >> 1;
+  return __uint_as_float(bits & 0x7f800000u);
 }
 
 template <WeightFormat kFormat>
@@ -88,18 +87,18 @@ struct Slab {
     } else {
       const uint2 v = reinterpret_cast<const uint2*>(bytes)[j * 32 + lane];
       uint32_t pairs[4];
-      ExpandMxfp4(v.x, GroupFactor(exponents[0], j), pairs);
+      ExpandMxfp4(v.x, pairs);
       SetRow(a, 0, pairs);
-      ExpandMxfp4(v.y, GroupFactor(exponents[1], j), pairs);
+      ExpandMxfp4(v.y, pairs);
       SetRow(a, 1, pairs);
     }
   }
 
   // Scales of the block that ends with this slab: rows g, rows g + 8.
   __device__ __forceinline__ float2 Scales() const {
-    if constexpr (kFormat == WeightFormat::kBf16) return {1.0f, 1.0f};
-    if constexpr (kFormat == WeightFormat::kMxfp4) return {kMxfp4BlockScale, kMxfp4BlockScale};
-    return *reinterpret_cast<const float2*>(bytes + SlabCodeBytes(kFormat));
+    if constexpr (kFormat != WeightFormat::kFp8Block128) return {1.0f, 1.0f};
+    const float2 scales = *reinterpret_cast<const float2*>(bytes + SlabCodeBytes(kFormat));
+    return {__fmul_rn(scales.x, kFp8ScaleGain), __fmul_rn(scales.y, kFp8ScaleGain)};
   }
 };
 
@@ -126,14 +125,40 @@ __device__ __forceinline__ void EndSlab(float4& partial, float (&sum)[4], float2
 }
 // The partial of a block whose slabs have all ended.
 template <WeightFormat kFormat>
-__device__ __forceinline__ float4 EndBlock(float4 partial, const float (&sum)[4], float2 scales) {
-  return ScalesEverySlab(kFormat) ? partial : ScaledPartial(sum, scales);
+__device__ __forceinline__ float4 EndBlock(float4 partial, const float (&sum)[4]) {
+  return ScalesEverySlab(kFormat) ? partial : float4{sum[0], sum[1], sum[2], sum[3]};
 }
 
 // Both mma of a group for eight tokens; `x` holds the lane's eight columns of token g.
 __device__ __forceinline__ void MmaGroup(float (&sum)[4], const GroupFragments& a, uint4 x) {
   Mma(sum, a[0], x.x, x.y);
   Mma(sum, a[1], x.z, x.w);
+}
+
+// Adds group j of a slab to a block's sum.
+template <WeightFormat kFormat>
+__device__ __forceinline__ void AddGroup(float (&sum)[4], const Slab<kFormat>& weights, int j,
+                                         const GroupFragments& a, uint4 x) {
+  if constexpr (kFormat == WeightFormat::kMxfp4) {
+    float group[4] = {};
+    MmaGroup(group, a, x);
+    const float low = GroupFactor(weights.exponents[0], j);
+    const float high = GroupFactor(weights.exponents[1], j);
+    sum[0] = __fmaf_rn(low, group[0], sum[0]);
+    sum[1] = __fmaf_rn(low, group[1], sum[1]);
+    sum[2] = __fmaf_rn(high, group[2], sum[2]);
+    sum[3] = __fmaf_rn(high, group[3], sum[3]);
+  } else {
+    MmaGroup(sum, a, x);
+  }
+}
+
+// Eight input columns as a product of this format takes them.
+template <WeightFormat kFormat>
+__device__ __forceinline__ uint4 GainedInput(uint4 x) {
+  if constexpr (!HasInputGain(kFormat)) return x;
+  return {MultiplyBf16x2(x.x, kInputGain), MultiplyBf16x2(x.y, kInputGain),
+          MultiplyBf16x2(x.z, kInputGain), MultiplyBf16x2(x.w, kInputGain)};
 }
 
 }  // namespace ultraspeed::kernels::cuda

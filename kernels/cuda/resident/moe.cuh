@@ -88,7 +88,10 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
       float sum = parts[0];
 #pragma unroll 8
       for (int b = 1; b < num_blocks; ++b) sum = __fadd_rn(sum, parts[b * kRowsMax]);
-      phase.router_logits[lane * phase.num_experts + walk.TileAt(block.rank, place)] = sum;
+      // The rows came with the experts' input gain.
+      constexpr float kUndo = 1.0f / kInputGainFloat;
+      phase.router_logits[lane * phase.num_experts + walk.TileAt(block.rank, place)] =
+          __fmul_rn(sum, kUndo);
     }
     FreeExchange(block, buffer, lane);
   }
@@ -250,17 +253,24 @@ static __device__ __noinline__ void ConsumeMoeUp(Block block, int which, int pha
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
   StageInput(block, which, share);
   const Team team = TeamOf(warp, share.count);
-  InputFragments x;
-  LoadFragments(block, team.part,
-                share.count == 0 ? 0 : phase.num_slabs - 2 * (share.first + team.part),
-                ShareSlabs(share, phase.num_slabs) * kSlabColumns, lane, x);
-  MultiplyRouter(block, phase, clock, share, team, x, lane);
+  const auto load = [&](InputFragments& x) {
+    LoadFragments(block, team.part,
+                  share.count == 0 ? 0 : phase.num_slabs - 2 * (share.first + team.part),
+                  ShareSlabs(share, phase.num_slabs) * kSlabColumns, lane, x);
+  };
+  {
+    InputFragments x;
+    load(x);
+    MultiplyRouter(block, phase, clock, share, team, x, lane);
+  }
   if (threadIdx.x == 0) block.WaitForArrivals(phase.inner_counter, phase.inner_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   MakeChoice(block, which, phase_idx);
   if (threadIdx.x == 0) block.Stamp(phase_idx, kTraceInputReady);
   const TileWalk walk(block, TileOrder::kDealt,
                       block.shared().choice.num_experts * phase.num_tiles);
+  InputFragments x;
+  load(x);
   if (phase.format == WeightFormat::kMxfp4) {
     MultiplyTiles<WeightFormat::kMxfp4>(block, clock, walk, share, phase.num_slabs, team, x, lane);
   } else {
@@ -335,14 +345,19 @@ __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& ph
   if (count == 0) return;
   const ExpertChoice& choice = block.shared().choice;
   const int warp = threadIdx.x / kWarpLanes, tile_bytes = phase.num_slabs * SlabBytes(kFormat);
+  int ends[kClusterBlocks];  // of the blocks' tiles, from the cluster's first on
+#pragma unroll
+  for (int o = 0; o < kClusterBlocks; ++o) ends[o] = walk.FirstOwned(o + 1) - first;
   const uint32_t results = SharedAddress(block.shared().exchange) + lane / 4 * sizeof(float);
   uint32_t entry = 0;
   int first_warp = 0;  // of tile 0
+  const int warp_step = count % kConsumerWarps;
   for (int i = block.rank; i < choice.num_experts; i += kClusterBlocks, ++entry) {
     const uint8_t* const data = clock.ring.Wait(block, entry);
     int tile = warp - first_warp;
     if (tile < 0) tile += kConsumerWarps;
-    first_warp = (first_warp + count) % kConsumerWarps;
+    first_warp += warp_step;
+    if (first_warp >= kConsumerWarps) first_warp -= kConsumerWarps;
     if (tile < count) {
       const int8_t* const slot_of = choice.slot_of[i];
       const int slot = slot_of[lane / 4];
@@ -357,9 +372,15 @@ __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& ph
       for (; tile < count; tile += kConsumerWarps) {
         const float4 v = AddTiles(
             {}, MultiplyBlock<kFormat>(data + tile * tile_bytes, phase.num_slabs, x, lane));
-        int owner = 0;
-        while (first + tile >= walk.FirstOwned(owner + 1)) ++owner;
-        const uint32_t column = (first + tile - walk.FirstOwned(owner)) * 16;
+        int owner = 0, begin = 0;
+#pragma unroll
+        for (int o = 0; o + 1 < kClusterBlocks; ++o) {
+          if (tile >= ends[o]) {
+            owner = o + 1;
+            begin = ends[o];
+          }
+        }
+        const uint32_t column = (tile - begin) * 16;
         const auto store = [&](int to_slot, float low, float high) {
           if (to_slot < 0) return;
           const uint32_t place =
@@ -387,8 +408,10 @@ static __device__ __noinline__ void ConsumeMoeDown(Block block, int which, int p
   for (int i = thread; i < block.program().block * phase.experts_per_token * row_pieces;
        i += kConsumerThreads) {
     const int slot = i / row_pieces, piece = i % row_pieces;
+    const auto* const row =
+        reinterpret_cast<const uint4*>(phase.activations + slot * phase.ffn_width);
     *reinterpret_cast<uint4*>(block.shared().staging + slot * kSlotStride + piece * 16) =
-        __ldcg(reinterpret_cast<const uint4*>(phase.activations + slot * phase.ffn_width) + piece);
+        GainedEight(__ldcg(row + piece), kInputGain);
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   if (thread == 0) block.Stamp(phase_idx, kTraceInputReady);

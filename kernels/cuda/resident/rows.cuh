@@ -4,6 +4,7 @@
 // The same scalar operations in the same order as kernels/cuda/rows.cu.
 #pragma once
 
+#include "kernels/cuda/device/fragments.cuh"
 #include "kernels/cuda/device/numbers.cuh"
 #include "kernels/cuda/device/reduce.cuh"
 #include "kernels/cuda/resident/block.cuh"
@@ -28,6 +29,10 @@ struct EightFloats {
 __device__ __forceinline__ EightFloats LoadEight(const float* p) {
   const auto* const q = reinterpret_cast<const float4*>(p);
   return {__ldcg(q), __ldcg(q + 1)};
+}
+__device__ __forceinline__ uint4 GainedEight(uint4 x, uint32_t gain) {
+  const auto times = [&](uint32_t pair) { return MultiplyBf16x2(pair, gain); };
+  return {times(x.x), times(x.y), times(x.z), times(x.w)};
 }
 __device__ __forceinline__ uint4 NormEight(EightFloats x, float scale, EightFloats w) {
   return {PackBf16(NormElement(x.low.x, scale, w.low.x), NormElement(x.low.y, scale, w.low.y)),
@@ -61,7 +66,7 @@ __device__ __forceinline__ void MakeScales(const Block& block, const Phase& phas
 }
 
 // Waits for the phase's input and brings this thread block's share of its columns into the staging
-// area: kRowsMax rows of bf16. All consumers call it.
+// area: kRowsMax rows of bf16, with the format's gain. All consumers call it.
 static __device__ __noinline__ void StageInput(Block block, int which, Share share) {
   const Phase& phase = block.PhaseOf(Role::kConsumer, which);
   constexpr int kPiecesMax =
@@ -72,9 +77,11 @@ static __device__ __noinline__ void StageInput(Block block, int which, Share sha
   const int stride = StagingStride(columns);
   const auto row_of = [&](int piece) { return piece / row_pieces; };
   const auto column_of = [&](int piece) { return first_column + piece % row_pieces * 8; };
+  constexpr uint32_t kOne = 0x3f803f80u;
+  const uint32_t gain = HasInputGain(phase.format) ? kInputGain : kOne;
   const auto store = [&](int piece, uint4 v) {
     *reinterpret_cast<uint4*>(block.shared().staging + row_of(piece) * stride +
-                              piece % row_pieces * 16) = v;
+                              piece % row_pieces * 16) = GainedEight(v, gain);
   };
   const int thread = threadIdx.x;
   EightFloats weights[kPiecesMax];  // of the norm, requested before the wait
