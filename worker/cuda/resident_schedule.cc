@@ -62,7 +62,7 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
   context_kv = floats(kRowsMax, drafter.context_kv.num_rows);
   taps = arena.Take<bf16>(
       kKind, Size(kRowsMax, static_cast<int64_t>(draft.target_layer_ids.size()) * config.hidden));
-  router_logits = floats(kRowsMax, config.num_experts);
+  router_scores = arena.Take<uint2>(kKind, Size(kRowsMax, config.num_experts));
   activations =
       arena.Take<bf16>(kKind, Size(kRowsMax * config.experts_per_token, config.expert_ffn_width));
   logits = floats(kRowsMax, config.vocabulary);
@@ -341,7 +341,7 @@ class ScheduleBuilder {
     up.num_slabs = ops::NumSlabs(experts.hidden);
     up.router = layer.router;
     up.router_bias = layer.router_bias;
-    up.router_logits = buffers_.router_logits;
+    up.router_scores = buffers_.router_scores;
     up.num_experts = experts.num_experts;
     up.experts_per_token = config_.experts_per_token;
     up.ffn_width = experts.ffn_width;

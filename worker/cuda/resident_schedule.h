@@ -63,7 +63,7 @@ struct ResidentBuffers {
   float* gate_up;              // [rows, 2F] of the dense MLPs
   float* context_kv;           // [rows, layers * 2 * Hkv * D]
   kernels::bf16* taps;         // [rows, taps * H]
-  float* router_logits;        // [rows, E]
+  uint2* router_scores;        // [rows, E]
   kernels::bf16* activations;  // [slots, F] of the experts
   float* logits;               // [rows, V]
   float4* carry;               // sums of products wider than one pass

@@ -18,7 +18,7 @@ constexpr int kExpertsPerLane = kExpertsMax / kWarpLanes;
 constexpr int kResultStride = 132;  // floats of a slot's results in the exchange area
 constexpr int kDownTilesMax = 8;    // of a block
 static_assert(kSlotsMax * kResultStride * sizeof(float) <= sizeof(Shared::exchange));
-static_assert(kSlotsMax * kSlotStride <= kStagingBytes);
+static_assert((kSlotsMax + 1) * kSlotStride <= kStagingBytes);
 
 // ---- Router
 
@@ -45,33 +45,56 @@ __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& 
                                                ConsumerClock& clock, const Share& share,
                                                const Team& team, const InputFragments& x,
                                                int lane) {
+  // A team takes every num_teams-th expert, kAtOnce of them together: a row's columns are widened
+  // once.
+  constexpr int kAtOnce = 4;
   const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
   const int columns = RouterColumns(share, block.program().hidden) - team.part * 2 * kSlabColumns;
   const int offset = team.part * 2 * kSlabColumns * sizeof(float) + lane % 4 * 32;
-  for (int i = team.works ? team.index : walk.end(); i < walk.end(); i += team.num_teams) {
-    const uint8_t* const weights = clock.ring.Wait(block, i) + offset;
-    float sum = 0.0f;
+  for (int first = team.works ? team.index : walk.end(); first < walk.end();
+       first += kAtOnce * team.num_teams) {
+    const uint8_t* weights[kAtOnce];
+    float sums[kAtOnce] = {};
+#pragma unroll
+    for (int e = 0; e < kAtOnce; ++e) {
+      const int i = first + e * team.num_teams;  // past the end: the last again, not sent
+      weights[e] = i < walk.end() ? clock.ring.Wait(block, i) + offset : weights[e > 0 ? e - 1 : 0];
+    }
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       if (32 * j < columns) {
-        const auto* const w = reinterpret_cast<const float4*>(weights + j * 128);
-        sum = Dot8(x[j], w[0], w[1], sum);
+#pragma unroll
+        for (int e = 0; e < kAtOnce; ++e) {
+          const auto* const w = reinterpret_cast<const float4*>(weights[e] + j * 128);
+          sums[e] = Dot8(x[j], w[0], w[1], sums[e]);
+        }
       }
     }
-    sum = QuadSum(sum);
-    clock.ring.Release(block, i, team.arrivals, lane);
-    const int owner = walk.Owner(i);
-    const uint32_t use = clock.exchange.Use(owner, walk.Place(i));
-    WaitForExchange(block, owner, use);
-    const int buffer = use % kExchangeBuffers;
-    if (lane % 4 == 0) {
-      auto* const place = reinterpret_cast<float*>(block.shared().exchange[buffer]) +
-                          (share.first + team.part) * kRowsMax + lane / 4;
-      StoreInCluster(place, sum, &block.shared().exchange_full[buffer], owner);
+#pragma unroll
+    for (int e = 0; e < kAtOnce; ++e) {
+      const int i = first + e * team.num_teams;
+      const float sum = QuadSum(sums[e]);
+      if (i >= walk.end()) continue;
+      clock.ring.Release(block, i, team.arrivals, lane);
+      const int owner = walk.Owner(i);
+      const uint32_t use = clock.exchange.Use(owner, walk.Place(i));
+      WaitForExchange(block, owner, use);
+      const int buffer = use % kExchangeBuffers;
+      if (lane % 4 == 0) {
+        auto* const place = reinterpret_cast<float*>(block.shared().exchange[buffer]) +
+                            (share.first + team.part) * kRowsMax + lane / 4;
+        StoreInCluster(place, sum, &block.shared().exchange_full[buffer], owner);
+      }
     }
   }
   if (share.count > 0) clock.ring.Advance(walk.end());
   clock.exchange.Advance(walk);
+}
+
+// Larger floats give larger numbers; both zeros the same; 0 is below all of them.
+__device__ __forceinline__ uint32_t Ascending(float x) {
+  const uint32_t bits = __float_as_uint(__fadd_rn(x, 0.0f));
+  return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
 }
 
 __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& phase,
@@ -80,6 +103,8 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
   const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
   const int num_blocks = (phase.num_slabs + 1) / 2;
   for (int place = warp; place < walk.OwnedCount(block.rank); place += kFinisherWarps) {
+    const int expert = walk.TileAt(block.rank, place);
+    const float bias = __ldg(phase.router_bias + expert);
     const int buffer = ReceivePartials(block, clock.exchange.Use(block.rank, place),
                                        num_blocks * kRowsMax * sizeof(float), lane);
     if (lane < kRowsMax) {
@@ -88,10 +113,11 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
       float sum = parts[0];
 #pragma unroll 8
       for (int b = 1; b < num_blocks; ++b) sum = __fadd_rn(sum, parts[b * kRowsMax]);
-      // The rows came with the experts' input gain.
-      constexpr float kUndo = 1.0f / kInputGainFloat;
-      phase.router_logits[lane * phase.num_experts + walk.TileAt(block.rank, place)] =
-          __fmul_rn(sum, kUndo);
+      constexpr float kUndo = 1.0f / kInputGainFloat;  // the rows came with the experts' input gain
+      const float score = Sigmoid(__fmul_rn(sum, kUndo));
+      const float biased = __fadd_rn(score, bias);
+      phase.router_scores[lane * phase.num_experts + expert] = {
+          __float_as_uint(score), Ascending(biased == biased ? biased : kMinusInfinity)};
     }
     FreeExchange(block, buffer, lane);
   }
@@ -99,12 +125,6 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
 }
 
 // ---- Choice
-
-// Larger floats give larger numbers; both zeros the same; 0 is below all of them.
-__device__ __forceinline__ uint32_t Ascending(float x) {
-  const uint32_t bits = __float_as_uint(__fadd_rn(x, 0.0f));
-  return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
-}
 
 // Top K of one row by one warp, as router.cu's TopKKernel: ids ascending, weights.
 __device__ __forceinline__ void ChooseExperts(const Block& block, const Phase& phase, int row,
@@ -116,31 +136,26 @@ __device__ __forceinline__ void ChooseExperts(const Block& block, const Phase& p
 #pragma unroll
   for (int i = 0; i < kExpertsPerLane; ++i) {
     const int e = i * kWarpLanes + lane;
-    scores[i] = e < num_experts ? __ldcg(phase.router_logits + row * num_experts + e) : 0.0f;
-  }
-#pragma unroll
-  for (int i = 0; i < kExpertsPerLane; ++i) {
-    const int e = i * kWarpLanes + lane;
-    scores[i] = Sigmoid(scores[i]);
-    keys[i] = 0;
-    if (e < num_experts) {
-      const float biased = __fadd_rn(scores[i], __ldg(phase.router_bias + e));
-      keys[i] = Ascending(biased == biased ? biased : kMinusInfinity);
-    }
+    const uint2 found =
+        e < num_experts ? __ldcg(phase.router_scores + row * num_experts + e) : uint2{0, 0};
+    scores[i] = __uint_as_float(found.x);
+    keys[i] = found.y;
   }
   uint32_t taken = 0;  // bit i: expert 32 i + lane
   for (int k = 0; k < per_row; ++k) {
-    uint32_t best = 0;
+    uint32_t best = keys[0];
 #pragma unroll
-    for (int i = 0; i < kExpertsPerLane; ++i) best = max(best, taken >> i & 1 ? 0u : keys[i]);
+    for (int i = 1; i < kExpertsPerLane; ++i) best = max(best, keys[i]);
     const uint32_t winner = __reduce_max_sync(kAllLanes, best);
-    uint32_t expert = ~0u;
+    uint32_t place = kExpertsPerLane;  // the lane's first that has it
 #pragma unroll
-    for (int i = kExpertsPerLane - 1; i >= 0; --i) {
-      if (keys[i] == winner && !(taken >> i & 1)) expert = i * kWarpLanes + lane;
+    for (int i = kExpertsPerLane - 1; i >= 0; --i) place = keys[i] == winner ? i : place;
+    const uint32_t expert = __reduce_min_sync(kAllLanes, place * kWarpLanes + lane);
+    if (expert % kWarpLanes == lane) {
+      taken |= 1u << (expert / kWarpLanes);
+#pragma unroll
+      for (int i = 0; i < kExpertsPerLane; ++i) keys[i] = i == place ? 0 : keys[i];
     }
-    expert = __reduce_min_sync(kAllLanes, expert);
-    if (expert % kWarpLanes == lane) taken |= 1u << (expert / kWarpLanes);
   }
 
   int before = 0;
@@ -412,6 +427,9 @@ static __device__ __noinline__ void ConsumeMoeDown(Block block, int which, int p
         reinterpret_cast<const uint4*>(phase.activations + slot * phase.ffn_width);
     *reinterpret_cast<uint4*>(block.shared().staging + slot * kSlotStride + piece * 16) =
         GainedEight(__ldcg(row + piece), kInputGain);
+  }
+  if (thread < kSlotStride / 16) {  // the row of those that did not choose an expert
+    reinterpret_cast<uint4*>(block.shared().staging + kSlotsMax * kSlotStride)[thread] = {};
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   if (thread == 0) block.Stamp(phase_idx, kTraceInputReady);

@@ -26,28 +26,31 @@ struct FinisherClock {
   uint32_t moe_layers = 0;
 };
 
-// The partial of one block of (up to) two slabs.
+// The partial of one block of kSlabs slabs. Straight-line code: the compiler overlaps the groups.
+template <WeightFormat kFormat, int kSlabs>
+__device__ __forceinline__ float4 MultiplySlabs(const uint8_t* slabs, const InputFragments& x,
+                                                int lane) {
+  float sum[4] = {};
+  float4 partial = {};
+#pragma unroll
+  for (int s = 0; s < kSlabs; ++s) {
+    const Slab<kFormat> weights(slabs + s * SlabBytes(kFormat), lane);
+    const float2 scales = weights.Scales();
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      GroupFragments a;
+      weights.Group(j, a);
+      AddGroup<kFormat>(sum, weights, j, a, x[s * 4 + j]);
+    }
+    EndSlab<kFormat>(partial, sum, scales, s == 0);
+  }
+  return EndBlock<kFormat>(partial, sum);
+}
 template <WeightFormat kFormat>
 __device__ __forceinline__ float4 MultiplyBlock(const uint8_t* slabs, int num_slabs,
                                                 const InputFragments& x, int lane) {
-  float sum[4] = {};
-  float4 partial = {};
-  float2 scales = {};
-#pragma unroll
-  for (int s = 0; s < 2; ++s) {
-    if (s < num_slabs) {
-      const Slab<kFormat> weights(slabs + s * SlabBytes(kFormat), lane);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        GroupFragments a;
-        weights.Group(j, a);
-        AddGroup<kFormat>(sum, weights, j, a, x[s * 4 + j]);
-      }
-      scales = weights.Scales();
-      EndSlab<kFormat>(partial, sum, scales, s == 0);
-    }
-  }
-  return EndBlock<kFormat>(partial, sum);
+  return num_slabs == 2 ? MultiplySlabs<kFormat, 2>(slabs, x, lane)
+                        : MultiplySlabs<kFormat, 1>(slabs, x, lane);
 }
 
 // All tiles of the walk: `team` and `x` of this warp.

@@ -99,7 +99,7 @@ struct alignas(16) Phase {
   // MoE.
   const float* router = nullptr;       // [E, H]
   const float* router_bias = nullptr;  // [E]
-  float* router_logits = nullptr;      // [kRowsMax, E]
+  uint2* router_scores = nullptr;      // [kRowsMax, E] score, rank of score + bias
   int num_experts = 0, experts_per_token = 0, ffn_width = 0;
   size_t expert_bytes = 0;      // from one expert's matrix to the next
   bf16* activations = nullptr;  // [kSlotsMax, F]

@@ -212,23 +212,35 @@ __device__ __forceinline__ float4 SumOverRanks(const Block& block, uint32_t oper
                  "r"(mine.y)
                  : "memory");
   }
+  const auto place = [&](int r) { return ranks.inbox + r * ranks.inbox_rank_words; };
+  uint2 parts[kRanksMax];
+  block.Wait(WaitsFor::kPeers, [&] {  // all requested before the first is looked at
+    bool arrived = true;
+#pragma unroll
+    for (int r = 0; r < kRanksMax; ++r) {
+      if (r >= ranks.num_ranks) break;
+      asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];"
+                   : "=r"(parts[r].x), "=r"(parts[r].y)
+                   : "l"(place(r) + at)
+                   : "memory");
+    }
+#pragma unroll
+    for (int r = 0; r < kRanksMax; ++r) {
+      if (r >= ranks.num_ranks) break;
+      arrived = arrived && parts[r].x != kNotArrived && parts[r].y != kNotArrived;
+    }
+    return arrived;
+  });
   float4 sum = {};
 #pragma unroll
   for (int r = 0; r < kRanksMax; ++r) {
     if (r >= ranks.num_ranks) break;
-    uint2* const from = ranks.inbox + r * ranks.inbox_rank_words;
-    uint2 part;
-    block.Wait(WaitsFor::kPeers, [&] {
-      asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];"
-                   : "=r"(part.x), "=r"(part.y)
-                   : "l"(from + at)
-                   : "memory");
-      return part.x != kNotArrived && part.y != kNotArrived;
-    });
+    const uint2 part = parts[r];
     const float4 wide = {__uint_as_float(part.x << 16), __uint_as_float(part.x & 0xffff0000u),
                          __uint_as_float(part.y << 16), __uint_as_float(part.y & 0xffff0000u)};
     sum = r == 0 ? wide : AddTiles(sum, wide);
-    asm volatile("st.volatile.global.v2.u32 [%0], {%1, %1};" ::"l"(from + emptied), "r"(kNotArrived)
+    asm volatile("st.volatile.global.v2.u32 [%0], {%1, %1};" ::"l"(place(r) + emptied),
+                 "r"(kNotArrived)
                  : "memory");
   }
   return sum;
