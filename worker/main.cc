@@ -21,6 +21,7 @@
 #include "worker/engine.h"
 #include "worker/executor.h"
 #include "worker/identity.h"
+#include "worker/node_plan.h"
 #include "worker/worker_metrics.h"
 #include "worker/worker_server.h"
 
@@ -29,6 +30,9 @@ namespace {
 
 struct Options {
   std::string device = "auto";
+  bool plan = false;
+  bool json = false;
+  NodePlanOptions node;
   std::string listen = "127.0.0.1:50061";
   std::string metrics_listen = "127.0.0.1:0";
   std::string ready_file;
@@ -44,7 +48,8 @@ struct Options {
 void AddFlags(FlagTable& flags, Options* options) {
   ExecutorOptions& executor = options->executor;
   flags.String("model", &executor.model_folder, "folder",
-               "Checkpoint folder in the published layout (required)");
+               "Checkpoint folder in the published layout (required); --plan also takes "
+               "shape:mimo-v2.5-pro");
   flags.Choice("device", &options->device, {"auto", "cpu", "cuda"},
                "Where the model runs; auto is cuda where a usable GPU is found, else cpu");
   flags.String("listen", &options->listen, "host:port", "Where to serve; port 0 takes a free one");
@@ -72,6 +77,17 @@ void AddFlags(FlagTable& flags, Options* options) {
                "Written with {\"port\":..,\"metrics_port\":..} once requests are served");
   flags.Duration("drain-timeout", &options->drain_timeout,
                  "How long SIGTERM waits for running requests");
+  NodePlanOptions& node = options->node;
+  flags.Bool(
+      "plan", &options->plan,
+      "Print the memory plan of a node and the floor of a round instead of serving; needs no "
+      "GPU and no weights");
+  flags.Bool("json", &options->json, "With --plan: for programs");
+  flags.Int("gpus", &node.num_gpus, {1, 64}, "GPUs", "With --plan: GPUs that share the model");
+  flags.Double("gpu-memory-gb", &node.gpu_memory_gb, {1, 10000}, "GB",
+               "With --plan: memory of one GPU");
+  flags.Double("read-tb-per-second", &node.read_tb_per_second, {0.001, 1000}, "TB/s",
+               "With --plan: what one GPU reads, measured");
   AddTlsFlags(flags, "", "the gRPC listener", &options->tls);
 }
 
@@ -81,6 +97,19 @@ void ShowProgress(int done, int total) {
   const int filled = kWidth * done / std::max(total, 1);
   std::fprintf(stderr, "\rloading [%s%s] %d/%d layers%s", std::string(filled, '#').c_str(),
                std::string(kWidth - filled, '.').c_str(), done, total, done == total ? "\n" : "");
+}
+
+absl::Status PrintPlan(Options options) {
+  if (options.executor.model_folder.empty())
+    return absl::InvalidArgumentError("--model is required; see --help");
+  options.node.max_batch_tokens = options.executor.max_batch_tokens;
+  if (options.kv_precision == "fp8") options.node.kv_precision = KvPrecision::kFp8;
+  ASSIGN_OR_RETURN(const ModelConfig config, ConfigForPlan(options.executor.model_folder));
+  ASSIGN_OR_RETURN(const NodePlan plan, PlanNode(config, options.node));
+  const std::string text =
+      options.json ? boost::json::serialize(ToJson(plan)) + "\n" : ToTable(plan);
+  std::fputs(text.c_str(), stdout);
+  return absl::OkStatus();
 }
 
 absl::Status Serve(Options options) {
@@ -156,7 +185,9 @@ int Main(int argc, char** argv) {
     std::fputs(flags.Help().c_str(), stdout);
     return 0;
   }
-  const absl::Status status = outcome.ok() ? Serve(std::move(options)) : outcome.status();
+  const absl::Status status = !outcome.ok()  ? outcome.status()
+                              : options.plan ? PrintPlan(std::move(options))
+                                             : Serve(std::move(options));
   if (status.ok()) return 0;
   std::fprintf(stderr, "ultraspeed-worker: %s\n", std::string(status.message()).c_str());
   return 1;
