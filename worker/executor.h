@@ -7,13 +7,13 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "worker/batch.h"
 #include "worker/model/config.h"
+#include "worker/model/load_options.h"
 
 namespace ultraspeed::worker {
 
@@ -28,7 +28,10 @@ struct ExecutorOptions {
   int64_t kv_tokens = 65536;   // capacity of the full layers, rounded up to pages
   int num_threads = 0;         // 0 = all cores
   KvPrecision kv_precision = KvPrecision::kBf16;
-  std::function<void(int done, int total)> progress = {};  // of loading, in layers; may be null
+  // Tensor-parallel ranks that the model is sharded over (worker/model/sharding_plan.h): GPUs, or
+  // on a CPU groups of threads.
+  int num_ranks = 1;
+  LoadProgress progress = {};  // may be null; of rank 0
 };
 
 class Executor {

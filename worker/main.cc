@@ -92,12 +92,26 @@ void AddFlags(FlagTable& flags, Options* options) {
 }
 
 // A bar on a terminal, nothing elsewhere: the log has the start and the end.
-void ShowProgress(int done, int total) {
-  constexpr int kWidth = 40;
-  const int filled = kWidth * done / std::max(total, 1);
-  std::fprintf(stderr, "\rloading [%s%s] %d/%d layers%s", std::string(filled, '#').c_str(),
-               std::string(kWidth - filled, '.').c_str(), done, total, done == total ? "\n" : "");
-}
+class LoadingBar {
+ public:
+  void Show(int64_t bytes_done, int64_t bytes_total) const {
+    constexpr int kWidth = 40;
+    const double share =
+        bytes_total > 0 ? static_cast<double>(bytes_done) / static_cast<double>(bytes_total) : 1.0;
+    const int filled = static_cast<int>(kWidth * share);
+    const double seconds = absl::ToDoubleSeconds(RealClock().Monotonic() - started_at_);
+    const double rate = static_cast<double>(bytes_done) / std::max(seconds, 1e-3);
+    const double left = static_cast<double>(bytes_total - bytes_done) / std::max(rate, 1.0);
+    std::fprintf(stderr, "\rloading [%s%s] %.2f/%.2f GB, %.2f GB/s, %.0f s left %s",
+                 std::string(static_cast<size_t>(filled), '#').c_str(),
+                 std::string(static_cast<size_t>(kWidth - filled), '.').c_str(),
+                 static_cast<double>(bytes_done) / 1e9, static_cast<double>(bytes_total) / 1e9,
+                 rate / 1e9, left, bytes_done == bytes_total ? "\n" : "");
+  }
+
+ private:
+  const absl::Duration started_at_ = RealClock().Monotonic();
+};
 
 absl::Status PrintPlan(Options options) {
   if (options.executor.model_folder.empty())
@@ -123,7 +137,11 @@ absl::Status Serve(Options options) {
   ASSIGN_OR_RETURN(ModelIdentity identity, ReadModelIdentity(options.executor.model_folder));
   Log(LogLevel::kInfo, "worker.loading",
       {{"model", options.executor.model_folder}, {"weights_sha256", identity.weights_sha256}});
-  if (isatty(STDERR_FILENO) != 0) options.executor.progress = ShowProgress;
+  if (isatty(STDERR_FILENO) != 0) {
+    options.executor.progress = [bar = LoadingBar()](int64_t done, int64_t total) {
+      bar.Show(done, total);
+    };
+  }
   const absl::Duration started_at = RealClock().Monotonic();
   ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor,
                    CreateExecutor(choice.device, options.executor));

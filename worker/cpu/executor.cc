@@ -23,7 +23,7 @@ absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const ExecutorO
   absl::StatusOr<int> vocabulary_used = CountUsedTokens(options.model_folder, config->vocabulary);
   if (!vocabulary_used.ok()) return vocabulary_used.status();
   absl::StatusOr<ModelWeights> weights =
-      LoadModelWeights(options.model_folder, *config, options.progress);
+      LoadModelWeights(options.model_folder, *config, {.progress = options.progress});
   if (!weights.ok()) return weights.status();
   const CacheShape shape = {
       .max_sequences = options.max_sequences,

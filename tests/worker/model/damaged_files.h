@@ -25,7 +25,7 @@ inline absl::Status LoadStatus(const std::string& folder) {
   if (!config.ok()) return config.status();
   const absl::StatusOr<int> used = CountUsedTokens(folder, config->vocabulary);
   if (!used.ok()) return used.status();
-  return LoadModelWeights(folder, *config, nullptr).status();
+  return LoadModelWeights(folder, *config, {}).status();
 }
 
 inline absl::Status LoadStatus(const SyntheticCheckpoint& checkpoint) {
