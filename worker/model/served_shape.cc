@@ -29,6 +29,7 @@ ModelConfig MimoV25ProShape() {
   config.norm_epsilon = 1e-5f;
   config.value_scale = 0.612f;
   config.sinks_on_sliding = true;
+  config.eos_token_ids = {151643, 151645};
   config.attention.assign(70, AttentionKind::kSliding);
   for (const size_t full : {0, 7, 15, 23, 31, 39, 47, 55, 62, 69})
     config.attention[full] = AttentionKind::kFull;

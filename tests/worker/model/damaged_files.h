@@ -65,9 +65,4 @@ inline void EditHeader(const std::string& path,
   WriteBytes(path, WithHeader(boost::json::serialize(header), bytes.substr(8 + header_bytes)));
 }
 
-inline std::string MaskArchive(const std::string& pickle, const std::string& storage) {
-  return StoredZipBytes(
-      {{"mask/data.pkl", pickle}, {"mask/byteorder", "little"}, {"mask/data/0", storage}});
-}
-
 }  // namespace ultraspeed::worker
