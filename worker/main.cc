@@ -30,6 +30,7 @@ namespace {
 
 struct Options {
   std::string device = "auto";
+  int gpus = 0;
   bool plan = false;
   bool json = false;
   NodePlanOptions node;
@@ -83,7 +84,10 @@ void AddFlags(FlagTable& flags, Options* options) {
       "Print the memory plan of a node and the floor of a round instead of serving; needs no "
       "GPU and no weights");
   flags.Bool("json", &options->json, "With --plan: for programs");
-  flags.Int("gpus", &node.num_gpus, {1, 64}, "GPUs", "With --plan: GPUs that share the model");
+  flags.Int(
+      "gpus", &options->gpus, {0, 64}, "GPUs",
+      "GPUs that share the model, 1, 2, 4 or 8; on a CPU as many ranks in one process. 0 = 1 to "
+      "serve, 8 to plan");
   flags.Double("gpu-memory-gb", &node.gpu_memory_gb, {1, 10000}, "GB",
                "With --plan: memory of one GPU");
   flags.Double("read-tb-per-second", &node.read_tb_per_second, {0.001, 1000}, "TB/s",
@@ -116,6 +120,7 @@ class LoadingBar {
 absl::Status PrintPlan(Options options) {
   if (options.executor.model_folder.empty())
     return absl::InvalidArgumentError("--model is required; see --help");
+  if (options.gpus > 0) options.node.num_gpus = options.gpus;
   options.node.max_batch_tokens = options.executor.max_batch_tokens;
   if (options.kv_precision == "fp8") options.node.kv_precision = KvPrecision::kFp8;
   ASSIGN_OR_RETURN(const ModelConfig config, ConfigForPlan(options.executor.model_folder));
@@ -130,6 +135,7 @@ absl::Status Serve(Options options) {
   if (options.executor.model_folder.empty())
     return absl::InvalidArgumentError("--model is required; see --help");
   ShutdownSignal shutdown;  // before any other thread
+  options.executor.num_ranks = std::max(1, options.gpus);
   if (options.kv_precision == "fp8") options.executor.kv_precision = KvPrecision::kFp8;
   ASSIGN_OR_RETURN(const DeviceChoice choice, ChooseDevice(options.device));
   Log(LogLevel::kInfo, "worker.device",
