@@ -21,12 +21,15 @@
 #include "worker/engine.h"
 #include "worker/executor.h"
 #include "worker/identity.h"
+#include "worker/manifest.h"
 #include "worker/node_plan.h"
 #include "worker/worker_metrics.h"
 #include "worker/worker_server.h"
 
 namespace ultraspeed::worker {
 namespace {
+
+constexpr int kManifestThreads = 8;
 
 struct Options {
   std::string device = "auto";
@@ -37,6 +40,7 @@ struct Options {
   std::string listen = "127.0.0.1:50061";
   std::string metrics_listen = "127.0.0.1:0";
   std::string ready_file;
+  std::string manifest;
   absl::Duration drain_timeout = absl::Seconds(60);
   int waiting_max = limits::kWaitingRequestsMax;
   ExecutorOptions executor;
@@ -51,6 +55,10 @@ void AddFlags(FlagTable& flags, Options* options) {
   flags.String("model", &executor.model_folder, "folder",
                "Checkpoint folder in the published layout (required); --plan also takes "
                "shape:mimo-v2.5-pro");
+  flags.String(
+      "manifest", &options->manifest, "file",
+      "sha256sum's list of the model's files, relative to its folder; every file is checked "
+      "before loading. Empty = no check");
   flags.Choice("device", &options->device, {"auto", "cpu", "cuda"},
                "Where the model runs; auto is cuda where a usable GPU is found, else cpu");
   flags.String("listen", &options->listen, "host:port", "Where to serve; port 0 takes a free one");
@@ -96,8 +104,10 @@ void AddFlags(FlagTable& flags, Options* options) {
 }
 
 // A bar on a terminal, nothing elsewhere: the log has the start and the end.
-class LoadingBar {
+class ProgressBar {
  public:
+  explicit ProgressBar(const char* what) : what_(what) {}
+
   void Show(int64_t bytes_done, int64_t bytes_total) const {
     constexpr int kWidth = 40;
     const double share =
@@ -106,7 +116,7 @@ class LoadingBar {
     const double seconds = absl::ToDoubleSeconds(RealClock().Monotonic() - started_at_);
     const double rate = static_cast<double>(bytes_done) / std::max(seconds, 1e-3);
     const double left = static_cast<double>(bytes_total - bytes_done) / std::max(rate, 1.0);
-    std::fprintf(stderr, "\rloading [%s%s] %.2f/%.2f GB, %.2f GB/s, %.0f s left %s",
+    std::fprintf(stderr, "\r%s [%s%s] %.2f/%.2f GB, %.2f GB/s, %.0f s left %s", what_,
                  std::string(static_cast<size_t>(filled), '#').c_str(),
                  std::string(static_cast<size_t>(kWidth - filled), '.').c_str(),
                  static_cast<double>(bytes_done) / 1e9, static_cast<double>(bytes_total) / 1e9,
@@ -114,8 +124,15 @@ class LoadingBar {
   }
 
  private:
+  const char* what_;
   const absl::Duration started_at_ = RealClock().Monotonic();
 };
+
+// Null where there is no terminal.
+LoadProgress BarOnTerminal(const char* what) {
+  if (isatty(STDERR_FILENO) == 0) return {};
+  return [bar = ProgressBar(what)](int64_t done, int64_t total) { bar.Show(done, total); };
+}
 
 absl::Status PrintPlan(Options options) {
   if (options.executor.model_folder.empty())
@@ -143,11 +160,12 @@ absl::Status Serve(Options options) {
   ASSIGN_OR_RETURN(ModelIdentity identity, ReadModelIdentity(options.executor.model_folder));
   Log(LogLevel::kInfo, "worker.loading",
       {{"model", options.executor.model_folder}, {"weights_sha256", identity.weights_sha256}});
-  if (isatty(STDERR_FILENO) != 0) {
-    options.executor.progress = [bar = LoadingBar()](int64_t done, int64_t total) {
-      bar.Show(done, total);
-    };
+  if (!options.manifest.empty()) {
+    RETURN_IF_ERROR(CheckManifest(options.executor.model_folder, options.manifest, kManifestThreads,
+                                  BarOnTerminal("checking")));
+    Log(LogLevel::kInfo, "worker.manifest_checked", {{"manifest", options.manifest}});
   }
+  options.executor.progress = BarOnTerminal("loading");
   const absl::Duration started_at = RealClock().Monotonic();
   ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor,
                    CreateExecutor(choice.device, options.executor));
