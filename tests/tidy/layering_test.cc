@@ -30,10 +30,11 @@ const std::map<std::string, std::set<std::string>> kMayInclude = {
 
 // Folders of worker/ that must build without gRPC, protobuf and the logger.
 const std::vector<std::string> kGrpcFree = {
-    "kernels/",          "worker/model/",   "worker/cpu/",
-    "worker/cuda/",      "worker/engine.",  "worker/scheduler.",
-    "worker/kv_cache.",  "worker/request.", "worker/calibration.",
-    "worker/executor.h", "worker/batch.h",  "worker/speculation."};
+    "kernels/",          "worker/model/",         "worker/cpu/",
+    "worker/cuda/",      "worker/engine.",        "worker/scheduler.",
+    "worker/kv_cache.",  "worker/request.",       "worker/calibration.",
+    "worker/executor.h", "worker/batch.h",        "worker/speculation.",
+    "worker/node_plan.", "worker/synthetic_main."};
 
 struct SourceFile {
   std::string path;
