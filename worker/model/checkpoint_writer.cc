@@ -422,11 +422,11 @@ absl::StatusOr<ModelConfig> Shortened(ModelConfig config, int num_layers, int nu
   config.attention.resize(static_cast<size_t>(num_layers));
   config.is_moe.resize(static_cast<size_t>(num_layers));
   std::vector<int>& taps = config.drafter.target_layer_ids;
+  if (taps.empty() || taps.back() < num_layers) return config;
   const int num_taps = std::min(static_cast<int>(taps.size()), num_layers);
-  taps.resize(static_cast<size_t>(num_taps));
+  taps.clear();
   for (int i = 0; i < num_taps; ++i)
-    taps[static_cast<size_t>(i)] =
-        num_taps == 1 ? num_layers - 1 : i * (num_layers - 1) / (num_taps - 1);
+    taps.push_back(num_taps == 1 ? num_layers - 1 : i * (num_layers - 1) / (num_taps - 1));
   return config;
 }
 

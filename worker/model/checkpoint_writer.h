@@ -69,7 +69,7 @@ std::vector<TensorFile> TargetFiles(const ModelConfig& config, int num_predictio
 std::vector<TensorFile> DrafterFiles(const DrafterConfig& config);
 
 // ---- A folder.
-// The first `num_layers` layers with `num_experts` experts; taps spread over what is left.
+// The first `num_layers` layers with `num_experts` experts; taps beyond them are spread anew.
 // INVALID_ARGUMENT names what is out of range.
 absl::StatusOr<ModelConfig> Shortened(ModelConfig config, int num_layers, int num_experts);
 

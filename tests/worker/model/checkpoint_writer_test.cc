@@ -122,12 +122,25 @@ TEST_F(CheckpointWriterTest, LoadsWholeAndAsAnyNumberOfRanks) {
   }
 }
 
+TEST_F(CheckpointWriterTest, AsManyFilesAndLayersAsTheReleaseLoad) {
+  ModelConfig config = *Shortened(SmallRelease(), 70, 4);
+  EXPECT_EQ(config.drafter.target_layer_ids, (std::vector<int>{0, 15, 31, 47, 69}));
+  Write(config);
+  size_t num_files = 0;
+  for (const auto& entry : fs::directory_iterator(path()))
+    num_files += entry.path().extension() == ".safetensors" ? 1 : 0;
+  EXPECT_EQ(num_files, 140u);
+  EXPECT_TRUE(LoadStatus(path()).ok()) << LoadStatus(path());
+  EXPECT_TRUE(LoadModelWeights(path(), *LoadModelConfig(path()), {.rank = {5, 8}}).ok());
+}
+
 TEST_F(CheckpointWriterTest, AnyNumberOfLayersAndExperts) {
   for (const int layers : {1, 2, 7}) {
     const TemporaryFolder folder;
     const absl::StatusOr<ModelConfig> config = Shortened(SmallRelease(), layers, 4);
     ASSERT_TRUE(config.ok()) << config.status();
     EXPECT_EQ(config->drafter.target_layer_ids.back(), layers - 1);
+    EXPECT_EQ(config->drafter.target_layer_ids.size(), static_cast<size_t>(std::min(layers, 5)));
     ASSERT_TRUE(WriteSyntheticFolder(*config, {.folder = folder.path()}).ok());
     EXPECT_TRUE(LoadStatus(folder.path()).ok()) << LoadStatus(folder.path());
   }
