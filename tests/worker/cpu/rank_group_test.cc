@@ -5,7 +5,6 @@
 
 #include <atomic>
 #include <cmath>
-#include <cstring>
 #include <random>
 
 namespace ultraspeed::worker {
@@ -33,8 +32,7 @@ TEST(RankGroupTest, SumsAreAddedInRankOrderOnEveryRank) {
         for (size_t i = 0; i < count; ++i) expected[i] += parts[rank][i];
       }
       group.Run([&](int rank) { group.Sum(rank, parts[static_cast<size_t>(rank)].data(), count); });
-      for (const std::vector<float>& part : parts)
-        EXPECT_EQ(std::memcmp(part.data(), expected.data(), count * sizeof(float)), 0);
+      for (const std::vector<float>& part : parts) EXPECT_EQ(part, expected);
     }
   }
 }
