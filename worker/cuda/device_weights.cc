@@ -179,8 +179,7 @@ ModelWeights ShapeModelWeights(const ModelConfig& config, DevicePacker& pack) {
 }
 
 absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& folder, const ModelConfig& config,
-                                              DevicePacker& pack,
-                                              const LoadProgress& progress) {
+                                              DevicePacker& pack, const LoadProgress& progress) {
   return LoadModelWeightsWith(pack, folder, config, {.progress = progress});
 }
 
