@@ -55,6 +55,9 @@ inline constexpr int kLikelyCompletionTokens =
 inline constexpr size_t kUnsentTextBytesMax =
     256u << 10;  // a slow client's text; beyond it the worker's stream is not read
 
+// ---- Worker start-up ----
+inline constexpr size_t kManifestBytesMax = 16u << 20;  // sha256 sums of a checkpoint's files
+
 // ---- Worker engine ----
 inline constexpr int kWaitingRequestsMax =
     64;  // accepted, but without a slot and pages; the router holds the real queue

@@ -7,13 +7,13 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "worker/batch.h"
 #include "worker/model/config.h"
+#include "worker/model/load_options.h"
 
 namespace ultraspeed::worker {
 
@@ -32,7 +32,10 @@ struct ExecutorOptions {
   // The CUDA executor counts the distinct experts of each pass, which takes a copy from the device
   // and a walk over it: for benchmarks. The CPU executor always knows them.
   bool count_experts = false;
-  std::function<void(int done, int total)> progress = {};  // of loading, in layers; may be null
+  // Tensor-parallel ranks that the model is sharded over (worker/model/sharding_plan.h): GPUs, or
+  // on a CPU groups of threads.
+  int num_ranks = 1;
+  LoadProgress progress = {};  // may be null; of rank 0
 };
 
 class Executor {

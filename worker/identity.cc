@@ -1,21 +1,17 @@
 #include "worker/identity.h"
 
-#include <openssl/evp.h>
-
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
-#include <memory>
 #include <system_error>
 #include <vector>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/config.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
-#include "kernels/check.h"
+#include "worker/sha256.h"
 
 namespace ultraspeed::worker {
 namespace {
@@ -24,26 +20,6 @@ namespace fs = std::filesystem;
 
 constexpr int kSamples = 64;
 constexpr size_t kSampleBytes = 4096;
-
-class Sha256 {
- public:
-  Sha256() : context_(EVP_MD_CTX_new(), &EVP_MD_CTX_free) {
-    KERNELS_CHECK(EVP_DigestInit_ex(context_.get(), EVP_sha256(), nullptr), ==, 1);
-  }
-  void Add(absl::string_view bytes) {
-    KERNELS_CHECK(EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size()), ==, 1);
-  }
-  std::string Hex() {
-    unsigned char digest[EVP_MAX_MD_SIZE];
-    unsigned int num_bytes = 0;
-    KERNELS_CHECK(EVP_DigestFinal_ex(context_.get(), digest, &num_bytes), ==, 1);
-    return absl::BytesToHexString(
-        absl::string_view(reinterpret_cast<const char*>(digest), num_bytes));
-  }
-
- private:
-  std::unique_ptr<EVP_MD_CTX, decltype(&EVP_MD_CTX_free)> context_;
-};
 
 absl::Status AddSamples(const fs::path& path, Sha256& hash) {
   std::error_code error;
@@ -81,12 +57,6 @@ std::vector<std::string> IdentityFiles(const fs::path& folder) {
 }
 
 }  // namespace
-
-std::string Sha256Hex(absl::string_view bytes) {
-  Sha256 hash;
-  hash.Add(bytes);
-  return hash.Hex();
-}
 
 absl::StatusOr<ModelIdentity> ReadModelIdentity(const std::string& folder) {
   ModelIdentity identity;

@@ -9,7 +9,6 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
 
 namespace ultraspeed::worker {
 
@@ -21,7 +20,5 @@ struct ModelIdentity {
 
 // NOT_FOUND or INVALID_ARGUMENT names the file.
 absl::StatusOr<ModelIdentity> ReadModelIdentity(const std::string& folder);
-
-std::string Sha256Hex(absl::string_view bytes);
 
 }  // namespace ultraspeed::worker

@@ -21,17 +21,26 @@
 #include "worker/engine.h"
 #include "worker/executor.h"
 #include "worker/identity.h"
+#include "worker/manifest.h"
+#include "worker/node_plan.h"
 #include "worker/worker_metrics.h"
 #include "worker/worker_server.h"
 
 namespace ultraspeed::worker {
 namespace {
 
+constexpr int kManifestThreads = 8;
+
 struct Options {
   std::string device = "auto";
+  int gpus = 0;
+  bool plan = false;
+  bool json = false;
+  NodePlanOptions node;
   std::string listen = "127.0.0.1:50061";
   std::string metrics_listen = "127.0.0.1:0";
   std::string ready_file;
+  std::string manifest;
   absl::Duration drain_timeout = absl::Seconds(60);
   int waiting_max = limits::kWaitingRequestsMax;
   ExecutorOptions executor;
@@ -44,7 +53,12 @@ struct Options {
 void AddFlags(FlagTable& flags, Options* options) {
   ExecutorOptions& executor = options->executor;
   flags.String("model", &executor.model_folder, "folder",
-               "Checkpoint folder in the published layout (required)");
+               "Checkpoint folder in the published layout (required); --plan also takes "
+               "shape:mimo-v2.5-pro");
+  flags.String(
+      "manifest", &options->manifest, "file",
+      "sha256sum's list of the model's files, relative to its folder; every file is checked "
+      "before loading. Empty = no check");
   flags.Choice("device", &options->device, {"auto", "cpu", "cuda"},
                "Where the model runs; auto is cuda where a usable GPU is found, else cpu");
   flags.String("listen", &options->listen, "host:port", "Where to serve; port 0 takes a free one");
@@ -72,21 +86,73 @@ void AddFlags(FlagTable& flags, Options* options) {
                "Written with {\"port\":..,\"metrics_port\":..} once requests are served");
   flags.Duration("drain-timeout", &options->drain_timeout,
                  "How long SIGTERM waits for running requests");
+  NodePlanOptions& node = options->node;
+  flags.Bool(
+      "plan", &options->plan,
+      "Print the memory plan of a node and the floor of a round instead of serving; needs no "
+      "GPU and no weights");
+  flags.Bool("json", &options->json, "With --plan: for programs");
+  flags.Int(
+      "gpus", &options->gpus, {0, 64}, "GPUs",
+      "GPUs that share the model, 1, 2, 4 or 8; on a CPU as many ranks in one process. 0 = 1 to "
+      "serve, 8 to plan");
+  flags.Double("gpu-memory-gb", &node.gpu_memory_gb, {1, 10000}, "GB",
+               "With --plan: memory of one GPU");
+  flags.Double("read-tb-per-second", &node.read_tb_per_second, {0.001, 1000}, "TB/s",
+               "With --plan: what one GPU reads, measured");
   AddTlsFlags(flags, "", "the gRPC listener", &options->tls);
 }
 
 // A bar on a terminal, nothing elsewhere: the log has the start and the end.
-void ShowProgress(int done, int total) {
-  constexpr int kWidth = 40;
-  const int filled = kWidth * done / std::max(total, 1);
-  std::fprintf(stderr, "\rloading [%s%s] %d/%d layers%s", std::string(filled, '#').c_str(),
-               std::string(kWidth - filled, '.').c_str(), done, total, done == total ? "\n" : "");
+class ProgressBar {
+ public:
+  explicit ProgressBar(const char* what) : what_(what) {}
+
+  void Show(int64_t bytes_done, int64_t bytes_total) const {
+    constexpr int kWidth = 40;
+    const double share =
+        bytes_total > 0 ? static_cast<double>(bytes_done) / static_cast<double>(bytes_total) : 1.0;
+    const int filled = static_cast<int>(kWidth * share);
+    const double seconds = absl::ToDoubleSeconds(RealClock().Monotonic() - started_at_);
+    const double rate = static_cast<double>(bytes_done) / std::max(seconds, 1e-3);
+    const double left = static_cast<double>(bytes_total - bytes_done) / std::max(rate, 1.0);
+    std::fprintf(stderr, "\r%s [%s%s] %.2f/%.2f GB, %.2f GB/s, %.0f s left %s", what_,
+                 std::string(static_cast<size_t>(filled), '#').c_str(),
+                 std::string(static_cast<size_t>(kWidth - filled), '.').c_str(),
+                 static_cast<double>(bytes_done) / 1e9, static_cast<double>(bytes_total) / 1e9,
+                 rate / 1e9, left, bytes_done == bytes_total ? "\n" : "");
+  }
+
+ private:
+  const char* what_;
+  const absl::Duration started_at_ = RealClock().Monotonic();
+};
+
+// Null where there is no terminal.
+LoadProgress BarOnTerminal(const char* what) {
+  if (isatty(STDERR_FILENO) == 0) return {};
+  return [bar = ProgressBar(what)](int64_t done, int64_t total) { bar.Show(done, total); };
+}
+
+absl::Status PrintPlan(Options options) {
+  if (options.executor.model_folder.empty())
+    return absl::InvalidArgumentError("--model is required; see --help");
+  if (options.gpus > 0) options.node.num_gpus = options.gpus;
+  options.node.max_batch_tokens = options.executor.max_batch_tokens;
+  if (options.kv_precision == "fp8") options.node.kv_precision = KvPrecision::kFp8;
+  ASSIGN_OR_RETURN(const ModelConfig config, ConfigForPlan(options.executor.model_folder));
+  ASSIGN_OR_RETURN(const NodePlan plan, PlanNode(config, options.node));
+  const std::string text =
+      options.json ? boost::json::serialize(ToJson(plan)) + "\n" : ToTable(plan);
+  std::fputs(text.c_str(), stdout);
+  return absl::OkStatus();
 }
 
 absl::Status Serve(Options options) {
   if (options.executor.model_folder.empty())
     return absl::InvalidArgumentError("--model is required; see --help");
   ShutdownSignal shutdown;  // before any other thread
+  options.executor.num_ranks = std::max(1, options.gpus);
   if (options.kv_precision == "fp8") options.executor.kv_precision = KvPrecision::kFp8;
   ASSIGN_OR_RETURN(const DeviceChoice choice, ChooseDevice(options.device));
   Log(LogLevel::kInfo, "worker.device",
@@ -94,7 +160,12 @@ absl::Status Serve(Options options) {
   ASSIGN_OR_RETURN(ModelIdentity identity, ReadModelIdentity(options.executor.model_folder));
   Log(LogLevel::kInfo, "worker.loading",
       {{"model", options.executor.model_folder}, {"weights_sha256", identity.weights_sha256}});
-  if (isatty(STDERR_FILENO) != 0) options.executor.progress = ShowProgress;
+  if (!options.manifest.empty()) {
+    RETURN_IF_ERROR(CheckManifest(options.executor.model_folder, options.manifest, kManifestThreads,
+                                  BarOnTerminal("checking")));
+    Log(LogLevel::kInfo, "worker.manifest_checked", {{"manifest", options.manifest}});
+  }
+  options.executor.progress = BarOnTerminal("loading");
   const absl::Duration started_at = RealClock().Monotonic();
   ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor,
                    CreateExecutor(choice.device, options.executor));
@@ -156,7 +227,9 @@ int Main(int argc, char** argv) {
     std::fputs(flags.Help().c_str(), stdout);
     return 0;
   }
-  const absl::Status status = outcome.ok() ? Serve(std::move(options)) : outcome.status();
+  const absl::Status status = !outcome.ok()  ? outcome.status()
+                              : options.plan ? PrintPlan(std::move(options))
+                                             : Serve(std::move(options));
   if (status.ok()) return 0;
   std::fprintf(stderr, "ultraspeed-worker: %s\n", std::string(status.message()).c_str());
   return 1;

@@ -48,7 +48,9 @@ const std::vector<std::string> kGrpcFree = {"router/byte_pair_encoder.",
                                             "worker/calibration.",
                                             "worker/executor.h",
                                             "worker/batch.h",
-                                            "worker/speculation."};
+                                            "worker/speculation.",
+                                            "worker/node_plan.",
+                                            "worker/synthetic_main."};
 
 struct SourceFile {
   std::string path;

@@ -16,6 +16,7 @@
 #include "common/metrics.h"
 #include "common/uuid.h"
 #include "tests/worker/scripted_executor.h"
+#include "worker/sha256.h"
 #include "worker/worker_metrics.h"
 #include "worker/worker_server.h"
 

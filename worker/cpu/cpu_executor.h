@@ -1,4 +1,5 @@
-// The executor on CPUs: target, drafter and sampling joined into rounds.
+// The executor on CPUs: target, drafter and sampling joined into rounds, by one rank or by several
+// that share the model as GPUs would.
 //
 // Callers: the engine through Executor; bench/ and tests also look at statistics(). Speculation is
 // lossless because a row's numbers depend on nothing beside its own sequence, and because drafter
@@ -12,6 +13,7 @@
 
 #include "kernels/thread_pool.h"
 #include "worker/cpu/drafter.h"
+#include "worker/cpu/rank_group.h"
 #include "worker/cpu/target.h"
 #include "worker/model/weights.h"
 #include "worker/model_executor.h"
@@ -36,11 +38,25 @@ class CpuExecutor : public ModelExecutor {
   const ForwardStatistics& statistics() const override { return statistics_; }
   void Logits(const SequenceStep& step, float* out) override;
 
-  const ModelWeights& weights() const { return weights_; }
-  kernels::ThreadPool& pool() { return pool_; }
-  TargetForward& target() { return target_; }
+  // Rank 0's; the whole model where it is the only one.
+  const ModelWeights& weights() const { return ranks_.front()->weights; }
+  kernels::ThreadPool& pool() { return ranks_.front()->pool; }
+  TargetForward& target() { return ranks_.front()->target; }
 
  private:
+  // A part of the model, with the threads that compute it.
+  struct RankModel {
+    RankModel(const ModelConfig& part_config, ModelWeights loaded, const CacheShape& shape,
+              int num_threads, const RankLink& link);
+
+    const ModelConfig part;
+    const ModelWeights weights;
+    kernels::ThreadPool pool;
+    ForwardStatistics statistics;
+    TargetForward target;
+    std::unique_ptr<DrafterForward> drafter;  // null when the model has none
+  };
+
   // One row of logits that is to become a token.
   struct Choice {
     const SequenceStep* step;
@@ -49,23 +65,25 @@ class CpuExecutor : public ModelExecutor {
     kernels::TokenChoice chosen;
   };
 
-  CpuExecutor(ModelConfig config, ModelWeights weights, const CacheShape& shape, int num_threads,
-              int vocabulary_used);
+  CpuExecutor(ModelConfig config, const CacheShape& shape, int num_ranks, int vocabulary_used);
+  absl::Status Load(const ExecutorOptions& options);
 
+  void RunTarget();
+  void TargetLogits(absl::Span<const int> rows, float* out);
+  void AddTaps(int slot, int64_t position, int first_row, int count);
+  void SumStatistics();
   void DraftTokens(const Round& round);
   void GatherRows(const Round& round);
   void ChooseTokens(const Round& round);
   RoundResult Accept(const Round& round);
   void Sample(std::vector<Choice>& choices);
 
-  const ModelConfig config_;
-  const ModelWeights weights_;
+  const ModelConfig config_;  // of the whole model
   const CacheShape shape_;
   const int vocabulary_used_;
-  kernels::ThreadPool pool_;
-  ForwardStatistics statistics_;
-  TargetForward target_;
-  std::unique_ptr<DrafterForward> drafter_;  // null when the model has none
+  RankGroup group_;
+  std::vector<std::unique_ptr<RankModel>> ranks_;
+  ForwardStatistics statistics_;  // of all ranks together: the bytes are sums
 
   size_t sample_workspace_bytes_;
   std::vector<uint8_t> sample_workspace_;     // one per sampled row

@@ -28,11 +28,12 @@ float Widen(bf16 value) { return std::bit_cast<float>(uint32_t{value} << 16); }
 DrafterForward::DrafterForward(const ModelConfig& config, const DrafterWeights& weights,
                                const TargetWeights& target, int max_sequences,
                                int64_t max_positions, kernels::ThreadPool& pool,
-                               ForwardStatistics& statistics)
+                               ForwardStatistics& statistics, const RankLink& link)
     : config_(config.drafter),
       weights_(weights),
       target_(target),
       vocabulary_(config.vocabulary),
+      link_(link),
       tap_width_(config.drafter.target_layer_ids.size() * static_cast<size_t>(config.hidden)),
       max_rows_(std::max(max_sequences * config.drafter.block_size, kContextRowsAtOnce)),
       pool_(pool),
@@ -95,10 +96,12 @@ void DrafterForward::Draft(absl::Span<const DraftAnchor> anchors, float* logits)
     Attend(l, anchors);
     kernels::MatMul(pool_, layer.output, attended_.data(), num_rows, layer.output.num_cols(),
                     delta_.data(), hidden);
+    link_.Sum(delta_.data(), Size(num_rows, hidden));
     AddToResidual(num_rows);
     kernels::RmsNorm(pool_, residual_.data(), layer.post_attention_norm.data(),
                      config_.norm_epsilon, num_rows, hidden, normed_.data());
     kernels::Mlp(pool_, layer.mlp, normed_.data(), num_rows, delta_.data(), workspace_.data());
+    link_.Sum(delta_.data(), Size(num_rows, hidden));
     AddToResidual(num_rows);
     statistics_.drafter_bytes +=
         static_cast<int64_t>(layer.qkv.bytes() + layer.output.bytes() + layer.mlp.gate.bytes() +
@@ -159,17 +162,24 @@ void DrafterForward::AppendContext(absl::Span<const ContextRow> rows) {
       static_cast<int64_t>(weights_.features.bytes() + weights_.context_kv.bytes());
 }
 
+// An anchor's row lies with the rank that has its token, the masks' count as rank 0's; the others
+// add nothing.
 void DrafterForward::EmbedBlocks(absl::Span<const DraftAnchor> anchors) {
   const auto hidden = static_cast<size_t>(config_.hidden);
+  const size_t num_rows = anchors.size() * static_cast<size_t>(config_.block_size);
+  std::fill_n(residual_.begin(), num_rows * hidden, 0.0f);
   float* out = residual_.data();
   for (const DraftAnchor& anchor : anchors) {
+    const int local = anchor.token - link_.rank.index * vocabulary_;
     for (int j = 0; j < config_.block_size; ++j, out += hidden) {
-      const bf16* embedding = j == 0
-                                  ? &target_.embedding[static_cast<size_t>(anchor.token) * hidden]
-                                  : weights_.mask_embedding.data();
-      for (size_t i = 0; i < hidden; ++i) out[i] = Widen(embedding[i]);
+      const bf16* embedding = nullptr;
+      if (j > 0 && link_.rank.index == 0) embedding = weights_.mask_embedding.data();
+      if (j == 0 && local >= 0 && local < vocabulary_)
+        embedding = &target_.embedding[static_cast<size_t>(local) * hidden];
+      for (size_t i = 0; embedding != nullptr && i < hidden; ++i) out[i] = Widen(embedding[i]);
     }
   }
+  link_.Sum(residual_.data(), num_rows * hidden);
 }
 
 void DrafterForward::ProjectBlock(const DrafterLayer& layer,
@@ -241,7 +251,8 @@ void DrafterForward::HeadLogits(absl::Span<const DraftAnchor> anchors, float* lo
   }
   kernels::RmsNorm(pool_, delta_.data(), weights_.final_norm.data(), config_.norm_epsilon, count,
                    config_.hidden, normed_.data());
-  kernels::MatMul(pool_, target_.head, normed_.data(), count, config_.hidden, logits, vocabulary_);
+  kernels::MatMul(pool_, target_.head, normed_.data(), count, config_.hidden,
+                  logits + link_.rank.index * vocabulary_, link_.rank.count * vocabulary_);
   statistics_.drafter_bytes += static_cast<int64_t>(target_.head.bytes());
 }
 

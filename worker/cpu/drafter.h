@@ -4,8 +4,8 @@
 // It sees the past only through the target's tapped residuals, turned into keys and values of every
 // draft layer (KV injection). Taps of committed rows are stored as they come (AddTaps, a copy) and
 // turned into keys and values when the sequence next drafts, so a sequence that never drafts pays
-// nothing. Only the last `window` positions are kept. Caller: CpuExecutor. Thread: the engine
-// thread.
+// nothing. Only the last `window` positions are kept. Of the whole drafter or of one rank's part,
+// as TargetForward. Caller: CpuExecutor. Thread: the engine thread.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,7 @@
 #include "absl/types/span.h"
 #include "kernels/ops.h"
 #include "kernels/thread_pool.h"
+#include "worker/cpu/rank_group.h"
 #include "worker/cpu/zeroed_array.h"
 #include "worker/model/config.h"
 #include "worker/model/weights.h"
@@ -35,7 +36,8 @@ class DrafterForward {
   // past the last position ever drafted.
   DrafterForward(const ModelConfig& config, const DrafterWeights& weights,
                  const TargetWeights& target, int max_sequences, int64_t max_positions,
-                 kernels::ThreadPool& pool, ForwardStatistics& statistics);
+                 kernels::ThreadPool& pool, ForwardStatistics& statistics,
+                 const RankLink& link = {});
 
   void ResetSlot(int slot);
 
@@ -45,7 +47,7 @@ class DrafterForward {
                int count);
 
   // Logits of the drafted rows, anchor after anchor, each num_drafts rows: row j chooses the token
-  // at anchor.position + 1 + j.
+  // at anchor.position + 1 + j. V of the whole model; ranks share `logits`.
   void Draft(absl::Span<const DraftAnchor> anchors, float* logits /*[sum of num_drafts, V]*/);
 
  private:
@@ -70,7 +72,8 @@ class DrafterForward {
   const DrafterConfig& config_;
   const DrafterWeights& weights_;
   const TargetWeights& target_;
-  const int vocabulary_;
+  const int vocabulary_;  // of the rank's part
+  const RankLink link_;
   const size_t tap_width_;
   const int max_rows_;
   kernels::ThreadPool& pool_;

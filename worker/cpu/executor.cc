@@ -11,6 +11,12 @@ namespace ultraspeed::worker {
 namespace {
 
 constexpr float kNeverChosen = -1e30f;  // finite, so that dividing by a temperature stays finite
+
+// Rows of the largest sum over ranks: a pass of the target, or all blocks of the drafter.
+int SumRowsMax(const ModelConfig& config, const CacheShape& shape) {
+  return std::max(shape.max_rows, shape.max_sequences * config.drafter.block_size);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const ExecutorOptions& options) {
@@ -22,60 +28,126 @@ absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const ExecutorO
   if (!config.ok()) return config.status();
   absl::StatusOr<int> vocabulary_used = CountUsedTokens(options.model_folder, config->vocabulary);
   if (!vocabulary_used.ok()) return vocabulary_used.status();
-  absl::StatusOr<ModelWeights> weights =
-      LoadModelWeights(options.model_folder, *config, options.progress);
-  if (!weights.ok()) return weights.status();
   const CacheShape shape = {
       .max_sequences = options.max_sequences,
       .max_rows = options.max_batch_tokens,
       .num_pages = static_cast<int>((options.kv_tokens + kPageTokens - 1) / kPageTokens),
       .page_tokens = kPageTokens};
-  const int num_threads = options.num_threads > 0
-                              ? options.num_threads
-                              : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  return std::unique_ptr<CpuExecutor>(new CpuExecutor(*std::move(config), *std::move(weights),
-                                                      shape, num_threads, *vocabulary_used));
+  const absl::StatusOr<ModelConfig> part = PartOf(*config, options.num_ranks);
+  if (!part.ok()) return part.status();
+  std::unique_ptr<CpuExecutor> executor(
+      new CpuExecutor(*std::move(config), shape, options.num_ranks, *vocabulary_used));
+  if (absl::Status status = executor->Load(options); !status.ok()) return status;
+  return executor;
 }
 
 absl::StatusOr<std::unique_ptr<Executor>> CreateCpuExecutor(const ExecutorOptions& options) {
   return CpuExecutor::Create(options);
 }
 
-CpuExecutor::CpuExecutor(ModelConfig config, ModelWeights weights, const CacheShape& shape,
-                         int num_threads, int vocabulary_used)
+CpuExecutor::RankModel::RankModel(const ModelConfig& part_config, ModelWeights loaded,
+                                  const CacheShape& shape, int num_threads, const RankLink& link)
+    : part(part_config),
+      weights(std::move(loaded)),
+      pool(num_threads),
+      target(part, weights.target, shape, pool, statistics, link) {
+  if (part.drafter.num_layers > 0) {
+    drafter = std::make_unique<DrafterForward>(
+        part, weights.drafter, weights.target, shape.max_sequences,
+        int64_t{shape.num_pages} * shape.page_tokens, pool, statistics, link);
+  }
+}
+
+CpuExecutor::CpuExecutor(ModelConfig config, const CacheShape& shape, int num_ranks,
+                         int vocabulary_used)
     : config_(std::move(config)),
-      weights_(std::move(weights)),
       shape_(shape),
       vocabulary_used_(vocabulary_used),
-      pool_(num_threads),
-      target_(config_, weights_.target, shape_, pool_, statistics_),
+      group_(num_ranks,
+             static_cast<size_t>(SumRowsMax(config_, shape)) * static_cast<size_t>(config_.hidden)),
+      ranks_(static_cast<size_t>(num_ranks)),
       sample_workspace_bytes_((kernels::SampleWorkspaceBytes(vocabulary_used) + 63) / 64 * 64) {
-  if (config_.drafter.num_layers > 0) {
-    drafter_ = std::make_unique<DrafterForward>(
-        config_, weights_.drafter, weights_.target, shape_.max_sequences,
-        int64_t{shape_.num_pages} * shape_.page_tokens, pool_, statistics_);
-  }
   drafts_.resize(static_cast<size_t>(shape_.max_sequences));
 }
 
+// Every rank's part at once, each on its rank's thread.
+absl::Status CpuExecutor::Load(const ExecutorOptions& options) {
+  const int num_threads = options.num_threads > 0
+                              ? options.num_threads
+                              : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const int num_ranks = group_.num_ranks();
+  const ModelConfig part = *PartOf(config_, num_ranks);
+  std::vector<absl::Status> statuses(ranks_.size());
+  group_.Run([&](int index) {
+    const auto i = static_cast<size_t>(index);
+    const Rank rank = {.index = index, .count = num_ranks};
+    absl::StatusOr<ModelWeights> weights = LoadModelWeights(
+        options.model_folder, config_,
+        {.rank = rank, .progress = index == 0 ? options.progress : LoadProgress()});
+    if (!weights.ok()) {
+      statuses[i] = weights.status();
+      return;
+    }
+    ranks_[i] = std::make_unique<RankModel>(
+        part, *std::move(weights), shape_, std::max(1, num_threads / num_ranks),
+        RankLink{.group = num_ranks > 1 ? &group_ : nullptr, .rank = rank});
+  });
+  for (const absl::Status& status : statuses) {
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
 std::string CpuExecutor::device() const {
-  return absl::StrCat("cpu ", kernels::Name(kernels::ActiveInstructionSet()), ", ",
-                      pool_.num_threads(), " threads");
+  const int num_threads = ranks_.front()->pool.num_threads();
+  const std::string name =
+      absl::StrCat("cpu ", kernels::Name(kernels::ActiveInstructionSet()), ", ");
+  if (group_.num_ranks() == 1) return absl::StrCat(name, num_threads, " threads");
+  return absl::StrCat(name, group_.num_ranks(), " ranks of ", num_threads, " threads");
 }
 
 void CpuExecutor::ResetSlot(int slot) {
   KERNELS_CHECK(slot, >=, 0);
   KERNELS_CHECK(slot, <, shape_.max_sequences);
-  if (drafter_ != nullptr) drafter_->ResetSlot(slot);
+  for (const auto& rank : ranks_) {
+    if (rank->drafter != nullptr) rank->drafter->ResetSlot(slot);
+  }
 }
 
 RoundResult CpuExecutor::Run(const Round& round) {
   CheckRound(round, *this);
   DraftTokens(round);
   GatherRows(round);
-  target_.Run(sequences_, rows_);
+  RunTarget();
   ChooseTokens(round);
-  return Accept(round);
+  RoundResult result = Accept(round);
+  SumStatistics();
+  return result;
+}
+
+void CpuExecutor::RunTarget() {
+  group_.Run(
+      [this](int rank) { ranks_[static_cast<size_t>(rank)]->target.Run(sequences_, rows_); });
+}
+
+void CpuExecutor::TargetLogits(absl::Span<const int> rows, float* out) {
+  group_.Run([&](int rank) { ranks_[static_cast<size_t>(rank)]->target.Logits(rows, out); });
+}
+
+// Every rank has all taps: residuals are the same on all.
+void CpuExecutor::AddTaps(int slot, int64_t position, int first_row, int count) {
+  for (const auto& rank : ranks_) {
+    if (rank->drafter != nullptr)
+      rank->drafter->AddTaps(slot, position, rank->target.taps(first_row), count);
+  }
+}
+
+void CpuExecutor::SumStatistics() {
+  statistics_ = ranks_.front()->statistics;
+  for (size_t rank = 1; rank < ranks_.size(); ++rank) {
+    statistics_.target_bytes += ranks_[rank]->statistics.target_bytes;
+    statistics_.drafter_bytes += ranks_[rank]->statistics.drafter_bytes;
+  }
 }
 
 void CpuExecutor::Logits(const SequenceStep& step, float* out) {
@@ -83,12 +155,12 @@ void CpuExecutor::Logits(const SequenceStep& step, float* out) {
   CheckRound(round, *this);
   KERNELS_CHECK(step.block, ==, 1);
   GatherRows(round);
-  target_.Run(sequences_, rows_);
+  RunTarget();
   std::vector<int> rows(static_cast<size_t>(step.num_tokens));
   std::iota(rows.begin(), rows.end(), 0);
-  target_.Logits(rows, out);
-  if (drafter_ != nullptr)
-    drafter_->AddTaps(step.slot, step.computed, target_.taps(0), step.num_tokens);
+  TargetLogits(rows, out);
+  AddTaps(step.slot, step.computed, 0, step.num_tokens);
+  SumStatistics();
 }
 
 // One drafter pass over all sequences that speculate; fills drafts_.
@@ -103,7 +175,9 @@ void CpuExecutor::DraftTokens(const Round& round) {
   if (anchors.empty()) return;
   logits_.resize(
       std::max(logits_.size(), choices_.size() * static_cast<size_t>(config_.vocabulary)));
-  drafter_->Draft(anchors, logits_.data());
+  group_.Run([&](int rank) {
+    ranks_[static_cast<size_t>(rank)]->drafter->Draft(anchors, logits_.data());
+  });
   Sample(choices_);
   size_t choice = 0;
   for (size_t s = 0; s < round.steps.size(); ++s) {
@@ -147,7 +221,7 @@ void CpuExecutor::ChooseTokens(const Round& round) {
   }
   logits_.resize(
       std::max(logits_.size(), choices_.size() * static_cast<size_t>(config_.vocabulary)));
-  target_.Logits(sampled_rows_, logits_.data());
+  TargetLogits(sampled_rows_, logits_.data());
   Sample(choices_);
 }
 
@@ -157,7 +231,7 @@ void CpuExecutor::Sample(std::vector<Choice>& choices) {
       std::max(sample_workspace_.size(), choices.size() * sample_workspace_bytes_ + 64));
   const bool has_mask =
       config_.drafter.num_layers > 0 && config_.drafter.mask_token_id < vocabulary_used_;
-  pool_.ParallelFor(static_cast<int>(choices.size()), [&](int i) {
+  pool().ParallelFor(static_cast<int>(choices.size()), [&](int i) {
     const auto row = static_cast<size_t>(i);
     Choice& choice = choices[row];
     float* logits = &logits_[row * vocabulary];
@@ -203,10 +277,7 @@ RoundResult CpuExecutor::Accept(const Round& round) {
       }
       choice += static_cast<size_t>(step.block);
     }
-    if (drafter_ != nullptr) {
-      drafter_->AddTaps(step.slot, step.computed, target_.taps(first_row_[s]),
-                        step.num_tokens + out.num_accepted);
-    }
+    AddTaps(step.slot, step.computed, first_row_[s], step.num_tokens + out.num_accepted);
   }
   return result;
 }

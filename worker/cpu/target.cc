@@ -32,10 +32,11 @@ float Widen(bf16 value) { return std::bit_cast<float>(uint32_t{value} << 16); }
 
 TargetForward::TargetForward(const ModelConfig& config, const TargetWeights& weights,
                              const CacheShape& shape, kernels::ThreadPool& pool,
-                             ForwardStatistics& statistics)
+                             ForwardStatistics& statistics, const RankLink& link)
     : config_(config),
       weights_(weights),
       shape_(shape),
+      link_(link),
       pool_(pool),
       statistics_(statistics),
       group_rows_(QkvGroupRows(config)),
@@ -90,10 +91,12 @@ void TargetForward::Run(absl::Span<const TargetSequence> sequences,
     Attend(l, rows);
     kernels::MatMul(pool_, layer.output, attended_.data(), num_rows, layer.output.num_cols(),
                     delta_.data(), hidden);
+    link_.Sum(delta_.data(), Size(num_rows, hidden));
     AddToResidual(num_rows);
     kernels::RmsNorm(pool_, residual_.data(), layer.post_attention_norm.data(),
                      config_.norm_epsilon, num_rows, hidden, normed_.data());
     FeedForward(l, num_rows);
+    link_.Sum(delta_.data(), Size(num_rows, hidden));
     AddToResidual(num_rows);
     CaptureTap(l, num_rows);
     CountBytes(l, num_rows);
@@ -113,19 +116,28 @@ void TargetForward::Logits(absl::Span<const int> row_indices, float* out) {
   }
   kernels::RmsNorm(pool_, delta_.data(), weights_.final_norm.data(), config_.norm_epsilon, count,
                    config_.hidden, normed_.data());
-  kernels::MatMul(pool_, weights_.head, normed_.data(), count, config_.hidden, out,
-                  config_.vocabulary);
+  kernels::MatMul(pool_, weights_.head, normed_.data(), count, config_.hidden,
+                  out + link_.rank.index * config_.vocabulary,
+                  link_.rank.count * config_.vocabulary);
   statistics_.target_bytes += static_cast<int64_t>(weights_.head.bytes());
 }
 
+// A token's row lies with one rank; the others add nothing to it.
 void TargetForward::Embed(absl::Span<const TargetRow> rows) {
   const auto hidden = static_cast<size_t>(config_.hidden);
   for (size_t t = 0; t < rows.size(); ++t) {
     KERNELS_CHECK(rows[t].token, >=, 0);
-    KERNELS_CHECK(rows[t].token, <, config_.vocabulary);
-    const bf16* embedding = &weights_.embedding[static_cast<size_t>(rows[t].token) * hidden];
-    for (size_t i = 0; i < hidden; ++i) residual_[t * hidden + i] = Widen(embedding[i]);
+    KERNELS_CHECK(rows[t].token, <, link_.rank.count * config_.vocabulary);
+    float* const out = &residual_[t * hidden];
+    const int local = rows[t].token - link_.rank.index * config_.vocabulary;
+    if (local < 0 || local >= config_.vocabulary) {
+      std::fill_n(out, hidden, 0.0f);
+      continue;
+    }
+    const bf16* embedding = &weights_.embedding[static_cast<size_t>(local) * hidden];
+    for (size_t i = 0; i < hidden; ++i) out[i] = Widen(embedding[i]);
   }
+  link_.Sum(residual_.data(), rows.size() * hidden);
 }
 
 void TargetForward::SetViews(size_t layer_idx, absl::Span<const TargetSequence> sequences) {

@@ -1,9 +1,12 @@
-// The target model's forward pass on CPUs, with its KV cache.
+// The target model's forward pass on CPUs, with its KV cache: of the whole model, or of one rank's
+// part of it.
 //
-// Caller: CpuExecutor (and bench/ for perplexity). Reads like docs/MODEL.md: the residual stream is
-// fp32; norm outputs, q, k, v, attention output and SwiGLU product are bf16; everything else is
-// fp32. A row's result depends on its own sequence only. Thread: the engine thread; the pool's
-// threads work inside Run.
+// Ranks run the same pass at the same time; each holds all residuals and its own heads, columns and
+// vocabulary, and they meet three times: after the embedding and, in each layer, after o_proj and
+// after the MLP or the experts. // Caller: CpuExecutor (and bench/ for perplexity). Reads like
+// docs/MODEL.md: the residual stream is fp32; norm outputs, q, k, v, attention output and SwiGLU
+// product are bf16; everything else is fp32. A row's result depends on its own sequence only.
+// Thread: the engine thread; the pool's threads work inside Run.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +15,7 @@
 #include "absl/types/span.h"
 #include "kernels/ops.h"
 #include "kernels/thread_pool.h"
+#include "worker/cpu/rank_group.h"
 #include "worker/cpu/zeroed_array.h"
 #include "worker/model/config.h"
 #include "worker/model/weights.h"
@@ -42,13 +46,16 @@ struct TargetRow {
 
 class TargetForward {
  public:
+  // `config` and `weights`: of the rank's part.
   TargetForward(const ModelConfig& config, const TargetWeights& weights, const CacheShape& shape,
-                kernels::ThreadPool& pool, ForwardStatistics& statistics);
+                kernels::ThreadPool& pool, ForwardStatistics& statistics,
+                const RankLink& link = {});
 
   // REQUIRES: rows.size() <= max_rows; every earlier position of each sequence has been run.
   void Run(absl::Span<const TargetSequence> sequences, absl::Span<const TargetRow> rows);
 
-  // After Run: logits of the given rows, out[i * V + token].
+  // After Run: logits of the given rows, out[i * V + token] with V of the whole model. Ranks share
+  // `out`: each fills its own part of every row.
   void Logits(absl::Span<const int> row_indices, float* out /*[n, V]*/);
 
   // After Run: the drafter's input of a row, bf16 [taps * H]. REQUIRES: the model has a drafter.
@@ -69,6 +76,7 @@ class TargetForward {
   const ModelConfig& config_;
   const TargetWeights& weights_;
   const CacheShape shape_;
+  const RankLink link_;
   kernels::ThreadPool& pool_;
   ForwardStatistics& statistics_;
   int group_rows_;   // rows of one kv head's q, k and v in the fused projection

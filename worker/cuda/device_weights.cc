@@ -179,9 +179,8 @@ ModelWeights ShapeModelWeights(const ModelConfig& config, DevicePacker& pack) {
 }
 
 absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& folder, const ModelConfig& config,
-                                              DevicePacker& pack,
-                                              const std::function<void(int, int)>& progress) {
-  return LoadModelWeightsWith(pack, folder, config, progress);
+                                              DevicePacker& pack, const LoadProgress& progress) {
+  return LoadModelWeightsWith(pack, folder, config, {.progress = progress});
 }
 
 }  // namespace ultraspeed::worker::cuda

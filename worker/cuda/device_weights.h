@@ -97,7 +97,6 @@ ModelWeights ShapeModelWeights(const ModelConfig& config, DevicePacker& pack);
 
 // As worker::LoadModelWeights.
 absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& folder, const ModelConfig& config,
-                                              DevicePacker& pack,
-                                              const std::function<void(int, int)>& progress);
+                                              DevicePacker& pack, const LoadProgress& progress);
 
 }  // namespace ultraspeed::worker::cuda

@@ -136,9 +136,14 @@ absl::StatusOr<TensorView> Checkpoint::Take(const std::string& name, std::string
   return entry.tensor;
 }
 
-std::string Checkpoint::DtypeOf(const std::string& name) const {
+const TensorView* Checkpoint::Find(const std::string& name) const {
   const auto found = entries_.find(name);
-  return found == entries_.end() ? "" : found->second.tensor.dtype;
+  return found == entries_.end() ? nullptr : &found->second.tensor;
+}
+
+std::string Checkpoint::DtypeOf(const std::string& name) const {
+  const TensorView* const tensor = Find(name);
+  return tensor == nullptr ? "" : tensor->dtype;
 }
 
 absl::Status Checkpoint::ExpectAllTaken() const {

@@ -34,6 +34,8 @@ class Checkpoint {
   absl::StatusOr<TensorView> Take(const std::string& name, std::string_view dtype,
                                   const std::vector<int64_t>& shape);
 
+  // Null if there is no such tensor; valid while this object lives.
+  const TensorView* Find(const std::string& name) const;
   // The dtype that a tensor has, "" if there is no such tensor.
   std::string DtypeOf(const std::string& name) const;
 

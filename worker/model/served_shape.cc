@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "absl/strings/str_cat.h"
+#include "worker/model/sharding_plan.h"
 
 namespace ultraspeed::worker {
 
@@ -29,6 +29,7 @@ ModelConfig MimoV25ProShape() {
   config.norm_epsilon = 1e-5f;
   config.value_scale = 0.612f;
   config.sinks_on_sliding = true;
+  config.eos_token_ids = {151643, 151645};
   config.attention.assign(70, AttentionKind::kSliding);
   for (const size_t full : {0, 7, 15, 23, 31, 39, 47, 55, 62, 69})
     config.attention[full] = AttentionKind::kFull;
@@ -55,31 +56,10 @@ ModelConfig MimoV25ProShape() {
 }
 
 absl::StatusOr<ModelConfig> RankOf(ModelConfig config, int num_ranks) {
-  if (num_ranks < 1)
-    return absl::InvalidArgumentError(
-        absl::StrCat("num_ranks: is ", num_ranks, "; must be at least 1"));
-  struct Part {
-    const char* name;
-    int* value;
-  };
-  const Part parts[] = {{"num_q_heads", &config.num_q_heads},
-                        {"num_kv_heads", &config.num_kv_heads},
-                        {"dense_ffn_width", &config.dense_ffn_width},
-                        {"expert_ffn_width", &config.expert_ffn_width},
-                        {"vocabulary", &config.vocabulary},
-                        {"drafter num_q_heads", &config.drafter.num_q_heads},
-                        {"drafter num_kv_heads", &config.drafter.num_kv_heads},
-                        {"drafter ffn_width", &config.drafter.ffn_width}};
-  for (const Part& part : parts) {
-    if (*part.value % num_ranks != 0) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          part.name, ": is ", *part.value, "; must be a multiple of num_ranks = ", num_ranks));
-    }
-    *part.value /= num_ranks;
-  }
-  // An id of another rank's slice stands for itself at the slice's end.
-  config.drafter.mask_token_id = std::min(config.drafter.mask_token_id, config.vocabulary - 1);
-  return config;
+  absl::StatusOr<ModelConfig> part = PartOf(config, num_ranks);
+  if (!part.ok()) return part.status();
+  part->drafter.mask_token_id = std::min(part->drafter.mask_token_id, part->vocabulary - 1);
+  return part;
 }
 
 }  // namespace ultraspeed::worker

@@ -11,9 +11,8 @@ namespace ultraspeed::worker {
 
 ModelConfig MimoV25ProShape();
 
-// Rank 0 of `num_ranks`: heads, the width of every expert and MLP, and the vocabulary divided
-// evenly; hidden width, router and the drafter's feature projection whole. INVALID_ARGUMENT names
-// what does not divide.
+// PartOf with a mask id that fits the part's vocabulary: for executors that run one GPU's part
+// alone, with made-up weights, as if it were a model.
 absl::StatusOr<ModelConfig> RankOf(ModelConfig config, int num_ranks);
 
 }  // namespace ultraspeed::worker

@@ -1,5 +1,6 @@
 #include "worker/model/tensor_reader.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -17,13 +18,19 @@ constexpr int kBlock = 128;
 int64_t Blocks(int count) { return (count + kBlock - 1) / kBlock; }
 size_t Product(int64_t a, int64_t b) { return static_cast<size_t>(a) * static_cast<size_t>(b); }
 
-// Index of the first byte for which `bad` holds, or `count`.
+// The first value for which `bad` holds, or `end`. In blocks without an early end, which compilers
+// turn into vector code: a rank of the served model scans some 7 GB.
 template <typename T, typename Bad>
-size_t FirstBad(const T* values, size_t count, Bad bad) {
-  for (size_t i = 0; i < count; ++i) {
-    if (bad(values[i])) return i;
+const T* FindBad(const T* values, const T* end, Bad bad) {
+  constexpr ptrdiff_t kBlockValues = 4096;
+  while (values < end) {
+    const T* const block_end = values + std::min(kBlockValues, end - values);
+    unsigned any = 0;
+    for (const T* value = values; value < block_end; ++value) any |= bad(*value) ? 1u : 0u;
+    if (any != 0) return std::find_if(values, block_end, bad);
+    values = block_end;
   }
-  return count;
+  return end;
 }
 
 bool IsNanE4m3(uint8_t code) { return (code & 0x7F) == 0x7F; }
@@ -45,6 +52,11 @@ void StoredMatrix::OwnScales(std::vector<float> scales) {
   view_.scales_f32 = scales_.data();
 }
 
+void StoredMatrix::OwnE8m0Scales(std::vector<uint8_t> scales) {
+  e8m0_scales_ = std::move(scales);
+  view_.scales_e8m0 = e8m0_scales_.data();
+}
+
 void StoredMatrix::AppendRows(const StoredMatrix& rows) {
   if (rows.empty()) return;
   view_.format = rows.view_.format;
@@ -54,34 +66,79 @@ void StoredMatrix::AppendRows(const StoredMatrix& rows) {
   view_.codes = bf16_codes_.data();
 }
 
-void TensorReader::Refuse(const std::string& name, size_t index, const std::string& what) {
-  if (!status_.ok()) return;
-  status_ =
-      absl::InvalidArgumentError(absl::StrCat("tensor ", name, ": element ", index, " ", what));
+void TensorReader::Part::CopyTo(void* out) const {
+  if (contiguous()) {
+    std::memcpy(out, data, bytes());
+    return;
+  }
+  const auto row_bytes = static_cast<size_t>(row_elements * element_bytes);
+  const auto stride = static_cast<size_t>(stored_row_elements * element_bytes);
+  for (size_t row = 0; row < static_cast<size_t>(num_rows); ++row)
+    std::memcpy(static_cast<uint8_t*>(out) + row * row_bytes, data + row * stride, row_bytes);
 }
 
-const uint8_t* TensorReader::Take(const std::string& name, std::string_view dtype,
-                                  const std::vector<int64_t>& shape) {
-  if (!status_.ok()) return nullptr;
-  absl::StatusOr<TensorView> tensor = checkpoint_.Take(name, dtype, shape);
+size_t TensorReader::Part::StoredIndex(size_t element) const {
+  const auto width = static_cast<size_t>(row_elements);
+  return static_cast<size_t>(first_element) +
+         element / width * static_cast<size_t>(stored_row_elements) + element % width;
+}
+
+TensorReader::Part TensorReader::Take(const std::string& name, std::string_view dtype,
+                                      const std::vector<int64_t>& shape) {
+  if (!status_.ok()) return {};
+  const Split split = rank_.count == 1 ? Split::kWhole : SplitOf(name);
+  std::vector<int64_t> stored = shape;
+  if (split == Split::kRows) stored.front() *= rank_.count;
+  if (split == Split::kColumns) stored.back() *= rank_.count;
+  absl::StatusOr<TensorView> tensor = checkpoint_.Take(name, dtype, stored);
   if (!tensor.ok()) {
     status_ = tensor.status();
-    return nullptr;
+    return {};
   }
-  return tensor->data;
+  Part part;
+  part.num_rows = shape.front();
+  part.row_elements = shape.size() > 1 ? shape[1] : 1;
+  part.stored_row_elements = stored.size() > 1 ? stored[1] : 1;
+  if (split == Split::kRows)
+    part.first_element = rank_.index * part.num_rows * part.stored_row_elements;
+  if (split == Split::kColumns) part.first_element = rank_.index * part.row_elements;
+  part.element_bytes = static_cast<int>(
+      tensor->bytes / static_cast<size_t>(stored.front() * part.stored_row_elements));
+  part.data = tensor->data + part.first_element * part.element_bytes;
+  if (ahead_ != nullptr) ahead_->Advance(bytes_taken_);
+  bytes_taken_ += static_cast<int64_t>(part.bytes());
+  return part;
+}
+
+const uint8_t* TensorReader::Codes(const Part& part, std::vector<uint8_t>& gathered) {
+  if (part.data == nullptr || part.contiguous()) return part.data;
+  gathered.resize(part.bytes());
+  part.CopyTo(gathered.data());
+  return gathered.data();
+}
+
+template <typename T, typename Bad>
+void TensorReader::RefuseFirst(const std::string& name, const Part& part, const T* values, Bad bad,
+                               const char* what) {
+  if (!status_.ok()) return;
+  const T* const end = values + part.num_elements();
+  const T* const found = FindBad(values, end, bad);
+  if (found == end) return;
+  status_ = absl::InvalidArgumentError(
+      absl::StrCat("tensor ", name, ": element ",
+                   part.StoredIndex(static_cast<size_t>(found - values)), " ", what));
 }
 
 std::vector<kernels::bf16> TensorReader::Bf16(const std::string& name, int rows, int cols) {
   std::vector<int64_t> shape = {rows};
   if (cols > 0) shape.push_back(cols);
-  const uint8_t* data = Take(name, "BF16", shape);
-  if (data == nullptr) return {};
-  std::vector<kernels::bf16> values(Product(rows, cols > 0 ? cols : 1));
-  std::memcpy(values.data(), data,
-              values.size() * sizeof(kernels::bf16));  // the file promises no alignment
-  const size_t bad = FirstBad(values.data(), values.size(),
-                              [](kernels::bf16 v) { return (v & 0x7F80) == 0x7F80; });
-  if (bad < values.size()) Refuse(name, bad, "is not finite");
+  const Part part = Take(name, "BF16", shape);
+  if (part.data == nullptr) return {};
+  std::vector<kernels::bf16> values(part.num_elements());
+  part.CopyTo(values.data());  // the file promises no alignment
+  RefuseFirst(
+      name, part, values.data(), [](kernels::bf16 v) { return (v & 0x7F80) == 0x7F80; },
+      "is not finite");
   return values;
 }
 
@@ -93,14 +150,12 @@ std::vector<float> TensorReader::Bf16AsFloat(const std::string& name, int count)
 }
 
 std::vector<float> TensorReader::F32(const std::string& name, const std::vector<int64_t>& shape) {
-  const uint8_t* data = Take(name, "F32", shape);
-  if (data == nullptr) return {};
-  size_t count = 1;
-  for (const int64_t dimension : shape) count *= static_cast<size_t>(dimension);
-  std::vector<float> values(count);
-  std::memcpy(values.data(), data, count * sizeof(float));
-  const size_t bad = FirstBad(values.data(), count, [](float v) { return !std::isfinite(v); });
-  if (bad < count) Refuse(name, bad, "is not finite");
+  const Part part = Take(name, "F32", shape);
+  if (part.data == nullptr) return {};
+  std::vector<float> values(part.num_elements());
+  part.CopyTo(values.data());
+  RefuseFirst(
+      name, part, values.data(), [](float v) { return !std::isfinite(v); }, "is not finite");
   return values;
 }
 
@@ -133,16 +188,14 @@ StoredMatrix TensorReader::Fp8Matrix(const std::string& name, int rows, int cols
 
 StoredMatrix TensorReader::GroupedFp8Matrix(const std::string& name, int groups, int group_rows,
                                             int cols) {
-  const uint8_t* codes = Take(name, "F8_E4M3", {int64_t{groups} * group_rows, cols});
+  const Part part = Take(name, "F8_E4M3", {int64_t{groups} * group_rows, cols});
   const int64_t group_blocks = Blocks(group_rows);
   std::vector<float> scales = F32(name + "_scale_inv", {groups * group_blocks, Blocks(cols)});
   if (!status_.ok()) return {};
-  const size_t count = Product(int64_t{groups} * group_rows, cols);
-  const size_t bad = FirstBad(codes, count, IsNanE4m3);
-  if (bad < count) {
-    Refuse(name, bad, "is an FP8 NaN");
-    return {};
-  }
+  std::vector<uint8_t> gathered;
+  const uint8_t* const codes = Codes(part, gathered);
+  RefuseFirst(name, part, codes, IsNanE4m3, "is an FP8 NaN");
+  if (!status_.ok()) return {};
   const int64_t padded_rows = groups > 1 ? group_blocks * kBlock : group_rows;
   StoredMatrix matrix(CheckpointMatrix{.format = WeightFormat::kFp8Block128,
                                        .num_rows = static_cast<int>(groups * padded_rows),
@@ -158,26 +211,31 @@ StoredMatrix TensorReader::GroupedFp8Matrix(const std::string& name, int groups,
                   codes + Product(int64_t{group} * group_rows, cols), Product(group_rows, cols));
     }
     matrix.OwnCodes(std::move(padded));
+  } else if (!gathered.empty()) {
+    matrix.OwnCodes(std::move(gathered));
   }
   return matrix;
 }
 
 StoredMatrix TensorReader::Mxfp4Matrix(const std::string& name, int rows, int cols) {
-  const uint8_t* codes = Take(name, "U8", {rows, cols / 2});
-  const uint8_t* scales = Take(name + "_scale", "U8", {rows, cols / 32});
+  const Part codes = Take(name, "U8", {rows, cols / 2});
+  const Part scales = Take(name + "_scale", "U8", {rows, cols / 32});
   if (!status_.ok()) return {};
-  const size_t count = Product(rows, cols / 32);
-  const size_t bad = FirstBad(scales, count, [](uint8_t scale) { return scale == 255; });
-  if (bad < count) {
-    Refuse(name + "_scale", bad, "is 255, which is NaN in E8M0; must be at most 254");
-    return {};
-  }
-  return StoredMatrix(CheckpointMatrix{.format = WeightFormat::kMxfp4,
+  std::vector<uint8_t> gathered_codes, gathered_scales;
+  StoredMatrix matrix(CheckpointMatrix{.format = WeightFormat::kMxfp4,
                                        .num_rows = rows,
                                        .num_cols = cols,
-                                       .codes = codes,
+                                       .codes = Codes(codes, gathered_codes),
                                        .scales_f32 = nullptr,
-                                       .scales_e8m0 = scales});
+                                       .scales_e8m0 = Codes(scales, gathered_scales)});
+  RefuseFirst(
+      name + "_scale", scales, matrix.view().scales_e8m0,
+      [](uint8_t scale) { return scale == 255; },
+      "is 255, which is NaN in E8M0; must be at most 254");
+  if (!status_.ok()) return {};
+  if (!gathered_codes.empty()) matrix.OwnCodes(std::move(gathered_codes));
+  if (!gathered_scales.empty()) matrix.OwnE8m0Scales(std::move(gathered_scales));
+  return matrix;
 }
 
 StoredMatrix TensorReader::Matrix(WeightFormat format, const std::string& name, int rows,

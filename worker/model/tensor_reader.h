@@ -1,8 +1,10 @@
-// Hands out a checkpoint's tensors as vectors and matrices in checkpoint form and refuses values
-// that are not numbers.
+// Hands out a checkpoint's tensors, or one rank's part of each, as vectors and matrices in
+// checkpoint form and refuses values that are not numbers.
 //
-// Caller: weights_loader.h. Remembers the first error, so that a layer is read as a plain list of
-// its fields; after an error every read is empty. Thread: the loading thread.
+// Sizes are those of the part (PartOf); SplitOf says where in the stored tensor it lies. Only the
+// part's bytes are read. Caller: weights_loader.h. Remembers the first error, so that a layer is
+// read as a plain list of its fields; after an error every read is empty. Thread: the loading
+// thread.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +14,8 @@
 #include "absl/status/status.h"
 #include "kernels/ops.h"
 #include "worker/model/checkpoint.h"
+#include "worker/model/read_ahead.h"
+#include "worker/model/sharding_plan.h"
 
 namespace ultraspeed::worker {
 
@@ -31,6 +35,7 @@ class StoredMatrix {
   void OwnCodes(std::vector<uint8_t> codes);
   void OwnCodes(std::vector<kernels::bf16> codes);
   void OwnScales(std::vector<float> scales);
+  void OwnE8m0Scales(std::vector<uint8_t> scales);
   // REQUIRES: both BF16; equally wide unless this one is empty.
   void AppendRows(const StoredMatrix& rows);
 
@@ -39,6 +44,7 @@ class StoredMatrix {
   std::vector<uint8_t> codes_;
   std::vector<kernels::bf16> bf16_codes_;
   std::vector<float> scales_;
+  std::vector<uint8_t> e8m0_scales_;
 };
 
 // The three matrices of an expert or of a dense layer's MLP.
@@ -50,7 +56,9 @@ struct StoredMlp {
 
 class TensorReader {
  public:
-  explicit TensorReader(Checkpoint& checkpoint) : checkpoint_(checkpoint) {}
+  // `ahead` (may be null) is told how far the reader has come.
+  explicit TensorReader(Checkpoint& checkpoint, const Rank& rank = {}, ReadAhead* ahead = nullptr)
+      : checkpoint_(checkpoint), rank_(rank), ahead_(ahead) {}
 
   std::vector<float> Bf16AsFloat(const std::string& name, int count);
   std::vector<float> F32(const std::string& name, const std::vector<int64_t>& shape);
@@ -72,13 +80,39 @@ class TensorReader {
 
   const absl::Status& status() const { return status_; }
 
+  // Of all parts handed out so far, as stored.
+  int64_t bytes_taken() const { return bytes_taken_; }
+
  private:
-  // Null after an error.
-  const uint8_t* Take(const std::string& name, std::string_view dtype,
-                      const std::vector<int64_t>& shape);
-  void Refuse(const std::string& name, size_t index, const std::string& what);
+  // A part inside its stored tensor: rows of it, or some columns of each row.
+  struct Part {
+    const uint8_t* data = nullptr;  // null after an error
+    int64_t num_rows = 0;
+    int64_t row_elements = 0;
+    int64_t stored_row_elements = 0;
+    int64_t first_element = 0;  // of the stored tensor
+    int element_bytes = 1;
+
+    size_t num_elements() const { return static_cast<size_t>(num_rows * row_elements); }
+    size_t bytes() const { return num_elements() * static_cast<size_t>(element_bytes); }
+    bool contiguous() const { return num_rows == 1 || row_elements == stored_row_elements; }
+    void CopyTo(void* out) const;
+    size_t StoredIndex(size_t element) const;
+  };
+
+  // `shape`: of the part, one or two dimensions.
+  Part Take(const std::string& name, std::string_view dtype, const std::vector<int64_t>& shape);
+  // The part's bytes: where they lie, or gathered into `gathered`.
+  const uint8_t* Codes(const Part& part, std::vector<uint8_t>& gathered);
+  // Refuses the first element for which `bad` holds, by its place in the stored tensor.
+  template <typename T, typename Bad>
+  void RefuseFirst(const std::string& name, const Part& part, const T* values, Bad bad,
+                   const char* what);
 
   Checkpoint& checkpoint_;
+  const Rank rank_;
+  ReadAhead* const ahead_;
+  int64_t bytes_taken_ = 0;
   absl::Status status_;
 };
 

@@ -38,9 +38,9 @@ int QkvGroupRows(const ModelConfig& config) {
 }
 
 absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& folder, const ModelConfig& config,
-                                              const std::function<void(int, int)>& progress) {
+                                              const LoadOptions& options) {
   HostPacker pack;
-  return LoadModelWeightsWith(pack, folder, config, progress);
+  return LoadModelWeightsWith(pack, folder, config, options);
 }
 
 }  // namespace ultraspeed::worker

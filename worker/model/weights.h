@@ -7,13 +7,13 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/ops.h"
 #include "worker/model/config.h"
+#include "worker/model/load_options.h"
 
 namespace ultraspeed::worker {
 
@@ -86,10 +86,10 @@ using ModelWeights = ModelWeightsOf<HostStorage>;
 // Rows of one kv head's group in TargetLayer::qkv.
 int QkvGroupRows(const ModelConfig& config);
 
-// Packed for the CPU's kernels. `progress(done, total)` is called after each layer; may be null.
-// Every tensor is checked on the way (dtype, shape, no NaN codes or scales): NOT_FOUND or
+// One rank's part of the model, packed for the CPU's kernels; `config` is the whole model's. Every
+// tensor is checked on the way (dtype, shape, no NaN codes or scales): NOT_FOUND or
 // INVALID_ARGUMENT names file and tensor.
 absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& folder, const ModelConfig& config,
-                                              const std::function<void(int, int)>& progress);
+                                              const LoadOptions& options);
 
 }  // namespace ultraspeed::worker

@@ -1,5 +1,5 @@
-// Checkpoint folder -> ModelWeightsOf<Storage>: which tensor becomes which field, written once for
-// every kind of memory.
+// Checkpoint folder -> ModelWeightsOf<Storage>, whole or one rank's part: which tensor becomes
+// which field, written once for every kind of memory.
 //
 // A Reader hands out checked host tensors by name (TensorReader), or stands in for a checkpoint
 // (worker/cuda/random_weights.h); a Packer turns each into its place in memory and is called in the
@@ -15,7 +15,10 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "worker/model/checkpoint.h"
+#include "worker/model/load_options.h"
 #include "worker/model/mask_embedding.h"
+#include "worker/model/read_ahead.h"
+#include "worker/model/tensor_list.h"
 #include "worker/model/tensor_reader.h"
 #include "worker/model/weights.h"
 
@@ -131,32 +134,55 @@ inline absl::Status InFolder(const std::string& folder, const absl::Status& stat
                      : absl::Status(status.code(), absl::StrCat(folder, ": ", status.message()));
 }
 
+inline constexpr int64_t kReadAheadBytes = int64_t{1} << 30;
+
+// What the loading of one checkpoint folder's part has come to, for LoadOptions::progress.
+struct LoadState {
+  const LoadOptions& options;
+  int64_t bytes_done = 0;
+  int64_t bytes_total = 0;
+
+  void Report(int64_t bytes) const {
+    if (options.progress) options.progress(bytes_done + bytes, bytes_total);
+  }
+};
+
+// `config`: of the whole model; `part`: of the rank.
 template <typename Packer>
-absl::Status LoadTarget(const std::string& folder, const ModelConfig& config, Packer& pack,
-                        const std::function<void(int)>& layer_done,
+absl::Status LoadTarget(const std::string& folder, const ModelConfig& config,
+                        const ModelConfig& part, Packer& pack, LoadState& state,
                         TargetWeightsOf<typename Packer::Storage>& target) {
-  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(
-      folder,
-      {.single_files = {"model.safetensors"}, .optional_prefix = "", .skip_prefix = "model.mtp."});
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
+      Checkpoint::Open(folder, {.single_files = {"model.safetensors"},
+                                .optional_prefix = "",
+                                .skip_prefix = kPredictionHeadPrefix});
   if (!checkpoint.ok()) return checkpoint.status();
-  TensorReader read(**checkpoint);
-  target = ReadTarget(read, pack, config, layer_done);
+  const Rank& rank = state.options.rank;
+  ReadAhead ahead(PartRanges(**checkpoint, TargetTensors(config), rank), state.options.read_threads,
+                  kReadAheadBytes);
+  TensorReader read(**checkpoint, rank, &ahead);
+  target = ReadTarget(read, pack, part, [&](int /*layer*/) { state.Report(read.bytes_taken()); });
   if (!read.status().ok()) return InFolder(folder, read.status());
+  state.bytes_done += read.bytes_taken();
   return (*checkpoint)->ExpectAllTaken();
 }
 
 template <typename Packer>
-absl::Status LoadDrafter(const std::string& folder, const DrafterConfig& config, Packer& pack,
-                         const std::function<void(int)>& layer_done,
+absl::Status LoadDrafter(const std::string& folder, const DrafterConfig& config,
+                         const DrafterConfig& part, Packer& pack, LoadState& state,
                          DrafterWeightsOf<typename Packer::Storage>& drafter) {
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(
       folder, {.single_files = {"dflash_draft_model.safetensors", "model.safetensors"},
                .optional_prefix = "model.",
                .skip_prefix = ""});
   if (!checkpoint.ok()) return checkpoint.status();
-  TensorReader read(**checkpoint);
-  drafter = ReadDrafter(read, pack, config, layer_done);
+  const Rank& rank = state.options.rank;
+  ReadAhead ahead(PartRanges(**checkpoint, DrafterTensors(config), rank),
+                  state.options.read_threads, kReadAheadBytes);
+  TensorReader read(**checkpoint, rank, &ahead);
+  drafter = ReadDrafter(read, pack, part, [&](int /*layer*/) { state.Report(read.bytes_taken()); });
   if (!read.status().ok()) return InFolder(folder, read.status());
+  state.bytes_done += read.bytes_taken();
   if (absl::Status status = (*checkpoint)->ExpectAllTaken(); !status.ok()) return status;
 
   const std::string mask_path = folder + "/mask_embedding.pt";
@@ -171,25 +197,33 @@ absl::Status LoadDrafter(const std::string& folder, const DrafterConfig& config,
   return absl::OkStatus();
 }
 
-// As LoadModelWeights, with any packer.
+inline int64_t PartBytes(const ModelConfig& part) {
+  int64_t bytes = 0;
+  for (const TensorSpec& tensor : TargetTensors(part)) bytes += tensor.bytes();
+  for (const TensorSpec& tensor : DrafterTensors(part.drafter)) bytes += tensor.bytes();
+  return bytes;
+}
+
+// As LoadModelWeights, with any packer. `config`: of the whole model, whatever the rank.
 template <typename Packer>
 absl::StatusOr<ModelWeightsOf<typename Packer::Storage>> LoadModelWeightsWith(
     Packer& pack, const std::string& folder, const ModelConfig& config,
-    const std::function<void(int, int)>& progress) {
-  const int total = config.num_layers + config.drafter.num_layers;
-  const auto report = [&](int done) {
-    if (progress) progress(done, total);
-  };
+    const LoadOptions& options) {
+  absl::StatusOr<ModelConfig> part = PartOf(config, options.rank.count);
+  if (!part.ok()) return part.status();
+  LoadState state{.options = options, .bytes_total = PartBytes(*part)};
   ModelWeightsOf<typename Packer::Storage> weights;
-  if (absl::Status s = LoadTarget(folder, config, pack, report, weights.target); !s.ok()) return s;
+  if (absl::Status s = LoadTarget(folder, config, *part, pack, state, weights.target); !s.ok())
+    return s;
   if (config.drafter.num_layers > 0) {
-    const auto report_drafter = [&](int done) { report(config.num_layers + done); };
-    if (absl::Status s =
-            LoadDrafter(folder + "/dflash", config.drafter, pack, report_drafter, weights.drafter);
+    if (absl::Status s = LoadDrafter(folder + "/dflash", config.drafter, part->drafter, pack, state,
+                                     weights.drafter);
         !s.ok()) {
       return s;
     }
   }
+  state.bytes_done = state.bytes_total;  // a router that is stored in BF16 was planned as F32
+  state.Report(0);
   return weights;
 }
 

@@ -72,9 +72,13 @@ struct alignas(128) Shared {
 static_assert(sizeof(Shared) <= 227 * 1024);
 static_assert(sizeof(Shared::exchange) + kStagingBytes >= kAttentionScratchBytes);
 
-__device__ __forceinline__ Shared& SharedMemory() {
+// The block's shared memory as an address that the compiler does not know to be constant: in a
+// cluster it would read a special register each time to make it up.
+__device__ __forceinline__ uint32_t SharedBase() {
   extern __shared__ __align__(128) uint8_t shared_bytes[];
-  return *reinterpret_cast<Shared*>(shared_bytes);
+  uint32_t base;
+  asm volatile("mov.u32 %0, %1;" : "=r"(base) : "r"(SharedAddress(shared_bytes)));
+  return base;
 }
 
 // Passed by value: a reference to it would make every use of it a load.
@@ -83,8 +87,12 @@ struct Block {
   int cluster, num_clusters;
   int index, num_blocks;
 
-  __device__ __forceinline__ Shared& shared() const { return SharedMemory(); }
-  __device__ __forceinline__ const Program& program() const { return SharedMemory().program; }
+  uint32_t shared_base;
+
+  __device__ __forceinline__ Shared& shared() const {
+    return *static_cast<Shared*>(__cvta_shared_to_generic(shared_base));
+  }
+  __device__ __forceinline__ const Program& program() const { return shared().program; }
   __device__ __forceinline__ const Phase& PhaseOf(Role role, int which) const {
     return shared().phases[static_cast<int>(role)][which];
   }

@@ -172,12 +172,13 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
 
 __global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kThreads, 1)
     ResidentKernel(const __grid_constant__ Program program) {
-  Shared& shared = SharedMemory();
   const Block block = {.rank = static_cast<int>(blockIdx.x) % kClusterBlocks,
                        .cluster = static_cast<int>(blockIdx.x) / kClusterBlocks,
                        .num_clusters = static_cast<int>(gridDim.x) / kClusterBlocks,
                        .index = static_cast<int>(blockIdx.x),
-                       .num_blocks = static_cast<int>(gridDim.x)};
+                       .num_blocks = static_cast<int>(gridDim.x),
+                       .shared_base = SharedBase()};
+  Shared& shared = block.shared();
   InitShared(shared, program);
   __syncthreads();
   ClusterBarrier();  // nobody sends into memory that is not ready

@@ -33,10 +33,10 @@ __device__ __forceinline__ bool StreamRouter(const Block& block, const Phase& ph
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
   if (share.count == 0) return true;
   const uint32_t bytes = RouterColumns(share, hidden) * sizeof(float);
+  const float* const first = phase.router + share.first * 2 * kSlabColumns;
   const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
   for (int i = 0; i < walk.end(); ++i) {
-    const float* const row = phase.router + static_cast<size_t>(walk.Tile(i)) * hidden;
-    if (!ring.Push(row + share.first * 2 * kSlabColumns, bytes)) return false;
+    if (!ring.Push(first + static_cast<size_t>(walk.Tile(i)) * hidden, bytes)) return false;
   }
   return true;
 }
@@ -246,18 +246,21 @@ __device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& pha
   if (!chosen) return false;
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
   if (share.count == 0) return true;
-  const int slab_bytes = SlabBytes(phase.format);
+  const int slab_bytes = SlabBytes(phase.format), num_tiles = phase.num_tiles;
   const uint32_t bytes = ShareSlabs(share, phase.num_slabs) * slab_bytes;
+  const uint32_t tile_bytes = phase.num_slabs * slab_bytes;
+  const size_t expert_bytes = phase.expert_bytes;
+  const uint8_t* const weights = phase.weights + 2 * share.first * slab_bytes;
   const ExpertChoice& choice = block.shared().choice;
-  const TileWalk walk(block, TileOrder::kDealt, choice.num_experts * phase.num_tiles);
-  for (int i = 0; i < walk.end(); ++i) {
-    const int tile = walk.Tile(i);
-    const uint8_t* const expert =
-        phase.weights + choice.experts[tile / phase.num_tiles] * phase.expert_bytes;
-    const int slab = tile % phase.num_tiles * phase.num_slabs + 2 * share.first;
-    if (!ring.Push(expert + static_cast<size_t>(slab) * slab_bytes, bytes)) return false;
+  const int num_experts = choice.num_experts;
+  // Tiles cluster, cluster + num_clusters, ... of all experts' in a row.
+  int expert = 0;
+  for (int tile = block.cluster;; tile += block.num_clusters) {
+    for (; tile >= num_tiles; tile -= num_tiles) ++expert;
+    if (expert >= num_experts) return true;
+    const uint8_t* const data = weights + choice.experts[expert] * expert_bytes;
+    if (!ring.Push(data + tile * tile_bytes, bytes)) return false;
   }
-  return true;
 }
 
 static __device__ __noinline__ void ConsumeMoeUp(Block block, int which, int phase_idx,
@@ -342,10 +345,11 @@ __device__ __forceinline__ bool StreamMoeDown(const Block& block, const Phase& p
   if (count == 0) return true;
   const int tile_bytes = phase.num_slabs * SlabBytes(phase.format);
   const ExpertChoice& choice = block.shared().choice;
-  for (int i = block.rank; i < choice.num_experts; i += kClusterBlocks) {
-    const uint8_t* const expert = phase.weights + choice.experts[i] * phase.expert_bytes;
-    if (!ring.Push(expert + static_cast<size_t>(first) * tile_bytes, count * tile_bytes))
-      return false;
+  const int num_experts = choice.num_experts;
+  const size_t expert_bytes = phase.expert_bytes;
+  const uint8_t* const tiles = phase.weights + static_cast<size_t>(first) * tile_bytes;
+  for (int i = block.rank; i < num_experts; i += kClusterBlocks) {
+    if (!ring.Push(tiles + choice.experts[i] * expert_bytes, count * tile_bytes)) return false;
   }
   return true;
 }

@@ -84,10 +84,10 @@ __device__ __forceinline__ bool StreamTiles(RingWriter& ring, const TileWalk& wa
                                             int num_slabs, int slab_bytes) {
   if (share.count == 0) return true;
   const uint32_t bytes = ShareSlabs(share, num_slabs) * slab_bytes;
+  const size_t tile_bytes = static_cast<size_t>(num_slabs) * slab_bytes;
+  const uint8_t* const first = weights + static_cast<size_t>(2 * share.first) * slab_bytes;
   for (int i = 0; i < walk.end(); ++i) {
-    if (!walk.Exists(i)) continue;
-    const size_t slab = static_cast<size_t>(walk.Tile(i)) * num_slabs + 2 * share.first;
-    if (!ring.Push(weights + slab * slab_bytes, bytes)) return false;
+    if (walk.Exists(i) && !ring.Push(first + walk.Tile(i) * tile_bytes, bytes)) return false;
   }
   return true;
 }

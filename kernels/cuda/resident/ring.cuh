@@ -28,19 +28,21 @@ class RingWriter {
   }
 
   // False: the kernel is about to end.
-  __device__ bool Push(const void* data, uint32_t bytes) {
-    Shared& shared = block_.shared();
+  __device__ __forceinline__ bool Push(const void* data, uint32_t bytes) {
     const uint32_t size = (bytes + 127) / 128 * 128;
-    const bool wraps = head_ + size > kRingBytes;  // also from the very end
-    const uint32_t skipped = wraps ? kRingBytes - head_ : 0;
-    while (used_ + skipped + size > kRingBytes || next_ - oldest_ == kRingEntries) {
+    uint32_t offset = head_, taken = size;
+    if (head_ + size > kRingBytes) {  // a piece is not cut: the end stays empty
+      taken += kRingBytes - head_;
+      offset = 0;
+    }
+    while (used_ + taken > kRingBytes || next_ - oldest_ == kRingEntries) {
       if (!Reclaim()) return false;
     }
+    Shared& shared = block_.shared();
     const int entry = next_ % kRingEntries;
-    const uint32_t offset = wraps ? 0 : head_;
     head_ = offset + size;
-    used_ += skipped + size;
-    shared.entry_bytes[entry] = skipped + size;
+    used_ += taken;
+    shared.entry_bytes[entry] = taken;
     shared.entry_offset[entry] = offset;
     ArriveExpecting(&shared.full[entry], bytes);
     BulkCopyOnce(shared.ring + offset, data, bytes, &shared.full[entry], policy_);
@@ -58,7 +60,7 @@ class RingWriter {
 
  private:
   // Takes back the oldest entry once its readers are done.
-  __device__ bool Reclaim() {
+  __device__ __forceinline__ bool Reclaim() {
     const int entry = oldest_ % kRingEntries;
     const uint32_t parity = oldest_ / kRingEntries & 1;
     bool is_free = false;

@@ -139,7 +139,7 @@ TEST_F(ExecutorTest, ThreadsAndSplitFilesChangeNoToken) {
   TemporaryFolder folder;
   checkpoint.Write(folder.path());
   auto executor =
-      CreateCpuExecutor({.model_folder = folder.path(), .kv_tokens = 1024, .num_threads = 2});
+      CreateCpuExecutor({.model_folder = folder.path(), .kv_tokens = 8192, .num_threads = 2});
   ASSERT_TRUE(executor.ok()) << executor.status();
   EXPECT_EQ(RunAlone(**executor, plan), reference);
 }

@@ -25,7 +25,7 @@ inline absl::Status LoadStatus(const std::string& folder) {
   if (!config.ok()) return config.status();
   const absl::StatusOr<int> used = CountUsedTokens(folder, config->vocabulary);
   if (!used.ok()) return used.status();
-  return LoadModelWeights(folder, *config, nullptr).status();
+  return LoadModelWeights(folder, *config, {}).status();
 }
 
 inline absl::Status LoadStatus(const SyntheticCheckpoint& checkpoint) {
@@ -63,11 +63,6 @@ inline void EditHeader(const std::string& path,
   boost::json::object header = boost::json::parse(bytes.substr(8, header_bytes)).as_object();
   edit(header);
   WriteBytes(path, WithHeader(boost::json::serialize(header), bytes.substr(8 + header_bytes)));
-}
-
-inline std::string MaskArchive(const std::string& pickle, const std::string& storage) {
-  return StoredZipBytes(
-      {{"mask/data.pkl", pickle}, {"mask/byteorder", "little"}, {"mask/data/0", storage}});
 }
 
 }  // namespace ultraspeed::worker

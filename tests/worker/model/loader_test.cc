@@ -40,7 +40,7 @@ absl::StatusOr<ModelWeights> Load(const SyntheticCheckpoint& checkpoint) {
   checkpoint.Write(folder.path());
   const absl::StatusOr<ModelConfig> config = LoadModelConfig(folder.path());
   if (!config.ok()) return config.status();
-  return LoadModelWeights(folder.path(), *config, nullptr);
+  return LoadModelWeights(folder.path(), *config, {});
 }
 
 template <typename T>

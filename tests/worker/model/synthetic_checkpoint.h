@@ -1,5 +1,5 @@
-// Writes a small checkpoint with random weights in the published layout, whole or damaged, for
-// tests that need no trained model.
+// A small checkpoint with random weights in memory, whole or damaged, for tests that need no
+// trained model (worker/model/checkpoint_writer.h writes large ones).
 //
 // A test makes one, changes what it wants to see refused, and writes it to a folder that is removed
 // with the object.
@@ -10,6 +10,8 @@
 #include <map>
 #include <string>
 #include <vector>
+
+#include "worker/model/checkpoint_writer.h"
 
 namespace ultraspeed::worker {
 
@@ -31,6 +33,9 @@ struct SyntheticShape {
   int drafter_layers = 2;  // 0 = no dflash/
   int block_size = 8;
   int drafter_window = 48;
+  int drafter_q_heads = 4;
+  int drafter_kv_heads = 2;
+  int drafter_ffn_width = 96;
   uint64_t seed = 1;
 };
 
@@ -51,12 +56,11 @@ struct SyntheticCheckpoint {
   void Write(const std::string& folder) const;
 };
 
+ModelConfig ConfigOf(const SyntheticShape& shape);
 SyntheticCheckpoint MakeSyntheticCheckpoint(const SyntheticShape& shape);
 
-// The parts, for tests that damage the container itself.
+// Of what the tensors say they are, true or not, for tests that damage them.
 std::string SafetensorsBytes(const std::map<std::string, SyntheticTensor>& tensors);
-std::string StoredZipBytes(const std::vector<std::pair<std::string, std::string>>& entries);
-std::string MaskPickle(int64_t mask_token_id, int hidden);
 void WriteBytes(const std::string& path, const std::string& bytes);
 
 // A folder of its own under the system's temporary folder, removed at the end.

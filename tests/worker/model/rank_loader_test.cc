@@ -1,0 +1,274 @@
+// One rank's part: what it reads is its cut of every tensor and nothing else, and parts put
+// together are the whole.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "tests/worker/model/damaged_files.h"
+#include "worker/model/checkpoint.h"
+#include "worker/model/read_ahead.h"
+#include "worker/model/tensor_reader.h"
+
+namespace ultraspeed::worker {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+
+// Divides by 1, 2, 4 and 8.
+constexpr SyntheticShape kDividing = {.num_q_heads = 16,
+                                      .num_kv_heads = 8,
+                                      .dense_ffn_width = 1024,
+                                      .expert_ffn_width = 256,
+                                      .num_experts = 4,
+                                      .drafter_q_heads = 8,
+                                      .drafter_kv_heads = 8,
+                                      .drafter_ffn_width = 256};
+
+class RankLoaderTest : public testing::Test {
+ protected:
+  RankLoaderTest() : checkpoint_(MakeSyntheticCheckpoint(kDividing)), config_(ConfigOf(kDividing)) {
+    checkpoint_.Write(folder_.path());
+  }
+
+  std::unique_ptr<Checkpoint> Open() const {
+    auto opened = Checkpoint::Open(
+        folder_.path(),
+        {.single_files = {"model.safetensors"}, .optional_prefix = "", .skip_prefix = ""});
+    EXPECT_TRUE(opened.ok()) << opened.status();
+    return *std::move(opened);
+  }
+
+  SyntheticCheckpoint checkpoint_;
+  ModelConfig config_;
+  TemporaryFolder folder_;
+};
+
+// The stored bytes of a part, cut by hand: row after row, column after column.
+std::string Cut(const SyntheticTensor& tensor, bool columns, const Rank& rank) {
+  const auto rows = static_cast<size_t>(tensor.shape[0]);
+  const size_t row_bytes = tensor.bytes.size() / rows;
+  const auto count = static_cast<size_t>(rank.count), index = static_cast<size_t>(rank.index);
+  if (!columns)
+    return tensor.bytes.substr(index * rows / count * row_bytes, rows / count * row_bytes);
+  std::string out;
+  for (size_t row = 0; row < rows; ++row)
+    out += tensor.bytes.substr(row * row_bytes + index * row_bytes / count, row_bytes / count);
+  return out;
+}
+
+std::string Text(const void* data, size_t bytes) { return {static_cast<const char*>(data), bytes}; }
+
+TEST_F(RankLoaderTest, EveryFormIsCutWhereThePlanSays) {
+  const std::string p = "model.layers.1.", expert = p + "mlp.experts.3.";
+  for (const int count : {2, 4, 8}) {
+    for (int index = 0; index < count; ++index) {
+      SCOPED_TRACE(absl::StrCat("rank ", index, " of ", count));
+      const Rank rank = {.index = index, .count = count};
+      const auto cut = [&](const std::string& name, bool columns) {
+        return Cut(checkpoint_.target.at(name), columns, rank);
+      };
+      const std::unique_ptr<Checkpoint> checkpoint = Open();
+      TensorReader read(*checkpoint, rank);
+      const int width = 256 / count;
+
+      // MXFP4: rows of gate, columns of down, and their scales with them.
+      const StoredMlp mlp =
+          read.Mlp(kernels::WeightFormat::kMxfp4, expert, width, kDividing.hidden);
+      ASSERT_TRUE(read.status().ok()) << read.status();
+      const auto hidden = static_cast<size_t>(kDividing.hidden);
+      const size_t codes = hidden * static_cast<size_t>(width) / 2, scales = codes / 16;
+      EXPECT_EQ(Text(mlp.gate.view().codes, codes), cut(expert + "gate_proj.weight", false));
+      EXPECT_EQ(Text(mlp.gate.view().scales_e8m0, scales),
+                cut(expert + "gate_proj.weight_scale", false));
+      EXPECT_EQ(Text(mlp.down.view().codes, codes), cut(expert + "down_proj.weight", true));
+      EXPECT_EQ(Text(mlp.down.view().scales_e8m0, scales),
+                cut(expert + "down_proj.weight_scale", true));
+
+      // FP8 by blocks of 128.
+      const StoredMlp dense = read.Mlp(kernels::WeightFormat::kFp8Block128, "model.layers.0.mlp.",
+                                       1024 / count, kDividing.hidden);
+      ASSERT_TRUE(read.status().ok()) << read.status();
+      const size_t dense_codes = hidden * 1024 / static_cast<size_t>(count);
+      EXPECT_EQ(Text(dense.up.view().codes, dense_codes),
+                cut("model.layers.0.mlp.up_proj.weight", false));
+      EXPECT_EQ(Text(dense.down.view().codes, dense_codes),
+                cut("model.layers.0.mlp.down_proj.weight", true));
+      EXPECT_EQ(Text(dense.down.view().scales_f32, sizeof(float) * 8 / static_cast<size_t>(count)),
+                cut("model.layers.0.mlp.down_proj.weight_scale_inv", true));
+
+      // BF16: rows, columns, vectors; what is whole on every rank.
+      const StoredMatrix output =
+          read.Bf16Matrix(p + "self_attn.o_proj.weight", kDividing.hidden, 16 * 32 / count);
+      EXPECT_EQ(Text(output.view().codes, hidden * 512 * 2 / static_cast<size_t>(count)),
+                cut(p + "self_attn.o_proj.weight", true));
+      const auto embedding = read.Bf16("model.embed_tokens.weight", 128 / count, kDividing.hidden);
+      EXPECT_EQ(Text(embedding.data(), embedding.size() * 2),
+                cut("model.embed_tokens.weight", false));
+      const auto sinks = read.Bf16AsFloat(p + "self_attn.attention_sink_bias", 16 / count);
+      ASSERT_EQ(sinks.size(), static_cast<size_t>(16 / count));
+      const auto router = read.Router(p + "mlp.gate.weight", 4, kDividing.hidden);
+      EXPECT_EQ(Text(router.data(), router.size() * 4),
+                checkpoint_.target.at(p + "mlp.gate.weight").bytes);
+      ASSERT_TRUE(read.status().ok()) << read.status();
+    }
+  }
+}
+
+// Shard r of the fused projection has 3 heads of 64 and one of 32: 224 rows, two blocks. A rank
+// takes whole shards with their own scale rows; several are padded to whole blocks, one is not.
+TEST_F(RankLoaderTest, FusedShardsKeepTheirOwnScaleRows) {
+  const std::string name = "model.layers.2.self_attn.qkv_proj.weight";
+  constexpr size_t kRows = 224, kPadded = 256, kHidden = 64;
+  const SyntheticTensor& codes = checkpoint_.target.at(name);
+  const SyntheticTensor& scales = checkpoint_.target.at(name + "_scale_inv");
+  ASSERT_EQ(codes.shape, (std::vector<int64_t>{8 * 224, 64}));
+  ASSERT_EQ(scales.shape, (std::vector<int64_t>{8 * 2, 1}));
+  for (const int count : {2, 8}) {
+    for (int index = 0; index < count; ++index) {
+      const std::unique_ptr<Checkpoint> checkpoint = Open();
+      TensorReader read(*checkpoint, {.index = index, .count = count});
+      const int groups = 8 / count;
+      const StoredMatrix part = read.GroupedFp8Matrix(name, groups, kRows, kHidden);
+      ASSERT_TRUE(read.status().ok()) << read.status();
+      const size_t stride = groups > 1 ? kPadded : kRows;
+      ASSERT_EQ(part.view().num_rows, groups * static_cast<int>(stride));
+      for (int group = 0; group < groups; ++group) {
+        const auto shard = static_cast<size_t>(index * groups + group);
+        const auto* at = static_cast<const uint8_t*>(part.view().codes) +
+                         static_cast<size_t>(group) * stride * kHidden;
+        EXPECT_EQ(Text(at, kRows * kHidden),
+                  codes.bytes.substr(shard * kRows * kHidden, kRows * kHidden));
+        EXPECT_EQ(Text(part.view().scales_f32 + group * 2, 8), scales.bytes.substr(shard * 8, 8));
+      }
+    }
+  }
+}
+
+TEST_F(RankLoaderTest, EveryRankLoadsAndReportsItsOwnBytes) {
+  for (const int count : {1, 2, 4, 8}) {
+    const int64_t bytes = PlanSharding(config_, count)->total().gpu_bytes;
+    for (int index = 0; index < count; ++index) {
+      int64_t last = 0, calls = 0;
+      const absl::StatusOr<ModelWeights> weights = LoadModelWeights(
+          folder_.path(), config_,
+          {.rank = {.index = index, .count = count}, .progress = [&](int64_t done, int64_t total) {
+             EXPECT_GE(done, last);
+             EXPECT_EQ(total, bytes);
+             last = done;
+             ++calls;
+           }});
+      ASSERT_TRUE(weights.ok()) << weights.status();
+      EXPECT_EQ(last, bytes);
+      EXPECT_GE(calls, 6);  // layers of both
+      EXPECT_EQ(weights->target.layers[1].experts[0].gate.num_rows(), 256 / count);
+      EXPECT_EQ(weights->target.head.num_rows(), 128 / count);
+      EXPECT_EQ(weights->drafter.layers[0].qkv.num_rows(), (8 + 2 * 8) * 32 / count);
+      EXPECT_EQ(weights->drafter.context_kv.num_rows(), 2 * 2 * 8 * 32 / count);
+    }
+  }
+}
+
+TEST_F(RankLoaderTest, ABadValueIsTheConcernOfItsRankAndNamedByItsPlaceInTheTensor) {
+  const std::string name = "model.layers.2.mlp.experts.1.down_proj.weight_scale";
+  SyntheticTensor& scales = checkpoint_.target.at(name);
+  ASSERT_EQ(scales.shape, (std::vector<int64_t>{64, 8}));
+  scales.bytes[5 * 8 + 6] = '\xff';  // row 5, column 6: rank 3 of 4
+  checkpoint_.Write(folder_.path());
+  for (int index = 0; index < 4; ++index) {
+    const absl::Status status =
+        LoadModelWeights(folder_.path(), config_, {.rank = {.index = index, .count = 4}}).status();
+    if (index != 3) {
+      EXPECT_TRUE(status.ok()) << status;
+      continue;
+    }
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()),
+                AllOf(HasSubstr("tensor " + name), HasSubstr("element 46 is 255")));
+  }
+}
+
+TEST_F(RankLoaderTest, AShapeThatDoesNotDivideIsRefusedBeforeAnythingIsRead) {
+  ModelConfig config = config_;
+  config.num_kv_heads = 4;
+  const absl::Status status =
+      LoadModelWeights("no/such/folder", config, {.rank = {.index = 0, .count = 8}}).status();
+  EXPECT_THAT(std::string(status.message()), HasSubstr("num_key_value_heads: is 4; 8 GPUs"));
+}
+
+TEST_F(RankLoaderTest, DamageIsRefusedByEveryRankWithTheWholeTensorsShape) {
+  const std::string name = "model.layers.1.self_attn.o_proj.weight";
+  checkpoint_.target.at(name).shape = {512, 64};
+  checkpoint_.Write(folder_.path());
+  for (int index = 0; index < 8; ++index) {
+    const absl::Status status =
+        LoadModelWeights(folder_.path(), config_, {.rank = {.index = index, .count = 8}}).status();
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr(name + ": is BF16 [512, 64]; the config calls for BF16 [64, 512]"));
+  }
+}
+
+TEST_F(RankLoaderTest, ReadAheadCoversTheRanksBytesAndNoOthers) {
+  const std::unique_ptr<Checkpoint> checkpoint = Open();
+  const std::vector<TensorSpec> tensors = TargetTensors(config_);
+  std::map<const uint8_t*, int> times;  // each byte of a split tensor exactly once, over all ranks
+  for (int index = 0; index < 8; ++index) {
+    const Rank rank = {.index = index, .count = 8};
+    int64_t bytes = 0;
+    for (const MappedRange& range : PartRanges(*checkpoint, tensors, rank)) {
+      bytes += range.bytes();
+      for (int64_t row = 0; row < range.num_rows; ++row) ++times[range.data + row * range.stride];
+    }
+    int64_t expected = 0;
+    for (const TensorSpec& tensor : TargetTensors(*PartOf(config_, 8))) expected += tensor.bytes();
+    EXPECT_EQ(bytes, expected);
+  }
+  for (const TensorSpec& tensor : tensors) {
+    const uint8_t* const data = checkpoint->Find(tensor.name)->data;
+    EXPECT_EQ(times[data], SplitOf(tensor.name) == Split::kWhole ? 8 : 1) << tensor.name;
+  }
+}
+
+TEST(ReadAheadTest, StaysWithinItsWindowAndEndsWithEverything) {
+  constexpr int64_t kBytes = int64_t{64} << 20, kWindow = int64_t{8} << 20,
+                    kPiece = int64_t{4} << 20;
+  constexpr int kThreads = 3;
+  const std::vector<uint8_t> memory(kBytes, 1);
+  // Half in one piece, half as columns.
+  const std::vector<MappedRange> ranges = {
+      {memory.data(), 1, kBytes / 2, kBytes / 2},
+      {memory.data() + kBytes / 2, 512, kBytes / 2 / 1024, kBytes / 2 / 512}};
+  const int64_t total = ranges[0].bytes() + ranges[1].bytes();
+  ReadAhead ahead(ranges, kThreads, kWindow);
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  for (int64_t loaded = 0; loaded < total; loaded += kWindow / 2) {
+    ahead.Advance(loaded);
+    // The window fills without further calls.
+    while (ahead.bytes_started() < std::min(total, loaded + kWindow)) {
+      ASSERT_LT(std::chrono::steady_clock::now(), deadline);
+      std::this_thread::yield();
+    }
+    EXPECT_LE(ahead.bytes_started(), loaded + kWindow + kPiece);
+  }
+  while (ahead.bytes_read() < total) {
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline);
+    std::this_thread::yield();
+  }
+  EXPECT_EQ(ahead.bytes_read(), total);
+}
+
+TEST(ReadAheadTest, EndsInTheMiddleAndSkipsWhatTheLoaderHasPassed) {
+  const std::vector<uint8_t> memory(int64_t{64} << 20, 1);
+  const auto bytes = static_cast<int64_t>(memory.size());
+  { ReadAhead ahead({{memory.data(), 1, bytes, bytes}}, 2, 1 << 20); }
+  ReadAhead none({{memory.data(), 1, bytes, bytes}}, 0, 1 << 20);
+  none.Advance(bytes);
+  EXPECT_EQ(none.bytes_started(), 0);
+}
+
+}  // namespace
+}  // namespace ultraspeed::worker
