@@ -20,9 +20,10 @@ groups=(
   "rows cuda_kernels_test CudaRows.*"
   "attention cuda_kernels_test CudaAttention.*-*.SameBits*"
   "sampling cuda_kernels_test CudaSample.*:CudaTopLogprobs.*:CudaAccept.*-*.AgreesWithTheCpuAtTheServedVocabulary"
+  "resident cuda_resident_test ResidentTest.PlainRounds*:ResidentTest.SpeculativeRounds*"
   "executor cuda_executor_test *.MixedRoundsReplayTheSameBits:*.RandomWeightsAreRepeatable"
 )
-for program in cuda_kernels_test cuda_executor_test; do
+for program in cuda_kernels_test cuda_executor_test cuda_resident_test; do
   [ -x "$bin/$program" ] || { echo "gpu-sanitize: $bin/$program is missing; build the target gpu_tests first" >&2; exit 1; }
 done
 

@@ -30,6 +30,9 @@ namespace ultraspeed::worker::cuda {
 struct CudaOptions {
   ExecutorOptions executor;
   bool use_graphs = true;
+  // How long a warp of the resident engine may wait before it gives up and the process aborts;
+  // tools that slow the GPU down need more.
+  uint64_t resident_wait_ns_max = 4'000'000'000;
   ResidentRanks ranks = {};  // more than one: a rank that stands alone (benchmarks)
 };
 

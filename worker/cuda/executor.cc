@@ -116,7 +116,8 @@ CudaExecutor::Model::Model(const ModelConfig& config, ModelWeights loaded,
   if (options.executor.resident && CheckResidentShape(config, options.executor.kv_precision).ok()) {
     resident = std::make_unique<ResidentEngine>(
         config, weights, target, drafter.get(), limits.positions,
-        BannedToken(config, vocabulary_used), vocabulary_used, options.ranks, arena, stream);
+        BannedToken(config, vocabulary_used), vocabulary_used, options.resident_wait_ns_max,
+        options.ranks, arena, stream);
   }
 }
 

@@ -17,7 +17,6 @@ using resident::AttentionTask;
 using resident::Phase;
 
 constexpr uint32_t kRoundsAhead = 4;
-constexpr uint64_t kWaitNsMax = 4'000'000'000;
 constexpr int kPollsPerStatus = 4096;
 
 int64_t PagesOf(int64_t positions) { return (positions + kPageTokens - 1) / kPageTokens; }
@@ -41,12 +40,14 @@ void WriteShared(uint32_t& word, uint32_t value) {
 ResidentEngine::ResidentEngine(const ModelConfig& config, const ModelWeights& weights,
                                const TargetForward& target, const DrafterForward* drafter,
                                int64_t positions, int32_t banned_token, int vocabulary_used,
-                               const ResidentRanks& ranks, DeviceArena& arena, cudaStream_t stream)
+                               uint64_t wait_ns_max, const ResidentRanks& ranks, DeviceArena& arena,
+                               cudaStream_t stream)
     : config_(config),
       weights_(weights),
       positions_(positions),
       banned_token_(banned_token),
       vocabulary_used_(vocabulary_used),
+      wait_ns_max_(wait_ns_max),
       ranks_(ranks),
       stream_(stream),
       buffers_(config, weights.target, weights.drafter, positions, ranks, arena) {
@@ -163,7 +164,7 @@ resident::Program ResidentEngine::ProgramFor(const SequenceStep& step) {
   program.control = &pinned_->control;
   program.results = pinned_->results;
   program.stuck = &pinned_->stuck;
-  program.wait_ns_max = kWaitNsMax;
+  program.wait_ns_max = wait_ns_max_;
   std::copy_n(step.pages, step.num_pages, pinned_pages_);
   CUDA_CHECK(cudaMemcpyAsync(device_pages_, pinned_pages_,
                              static_cast<size_t>(step.num_pages) * sizeof(int32_t),

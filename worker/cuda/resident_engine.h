@@ -40,8 +40,8 @@ class ResidentEngine {
   // Takes memory from `arena`; with an arena that counts, nothing else.
   ResidentEngine(const ModelConfig& config, const ModelWeights& weights,
                  const TargetForward& target, const DrafterForward* drafter, int64_t positions,
-                 int32_t banned_token, int vocabulary_used, const ResidentRanks& ranks,
-                 DeviceArena& arena, cudaStream_t stream);
+                 int32_t banned_token, int vocabulary_used, uint64_t wait_ns_max,
+                 const ResidentRanks& ranks, DeviceArena& arena, cudaStream_t stream);
   ~ResidentEngine();
   ResidentEngine(const ResidentEngine&) = delete;
   ResidentEngine& operator=(const ResidentEngine&) = delete;
@@ -83,6 +83,7 @@ class ResidentEngine {
   const int64_t positions_;
   const int32_t banned_token_;
   const int vocabulary_used_;
+  const uint64_t wait_ns_max_;
   const ResidentRanks ranks_;
   const cudaStream_t stream_;
   ResidentBuffers buffers_;
