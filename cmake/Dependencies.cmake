@@ -12,8 +12,13 @@ endmacro()
 find_package(Threads REQUIRED)
 find_package(absl QUIET)
 ultraspeed_require(absl_FOUND libabsl-dev)
-find_package(Boost 1.81 CONFIG QUIET COMPONENTS json)
-ultraspeed_require(Boost_FOUND "libboost-json1.81-dev (or newer)")
+# Boost.JSON by its files: Boost's own configuration is particular about compilers and CMake versions.
+find_path(BOOST_JSON_INCLUDE_DIR boost/json.hpp)
+find_library(BOOST_JSON_LIBRARY boost_json)
+find_library(BOOST_CONTAINER_LIBRARY boost_container)  # what a static Boost.JSON stands on
+ultraspeed_require(BOOST_JSON_INCLUDE_DIR "libboost-json1.81-dev (or newer)")
+ultraspeed_require(BOOST_JSON_LIBRARY "libboost-json1.81-dev (or newer)")
+ultraspeed_require(BOOST_CONTAINER_LIBRARY "libboost-container1.81-dev (or newer)")
 find_package(GTest QUIET)
 ultraspeed_require("TARGET;GTest::gtest" libgtest-dev)
 ultraspeed_require("TARGET;GTest::gmock" libgmock-dev)
@@ -29,6 +34,12 @@ if(missing_packages)
   list(JOIN missing_packages ", " missing_packages)
   message(FATAL_ERROR "Not found: ${missing_packages}\n"
     "These are the names of Debian 12 and Ubuntu 24.04; scripts/setup.sh installs all that the project uses.")
+endif()
+
+if(NOT TARGET Boost::json)
+  add_library(Boost::json INTERFACE IMPORTED)
+  target_include_directories(Boost::json SYSTEM INTERFACE ${BOOST_JSON_INCLUDE_DIR})
+  target_link_libraries(Boost::json INTERFACE ${BOOST_JSON_LIBRARY} ${BOOST_CONTAINER_LIBRARY})
 endif()
 
 find_package(gRPC CONFIG QUIET)

@@ -135,6 +135,18 @@ __device__ __forceinline__ void MmaGroup(float (&sum)[4], const GroupFragments& 
   Mma(sum, a[1], x.z, x.w);
 }
 
+// Adds the sum of group j, times its rows' scales, to a block's sum.
+__device__ __forceinline__ void AddScaled(float (&sum)[4],
+                                          const Slab<WeightFormat::kMxfp4>& weights, int j,
+                                          const float (&group)[4]) {
+  const float low = GroupFactor(weights.exponents[0], j);
+  const float high = GroupFactor(weights.exponents[1], j);
+  sum[0] = __fmaf_rn(low, group[0], sum[0]);
+  sum[1] = __fmaf_rn(low, group[1], sum[1]);
+  sum[2] = __fmaf_rn(high, group[2], sum[2]);
+  sum[3] = __fmaf_rn(high, group[3], sum[3]);
+}
+
 // Adds group j of a slab to a block's sum.
 template <WeightFormat kFormat>
 __device__ __forceinline__ void AddGroup(float (&sum)[4], const Slab<kFormat>& weights, int j,
@@ -142,12 +154,7 @@ __device__ __forceinline__ void AddGroup(float (&sum)[4], const Slab<kFormat>& w
   if constexpr (kFormat == WeightFormat::kMxfp4) {
     float group[4] = {};
     MmaGroup(group, a, x);
-    const float low = GroupFactor(weights.exponents[0], j);
-    const float high = GroupFactor(weights.exponents[1], j);
-    sum[0] = __fmaf_rn(low, group[0], sum[0]);
-    sum[1] = __fmaf_rn(low, group[1], sum[1]);
-    sum[2] = __fmaf_rn(high, group[2], sum[2]);
-    sum[3] = __fmaf_rn(high, group[3], sum[3]);
+    AddScaled(sum, weights, j, group);
   } else {
     MmaGroup(sum, a, x);
   }

@@ -311,7 +311,7 @@ __device__ __forceinline__ int ReceivePartials(const Block& block, uint32_t use,
 __device__ __forceinline__ void FreeExchange(const Block& block, int buffer, int lane) {
   __syncwarp();
   if (lane < kClusterBlocks) {
-    ArriveInCluster(&block.shared().exchange_free[block.rank][buffer], lane);
+    ArriveRelaxedInCluster(&block.shared().exchange_free[block.rank][buffer], lane);
   }
 }
 

@@ -125,7 +125,11 @@ __device__ __forceinline__ void Finish(const Block& block) {
           break;
       }
       if (!HasFinishersWork(phase.kind)) continue;
-      barrier();
+      if (phase.kind == PhaseKind::kMoeDown) {  // which consumers help to finish
+        NamedBarrier<kWorkerBarrier, kWorkerThreads>();
+      } else {
+        barrier();
+      }
       if (thread == 0) {
         block.shared().phases_finished = block.shared().phases_finished + 1;
         ArriveEverywhere(block.Counter(phase.arrive_counter));

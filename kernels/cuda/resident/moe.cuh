@@ -43,14 +43,17 @@ __device__ __forceinline__ bool StreamRouter(const Block& block, const Phase& ph
 
 __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& phase,
                                                ConsumerClock& clock, const Share& share,
-                                               const Team& team, const InputFragments& x,
-                                               int lane) {
+                                               const Team& team, int lane) {
   // A team takes every num_teams-th expert, kAtOnce of them together: a row's columns are widened
   // once.
   constexpr int kAtOnce = 4;
   const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
   const int columns = RouterColumns(share, block.program().hidden) - team.part * 2 * kSlabColumns;
   const int offset = team.part * 2 * kSlabColumns * sizeof(float) + lane % 4 * 32;
+  const uint8_t* const rows =
+      block.shared().staging +
+      lane / 4 * StagingStride(ShareSlabs(share, phase.num_slabs) * kSlabColumns) +
+      team.part * 4 * kSlabColumns + lane % 4 * 16;
   for (int first = team.works ? team.index : walk.end(); first < walk.end();
        first += kAtOnce * team.num_teams) {
     const uint8_t* weights[kAtOnce];
@@ -63,10 +66,11 @@ __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& 
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       if (32 * j < columns) {
+        const uint4 x = *reinterpret_cast<const uint4*>(rows + j * 64);
 #pragma unroll
         for (int e = 0; e < kAtOnce; ++e) {
           const auto* const w = reinterpret_cast<const float4*>(weights[e] + j * 128);
-          sums[e] = Dot8(x[j], w[0], w[1], sums[e]);
+          sums[e] = Dot8(x, w[0], w[1], sums[e]);
         }
       }
     }
@@ -271,16 +275,7 @@ static __device__ __noinline__ void ConsumeMoeUp(Block block, int which, int pha
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
   StageInput(block, which, share);
   const Team team = TeamOf(warp, share.count);
-  const auto load = [&](InputFragments& x) {
-    LoadFragments(block, team.part,
-                  share.count == 0 ? 0 : phase.num_slabs - 2 * (share.first + team.part),
-                  ShareSlabs(share, phase.num_slabs) * kSlabColumns, lane, x);
-  };
-  {
-    InputFragments x;
-    load(x);
-    MultiplyRouter(block, phase, clock, share, team, x, lane);
-  }
+  MultiplyRouter(block, phase, clock, share, team, lane);
   if (threadIdx.x == 0) block.WaitForArrivals(phase.inner_counter, phase.inner_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   MakeChoice(block, which, phase_idx);
@@ -288,7 +283,9 @@ static __device__ __noinline__ void ConsumeMoeUp(Block block, int which, int pha
   const TileWalk walk(block, TileOrder::kDealt,
                       block.shared().choice.num_experts * phase.num_tiles);
   InputFragments x;
-  load(x);
+  LoadFragments(block, team.part,
+                share.count == 0 ? 0 : phase.num_slabs - 2 * (share.first + team.part),
+                ShareSlabs(share, phase.num_slabs) * kSlabColumns, lane, x);
   if (phase.format == WeightFormat::kMxfp4) {
     MultiplyTiles<WeightFormat::kMxfp4>(block, clock, walk, share, phase.num_slabs, team, x, lane);
   } else {
@@ -416,6 +413,42 @@ __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& ph
   clock.ring.Advance(entry);
 }
 
+// The block's tiles of the residual stream. A tile takes a round trip to the other ranks, so all of
+// them are finished at once: by the finishers, and by consumers that have multiplied theirs.
+constexpr int kDownWarps = kFinisherWarps + kConsumerWarps;
+__device__ __forceinline__ void FinishDown(const Block& block, const Phase& phase, uint32_t sums,
+                                           uint32_t moe_layers, int member) {
+  const int lane = threadIdx.x % kWarpLanes;
+  const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
+  const int count = walk.OwnedCount(block.rank), first = walk.FirstOwned(block.rank);
+  const int per_row = phase.experts_per_token, row = lane % 4 * 2;
+  const auto* const results = reinterpret_cast<const float*>(block.shared().exchange);
+  const ExpertChoice& choice = block.shared().choice;
+  float4 before = {};
+  if (member < count)
+    before = ReadResidualTile(phase, block.program().hidden, first + member, lane);
+  block.Wait(WaitsFor::kResults,
+             [&] { return IsDoneInCluster(&block.shared().results_ready, moe_layers & 1); });
+  __syncwarp();
+  for (int i = member; i < count; i += kDownWarps) {
+    float4 sum = {};
+    const int column = i * 16 + lane / 4;
+    for (int k = 0; k < per_row; ++k) {
+      const auto add = [&](int r, float& low, float& high) {
+        if (r >= block.program().block) return;
+        const int slot = r * per_row + k;
+        const float weight = choice.weights[slot];
+        low = __fmaf_rn(weight, results[slot * kResultStride + column], low);
+        high = __fmaf_rn(weight, results[slot * kResultStride + column + 8], high);
+      };
+      add(row, sum.x, sum.z);
+      add(row + 1, sum.y, sum.w);
+    }
+    if (i != member) before = ReadResidualTile(phase, block.program().hidden, first + i, lane);
+    AddToResidual(block, phase, sums, first + i, lane, before, sum);
+  }
+}
+
 static __device__ __noinline__ void ConsumeMoeDown(Block block, int which, int phase_idx,
                                                    ConsumerClock& kept_clock) {
   const Phase& phase = block.PhaseOf(Role::kConsumer, which);
@@ -444,44 +477,21 @@ static __device__ __noinline__ void ConsumeMoeDown(Block block, int which, int p
   }
   __syncwarp();
   if (lane < kClusterBlocks) ArriveInCluster(&block.shared().results_ready, lane);
+  FinishDown(block, phase, clock.sums, clock.moe_layers,
+             kFinisherWarps + static_cast<int>(threadIdx.x) / kWarpLanes);
+  NamedBarrier<kWorkerBarrier, kWorkerThreads>();
+  clock.sums += 1;
+  clock.moe_layers += 1;
   kept_clock = clock;
 }
 
 static __device__ __noinline__ void FinishMoeDown(Block block, int which,
                                                   FinisherClock& kept_clock) {
   const Phase& phase = block.PhaseOf(Role::kFinisher, which);
-  FinisherClock clock = kept_clock;
-  const int warp = threadIdx.x / kWarpLanes - kFirstFinisherWarp, lane = threadIdx.x % kWarpLanes;
-  const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
-  const int count = walk.OwnedCount(block.rank), first = walk.FirstOwned(block.rank);
-  const int per_row = phase.experts_per_token, row = lane % 4 * 2;
-  const auto* const results = reinterpret_cast<const float*>(block.shared().exchange);
-  const ExpertChoice& choice = block.shared().choice;
-  float4 before = {};
-  if (warp < count) before = ReadResidualTile(phase, block.program().hidden, first + warp, lane);
-  block.Wait(WaitsFor::kResults,
-             [&] { return IsDoneInCluster(&block.shared().results_ready, clock.moe_layers & 1); });
-  __syncwarp();
-  for (int i = warp; i < count; i += kFinisherWarps) {
-    float4 sum = {};
-    const int column = i * 16 + lane / 4;
-    for (int k = 0; k < per_row; ++k) {
-      const auto add = [&](int r, float& low, float& high) {
-        if (r >= block.program().block) return;
-        const int slot = r * per_row + k;
-        const float weight = choice.weights[slot];
-        low = __fmaf_rn(weight, results[slot * kResultStride + column], low);
-        high = __fmaf_rn(weight, results[slot * kResultStride + column + 8], high);
-      };
-      add(row, sum.x, sum.z);
-      add(row + 1, sum.y, sum.w);
-    }
-    if (i != warp) before = ReadResidualTile(phase, block.program().hidden, first + i, lane);
-    AddToResidual(block, phase, clock.sums, first + i, lane, before, sum);
-  }
-  clock.sums += 1;
-  clock.moe_layers += 1;
-  kept_clock = clock;
+  FinishDown(block, phase, kept_clock.sums, kept_clock.moe_layers,
+             threadIdx.x / kWarpLanes - kFirstFinisherWarp);
+  kept_clock.sums += 1;
+  kept_clock.moe_layers += 1;
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

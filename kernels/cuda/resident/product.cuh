@@ -18,39 +18,59 @@ struct ConsumerClock {
   RingReader ring;
   ExchangeClock exchange;
   uint32_t products = 0;  // phases with finishers' work so far
+  uint32_t sums = 0;      // over ranks
   uint32_t moe_layers = 0;
 };
 struct FinisherClock {
   ExchangeClock exchange;
-  uint32_t sums = 0;  // over ranks
+  uint32_t sums = 0;
   uint32_t moe_layers = 0;
 };
 
-// The partial of one block of kSlabs slabs. Straight-line code: the compiler overlaps the groups.
-template <WeightFormat kFormat, int kSlabs>
-__device__ __forceinline__ float4 MultiplySlabs(const uint8_t* slabs, const InputFragments& x,
-                                                int lane) {
-  float sum[4] = {};
-  float4 partial = {};
+// Adds the four groups of a slab. MXFP4 groups have sums of their own: two at a time, so that their
+// chains overlap.
+template <WeightFormat kFormat>
+__device__ __forceinline__ void AddGroups(float (&sum)[4], const Slab<kFormat>& weights,
+                                          const uint4* x) {
+  if constexpr (kFormat == WeightFormat::kMxfp4) {
 #pragma unroll
-  for (int s = 0; s < kSlabs; ++s) {
-    const Slab<kFormat> weights(slabs + s * SlabBytes(kFormat), lane);
-    const float2 scales = weights.Scales();
+    for (int j = 0; j < 4; j += 2) {
+      GroupFragments a, b;
+      weights.Group(j, a);
+      weights.Group(j + 1, b);
+      float first[4] = {}, second[4] = {};
+      Mma(first, a[0], x[j].x, x[j].y);
+      Mma(second, b[0], x[j + 1].x, x[j + 1].y);
+      Mma(first, a[1], x[j].z, x[j].w);
+      Mma(second, b[1], x[j + 1].z, x[j + 1].w);
+      AddScaled(sum, weights, j, first);
+      AddScaled(sum, weights, j + 1, second);
+    }
+  } else {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       GroupFragments a;
       weights.Group(j, a);
-      AddGroup<kFormat>(sum, weights, j, a, x[s * 4 + j]);
+      MmaGroup(sum, a, x[j]);
     }
-    EndSlab<kFormat>(partial, sum, scales, s == 0);
   }
-  return EndBlock<kFormat>(partial, sum);
 }
+
+// The partial of one block of (up to) two slabs.
 template <WeightFormat kFormat>
 __device__ __forceinline__ float4 MultiplyBlock(const uint8_t* slabs, int num_slabs,
                                                 const InputFragments& x, int lane) {
-  return num_slabs == 2 ? MultiplySlabs<kFormat, 2>(slabs, x, lane)
-                        : MultiplySlabs<kFormat, 1>(slabs, x, lane);
+  float sum[4] = {};
+  float4 partial = {};
+  const Slab<kFormat> first(slabs, lane);
+  AddGroups<kFormat>(sum, first, x);
+  EndSlab<kFormat>(partial, sum, first.Scales(), true);
+  if (num_slabs > 1) {
+    const Slab<kFormat> second(slabs + SlabBytes(kFormat), lane);
+    AddGroups<kFormat>(sum, second, x + 4);
+    EndSlab<kFormat>(partial, sum, second.Scales(), false);
+  }
+  return EndBlock<kFormat>(partial, sum);
 }
 
 // All tiles of the walk: `team` and `x` of this warp.
@@ -104,38 +124,6 @@ __device__ __forceinline__ bool StreamProduct(const Block& block, const Phase& p
   return true;
 }
 
-static __device__ __noinline__ void ConsumeProduct(Block block, int which, int phase_idx,
-                                                   ConsumerClock& kept_clock) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
-  ConsumerClock clock = kept_clock;
-  const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
-  for (int pass = 0; pass < NumPasses(phase.num_slabs); ++pass) {
-    const Share share = ShareOf(phase.num_slabs, pass, block.rank);
-    StageInput(block, which, share);
-    if (pass == 0 && threadIdx.x == 0) block.Stamp(phase_idx, kTraceInputReady);
-    const Team team = TeamOf(warp, share.count);
-    InputFragments x;
-    LoadFragments(block, team.part,
-                  share.count == 0 ? 0 : phase.num_slabs - 2 * (share.first + team.part),
-                  ShareSlabs(share, phase.num_slabs) * kSlabColumns, lane, x);
-    const TileWalk walk(block, phase.order, phase.num_tiles);
-    switch (phase.format) {
-      case WeightFormat::kBf16:
-        MultiplyTiles<WeightFormat::kBf16>(block, clock, walk, share, phase.num_slabs, team, x,
-                                           lane);
-        break;
-      case WeightFormat::kFp8Block128:
-        MultiplyTiles<WeightFormat::kFp8Block128>(block, clock, walk, share, phase.num_slabs, team,
-                                                  x, lane);
-        break;
-      case WeightFormat::kMxfp4:  // only experts are
-        break;
-    }
-    // The staging area is written again only once all warps have their fragments.
-  }
-  kept_clock = clock;
-}
-
 // Partial sums of a tile, added in order; what earlier passes gave is carried in `sum`.
 struct TileSum {
   float4 total, sum;  // of the segment, of the segments before
@@ -167,14 +155,14 @@ __device__ __forceinline__ void StoreTile(float* out, int stride, int num_rows, 
   }
 }
 
-__device__ __forceinline__ void FinishTile(const Block& block, const Phase& phase,
-                                           const FinisherClock& clock, int tile, int lane,
-                                           float4 before, float4 v, BestOfRows& best) {
+__device__ __forceinline__ void FinishTile(const Block& block, const Phase& phase, uint32_t sums,
+                                           int tile, int lane, float4 before, float4 v,
+                                           BestOfRows& best) {
   switch (phase.output) {
     case OutputKind::kStore:
       return StoreTile(phase.out, phase.out_stride, phase.num_rows, tile, lane, v);
     case OutputKind::kResidual:
-      return AddToResidual(block, phase, clock.sums, tile, lane, before, v);
+      return AddToResidual(block, phase, sums, tile, lane, before, v);
     case OutputKind::kFeatures:
       for (int copy = 0; copy < phase.num_copies; ++copy) {
         WriteResidualTile(phase, block.program().hidden, tile + copy * phase.num_tiles, lane, v);
@@ -217,13 +205,46 @@ static __device__ __noinline__ void FinishProduct(Block block, int which,
         continue;
       }
       const bool one_segment = (phase.num_slabs + 1) / 2 <= phase.segment_blocks;
-      FinishTile(block, phase, clock, tile, lane, before,
+      FinishTile(block, phase, clock.sums, tile, lane, before,
                  one_segment ? sum.total : AddTiles(sum.sum, sum.total), best);
     }
     clock.exchange.Advance(walk);
   }
   if (phase.output == OutputKind::kResidual) clock.sums += 1;
   if (phase.output == OutputKind::kLogits) best.Publish(block, warp, lane, phase.is_draft);
+  kept_clock = clock;
+}
+
+static __device__ __noinline__ void ConsumeProduct(Block block, int which, int phase_idx,
+                                                   ConsumerClock& kept_clock) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+  ConsumerClock clock = kept_clock;
+  const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+  for (int pass = 0; pass < NumPasses(phase.num_slabs); ++pass) {
+    const Share share = ShareOf(phase.num_slabs, pass, block.rank);
+    StageInput(block, which, share);
+    if (pass == 0 && threadIdx.x == 0) block.Stamp(phase_idx, kTraceInputReady);
+    const Team team = TeamOf(warp, share.count);
+    InputFragments x;
+    LoadFragments(block, team.part,
+                  share.count == 0 ? 0 : phase.num_slabs - 2 * (share.first + team.part),
+                  ShareSlabs(share, phase.num_slabs) * kSlabColumns, lane, x);
+    const TileWalk walk(block, phase.order, phase.num_tiles);
+    switch (phase.format) {
+      case WeightFormat::kBf16:
+        MultiplyTiles<WeightFormat::kBf16>(block, clock, walk, share, phase.num_slabs, team, x,
+                                           lane);
+        break;
+      case WeightFormat::kFp8Block128:
+        MultiplyTiles<WeightFormat::kFp8Block128>(block, clock, walk, share, phase.num_slabs, team,
+                                                  x, lane);
+        break;
+      case WeightFormat::kMxfp4:  // only experts are
+        break;
+    }
+    // The staging area is written again only once all warps have their fragments.
+  }
+  if (phase.output == OutputKind::kResidual) clock.sums += 1;
   kept_clock = clock;
 }
 

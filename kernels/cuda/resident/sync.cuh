@@ -75,6 +75,12 @@ __device__ __forceinline__ bool IsDoneInCluster(uint64_t* barrier, uint32_t pari
 __device__ __forceinline__ void StoreInClusterNow(uint32_t cluster_address, float v) {
   asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(cluster_address), "f"(v) : "memory");
 }
+// For a place that was only read: nothing has to be seen.
+__device__ __forceinline__ void ArriveRelaxedInCluster(uint64_t* barrier, uint32_t block) {
+  asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(
+                   ClusterAddress(barrier, block))
+               : "memory");
+}
 __device__ __forceinline__ void ArriveInCluster(uint64_t* barrier, uint32_t block) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
                    ClusterAddress(barrier, block))
