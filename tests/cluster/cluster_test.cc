@@ -566,9 +566,9 @@ TEST_F(ClusterTest, TheResidentEngineIsAFlagThatIsTrueOrFalse) {
   const auto start = [&](const char* flag) {
     return std::make_unique<Process>(
         folder_, "worker",
-        std::vector<std::string>{BinFile("ultraspeed-worker"), absl::StrCat("--model=", kModelFolder),
-                                 "--device=cpu", "--listen=127.0.0.1:0", "--kv-precision=fp8",
-                                 flag});
+        std::vector<std::string>{BinFile("ultraspeed-worker"),
+                                 absl::StrCat("--model=", kModelFolder), "--device=cpu",
+                                 "--listen=127.0.0.1:0", "--kv-precision=fp8", flag});
   };
   for (const char* flag : {"--resident", "--resident=true", "--resident=false"}) {
     const auto worker = start(flag);
