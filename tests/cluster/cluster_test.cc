@@ -561,6 +561,27 @@ TEST_F(ClusterTest, Fp8CachesAreRefusedWithoutAGpu) {
   EXPECT_TRUE(absl::StrContains(fp4->Log(), "kv-precision")) << fp4->Log();
 }
 
+// --resident is a flag of every build: without a GPU, either value leaves the executor as it is.
+TEST_F(ClusterTest, TheResidentEngineIsAFlagThatIsTrueOrFalse) {
+  const auto start = [&](const char* flag) {
+    return std::make_unique<Process>(
+        folder_, "worker",
+        std::vector<std::string>{BinFile("ultraspeed-worker"),
+                                 absl::StrCat("--model=", kModelFolder), "--device=cpu",
+                                 "--listen=127.0.0.1:0", "--kv-precision=fp8", flag});
+  };
+  for (const char* flag : {"--resident", "--resident=true", "--resident=false"}) {
+    const auto worker = start(flag);
+    EXPECT_EQ(worker->Wait(absl::Minutes(1)), 1) << flag;
+    EXPECT_TRUE(absl::StrContains(worker->Log(), "the CPU executor takes bf16 only"))
+        << flag << ": " << worker->Log();
+  }
+  const auto perhaps = start("--resident=perhaps");
+  EXPECT_EQ(perhaps->Wait(absl::Minutes(1)), 1);
+  EXPECT_TRUE(absl::StrContains(perhaps->Log(), "resident")) << perhaps->Log();
+  EXPECT_TRUE(absl::StrContains(perhaps->Log(), "perhaps")) << perhaps->Log();
+}
+
 TEST_F(ClusterTest, TheRouterRefusesToRunOpenByMistake) {
   const auto status_of = [&](std::vector<std::string> flags) {
     flags.insert(flags.begin(), {BinFile("ultraspeed-router"), "--worker=127.0.0.1:1"});

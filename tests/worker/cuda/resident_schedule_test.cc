@@ -1,0 +1,580 @@
+// The resident engine's round before a GPU walks it: who waits for what, who reads what, how many
+// bytes. Schedules over an arena that only counts, so addresses are null unless a test puts its
+// own.
+#include "worker/cuda/resident_schedule.h"
+
+#include <gtest/gtest-spi.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "worker/cuda/cuda_executor.h"
+#include "worker/cuda/resident_engine.h"
+#include "worker/model/served_shape.h"
+
+namespace ultraspeed::worker::cuda {
+namespace {
+
+namespace resident = kernels::cuda::resident;
+using kernels::bf16;
+using resident::InputKind;
+using resident::kNumCounters;
+using resident::kRowsMax;
+using resident::OutputKind;
+using resident::Phase;
+using resident::PhaseKind;
+
+constexpr int kNumBlocks = 132;  // of an H200
+constexpr int kNumRanks = 8;
+constexpr int64_t kPositions = 1024;
+
+ModelConfig TinyMimo() {
+  const absl::StatusOr<ModelConfig> config = LoadModelConfig("models/tiny-mimo");
+  EXPECT_TRUE(config.ok()) << config.status();
+  return config.ok() ? *config : ModelConfig{};
+}
+ModelConfig ServedRank() { return *RankOf(MimoV25ProShape(), kNumRanks); }
+ModelConfig WithoutDrafter(ModelConfig config) {
+  config.drafter = {};
+  return config;
+}
+
+// A model's places without its memory, as CudaExecutor builds them, and what a schedule is made of.
+class CountedModel {
+ public:
+  explicit CountedModel(ModelConfig shape, int num_ranks = 1, int num_blocks = kNumBlocks)
+      : config_(std::move(shape)),
+        ranks_{num_ranks},
+        num_blocks_(num_blocks),
+        pack_(arena_, nullptr, nullptr),
+        weights_(ShapeModelWeights(config_, pack_)),
+        target_(config_, weights_.target, kLimits, arena_, workspace_) {
+    if (config_.drafter.num_layers > 0) {
+      drafter_ = std::make_unique<DrafterForward>(config_, weights_.drafter, weights_.target,
+                                                  kLimits, arena_, workspace_);
+    }
+    buffers_ = std::make_unique<ResidentBuffers>(config_, weights_.target, weights_.drafter,
+                                                 kPositions, ranks_, arena_);
+  }
+
+  const ModelConfig& config() const { return config_; }
+  int num_blocks() const { return num_blocks_; }
+  bool has_drafter() const { return drafter_ != nullptr; }
+  ResidentBuffers& buffers() { return *buffers_; }
+  DeviceArena& arena() { return arena_; }
+  const ModelWeights& weights() const { return weights_; }
+  const TargetForward& target() const { return target_; }
+  const DrafterForward* drafter() const { return drafter_.get(); }
+  ResidentRanks ranks() const { return ranks_; }
+
+  ResidentModel Described() const {
+    return {.config = config_,
+            .target = weights_.target,
+            .drafter = weights_.drafter,
+            .target_caches = target_,
+            .drafter_caches = drafter_.get(),
+            .buffers = *buffers_,
+            .ranks = ranks_,
+            .num_blocks = num_blocks_};
+  }
+  ResidentSchedule Schedule(bool drafts) const {
+    return BuildSchedule(Described(), drafts, nullptr);
+  }
+
+ private:
+  static constexpr PassLimits kLimits = {.max_sequences = 1,
+                                         .max_rows = 16,
+                                         .max_logits = 8,
+                                         .num_pages = 16,
+                                         .positions = kPositions};
+  const ModelConfig config_;
+  const ResidentRanks ranks_;
+  const int num_blocks_;
+  DeviceArena arena_;
+  DevicePacker pack_;
+  ModelWeights weights_;
+  Workspace workspace_;
+  TargetForward target_;
+  std::unique_ptr<DrafterForward> drafter_;
+  std::unique_ptr<ResidentBuffers> buffers_;
+};
+
+// ---- Waits
+
+// One use of a counter.
+struct Use {
+  int counter;
+  uint32_t arrivals;
+  uint32_t reached;        // what the counter shows when all have arrived, in a round from zero
+  std::set<size_t> known;  // uses that are over when any block arrives at this one
+};
+
+// How many blocks arrive at the end of a phase: program.h and the device's own rules, once more.
+uint32_t ArrivalsOf(const Phase& phase, int num_blocks) {
+  switch (phase.kind) {
+    case PhaseKind::kCommit:
+      return 1;  // block 0 decides
+    case PhaseKind::kAppend:
+      return 0;  // read by this block alone, in the next round
+    case PhaseKind::kAttend: {
+      if (phase.attention.window == 0) return static_cast<uint32_t>(num_blocks);
+      // A unit is 16 of the (row, query head) pairs of a key head, and one block's.
+      const int group = phase.attention.num_q_heads / phase.attention.num_kv_heads;
+      const int units = phase.attention.num_kv_heads * ((kRowsMax * group + 15) / 16);
+      return static_cast<uint32_t>(std::min(units, num_blocks));
+    }
+    default:
+      return static_cast<uint32_t>(num_blocks);
+  }
+}
+
+// Walks `num_rounds` rounds as blocks do and checks every wait. What a block knows is what every
+// block knows at least: one without a unit of attention neither waits nor arrives there.
+class Walk {
+ public:
+  Walk(const ResidentSchedule& schedule, int num_blocks)
+      : schedule_(schedule), num_blocks_(num_blocks) {}
+
+  void Run(int num_rounds) {
+    for (int round = 0; round < num_rounds; ++round) {
+      SCOPED_TRACE("round " + std::to_string(round));
+      round_begin_ = uses_.size();
+      std::fill(std::begin(reached_), std::end(reached_), 0);
+      for (size_t i = 0; i < schedule_.phases.size(); ++i) {
+        SCOPED_TRACE("phase " + std::to_string(i) + ", " + NameOf(i));
+        Enter(schedule_.phases[i]);
+        if (testing::Test::HasFailure()) return;  // the first says it all
+      }
+      for (int c = 0; c < kNumCounters; ++c) EXPECT_EQ(schedule_.totals[c], reached_[c]) << c;
+      Wait(schedule_.decision_counter, schedule_.decision_target, known_);
+      // A block in the next round has seen everything of this one.
+      for (size_t u = 0; u < uses_.size(); ++u) EXPECT_TRUE(known_.count(u)) << "use " << u;
+    }
+  }
+
+ private:
+  std::string NameOf(size_t i) const {
+    return Name(static_cast<PhaseLabel>(schedule_.phases[i].label));
+  }
+
+  void Enter(const Phase& phase) {
+    const uint32_t arrivals = ArrivalsOf(phase, num_blocks_);
+    const bool some_pass_by =
+        phase.kind == PhaseKind::kAttend && arrivals < static_cast<uint32_t>(num_blocks_);
+    std::set<size_t> known = known_;
+    if (phase.wait_counter >= 0) Wait(phase.wait_counter, phase.wait_target, known);
+    if (phase.kind == PhaseKind::kMoeUp) {
+      Arrive(phase.inner_counter, static_cast<uint32_t>(num_blocks_), known);
+      EXPECT_EQ(phase.inner_target, uses_.back().reached);
+      Wait(phase.inner_counter, phase.inner_target, known);
+    } else {
+      EXPECT_EQ(phase.inner_counter, -1);
+    }
+    if (arrivals == 0) {
+      EXPECT_EQ(phase.arrive_counter, -1);
+    } else {
+      Arrive(phase.arrive_counter, arrivals, known);
+    }
+    if (!some_pass_by) known_ = std::move(known);
+  }
+
+  // The counter shows the target exactly when one earlier use of this round is over, and that is
+  // the newest one: what others wrote last is what is read next.
+  void Wait(int counter, uint32_t target, std::set<size_t>& known) {
+    ASSERT_GE(counter, 0);
+    ASSERT_LT(counter, kNumCounters);
+    size_t use = uses_.size();
+    while (use > round_begin_ && uses_[use - 1].counter != counter) --use;
+    ASSERT_GT(use, round_begin_) << "waits for counter " << counter << " before any arrival";
+    EXPECT_EQ(target, uses_[--use].reached) << "counter " << counter;
+    known.insert(use);
+    known.insert(uses_[use].known.begin(), uses_[use].known.end());
+  }
+
+  void Arrive(int counter, uint32_t arrivals, const std::set<size_t>& known) {
+    ASSERT_GE(counter, 0);
+    ASSERT_LT(counter, kNumCounters);
+    // An arrival at this use while the counter's use before is not over would end its waits early.
+    for (size_t u = uses_.size(); u-- > 0;) {
+      if (uses_[u].counter != counter) continue;
+      EXPECT_TRUE(known.count(u)) << "counter " << counter << " is taken again too early";
+      break;
+    }
+    reached_[counter] += arrivals;
+    uses_.push_back({counter, arrivals, reached_[counter], known});
+  }
+
+  const ResidentSchedule& schedule_;
+  const int num_blocks_;
+  std::vector<Use> uses_;  // of all rounds
+  size_t round_begin_ = 0;
+  uint32_t reached_[kNumCounters] = {};  // in this round
+  std::set<size_t> known_;
+};
+
+TEST(ResidentScheduleTest, EveryWaitEndsWhenWhatItNeedsIsThereAndNoEarlier) {
+  const std::vector<std::pair<const char*, std::function<ModelConfig()>>> shapes = {
+      {"tiny-mimo", TinyMimo},
+      {"served rank", ServedRank},
+      {"tiny-mimo without a drafter", [] { return WithoutDrafter(TinyMimo()); }},
+      {"served rank without a drafter", [] { return WithoutDrafter(ServedRank()); }}};
+  for (const auto& [name, shape] : shapes) {
+    for (const int num_blocks : {4, 128, kNumBlocks}) {
+      const CountedModel model(shape(), /*num_ranks=*/1, num_blocks);
+      for (const bool drafts : {false, true}) {
+        if (drafts && !model.has_drafter()) continue;
+        SCOPED_TRACE(std::string(name) + (drafts ? ", drafting, " : ", plain, ") +
+                     std::to_string(num_blocks) + " blocks");
+        const ResidentSchedule schedule = model.Schedule(drafts);
+        Walk(schedule, num_blocks).Run(/*num_rounds=*/2);
+      }
+    }
+  }
+}
+
+// The walk above would notice: a schedule with one wait, counter or total wrong does not pass.
+TEST(ResidentScheduleTest, TheWalkSeesABrokenSchedule) {
+  const CountedModel model(TinyMimo());
+  const auto failures = [&](const std::function<void(ResidentSchedule&)>& damage) {
+    ResidentSchedule schedule = model.Schedule(/*drafts=*/true);
+    damage(schedule);
+    testing::TestPartResultArray results;
+    {
+      testing::ScopedFakeTestPartResultReporter reporter(
+          testing::ScopedFakeTestPartResultReporter::INTERCEPT_ONLY_CURRENT_THREAD, &results);
+      Walk(schedule, kNumBlocks).Run(2);
+    }
+    return results.size();
+  };
+  EXPECT_EQ(failures([](ResidentSchedule&) {}), 0);
+  EXPECT_GT(failures([](ResidentSchedule& s) { s.phases[3].wait_target += 1; }), 0);
+  EXPECT_GT(failures([](ResidentSchedule& s) { s.phases[3].arrive_counter ^= 1; }), 0);
+  EXPECT_GT(failures([](ResidentSchedule& s) { s.totals[2] += 1; }), 0);
+  EXPECT_GT(failures([](ResidentSchedule& s) { s.decision_target -= 1; }), 0);
+  EXPECT_GT(failures([](ResidentSchedule& s) { s.phases.back().wait_counter = -1; }), 0);
+}
+
+TEST(ResidentScheduleTest, OnlyARoundsFirstPhaseAndTheFeaturesWaitForNothing) {
+  const CountedModel model(ServedRank());
+  for (const bool drafts : {false, true}) {
+    const ResidentSchedule schedule = model.Schedule(drafts);
+    for (size_t i = 0; i < schedule.phases.size(); ++i) {
+      const Phase& phase = schedule.phases[i];
+      const bool free = i == 0 || phase.output == OutputKind::kFeatures;
+      EXPECT_EQ(phase.wait_counter < 0, free) << i;
+    }
+  }
+}
+
+// ---- Order
+
+std::vector<PhaseLabel> ExpectedLabels(const ModelConfig& config, bool drafts) {
+  std::vector<PhaseLabel> labels;
+  const auto add = [&](std::initializer_list<PhaseLabel> more) {
+    labels.insert(labels.end(), more);
+  };
+  if (drafts) {
+    add({PhaseLabel::kEmbed});
+    for (int l = 0; l < config.drafter.num_layers; ++l) {
+      add({PhaseLabel::kDraftQkv, PhaseLabel::kDraftAttention, PhaseLabel::kDraftOutput,
+           PhaseLabel::kDraftUp, PhaseLabel::kDraftDown});
+    }
+    add({PhaseLabel::kDraftHead});
+  }
+  add({PhaseLabel::kEmbed});
+  for (size_t l = 0; l < config.attention.size(); ++l) {
+    add({PhaseLabel::kQkv, PhaseLabel::kAttention});
+    if (config.attention[l] == AttentionKind::kFull) add({PhaseLabel::kCombine});
+    add({PhaseLabel::kOutput});
+    if (config.is_moe[l]) {
+      add({PhaseLabel::kMoeUp, PhaseLabel::kMoeDown});
+    } else {
+      add({PhaseLabel::kDenseUp, PhaseLabel::kDenseDown});
+    }
+  }
+  add({PhaseLabel::kHead, PhaseLabel::kCommit});
+  if (config.drafter.num_layers > 0)
+    add({PhaseLabel::kContext, PhaseLabel::kContext, PhaseLabel::kContext});
+  return labels;
+}
+
+TEST(ResidentScheduleTest, EveryLayerHasItsPhasesInOrder) {
+  for (const ModelConfig& config :
+       {TinyMimo(), ServedRank(), WithoutDrafter(TinyMimo()), WithoutDrafter(ServedRank())}) {
+    const CountedModel model(config);
+    for (const bool drafts : {false, true}) {
+      if (drafts && !model.has_drafter()) continue;
+      std::vector<PhaseLabel> labels;
+      for (const Phase& phase : model.Schedule(drafts).phases)
+        labels.push_back(static_cast<PhaseLabel>(phase.label));
+      EXPECT_EQ(labels, ExpectedLabels(config, drafts)) << config.name << " drafts " << drafts;
+    }
+  }
+}
+
+TEST(ResidentScheduleTest, ALayersAttentionIsItsOwnKind) {
+  for (const ModelConfig& config : {TinyMimo(), ServedRank()}) {
+    const CountedModel model(config);
+    size_t target_layer = 0;
+    int draft_layers = 0;
+    for (const Phase& phase : model.Schedule(/*drafts=*/true).phases) {
+      if (phase.kind != PhaseKind::kAttend) continue;
+      const resident::AttentionTask& task = phase.attention;
+      if (task.drafter) {
+        ++draft_layers;
+        EXPECT_EQ(task.window, config.drafter.window);
+        EXPECT_EQ(task.qk_head_dim, config.drafter.head_dim);
+        EXPECT_EQ(task.place, kernels::cuda::KvPlace::kRing);
+        continue;
+      }
+      const bool full = config.attention[target_layer++] == AttentionKind::kFull;
+      EXPECT_EQ(task.window, full ? 0 : config.window) << "layer " << target_layer - 1;
+      EXPECT_EQ(task.qk_head_dim, config.qk_head_dim);
+      EXPECT_EQ(task.place, full ? kernels::cuda::KvPlace::kPaged : kernels::cuda::KvPlace::kRing);
+      EXPECT_EQ(phase.attention_units_max >= kNumBlocks, full) << "layer " << target_layer - 1;
+    }
+    EXPECT_EQ(target_layer, config.attention.size());
+    EXPECT_EQ(draft_layers, config.drafter.num_layers);
+  }
+}
+
+// ---- Rows
+
+TEST(ResidentScheduleTest, TapsFollowTheLayersOfTheConfig) {
+  for (const ModelConfig& config : {TinyMimo(), ServedRank()}) {
+    CountedModel model(config);
+    const std::vector<int>& tapped = config.drafter.target_layer_ids;
+    const size_t row = tapped.size() * static_cast<size_t>(config.hidden);
+    std::vector<bf16> taps(kRowsMax * row);
+    model.buffers().taps = taps.data();
+    int layer = -1, found = 0;
+    for (const Phase& phase : model.Schedule(/*drafts=*/true).phases) {
+      const auto label = static_cast<PhaseLabel>(phase.label);
+      if (label == PhaseLabel::kQkv) ++layer;
+      const bool ends_layer = label == PhaseLabel::kDenseDown || label == PhaseLabel::kMoeDown;
+      const auto tap = std::find(tapped.begin(), tapped.end(), layer);
+      if (!ends_layer || tap == tapped.end()) {
+        EXPECT_EQ(phase.tap, nullptr) << Name(label) << " of layer " << layer;
+        continue;
+      }
+      ++found;
+      EXPECT_EQ(phase.tap - taps.data(), (tap - tapped.begin()) * config.hidden) << layer;
+      EXPECT_EQ(static_cast<size_t>(phase.tap_stride), row);
+    }
+    EXPECT_EQ(static_cast<size_t>(found), tapped.size());
+  }
+}
+
+// Each phase reads what the one before wrote, of the width that it wrote.
+TEST(ResidentScheduleTest, RowsGoFromPhaseToPhase) {
+  for (const ModelConfig& config : {TinyMimo(), ServedRank()}) {
+    CountedModel model(config);
+    std::vector<float> floats(4);
+    std::vector<bf16> halves(1), taps(1);
+    ResidentBuffers& buffers = model.buffers();
+    buffers.residual = &floats[0];
+    buffers.features = &floats[1];
+    buffers.qkv = &floats[2];
+    buffers.gate_up = &floats[3];
+    buffers.attended = halves.data();
+    const std::vector<Phase> phases = model.Schedule(/*drafts=*/true).phases;
+    for (size_t i = 1; i < phases.size(); ++i) {
+      SCOPED_TRACE("phase " + std::to_string(i) + ", " +
+                   Name(static_cast<PhaseLabel>(phases[i].label)));
+      const Phase &before = phases[i - 1], &phase = phases[i];
+      if (phase.kind == PhaseKind::kAttend) {
+        EXPECT_EQ(before.out, buffers.qkv);
+        EXPECT_EQ(phase.attention.qkv, buffers.qkv);
+        EXPECT_EQ(phase.attention.row_width, before.out_stride);
+        EXPECT_EQ(phase.attention.out, buffers.attended);
+      }
+      if (phase.kind != PhaseKind::kProduct && phase.kind != PhaseKind::kMoeUp) continue;
+      switch (phase.input) {
+        case InputKind::kNorm: {
+          const bool of_features = before.output == OutputKind::kFeatures;
+          EXPECT_EQ(phase.x, of_features ? buffers.features : buffers.residual);
+          EXPECT_EQ(before.residual, phase.x);
+          EXPECT_EQ(phase.x_stride, config.hidden);
+          break;
+        }
+        case InputKind::kBf16:
+          if (phase.output == OutputKind::kFeatures) break;  // taps, a round's worth before
+          EXPECT_EQ(phase.x, buffers.attended);
+          EXPECT_EQ(phase.x_stride, before.attention.num_q_heads * 128);  // v heads
+          break;
+        case InputKind::kSwiGlu:
+          EXPECT_EQ(phase.x, buffers.gate_up);
+          EXPECT_EQ(before.out, buffers.gate_up);
+          EXPECT_EQ(phase.x_stride, before.out_stride);
+          break;
+      }
+    }
+  }
+}
+
+TEST(ResidentScheduleTest, EveryDrafterLayerAppendsItsOwnKeysAndValues) {
+  CountedModel model(ServedRank());
+  const DrafterConfig& config = model.config().drafter;
+  const int width = 2 * config.num_kv_heads * config.head_dim;
+  std::vector<float> context(static_cast<size_t>(width * config.num_layers));
+  model.buffers().context_kv = context.data();
+  const std::vector<resident::AttentionTask> tasks = AppendTasks(model.Described());
+  ASSERT_EQ(tasks.size(), static_cast<size_t>(config.num_layers));
+  for (int l = 0; l < config.num_layers; ++l) {
+    EXPECT_EQ(tasks[static_cast<size_t>(l)].qkv - context.data(), l * width);
+    EXPECT_EQ(tasks[static_cast<size_t>(l)].row_width, width * config.num_layers);
+  }
+  EXPECT_EQ(model.Schedule(/*drafts=*/false).phases.back().num_append_tasks, config.num_layers);
+}
+
+// ---- Bytes
+
+// Of the weights that a round reads, from the shape alone: bytes of an element with its share of
+// scales.
+struct RoundBytes {
+  double target = 0, drafter = 0, features = 0, context = 0;
+};
+RoundBytes BytesOf(const ModelConfig& c, double distinct_experts) {
+  constexpr double kBf16 = 2, kFp8 = 1 + 16.0 / 2048, kMxfp4 = 0.5 + 1.0 / 32, kFp32 = 4;
+  const double hidden = c.hidden;
+  // Groups of FP8 rows start on whole scale blocks where there are several.
+  const int group = (c.num_q_heads / c.num_kv_heads + 1) * c.qk_head_dim + c.v_head_dim;
+  const int group_rows = c.num_kv_heads == 1 ? group : (group + 127) / 128 * 128;
+  RoundBytes bytes;
+  for (const bool moe : c.is_moe) {
+    bytes.target +=
+        c.num_kv_heads * group_rows * hidden * kFp8 + c.num_q_heads * c.v_head_dim * hidden * kBf16;
+    bytes.target += moe ? c.num_experts * hidden * kFp32 +
+                              distinct_experts * 3 * c.expert_ffn_width * hidden * kMxfp4
+                        : 3 * c.dense_ffn_width * hidden * kFp8;
+  }
+  const double head = c.vocabulary * hidden * kBf16;
+  bytes.target += head;
+  const DrafterConfig& d = c.drafter;
+  const double layer = (2 * d.num_q_heads + 2 * d.num_kv_heads) * d.head_dim + 3 * d.ffn_width;
+  bytes.drafter = d.num_layers * layer * hidden * kBf16 + head;
+  bytes.features = static_cast<double>(d.target_layer_ids.size()) * hidden * hidden * kBf16;
+  bytes.context = d.num_layers * 2 * d.num_kv_heads * d.head_dim * hidden * kBf16;
+  return bytes;
+}
+
+double BytesOf(const ResidentSchedule& schedule, double distinct_experts) {
+  double bytes = 0;
+  for (const Phase& phase : schedule.phases) bytes += PhaseBytes(phase, distinct_experts);
+  return bytes;
+}
+
+TEST(ResidentScheduleTest, PhasesReadTheShapesBytes) {
+  for (const ModelConfig& config : {TinyMimo(), ServedRank()}) {
+    for (const int num_ranks : {1, kNumRanks}) {
+      for (const double experts : {0.0, 8.0, 59.5}) {
+        const CountedModel model(config, num_ranks);
+        const RoundBytes want = BytesOf(config, experts);
+        // The drafter's feature projection is divided by rows where several ranks share it.
+        const double plain = want.target + want.features / num_ranks + want.context;
+        EXPECT_NEAR(BytesOf(model.Schedule(false), experts), plain, 1e-6 * plain);
+        EXPECT_NEAR(BytesOf(model.Schedule(true), experts), plain + want.drafter, 1e-6 * plain);
+      }
+    }
+  }
+}
+
+TEST(ResidentScheduleTest, TheServedRanksRoundIsFifteenAndAHalfGigabytes) {
+  // 59.5 distinct experts of 384: the mean of 8 rows that choose 8 each, uniformly.
+  const CountedModel alone(ServedRank()), shared(ServedRank(), kNumRanks);
+  EXPECT_NEAR(BytesOf(alone.Schedule(true), 59.5) * 1e-9, 15.72, 0.01);
+  EXPECT_NEAR(BytesOf(shared.Schedule(true), 59.5) * 1e-9, 15.39, 0.01);
+}
+
+// ---- The rest
+
+TEST(ResidentScheduleTest, PrintsALineAPhase) {
+  const ResidentSchedule schedule = CountedModel(TinyMimo()).Schedule(/*drafts=*/true);
+  const std::string text = schedule.ToString();
+  EXPECT_EQ(static_cast<size_t>(std::count(text.begin(), text.end(), '\n')),
+            schedule.phases.size());
+  size_t begin = 0;
+  for (const Phase& phase : schedule.phases) {
+    const std::string line = text.substr(begin, text.find('\n', begin) - begin);
+    begin += line.size() + 1;
+    EXPECT_NE(line.find(Name(static_cast<PhaseLabel>(phase.label))), std::string::npos) << line;
+  }
+}
+
+// What the schedule relies on and the shapes have.
+TEST(ResidentShapeTest, TakesBothShapes) {
+  EXPECT_TRUE(CheckResidentShape(TinyMimo(), KvPrecision::kBf16).ok());
+  EXPECT_TRUE(CheckResidentShape(ServedRank(), KvPrecision::kBf16).ok());
+  EXPECT_TRUE(CheckResidentShape(WithoutDrafter(ServedRank()), KvPrecision::kBf16).ok());
+}
+
+TEST(ResidentShapeTest, NamesTheDimensionThatItDoesNotTake) {
+  const auto message = [](const std::function<void(ModelConfig&)>& change,
+                          KvPrecision precision = KvPrecision::kBf16) {
+    ModelConfig config = ServedRank();
+    change(config);
+    const absl::Status status = CheckResidentShape(config, precision);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    return std::string(status.message());
+  };
+  const std::string takes = "; the resident engine takes ";
+  EXPECT_EQ(message([](ModelConfig& c) { c.hidden = 6144 + 128; }),
+            "hidden_size: is 6272" + takes + "multiples of 128 up to 6144");
+  EXPECT_EQ(message([](ModelConfig& c) { c.hidden = 6144 - 64; }),
+            "hidden_size: is 6080" + takes + "multiples of 128 up to 6144");
+  EXPECT_EQ(message([](ModelConfig& c) { c.expert_ffn_width = 2048; }),
+            "moe_intermediate_size of a rank: is 2048" + takes + "128 and 256");
+  EXPECT_EQ(message([](ModelConfig& c) { c.expert_ffn_width = 192; }),
+            "moe_intermediate_size of a rank: is 192" + takes + "128 and 256");
+  EXPECT_EQ(message([](ModelConfig& c) { c.num_experts = 385; }),
+            "n_routed_experts: is 385" + takes + "up to 384");
+  EXPECT_EQ(message([](ModelConfig& c) { c.experts_per_token = 9; }),
+            "num_experts_per_tok: is 9" + takes + "up to 8");
+  EXPECT_EQ(message([](ModelConfig& c) { c.num_q_heads = 17; }),
+            "query heads of a key head: is 17" + takes + "up to 16");
+  EXPECT_EQ(message([](ModelConfig& c) { c.drafter.block_size = 9; }),
+            "dflash block_size: is 9" + takes + "up to 8");
+  EXPECT_EQ(message([](ModelConfig& c) { c.rotary_dims = 128; }),
+            "rotary dims: is 128" + takes + "64");
+  EXPECT_EQ(message([](ModelConfig& c) { c.drafter.rotary_dims = 32; }),
+            "dflash rotary dims: is 32" + takes + "64");
+  EXPECT_EQ(message([](ModelConfig&) {}, KvPrecision::kFp8), "kv precision: is 8" + takes + "bf16");
+}
+
+TEST(ResidentEngineTest, OverACountingArenaTakesMemoryAndNoRounds) {
+  CountedModel model(ServedRank(), kNumRanks);
+  const MemoryPlan before = model.arena().taken();
+  const ResidentEngine engine(model.config(), model.weights(), model.target(), model.drafter(),
+                              kPositions, /*banned_token=*/-1, model.config().vocabulary,
+                              model.ranks(), model.arena(), /*stream=*/nullptr);
+  const MemoryPlan& after = model.arena().taken();
+  EXPECT_GT(after[MemoryKind::kActivations], before[MemoryKind::kActivations]);
+  // At least both schedules.
+  const size_t num_phases =
+      model.Schedule(false).phases.size() + model.Schedule(true).phases.size();
+  EXPECT_GE(after[MemoryKind::kRoundData],
+            before[MemoryKind::kRoundData] + num_phases * sizeof(Phase));
+  EXPECT_EQ(after[MemoryKind::kWeights], before[MemoryKind::kWeights]);
+  const SequenceStep step = {.computed = 0, .num_tokens = 1, .sample = true, .block = 1};
+  EXPECT_FALSE(engine.Takes({.steps = {step}}));
+}
+
+TEST(ResidentEngineTest, IsPlannedForIfTheOptionsAndTheCachesAllowIt) {
+  const auto activations = [](bool resident, KvPrecision precision) {
+    const MemoryPlan plan = PlanMemory(ServedRank(), {.executor = {.max_sequences = 1,
+                                                                   .kv_tokens = 4096,
+                                                                   .kv_precision = precision,
+                                                                   .resident = resident}});
+    return plan[MemoryKind::kActivations];
+  };
+  EXPECT_GT(activations(true, KvPrecision::kBf16), activations(false, KvPrecision::kBf16));
+  EXPECT_EQ(activations(true, KvPrecision::kFp8), activations(false, KvPrecision::kFp8));
+}
+
+}  // namespace
+}  // namespace ultraspeed::worker::cuda
