@@ -104,7 +104,7 @@ TEST_F(ReferenceTest, DraftsAreThoseOfTheReferencesDrafter) {
   }
   std::vector<uint64_t> workspace(kernels::SampleWorkspaceBytes(used) / 8 + 8);
   int num_predicted = 0, num_wrong = 0, num_accepted = 0;
-  for (uint64_t seed = 0; seed < 40; ++seed) {
+  for (uint64_t seed = 0; seed < 80; ++seed) {
     executor_->ResetSlot(0);
     Round round{{StepTo(0, anchor)}};
     round.steps[0].sample = false;
