@@ -216,7 +216,7 @@ TEST_F(CudaExecutorTest, RandomWeightsAreRepeatable) {
   ModelConfig config = *LoadModelConfig(kBundledModel);
   config.num_layers = 2;
   config.attention.resize(2);
-  config.is_moe = {config.is_moe[0], config.is_moe[1]};
+  config.is_moe = std::vector<bool>{config.is_moe[0], config.is_moe[1]};
   config.drafter.target_layer_ids = {0, 1};
   std::vector<std::vector<float>> logits;
   for (int i = 0; i < 2; ++i) {
