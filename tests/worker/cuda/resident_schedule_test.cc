@@ -551,7 +551,8 @@ TEST(ResidentEngineTest, OverACountingArenaTakesMemoryAndNoRounds) {
   const MemoryPlan before = model.arena().taken();
   const ResidentEngine engine(model.config(), model.weights(), model.target(), model.drafter(),
                               kPositions, /*banned_token=*/-1, model.config().vocabulary,
-                              model.ranks(), model.arena(), /*stream=*/nullptr);
+                              /*wait_ns_max=*/1, model.ranks(), model.arena(),
+                              /*stream=*/nullptr);
   const MemoryPlan& after = model.arena().taken();
   EXPECT_GT(after[MemoryKind::kActivations], before[MemoryKind::kActivations]);
   // At least both schedules.
