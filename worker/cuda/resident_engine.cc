@@ -17,8 +17,8 @@ using resident::AttentionTask;
 using resident::Phase;
 
 constexpr uint32_t kRoundsAhead = 4;
-// Longer contexts run as graphs, whose attention uses more of the GPU: at the served shape the two
-// are even near 64k tokens (docs/PERFORMANCE.md).
+// Longer contexts run as graphs, whose attention uses more of the GPU: at the served shape a round
+// of graphs is slower at 32k positions and faster at 128k (docs/PERFORMANCE.md).
 constexpr int64_t kPositionsMax = 49152;
 constexpr int kPollsPerStatus = 4096;
 

@@ -175,12 +175,7 @@ class ScheduleBuilder {
     Add(Normed(Product(layer.qkv, PhaseLabel::kQkv), layer.input_norm, epsilon, buffers_.qkv),
         all());
     Attention(TargetAttention(model_, l), PhaseLabel::kAttention);
-    Phase output = Product(layer.output, PhaseLabel::kOutput);
-    output.input = InputKind::kBf16;
-    output.x = buffers_.attended;
-    output.x_stride = layer.output.num_cols;
-    WriteResidual(output, -1);
-    Add(output, all());
+    AttentionOutput(layer.output, PhaseLabel::kOutput);
     if (config_.is_moe[l]) {
       Moe(layer, TapOf(l));
     } else {
@@ -195,12 +190,7 @@ class ScheduleBuilder {
     Add(Normed(Product(layer.qkv, PhaseLabel::kDraftQkv), layer.input_norm, epsilon, buffers_.qkv),
         all());
     Attention(DrafterAttention(model_, l), PhaseLabel::kDraftAttention);
-    Phase output = Product(layer.output, PhaseLabel::kDraftOutput);
-    output.input = InputKind::kBf16;
-    output.x = buffers_.attended;
-    output.x_stride = layer.output.num_cols;
-    WriteResidual(output, -1);
-    Add(output, all());
+    AttentionOutput(layer.output, PhaseLabel::kDraftOutput);
     DenseMlp(layer.mlp, layer.post_attention_norm, epsilon, -1, PhaseLabel::kDraftUp,
              PhaseLabel::kDraftDown);
   }
@@ -314,6 +304,15 @@ class ScheduleBuilder {
     Phase combine = NewPhase(PhaseKind::kCombine, PhaseLabel::kCombine);
     combine.attention = task;
     Add(combine, all());
+  }
+
+  void AttentionOutput(const ops::Matrix& matrix, PhaseLabel label) {
+    Phase output = Product(matrix, label);
+    output.input = InputKind::kBf16;
+    output.x = buffers_.attended;
+    output.x_stride = matrix.num_cols;
+    WriteResidual(output, -1);
+    Add(output, all());
   }
 
   void DenseMlp(const DeviceMlp& mlp, const float* norm, float epsilon, int tap,

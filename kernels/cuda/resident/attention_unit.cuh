@@ -134,10 +134,6 @@ __device__ __forceinline__ Chunk ChunkAt(const Unit& unit, int index) {
   if (index < unit.num_chunks) return {0, 0, unit.num_rows, 0};
   return {0, 0, 0, 0};
 }
-// Whether some pair sees one of the keys [key, key + count).
-__device__ __forceinline__ bool IsSeen(const Chunk& chunk, int key, int count) {
-  return key < chunk.end && key + count > chunk.first;
-}
 
 // Bit c * 4 + i: whether some pair sees one of the 16 keys from 16 i on of chunk c of the group.
 __device__ __forceinline__ uint32_t SeenSteps(const Unit& unit, int group) {

@@ -16,7 +16,6 @@ namespace ultraspeed::kernels::cuda::resident {
 
 constexpr int kExpertsPerLane = kExpertsMax / kWarpLanes;
 constexpr int kResultStride = 132;  // floats of a slot's results in the exchange area
-constexpr int kDownTilesMax = 8;    // of a block
 static_assert(kSlotsMax * kResultStride * sizeof(float) <= sizeof(Shared::exchange));
 static_assert((kSlotsMax + 1) * kSlotStride <= kStagingBytes);
 

@@ -1,6 +1,6 @@
 // The round of the resident engine as data: phases in order, every address and size in them.
 //
-// The host builds a Program once for a model (worker/cuda/resident_program.h) and hands it to the
+// The host builds a Program once for a model (worker/cuda/resident_schedule.h) and hands it to the
 // kernel with the state of one sequence; the device walks it, round after round, until the host or
 // the sequence's end stops it. Nothing in a phase depends on what a round finds, except which
 // experts it reads.

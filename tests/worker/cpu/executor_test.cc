@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <random>
 
 #include "tests/worker/cpu/sequence_runner.h"
 #include "tests/worker/model/synthetic_checkpoint.h"
@@ -25,13 +24,6 @@ class ExecutorTest : public testing::Test {
     return *std::move(executor);
   }
 
-  static std::vector<int32_t> Prompt(int count, uint64_t seed) {
-    std::mt19937_64 random(seed);
-    std::vector<int32_t> prompt;
-    for (int i = 0; i < count; ++i) prompt.push_back(static_cast<int32_t>(random() % 119));
-    return prompt;
-  }
-
   std::vector<std::unique_ptr<TemporaryFolder>> folders_;
 };
 
@@ -40,7 +32,7 @@ TEST_F(ExecutorTest, SpeculationChangesNoToken) {
   for (const float temperature : {0.0f, 0.7f, 1.5f}) {
     for (const uint64_t seed : {1, 2, 3}) {
       RunPlan plan{
-          .prompt = Prompt(37, seed),
+          .prompt = RandomPrompt(37, seed),
           .num_new_tokens = 90,
           .sampling = {.temperature = temperature, .top_k = 40, .top_p = 0.9f, .seed = seed}};
       const std::vector<int32_t> plain = RunAlone(*executor, plan);
@@ -55,7 +47,7 @@ TEST_F(ExecutorTest, SpeculationChangesNoToken) {
 
 TEST_F(ExecutorTest, ChunksOfThePromptChangeNoToken) {
   const auto executor = Load({});
-  RunPlan plan{.prompt = Prompt(150, 5), .num_new_tokens = 40, .block = 8};
+  RunPlan plan{.prompt = RandomPrompt(150, 5), .num_new_tokens = 40, .block = 8};
   const std::vector<int32_t> whole = RunAlone(*executor, plan);
   for (const int chunk : {1, 7, 16, 63, 64, 65, 149}) {
     plan.chunk = chunk;
@@ -68,7 +60,7 @@ TEST_F(ExecutorTest, CompanyChangesNoToken) {
   std::vector<RunPlan> plans;
   for (int i = 0; i < 5; ++i) {
     plans.push_back(
-        {.prompt = Prompt(10 + 31 * i, static_cast<uint64_t>(i)),
+        {.prompt = RandomPrompt(10 + 31 * i, static_cast<uint64_t>(i)),
          .num_new_tokens = 60,
          .block = i % 2 == 0 ? 8 : 1,
          .chunk = 20,
@@ -84,7 +76,7 @@ TEST_F(ExecutorTest, CompanyChangesNoToken) {
 TEST_F(ExecutorTest, RingsWrapWithoutChangingAToken) {
   // 24 rows of a pass + window 16 = a ring of 40, passed many times; the reference has a ring that
   // never wraps.
-  RunPlan plan{.prompt = Prompt(100, 9), .num_new_tokens = 300, .block = 8, .chunk = 24};
+  RunPlan plan{.prompt = RandomPrompt(100, 9), .num_new_tokens = 300, .block = 8, .chunk = 24};
   const auto small = Load({}, {.max_sequences = 2, .max_batch_tokens = 24});
   const auto large = Load({}, {.max_sequences = 2, .max_batch_tokens = 512});
   const std::vector<int32_t> wrapped = RunAlone(*small, plan);
@@ -95,16 +87,17 @@ TEST_F(ExecutorTest, RingsWrapWithoutChangingAToken) {
 
 TEST_F(ExecutorTest, AUsedSlotIsAsGoodAsNew) {
   const auto executor = Load({});
-  RunPlan plan{.prompt = Prompt(30, 1), .num_new_tokens = 50, .block = 8, .slot = 1};
+  RunPlan plan{.prompt = RandomPrompt(30, 1), .num_new_tokens = 50, .block = 8, .slot = 1};
   const std::vector<int32_t> fresh = RunAlone(*executor, plan);
-  RunAlone(*executor, {.prompt = Prompt(200, 2), .num_new_tokens = 80, .block = 8, .slot = 1});
+  RunAlone(*executor,
+           {.prompt = RandomPrompt(200, 2), .num_new_tokens = 80, .block = 8, .slot = 1});
   EXPECT_EQ(RunAlone(*executor, plan), fresh);
 }
 
 TEST_F(ExecutorTest, DraftingMayBeginLateAndPause) {
   // Plain decoding stores taps only; the first speculative round turns them into context.
   const auto executor = Load({});
-  const RunPlan plan{.prompt = Prompt(60, 3), .num_new_tokens = 1, .block = 1};
+  const RunPlan plan{.prompt = RandomPrompt(60, 3), .num_new_tokens = 1, .block = 1};
   RunPlan reference = plan;
   reference.num_new_tokens = 120;
   const std::vector<int32_t> plain = RunAlone(*executor, reference);
@@ -127,7 +120,7 @@ TEST_F(ExecutorTest, DraftingMayBeginLateAndPause) {
 }
 
 TEST_F(ExecutorTest, ThreadsAndSplitFilesChangeNoToken) {
-  RunPlan plan{.prompt = Prompt(70, 4),
+  RunPlan plan{.prompt = RandomPrompt(70, 4),
                .num_new_tokens = 60,
                .block = 8,
                .sampling = {.temperature = 1, .seed = 9}};
@@ -145,7 +138,7 @@ TEST_F(ExecutorTest, ThreadsAndSplitFilesChangeNoToken) {
 }
 
 TEST_F(ExecutorTest, InstructionSetsAgreeOnTheTokens) {
-  RunPlan plan{.prompt = Prompt(70, 4),
+  RunPlan plan{.prompt = RandomPrompt(70, 4),
                .num_new_tokens = 60,
                .block = 8,
                .sampling = {.temperature = 1, .seed = 9}};
@@ -165,7 +158,7 @@ TEST_F(ExecutorTest, OtherShapesRun) {
         SyntheticShape{.num_q_heads = 6, .num_kv_heads = 1, .qk_head_dim = 96, .v_head_dim = 64},
         SyntheticShape{.hidden = 160, .num_layers = 3, .experts_per_token = 8, .block_size = 4}}) {
     const auto executor = Load(shape);
-    RunPlan plan{.prompt = Prompt(40, 8), .num_new_tokens = 40};
+    RunPlan plan{.prompt = RandomPrompt(40, 8), .num_new_tokens = 40};
     const std::vector<int32_t> plain = RunAlone(*executor, plan);
     plan.block = shape.block_size;
     EXPECT_EQ(RunAlone(*executor, plan), plain);
@@ -176,7 +169,7 @@ TEST_F(ExecutorTest, AModelWithoutDrafterDecodesPlainly) {
   const auto with = Load({}), without = Load({.drafter_layers = 0});
   // The mask token of the drafter is excluded only where there is one; a greedy text that does not
   // meet it is equal.
-  const RunPlan plan{.prompt = Prompt(40, 8), .num_new_tokens = 20};
+  const RunPlan plan{.prompt = RandomPrompt(40, 8), .num_new_tokens = 20};
   EXPECT_EQ(without->config().drafter.num_layers, 0);
   EXPECT_EQ(RunAlone(*without, plan).size(), 20u);
   EXPECT_EQ(RunAlone(*with, plan).size(), 20u);
@@ -187,7 +180,7 @@ TEST_F(ExecutorTest, NeverChoosesUnusedIdsNorTheMask) {
   EXPECT_EQ(executor->vocabulary_used(), 120);
   for (uint64_t seed = 0; seed < 8; ++seed) {
     for (const int32_t token :
-         RunAlone(*executor, {.prompt = Prompt(5, seed),
+         RunAlone(*executor, {.prompt = RandomPrompt(5, seed),
                              .num_new_tokens = 200,
                              .block = 8,
                              .sampling = {.temperature = 50, .seed = seed}})) {
@@ -198,7 +191,7 @@ TEST_F(ExecutorTest, NeverChoosesUnusedIdsNorTheMask) {
 
 TEST_F(ExecutorTest, ReportsLogprobsAndAlternatives) {
   const auto executor = Load({});
-  std::vector<int32_t> prompt = Prompt(20, 1), pages = {0};
+  std::vector<int32_t> prompt = RandomPrompt(20, 1), pages = {0};
   SequenceStep step{.tokens = prompt.data(),
                     .num_tokens = 20,
                     .sample = true,
@@ -218,7 +211,7 @@ TEST_F(ExecutorTest, ReportsLogprobsAndAlternatives) {
 // same logits: chi-square.
 TEST_F(ExecutorTest, SampledTokensFollowTheSoftmax) {
   const auto executor = Load({});
-  const std::vector<int32_t> prompt = Prompt(12, 6);
+  const std::vector<int32_t> prompt = RandomPrompt(12, 6);
   std::vector<int32_t> pages = {0};
   // The distribution of the token at position 13, given the greedy one at 12.
   SequenceStep step{.tokens = prompt.data(),

@@ -3,8 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <random>
-
 #include "tests/worker/cpu/rank_comparison.h"
 #include "tests/worker/cpu/recorded_run.h"
 #include "tests/worker/model/synthetic_checkpoint.h"
@@ -15,23 +13,13 @@ namespace {
 
 using testing::HasSubstr;
 
-// 8 key heads, so 8 ranks have one each.
-constexpr SyntheticShape kEightRanks = {.num_q_heads = 16,
-                                        .num_kv_heads = 8,
-                                        .dense_ffn_width = 1024,
-                                        .expert_ffn_width = 256,
-                                        .drafter_q_heads = 8,
-                                        .drafter_kv_heads = 8,
-                                        .drafter_ffn_width = 256,
-                                        .seed = 5};
-
 // Of the logits' deviation; measured are 0.011 and 0.0013.
 constexpr double kLargestMax = 0.03;
 constexpr double kRootMeanSquareMax = 0.005;
 
 class RanksTest : public testing::Test {
  protected:
-  RanksTest() { MakeSyntheticCheckpoint(kEightRanks).Write(folder_.path()); }
+  RanksTest() { MakeSyntheticCheckpoint(kDividingShape).Write(folder_.path()); }
 
   absl::StatusOr<std::unique_ptr<CpuExecutor>> TryLoad(int num_ranks, int num_threads = 2) {
     return CpuExecutor::Create({.model_folder = folder_.path(),
@@ -46,18 +34,11 @@ class RanksTest : public testing::Test {
     return *std::move(executor);
   }
 
-  static std::vector<int32_t> Prompt(int count, uint64_t seed) {
-    std::mt19937_64 random(seed);
-    std::vector<int32_t> prompt;
-    for (int i = 0; i < count; ++i) prompt.push_back(static_cast<int32_t>(random() % 119));
-    return prompt;
-  }
-
   static std::vector<RunPlan> Plans() {
     std::vector<RunPlan> plans;
     for (int i = 0; i < 4; ++i) {
       plans.push_back(
-          {.prompt = Prompt(20 + 17 * i, static_cast<uint64_t>(i)),
+          {.prompt = RandomPrompt(20 + 17 * i, static_cast<uint64_t>(i)),
            .num_new_tokens = 40,
            .block = i % 2 == 0 ? 8 : 1,
            .chunk = 16,
@@ -72,7 +53,7 @@ class RanksTest : public testing::Test {
 
 TEST_F(RanksTest, LogitsAgreeWithOneRankToRounding) {
   const auto whole = Load(1);
-  const std::vector<int32_t> text = Prompt(200, 7);
+  const std::vector<int32_t> text = RandomPrompt(200, 7);
   for (const int ranks : {2, 4, 8}) {
     const RankDifference difference = CompareLogits(*whole, *Load(ranks), text);
     std::printf("%d ranks: %s\n", ranks, difference.ToString().c_str());
@@ -110,7 +91,7 @@ TEST_F(RanksTest, CompanyAndSpeculationChangeNoBit) {
 TEST_F(RanksTest, TogetherTheRanksReadTheModelOnce) {
   const auto read = [&](int ranks) {
     const auto executor = Load(ranks);
-    RunAlone(*executor, {.prompt = Prompt(16, 2), .num_new_tokens = 1});
+    RunAlone(*executor, {.prompt = RandomPrompt(16, 2), .num_new_tokens = 1});
     return executor->statistics();
   };
   const ForwardStatistics one = read(1), two = read(2);
@@ -138,7 +119,7 @@ TEST_F(RanksTest, WhatDoesNotDivideIsRefusedByName) {
 
 // A rank that finds a bad value in its part stops the others too, without waiting for ever.
 TEST_F(RanksTest, OneRanksRefusalIsTheLoads) {
-  SyntheticCheckpoint checkpoint = MakeSyntheticCheckpoint(kEightRanks);
+  SyntheticCheckpoint checkpoint = MakeSyntheticCheckpoint(kDividingShape);
   const std::string name = "model.layers.1.mlp.experts.0.gate_proj.weight_scale";
   checkpoint.target.at(name).bytes.back() = '\xff';  // the last row: rank 7's
   checkpoint.Write(folder_.path());

@@ -19,19 +19,10 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-// Divides by 1, 2, 4 and 8.
-constexpr SyntheticShape kDividing = {.num_q_heads = 16,
-                                      .num_kv_heads = 8,
-                                      .dense_ffn_width = 1024,
-                                      .expert_ffn_width = 256,
-                                      .num_experts = 4,
-                                      .drafter_q_heads = 8,
-                                      .drafter_kv_heads = 8,
-                                      .drafter_ffn_width = 256};
-
 class RankLoaderTest : public testing::Test {
  protected:
-  RankLoaderTest() : checkpoint_(MakeSyntheticCheckpoint(kDividing)), config_(ConfigOf(kDividing)) {
+  RankLoaderTest()
+      : checkpoint_(MakeSyntheticCheckpoint(kDividingShape)), config_(ConfigOf(kDividingShape)) {
     checkpoint_.Write(folder_.path());
   }
 
@@ -78,9 +69,9 @@ TEST_F(RankLoaderTest, EveryFormIsCutWhereThePlanSays) {
 
       // MXFP4: rows of gate, columns of down, and their scales with them.
       const StoredMlp mlp =
-          read.Mlp(kernels::WeightFormat::kMxfp4, expert, width, kDividing.hidden);
+          read.Mlp(kernels::WeightFormat::kMxfp4, expert, width, kDividingShape.hidden);
       ASSERT_TRUE(read.status().ok()) << read.status();
-      const auto hidden = static_cast<size_t>(kDividing.hidden);
+      const auto hidden = static_cast<size_t>(kDividingShape.hidden);
       const size_t codes = hidden * static_cast<size_t>(width) / 2, scales = codes / 16;
       EXPECT_EQ(Text(mlp.gate.view().codes, codes), cut(expert + "gate_proj.weight", false));
       EXPECT_EQ(Text(mlp.gate.view().scales_e8m0, scales),
@@ -91,7 +82,7 @@ TEST_F(RankLoaderTest, EveryFormIsCutWhereThePlanSays) {
 
       // FP8 by blocks of 128.
       const StoredMlp dense = read.Mlp(kernels::WeightFormat::kFp8Block128, "model.layers.0.mlp.",
-                                       1024 / count, kDividing.hidden);
+                                       1024 / count, kDividingShape.hidden);
       ASSERT_TRUE(read.status().ok()) << read.status();
       const size_t dense_codes = hidden * 1024 / static_cast<size_t>(count);
       EXPECT_EQ(Text(dense.up.view().codes, dense_codes),
@@ -103,15 +94,17 @@ TEST_F(RankLoaderTest, EveryFormIsCutWhereThePlanSays) {
 
       // BF16: rows, columns, vectors; what is whole on every rank.
       const StoredMatrix output =
-          read.Bf16Matrix(p + "self_attn.o_proj.weight", kDividing.hidden, 16 * 32 / count);
+          read.Bf16Matrix(p + "self_attn.o_proj.weight", kDividingShape.hidden, 16 * 32 / count);
       EXPECT_EQ(Text(output.view().codes, hidden * 512 * 2 / static_cast<size_t>(count)),
                 cut(p + "self_attn.o_proj.weight", true));
-      const auto embedding = read.Bf16("model.embed_tokens.weight", 128 / count, kDividing.hidden);
+      const auto embedding =
+          read.Bf16("model.embed_tokens.weight", 128 / count, kDividingShape.hidden);
       EXPECT_EQ(Text(embedding.data(), embedding.size() * 2),
                 cut("model.embed_tokens.weight", false));
       const auto sinks = read.Bf16AsFloat(p + "self_attn.attention_sink_bias", 16 / count);
       ASSERT_EQ(sinks.size(), static_cast<size_t>(16 / count));
-      const auto router = read.Router(p + "mlp.gate.weight", 4, kDividing.hidden);
+      const auto router =
+          read.Router(p + "mlp.gate.weight", kDividingShape.num_experts, kDividingShape.hidden);
       EXPECT_EQ(Text(router.data(), router.size() * 4),
                 checkpoint_.target.at(p + "mlp.gate.weight").bytes);
       ASSERT_TRUE(read.status().ok()) << read.status();

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <random>
 
 #include "absl/strings/str_cat.h"
 
@@ -128,6 +129,13 @@ std::string SafetensorsBytes(const std::map<std::string, SyntheticTensor>& tenso
   const uint64_t text_bytes = text.size();
   std::string bytes(reinterpret_cast<const char*>(&text_bytes), sizeof(text_bytes));
   return bytes + text + data;
+}
+
+std::vector<int32_t> RandomPrompt(int count, uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::vector<int32_t> prompt;
+  for (int i = 0; i < count; ++i) prompt.push_back(static_cast<int32_t>(random() % 119));
+  return prompt;
 }
 
 void WriteBytes(const std::string& path, const std::string& bytes) {

@@ -39,6 +39,16 @@ struct SyntheticShape {
   uint64_t seed = 1;
 };
 
+// Divides over 1, 2, 4 and 8 ranks.
+constexpr SyntheticShape kDividingShape = {.num_q_heads = 16,
+                                           .num_kv_heads = 8,
+                                           .dense_ffn_width = 1024,
+                                           .expert_ffn_width = 256,
+                                           .drafter_q_heads = 8,
+                                           .drafter_kv_heads = 8,
+                                           .drafter_ffn_width = 256,
+                                           .seed = 5};
+
 struct SyntheticTensor {
   std::string dtype;
   std::vector<int64_t> shape;
@@ -58,6 +68,9 @@ struct SyntheticCheckpoint {
 
 ModelConfig ConfigOf(const SyntheticShape& shape);
 SyntheticCheckpoint MakeSyntheticCheckpoint(const SyntheticShape& shape);
+
+// Tokens that the default vocabulary uses, without its mask token.
+std::vector<int32_t> RandomPrompt(int count, uint64_t seed);
 
 // Of what the tensors say they are, true or not, for tests that damage them.
 std::string SafetensorsBytes(const std::map<std::string, SyntheticTensor>& tensors);
