@@ -59,6 +59,7 @@ struct Slab {
   int lane;
   uint32_t exponents[2];  // kMxfp4: of rows g and g + 8
 
+  Slab() = default;
   __device__ __forceinline__ Slab(const uint8_t* slab, int lane_in_warp)
       : bytes(slab), lane(lane_in_warp) {
     if constexpr (kFormat == WeightFormat::kMxfp4) {

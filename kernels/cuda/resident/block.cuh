@@ -17,12 +17,13 @@ constexpr int kFinisherThreads = kFinisherWarps * 32;
 constexpr int kWorkerThreads = kConsumerThreads + kFinisherThreads;
 constexpr int kThreads = (kFirstFinisherWarp + kFinisherWarps) * 32;
 
-constexpr int kPassBlocks = 24;      // blocks of two slabs that a cluster multiplies in one pass
-constexpr int kShareBlocksMax = 6;   // of them, a thread block's
+constexpr int kPassBlocks = 24;  // blocks of two slabs that a cluster multiplies in one pass
+constexpr int kShareBlocksMax = kPassBlocks / kClusterBlocks;  // of them, a thread block's
+static_assert(kShareBlocksMax <= kConsumerWarps);
 constexpr int kExchangeBuffers = 3;  // tiles whose partials may be under way to their finisher
 constexpr int kRingEntries = 32;
-constexpr int kRingBytes = 146 * 1024;
-constexpr int kStagingBytes = 37 * 1024;
+constexpr int kRingBytes = 134 * 1024;
+constexpr int kStagingBytes = 49 * 1024;
 constexpr int kSlotStride = 576;  // bytes of a slot's activations in the staging area
 
 enum class Role : int { kProducer, kConsumer, kFinisher };
@@ -57,7 +58,7 @@ struct alignas(128) Shared {
   uint64_t full[kRingEntries], empty[kRingEntries];
   uint64_t exchange_full[kExchangeBuffers];
   uint64_t exchange_free[kClusterBlocks][kExchangeBuffers];  // of the finishers of the cluster
-  uint64_t experts_ready, results_ready;
+  uint64_t experts_ready;
   Program program;  // a parameter's address would cost every thread a copy of it
   uint32_t entry_offset[kRingEntries], entry_bytes[kRingEntries];
   ExpertChoice choice;
@@ -181,29 +182,45 @@ __device__ __forceinline__ int ShareSlabs(const Share& share, int num_slabs) {
   return min(2 * share.count, num_slabs - 2 * share.first);
 }
 
-// Consumer warps in teams of one warp per block of the share (or per tile of an expert's piece);
-// teams take tiles in turn.
+// Blocks of slabs in one entry of the ring: about 25 KB, so that the ring holds several.
+constexpr int PieceBlocks(WeightFormat format) {
+  return format == WeightFormat::kBf16 ? 3 : format == WeightFormat::kFp8Block128 ? 6 : 12;
+}
+__device__ __forceinline__ int NumPieces(const Share& share, WeightFormat format) {
+  return (share.count + PieceBlocks(format) - 1) / PieceBlocks(format);
+}
+
+// Arrivals of reader `reader` of an entry that `num_readers` warps read: kConsumerWarps of all.
+__device__ __forceinline__ uint32_t EntryArrivals(int num_readers, int reader) {
+  const uint32_t even = kConsumerWarps / num_readers;
+  return reader == 0 ? kConsumerWarps - even * (num_readers - 1) : even;
+}
+
+// Tiles that use one exchange buffer one after the other are this many numbers apart (TileWalk):
+// the same warp must multiply both, so a team's tiles are a divisor of it apart.
+constexpr int kExchangeCycle = kExchangeBuffers * kClusterBlocks;
+
+// Consumer warps in teams of one warp per block of the share; teams take tiles in turn.
 struct Team {
   int index, num_teams;
-  int part;           // the warp's, in the team
-  uint32_t arrivals;  // of the warp when it has read an entry: a team's sum is kConsumerWarps
+  int part;  // the warp's block of the share
   bool works;
 };
 __device__ __forceinline__ Team TeamOf(int warp, int parts) {
-  Team team = {0, 1, 0, 0, false};
+  static_assert(kExchangeCycle == 6);
+  Team team = {0, 1, 0, false};
   if (parts == 0) return team;
-  team.num_teams = kConsumerWarps / parts;
+  const int most = kConsumerWarps / parts;
+  team.num_teams = most >= 6 ? 6 : most >= 3 ? 3 : most;
   team.index = warp / parts;
   team.part = warp % parts;
   team.works = team.index < team.num_teams;
-  const uint32_t even = kConsumerWarps / parts;
-  team.arrivals = team.part == 0 ? kConsumerWarps - even * (parts - 1) : even;
   return team;
 }
 
 // The tiles of a cluster in the order in which its blocks multiply them: numbers [0, end), of which
-// an owned order may lack some among the last four. Tiles that use one exchange buffer one after
-// the other are a multiple of kConsumerWarps numbers apart, so the same warp multiplies both.
+// an owned order may lack some among the last kClusterBlocks. Tiles that use one exchange buffer
+// one after the other are a multiple of kExchangeCycle numbers apart.
 class TileWalk {
  public:
   __device__ __forceinline__ TileWalk(const Block& block, TileOrder order, int num_tiles)
@@ -241,8 +258,9 @@ class TileWalk {
   }
   // kOwned: FirstOwned(kClusterBlocks) ends the cluster's tiles.
   __device__ __forceinline__ int FirstOwned(int owner) const {
-    return static_cast<int>(static_cast<int64_t>(num_tiles_) *
-                            (block_.cluster * kClusterBlocks + owner) / block_.num_blocks);
+    return static_cast<int>(static_cast<uint32_t>(num_tiles_) *
+                            static_cast<uint32_t>(block_.cluster * kClusterBlocks + owner) /
+                            static_cast<uint32_t>(block_.num_blocks));
   }
   __device__ __forceinline__ int OwnedCount(int owner) const {
     if (order_ == TileOrder::kDealt) {

@@ -1,7 +1,7 @@
 // The resident decode engine: one kernel that holds every multiprocessor and runs rounds.
 //
 // Draft, verify, choose, accept and commit happen here; the host writes a limit and reads finished
-// rounds (program.h). Grid: as many clusters of four blocks as fit, one block a multiprocessor.
+// rounds (program.h). Grid: as many clusters of two blocks as fit, one block a multiprocessor.
 // Warps have roles (block.cuh); each role walks the phases at its own pace. Weights are bounded by
 // memory: the bytes of a round are those of all matrices and of the chosen experts, once.
 #include "kernels/check.h"
@@ -68,10 +68,8 @@ __device__ __forceinline__ void Consume(const Block& block) {
           EmbedTarget(block, which);
           break;
         case PhaseKind::kProduct:
-          ConsumeProduct(block, which, i, clock);
-          break;
         case PhaseKind::kMoeUp:
-          ConsumeMoeUp(block, which, i, clock);
+          ConsumeProduct(block, block.PhaseOf(Role::kConsumer, which), i, clock);
           break;
         case PhaseKind::kMoeDown:
           ConsumeMoeDown(block, which, i, clock);
@@ -160,7 +158,6 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
     }
   }
   InitBarrierCount(&shared.experts_ready, 1);
-  InitBarrierCount(&shared.results_ready, kClusterBlocks * kConsumerWarps);
   FenceBarrierInit();
   shared.exits = 0;
   shared.pushed = 0;
@@ -238,6 +235,7 @@ int NumBlocks() {
 void Launch(const Program& program, cudaStream_t stream) {
   const int num_blocks = NumBlocks();
   KERNELS_CHECK(num_blocks, >, 0);
+  KERNELS_CHECK(program.hidden, <=, num_blocks * kDownTilesMax * kTileRows);
   CheckCuda(cudaMemsetAsync(program.counters, 0, kNumCounters * 32 * sizeof(uint32_t), stream),
             "counters");
   CheckCuda(cudaMemsetAsync(program.decision, 0, sizeof(uint32_t), stream), "decision");

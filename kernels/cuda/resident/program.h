@@ -18,7 +18,7 @@
 namespace ultraspeed::kernels::cuda::resident {
 
 constexpr int kClusterBlocks =
-    4;  // thread blocks of a cluster; a product's columns are cut over them
+    2;  // thread blocks of a cluster; a product's columns are cut over them
 constexpr int kNumCounters = 8;  // arrival counters, used in turn
 constexpr int kRanksMax = 8;
 constexpr int kSlotsMax = 64;  // (row, expert) choices of a round: kRowsMax * K

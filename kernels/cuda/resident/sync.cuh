@@ -51,38 +51,16 @@ __device__ __forceinline__ bool IsDone(uint64_t* barrier, uint32_t parity) {
 
 // ---- Shared memory of the cluster's other blocks
 
-__device__ __forceinline__ uint32_t ClusterAddressOf(uint32_t shared_address, uint32_t block) {
+__device__ __forceinline__ uint32_t ClusterAddress(const void* shared, uint32_t block) {
   uint32_t address;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
                : "=r"(address)
-               : "r"(shared_address), "r"(block));
+               : "r"(SharedAddress(shared)), "r"(block));
   return address;
-}
-__device__ __forceinline__ uint32_t ClusterAddress(const void* shared, uint32_t block) {
-  return ClusterAddressOf(SharedAddress(shared), block);
-}
-// As IsDone, of a barrier that guards ordinary stores of other blocks of the cluster.
-__device__ __forceinline__ bool IsDoneInCluster(uint64_t* barrier, uint32_t parity) {
-  uint32_t done;
-  asm volatile(
-      "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; "
-      "selp.u32 %0, 1, 0, p; }"
-      : "=r"(done)
-      : "r"(SharedAddress(barrier)), "r"(parity)
-      : "memory");
-  return done != 0;
-}
-__device__ __forceinline__ void StoreInClusterNow(uint32_t cluster_address, float v) {
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(cluster_address), "f"(v) : "memory");
 }
 // For a place that was only read: nothing has to be seen.
 __device__ __forceinline__ void ArriveRelaxedInCluster(uint64_t* barrier, uint32_t block) {
   asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(
-                   ClusterAddress(barrier, block))
-               : "memory");
-}
-__device__ __forceinline__ void ArriveInCluster(uint64_t* barrier, uint32_t block) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
                    ClusterAddress(barrier, block))
                : "memory");
 }
@@ -145,7 +123,6 @@ enum class WaitsFor : int32_t {
   kExchangeFree,
   kOtherBlocks,
   kFinishers,
-  kResults,
   kPeers,
 };
 
