@@ -23,8 +23,7 @@ using resident::PhaseKind;
 using resident::TileOrder;
 
 constexpr int kTileColumns = 16;
-constexpr int kSegmentKeys = 512;      // of full attention (kernels/cuda/attention.cu)
-constexpr size_t kPartialBytes = 528;  // of one row, head and segment, and its padding
+constexpr size_t kPartialBytes = 528;  // of one row, head and part, and its padding
 constexpr int kBlocksMax = 256;
 constexpr int kPassSlabs = 48;
 constexpr size_t kWordsPerCounter = 32;
@@ -35,9 +34,10 @@ size_t Size(int64_t a, int64_t b) { return static_cast<size_t>(a * b); }
 
 const char* Name(PhaseLabel label) {
   static constexpr const char* kNames[] = {
-      "embed",        "qkv",      "attention",  "combine",    "o_proj",    "dense up",
-      "dense down",   "moe up",   "moe down",   "head",       "draft qkv", "draft attention",
-      "draft o_proj", "draft up", "draft down", "draft head", "commit",    "draft context"};
+      "embed",         "qkv",          "attention", "combine",    "o_proj",     "dense up",
+      "dense down",    "moe up",       "moe down",  "head",       "draft qkv",  "draft attention",
+      "draft combine", "draft o_proj", "draft up",  "draft down", "draft head", "commit",
+      "draft context"};
   static_assert(std::size(kNames) == static_cast<size_t>(PhaseLabel::kCount));
   return kNames[static_cast<size_t>(label)];
 }
@@ -83,9 +83,13 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
   }
   carry_for(drafter.features);
   carry = arena.Take<float4>(kKind, Size(carried_tiles, 64));
-  partials_stride = static_cast<int>((positions + kSegmentKeys - 1) / kSegmentKeys);
-  partials =
-      arena.TakeBytes(kKind, Size(kRowsMax * config.num_q_heads, partials_stride) * kPartialBytes);
+  partials_stride =
+      std::max({resident::AttentionPartsMax(/*window=*/0, /*drafter=*/false, positions),
+                resident::AttentionPartsMax(config.window, /*drafter=*/false, positions),
+                resident::AttentionPartsMax(draft.window, /*drafter=*/true, positions)});
+  partials = arena.TakeBytes(
+      kKind, Size(kRowsMax * std::max(config.num_q_heads, draft.num_q_heads), partials_stride) *
+                 kPartialBytes);
   draft_choices = arena.Take<resident::RowChoice>(kKind, Size(kRowsMax, kBlocksMax));
   target_choices = arena.Take<resident::RowChoice>(kKind, Size(kRowsMax, kBlocksMax));
   words = arena.Take<uint32_t>(kKind, kWordsPerCounter * (resident::kNumCounters + 2));
@@ -120,7 +124,8 @@ AttentionTask TargetAttention(const ResidentModel& model, size_t layer) {
           .sinks = model.target.layers[layer].sinks,
           .score_scale = 1.0f / std::sqrt(static_cast<float>(config.qk_head_dim)),
           .drafter = false,
-          .partials = full ? model.buffers.partials : nullptr,
+          .has_parts = resident::HasParts(full ? 0 : config.window, /*drafter=*/false),
+          .partials = model.buffers.partials,
           .partials_stride = model.buffers.partials_stride,
           .out = model.buffers.attended};
 }
@@ -147,8 +152,9 @@ AttentionTask DrafterAttention(const ResidentModel& model, size_t layer) {
           .sinks = weights.sinks,
           .score_scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim)),
           .drafter = true,
-          .partials = nullptr,
-          .partials_stride = 0,
+          .has_parts = resident::HasParts(config.window, /*drafter=*/true),
+          .partials = model.buffers.partials,
+          .partials_stride = model.buffers.partials_stride,
           .out = model.buffers.attended};
 }
 
@@ -174,7 +180,7 @@ class ScheduleBuilder {
     const float epsilon = config_.norm_epsilon;
     Add(Normed(Product(layer.qkv, PhaseLabel::kQkv), layer.input_norm, epsilon, buffers_.qkv),
         all());
-    Attention(TargetAttention(model_, l), PhaseLabel::kAttention);
+    Attention(TargetAttention(model_, l), PhaseLabel::kAttention, PhaseLabel::kCombine);
     AttentionOutput(layer.output, PhaseLabel::kOutput);
     if (config_.is_moe[l]) {
       Moe(layer, TapOf(l));
@@ -189,7 +195,7 @@ class ScheduleBuilder {
     const float epsilon = config_.drafter.norm_epsilon;
     Add(Normed(Product(layer.qkv, PhaseLabel::kDraftQkv), layer.input_norm, epsilon, buffers_.qkv),
         all());
-    Attention(DrafterAttention(model_, l), PhaseLabel::kDraftAttention);
+    Attention(DrafterAttention(model_, l), PhaseLabel::kDraftAttention, PhaseLabel::kDraftCombine);
     AttentionOutput(layer.output, PhaseLabel::kDraftOutput);
     DenseMlp(layer.mlp, layer.post_attention_norm, epsilon, -1, PhaseLabel::kDraftUp,
              PhaseLabel::kDraftDown);
@@ -291,17 +297,15 @@ class ScheduleBuilder {
     phase.tap_stride = static_cast<int>(config_.drafter.target_layer_ids.size()) * config_.hidden;
   }
 
-  void Attention(const AttentionTask& task, PhaseLabel label) {
+  void Attention(const AttentionTask& task, PhaseLabel label, PhaseLabel combine_label) {
     Phase phase = NewPhase(PhaseKind::kAttend, label);
     phase.attention = task;
-    const int pairs = kRowsMax * (task.num_q_heads / task.num_kv_heads);
-    const int tiles = task.num_kv_heads * ((pairs + 15) / 16);
-    const bool full = task.window == 0;
-    phase.attention_units_max =
-        full ? model_.num_blocks : tiles;  // of a full layer: as many as blocks
+    phase.attention_units_max = task.has_parts
+                                    ? model_.num_blocks  // as many parts as the context has
+                                    : resident::WindowUnits(task, kRowsMax);
     Add(phase, static_cast<uint32_t>(std::min(phase.attention_units_max, model_.num_blocks)));
-    if (!full) return;
-    Phase combine = NewPhase(PhaseKind::kCombine, PhaseLabel::kCombine);
+    if (!task.has_parts) return;
+    Phase combine = NewPhase(PhaseKind::kCombine, combine_label);
     combine.attention = task;
     Add(combine, all());
   }

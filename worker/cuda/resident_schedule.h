@@ -32,6 +32,7 @@ enum class PhaseLabel : uint8_t {
   kHead,
   kDraftQkv,
   kDraftAttention,
+  kDraftCombine,
   kDraftOutput,
   kDraftUp,
   kDraftDown,

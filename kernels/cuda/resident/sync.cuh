@@ -131,8 +131,9 @@ struct Places {  // where the warps of this block stand: phase of producer, cons
 };
 
 // `since` is when the wait was first checked, 0 at first; gives the new value.
-static __device__ __noinline__ uint64_t CheckProgress(const Program& program, const Places& places,
-                                                      WaitsFor what, uint64_t since) {
+__device__ __forceinline__ uint64_t CheckProgressInline(const Program& program,
+                                                        const Places& places, WaitsFor what,
+                                                        uint64_t since) {
   const uint64_t now = GlobalNanoseconds();
   if (since == 0) return now;
   const bool others_stuck = *reinterpret_cast<volatile uint32_t*>(program.abort_word) != 0;
@@ -148,16 +149,31 @@ static __device__ __noinline__ uint64_t CheckProgress(const Program& program, co
   __trap();
   return since;
 }
+static __device__ __noinline__ uint64_t CheckProgress(const Program& program, const Places& places,
+                                                      WaitsFor what, uint64_t since) {
+  return CheckProgressInline(program, places, what, since);
+}
 
-template <typename Ready>
-__device__ __forceinline__ void WaitUntil(const Program& program, const Places& places,
-                                          WaitsFor what, Ready ready) {
+template <typename Ready, typename CheckFn>
+__device__ __forceinline__ void SpinUntil(Ready ready, CheckFn check) {
   if (ready()) return;
   constexpr uint32_t kSpinsPerCheck = 8192;
   uint64_t since = 0;
   for (uint32_t spins = 1; !ready(); ++spins) {
-    if (spins % kSpinsPerCheck == 0) since = CheckProgress(program, places, what, since);
+    if (spins % kSpinsPerCheck == 0) since = check(since);
   }
+}
+template <typename Ready>
+__device__ __forceinline__ void WaitUntil(const Program& program, const Places& places,
+                                          WaitsFor what, Ready ready) {
+  SpinUntil(ready, [&](uint64_t since) { return CheckProgress(program, places, what, since); });
+}
+// The same without a call, which would make room for itself in the registers of those around it.
+template <typename Ready>
+__device__ __forceinline__ void WaitUntilInline(const Program& program, const Places& places,
+                                                WaitsFor what, Ready ready) {
+  SpinUntil(ready,
+            [&](uint64_t since) { return CheckProgressInline(program, places, what, since); });
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

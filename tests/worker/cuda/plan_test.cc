@@ -34,10 +34,10 @@ TEST(MemoryPlanTest, OnlyPagesAndTablesGrowWithTheContext) {
   EXPECT_EQ(large[MemoryKind::kKvPages], 32 * small[MemoryKind::kKvPages]);
   EXPECT_EQ(large[MemoryKind::kRings], small[MemoryKind::kRings]);
   EXPECT_EQ(large[MemoryKind::kDrafterRings], small[MemoryKind::kDrafterRings]);
-  // The resident engine keeps a partial result of attention for every row, head and segment of 512
-  // positions; the tables end a block of 8 later, in a segment of its own in both plans.
+  // The resident engine keeps a partial result of attention for every row, head and segment of 256
+  // positions, but at least 128; the tables end a block of 8 later, in a segment of its own.
   EXPECT_EQ(large[MemoryKind::kActivations] - small[MemoryKind::kActivations],
-            size_t{8} * 16 * (131072 - 4096) / 512 * 528);
+            size_t{8} * 16 * (131072 / 256 + 1 - 128) * 528);
   EXPECT_LT(large[MemoryKind::kWorkspace], size_t{1} << 30);
   EXPECT_LT(large.total(), size_t{80} * 1000 * 1000 * 1000);
 }

@@ -122,10 +122,10 @@ uint32_t ArrivalsOf(const Phase& phase, int num_blocks) {
     case PhaseKind::kAppend:
       return 0;  // read by this block alone, in the next round
     case PhaseKind::kAttend: {
-      if (phase.attention.window == 0) return static_cast<uint32_t>(num_blocks);
-      // A unit is 16 of the (row, query head) pairs of a key head, and one block's.
+      if (phase.attention.has_parts) return static_cast<uint32_t>(num_blocks);
+      // A unit is 16 of the (row, query head) pairs of a key head and 32 of 128 value dims.
       const int group = phase.attention.num_q_heads / phase.attention.num_kv_heads;
-      const int units = phase.attention.num_kv_heads * ((kRowsMax * group + 15) / 16);
+      const int units = phase.attention.num_kv_heads * ((kRowsMax * group + 15) / 16) * 4;
       return static_cast<uint32_t>(std::min(units, num_blocks));
     }
     default:
@@ -281,8 +281,8 @@ std::vector<PhaseLabel> ExpectedLabels(const ModelConfig& config, bool drafts) {
   if (drafts) {
     add({PhaseLabel::kEmbed});
     for (int l = 0; l < config.drafter.num_layers; ++l) {
-      add({PhaseLabel::kDraftQkv, PhaseLabel::kDraftAttention, PhaseLabel::kDraftOutput,
-           PhaseLabel::kDraftUp, PhaseLabel::kDraftDown});
+      add({PhaseLabel::kDraftQkv, PhaseLabel::kDraftAttention, PhaseLabel::kDraftCombine,
+           PhaseLabel::kDraftOutput, PhaseLabel::kDraftUp, PhaseLabel::kDraftDown});
     }
     add({PhaseLabel::kDraftHead});
   }
