@@ -17,7 +17,7 @@ __device__ __forceinline__ RoundView ViewOf(const Block& block, bool drafter) {
 // All consumers, after a phase's work: their global writes are seen by whoever sees the arrival.
 __device__ __forceinline__ void ArriveAsConsumers(const Block& block, const Phase& phase) {
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  if (threadIdx.x == 0) ArriveEverywhere(block.Counter(phase.arrive_counter));
+  if (Thread() == 0) ArriveEverywhere(block.Counter(phase.arrive_counter));
 }
 
 // One thread; others learn of it by a barrier. As Block::WaitForArrivals, but without a call: it
@@ -47,7 +47,7 @@ class UnitRunner {
   }
   // One warp; a barrier follows.
   __device__ __forceinline__ void Wait() const {
-    if (threadIdx.x % kWarpLanes != 0) return;
+    if (Thread() % kWarpLanes != 0) return;
     WaitForArrivalsInline(block_, phase_);
     block_.Stamp(phase_idx_, kTraceInputReady);
   }
@@ -74,7 +74,7 @@ __device__ __forceinline__ void RunUnits(const Block& block, const Phase& phase,
     waited = true;
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   }
-  if (!waited && threadIdx.x < kWarpLanes) runner.Wait();
+  if (!waited && Thread() < kWarpLanes) runner.Wait();
   ArriveAsConsumers(block, phase);
 }
 
@@ -138,7 +138,7 @@ static __device__ __noinline__ void Combine(Block block, int which) {
   const RoundView round = ViewOf(block, task.drafter);
   const PartPlan plan = PartPlanOf(task, round.position, round.num_rows, block.num_blocks);
   uint8_t* const scratch = reinterpret_cast<uint8_t*>(block.shared().exchange);
-  if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+  if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   const int num_pairs = round.num_rows * task.num_q_heads;
   for (int pair = block.index; pair < num_pairs; pair += block.num_blocks) {
@@ -151,9 +151,9 @@ static __device__ __noinline__ void Combine(Block block, int which) {
 // Keys and values of the committed rows into the drafter's cache: a warp per head, row and kind.
 static __device__ __noinline__ void Append(Block block, int which) {
   const Phase& phase = block.PhaseOf(Role::kConsumer, which);
-  if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+  if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+  const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
   const RoundState& state = block.shared().state;
   const Sequences sequences = {.num_sequences = 1,
                                .rows_max = kRowsMax,

@@ -29,11 +29,12 @@ class BestOfRows {
 
   // Logits of tokens tile * 16 + g (v.x, v.y of the two rows) and + 8 (v.z, v.w).
   __device__ __forceinline__ void Offer(const Program& program, int tile, int lane, float4 v) {
-    const int32_t token = tile * 16 + lane / 4;
-    OfferOne(program, 0, token, v.x);
-    OfferOne(program, 1, token, v.y);
-    OfferOne(program, 0, token + 8, v.z);
-    OfferOne(program, 1, token + 8, v.w);
+#pragma unroll 1  // little code counts: it is fetched anew every time
+    for (int half = 0; half < 2; ++half) {
+      const int32_t token = tile * 16 + lane / 4 + 8 * half;
+      OfferOne(program, 0, token, half == 0 ? v.x : v.z);
+      OfferOne(program, 1, token, half == 0 ? v.y : v.w);
+    }
   }
 
   // Writes the block's best of every row. All finishers call it.

@@ -17,7 +17,7 @@ __device__ __forceinline__ const bf16* EmbeddingOf(const Program& program, int32
 __device__ __forceinline__ void PublishState() { NamedBarrier<kWorkerBarrier, kWorkerThreads>(); }
 __device__ __forceinline__ void PublishRows(const Block& block, const Phase& phase) {
   PublishState();
-  if (threadIdx.x == 0) ArriveEverywhere(block.Counter(phase.arrive_counter));
+  if (Thread() == 0) ArriveEverywhere(block.Counter(phase.arrive_counter));
 }
 
 static __device__ __noinline__ void EmbedDraft(Block block, int which) {
@@ -36,9 +36,9 @@ static __device__ __noinline__ void EmbedTarget(Block block, int which) {
   const Program& program = block.program();
   RoundState& state = block.shared().state;
   if (program.block > 1) {
-    if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+    if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-    const int row = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+    const int row = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
     if (row > 0 && row < program.block) {
       const int32_t token = ChosenToken(block, program.draft_choices, row, lane);
       if (lane == 0) state.tokens[row] = token;
@@ -67,15 +67,15 @@ static __device__ __noinline__ void Commit(Block block, int which) {
   const Phase& phase = block.PhaseOf(Role::kConsumer, which);
   const Program& program = block.program();
   RoundState& state = block.shared().state;
-  if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+  if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  const int row = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+  const int row = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
   if (row < program.block) {
     const int32_t token = ChosenToken(block, program.target_choices, row, lane);
     if (lane == 0) state.chosen[row] = token;
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  if (threadIdx.x == 0) {
+  if (Thread() == 0) {
     int accepted = 0;
     while (accepted + 1 < program.block && state.tokens[accepted + 1] == state.chosen[accepted]) {
       ++accepted;
@@ -105,7 +105,7 @@ static __device__ __noinline__ void Commit(Block block, int which) {
 
 // Learns the decision; finishers wait at the same barrier.
 static __device__ __noinline__ void EndRound(Block block) {
-  if (threadIdx.x == 0) {
+  if (Thread() == 0) {
     block.WaitForArrivals(block.program().decision_counter, block.program().decision_target);
     const bool runs_on = __ldcg(block.program().decision) != 0;
     block.shared().state.runs_on = runs_on;

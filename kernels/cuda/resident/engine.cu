@@ -20,7 +20,7 @@ __device__ bool HasFinishersWork(PhaseKind kind) {
 // ---- Roles
 
 __device__ __forceinline__ void Produce(const Block& block) {
-  const int lane = threadIdx.x % kWarpLanes;
+  const int lane = Thread() % kWarpLanes;
   PhaseReader<Role::kProducer, kWarpLanes> reader(block, lane);
   RingWriter ring(block);
   uint32_t moe_layers = 0;
@@ -53,13 +53,13 @@ __device__ __forceinline__ void Produce(const Block& block) {
 
 __device__ __forceinline__ void Consume(const Block& block) {
   const auto barrier = [] { NamedBarrier<kConsumerBarrier, kConsumerThreads>(); };
-  PhaseReader<Role::kConsumer, kConsumerThreads> reader(block, threadIdx.x);
+  PhaseReader<Role::kConsumer, kConsumerThreads> reader(block, Thread());
   ConsumerClock clock;
   do {
     for (int i = 0; i < block.program().num_phases; ++i) {
       const int which = reader.Enter(i, barrier);
       const PhaseKind kind = block.PhaseOf(Role::kConsumer, which).kind;
-      if (threadIdx.x == 0) block.Stamp(i, kTraceBegin);
+      if (Thread() == 0) block.Stamp(i, kTraceBegin);
       switch (kind) {
         case PhaseKind::kEmbedDraft:
           EmbedDraft(block, which);
@@ -88,7 +88,7 @@ __device__ __forceinline__ void Consume(const Block& block) {
           break;
       }
       if (HasFinishersWork(kind)) clock.products += 1;
-      if (threadIdx.x == 0) block.Stamp(i, kTraceWorkDone);
+      if (Thread() == 0) block.Stamp(i, kTraceWorkDone);
     }
     EndRound(block);
   } while (block.shared().state.runs_on);
@@ -97,7 +97,7 @@ __device__ __forceinline__ void Consume(const Block& block) {
 
 __device__ __forceinline__ void Finish(const Block& block) {
   const auto barrier = [] { NamedBarrier<kFinisherBarrier, kFinisherThreads>(); };
-  const int thread = threadIdx.x - kFirstFinisherWarp * kWarpLanes;
+  const int thread = Thread() - kFirstFinisherWarp * kWarpLanes;
   PhaseReader<Role::kFinisher, kFinisherThreads> reader(block, thread);
   FinisherClock clock;
   do {
@@ -141,12 +141,11 @@ __device__ __forceinline__ void Finish(const Block& block) {
 
 __device__ __forceinline__ void InitShared(Shared& shared, const Program& program) {
   static_assert(sizeof(Program) % sizeof(uint32_t) == 0);
-  for (int i = threadIdx.x; i < static_cast<int>(sizeof(Program) / sizeof(uint32_t));
-       i += kThreads) {
+  for (int i = Thread(); i < static_cast<int>(sizeof(Program) / sizeof(uint32_t)); i += kThreads) {
     reinterpret_cast<uint32_t*>(&shared.program)[i] =
         reinterpret_cast<const uint32_t*>(&program)[i];
   }
-  if (threadIdx.x != 0) return;
+  if (Thread() != 0) return;
   for (int i = 0; i < kRingEntries; ++i) {
     InitBarrierCount(&shared.full[i], 1);
     InitBarrierCount(&shared.empty[i], kConsumerWarps);
@@ -183,7 +182,7 @@ __global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kThread
   InitShared(shared, program);
   __syncthreads();
   ClusterBarrier();  // nobody sends into memory that is not ready
-  const int warp = threadIdx.x / kWarpLanes;
+  const int warp = Thread() / kWarpLanes;
   if (warp < kConsumerWarps) {
     Consume(block);
   } else if (warp == kProducerWarp) {
@@ -197,8 +196,7 @@ __global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kThread
 
 __global__ void EmptyInbox(uint32_t* words, size_t count) {
   const size_t stride = static_cast<size_t>(gridDim.x) * blockDim.x;
-  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
-       i += stride)
+  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + Thread(); i < count; i += stride)
     words[i] = kNotArrived;
 }
 

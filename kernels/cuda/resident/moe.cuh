@@ -100,7 +100,7 @@ __device__ __forceinline__ uint32_t Ascending(float x) {
 
 __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& phase,
                                              FinisherClock& clock) {
-  const int warp = threadIdx.x / kWarpLanes - kFirstFinisherWarp, lane = threadIdx.x % kWarpLanes;
+  const int warp = Thread() / kWarpLanes - kFirstFinisherWarp, lane = Thread() % kWarpLanes;
   const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
   const int num_blocks = (phase.num_slabs + 1) / 2;
   for (int place = warp; place < walk.OwnedCount(block.rank); place += kFinisherWarps) {
@@ -194,7 +194,7 @@ __device__ __forceinline__ void ForceExperts(const Block& block, const Phase& ph
 
 // Choice of all rows, then the list of experts and who of them serves whom. All consumers call it.
 __device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phase, int phase_idx) {
-  const int thread = threadIdx.x, warp = thread / kWarpLanes, lane = thread % kWarpLanes;
+  const int thread = Thread(), warp = thread / kWarpLanes, lane = thread % kWarpLanes;
   ExpertChoice& choice = block.shared().choice;
   const int num_rows = block.program().block, per_row = phase.experts_per_token;
   if (thread < kExpertsMax / 32) choice.chosen[thread] = 0;
@@ -265,14 +265,14 @@ __device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& pha
   }
 }
 
-__device__ __forceinline__ void MultiplyMoeUp(const Block& block, const Phase& phase,
-                                              int phase_idx, ConsumerClock& clock,
-                                              const Share& share, const Team& team, int lane) {
+__device__ __forceinline__ void MultiplyMoeUp(const Block& block, const Phase& phase, int phase_idx,
+                                              ConsumerClock& clock, const Share& share,
+                                              const Team& team, int lane) {
   MultiplyRouter(block, phase, clock, share, team, lane);
-  if (threadIdx.x == 0) block.WaitForArrivals(phase.inner_counter, phase.inner_target);
+  if (Thread() == 0) block.WaitForArrivals(phase.inner_counter, phase.inner_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   MakeChoice(block, phase, phase_idx);
-  if (threadIdx.x == 0) block.Stamp(phase_idx, kTraceInputReady);
+  if (Thread() == 0) block.Stamp(phase_idx, kTraceInputReady);
   const TileWalk walk(block, TileOrder::kDealt,
                       block.shared().choice.num_experts * phase.num_tiles);
   MultiplyTiles<WeightFormat::kMxfp4>(block, clock, walk, share, phase.num_slabs, team, lane);
@@ -281,7 +281,7 @@ __device__ __forceinline__ void MultiplyMoeUp(const Block& block, const Phase& p
 // Phases that multiply staged rows.
 __device__ __forceinline__ void ConsumeProduct(const Block& block, const Phase& phase,
                                                int phase_idx, ConsumerClock& clock) {
-  const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+  const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
   for (int pass = 0; pass < NumPasses(phase.num_slabs); ++pass) {
     // The staging area is written again only when all warps are done with it.
     if (pass > 0) NamedBarrier<kConsumerBarrier, kConsumerThreads>();
@@ -291,7 +291,7 @@ __device__ __forceinline__ void ConsumeProduct(const Block& block, const Phase& 
     if (phase.kind == PhaseKind::kMoeUp) {
       MultiplyMoeUp(block, phase, phase_idx, clock, share, team, lane);
     } else {
-      if (pass == 0 && threadIdx.x == 0) block.Stamp(phase_idx, kTraceInputReady);
+      if (pass == 0 && Thread() == 0) block.Stamp(phase_idx, kTraceInputReady);
       MultiplyProduct(block, phase, clock, share, team, lane);
     }
   }
@@ -314,7 +314,7 @@ __device__ __forceinline__ void StoreActivations(const Block& block, const Phase
 
 __device__ __forceinline__ void FinishMoeUp(const Block& block, int which, FinisherClock& clock) {
   const Phase& phase = block.PhaseOf(Role::kFinisher, which);
-  const int warp = threadIdx.x / kWarpLanes - kFirstFinisherWarp, lane = threadIdx.x % kWarpLanes;
+  const int warp = Thread() / kWarpLanes - kFirstFinisherWarp, lane = Thread() % kWarpLanes;
   MakeScales(block, phase);
   FinishRouter(block, phase, clock);
   NamedBarrier<kFinisherBarrier, kFinisherThreads>();
@@ -336,7 +336,10 @@ __device__ __forceinline__ void FinishMoeUp(const Block& block, int which, Finis
 
 // ---- Down
 
-// The block's tiles of every expert, one entry an expert.
+constexpr int kDownGroup = 4;  // experts of an entry: starting one costs the producer much the same
+static_assert(kConsumerWarps % kDownGroup == 0);
+
+// The block's tiles of every expert, an entry for a few of them.
 __device__ __forceinline__ bool StreamMoeDown(const Block& block, const Phase& phase,
                                               RingWriter& ring) {
   const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
@@ -348,8 +351,10 @@ __device__ __forceinline__ bool StreamMoeDown(const Block& block, const Phase& p
   const size_t expert_bytes = phase.expert_bytes;
   const uint8_t* const tiles =
       phase.weights + static_cast<size_t>(walk.FirstOwned(block.rank)) * tile_bytes;
-  for (int i = 0; i < num_experts; ++i) {
-    if (!ring.Push(tiles + choice.experts[i] * expert_bytes, count * tile_bytes)) return false;
+  for (int i = 0; i < num_experts; i += kDownGroup) {
+    const int group = min(kDownGroup, num_experts - i);
+    const auto piece = [&](int e) { return tiles + choice.experts[i + e] * expert_bytes; };
+    if (!ring.PushSeveral(group, count * tile_bytes, piece)) return false;
   }
   return true;
 }
@@ -362,15 +367,18 @@ __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& ph
   const int count = walk.OwnedCount(block.rank);
   if (count == 0) return;
   const ExpertChoice& choice = block.shared().choice;
-  const int warp = threadIdx.x / kWarpLanes, tile_bytes = phase.num_slabs * SlabBytes(WeightFormat::kMxfp4);
+  const int warp = Thread() / kWarpLanes,
+            tile_bytes = phase.num_slabs * SlabBytes(WeightFormat::kMxfp4);
   auto* const results = reinterpret_cast<float*>(block.shared().exchange) + lane / 4;
   for (int i = warp; i < choice.num_experts; i += kConsumerWarps) {
     const int8_t* const slot_of = choice.slot_of[i];
-    const int slot = slot_of[lane / 4];  // a row that did not choose the expert has the last, of zeros
-    const uint8_t* const x = block.shared().staging +
-                             (slot < 0 ? kSlotsMax : slot) * kSlotStride + lane % 4 * 16;
+    const int slot =
+        slot_of[lane / 4];  // a row that did not choose the expert has the last, of zeros
+    const uint8_t* const x =
+        block.shared().staging + (slot < 0 ? kSlotsMax : slot) * kSlotStride + lane % 4 * 16;
     const int even = slot_of[lane % 4 * 2], odd = slot_of[lane % 4 * 2 + 1];
-    const uint8_t* const data = clock.ring.Wait(block, i);
+    const int place = i % kDownGroup;
+    const uint8_t* const data = clock.ring.Wait(block, i / kDownGroup) + place * count * tile_bytes;
     for (int tile = 0; tile < count; tile += kAtOnce) {
       const uint8_t* blocks[kAtOnce];
 #pragma unroll
@@ -390,9 +398,10 @@ __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& ph
         store(odd, v[t][1], v[t][3]);
       }
     }
-    clock.ring.Release(block, i, kConsumerWarps, lane);
+    const int readers = min(kDownGroup, choice.num_experts - (i - place));
+    clock.ring.Release(block, i / kDownGroup, EntryArrivals(readers, place), lane);
   }
-  clock.ring.Advance(choice.num_experts);
+  clock.ring.Advance((choice.num_experts + kDownGroup - 1) / kDownGroup);
 }
 
 // The block's tiles of the residual stream. A tile takes a round trip to the other ranks, so all of
@@ -401,7 +410,7 @@ constexpr int kDownWarps = kFinisherWarps + kConsumerWarps;
 static __device__ __noinline__ void FinishDown(Block block, int role, int which, uint32_t sums,
                                                int member) {
   const Phase& phase = block.PhaseOf(static_cast<Role>(role), which);
-  const int lane = threadIdx.x % kWarpLanes;
+  const int lane = Thread() % kWarpLanes;
   const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
   const int count = walk.OwnedCount(block.rank), first = walk.FirstOwned(block.rank);
   const int per_row = phase.experts_per_token, row = lane % 4 * 2;
@@ -433,7 +442,7 @@ static __device__ __noinline__ void FinishDown(Block block, int role, int which,
 __device__ __forceinline__ void ConsumeMoeDown(const Block& block, int which, int phase_idx,
                                                ConsumerClock& clock) {
   const Phase& phase = block.PhaseOf(Role::kConsumer, which);
-  const int thread = threadIdx.x, lane = thread % kWarpLanes;
+  const int thread = Thread(), lane = thread % kWarpLanes;
   if (thread == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   const int row_pieces = phase.ffn_width / 8;
@@ -452,15 +461,14 @@ __device__ __forceinline__ void ConsumeMoeDown(const Block& block, int which, in
   if (thread == 0) block.Stamp(phase_idx, kTraceInputReady);
   MultiplyDown(block, phase, clock, lane);
   FinishDown(block, static_cast<int>(Role::kConsumer), which, clock.sums,
-             kFinisherWarps + static_cast<int>(threadIdx.x) / kWarpLanes);
+             kFinisherWarps + Thread() / kWarpLanes);
   NamedBarrier<kWorkerBarrier, kWorkerThreads>();
   clock.sums += 1;
 }
 
-__device__ __forceinline__ void FinishMoeDown(const Block& block, int which,
-                                              FinisherClock& clock) {
+__device__ __forceinline__ void FinishMoeDown(const Block& block, int which, FinisherClock& clock) {
   FinishDown(block, static_cast<int>(Role::kFinisher), which, clock.sums,
-             threadIdx.x / kWarpLanes - kFirstFinisherWarp);
+             Thread() / kWarpLanes - kFirstFinisherWarp);
   clock.sums += 1;
   clock.moe_layers += 1;
 }

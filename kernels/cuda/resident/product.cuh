@@ -126,8 +126,7 @@ __device__ __forceinline__ void MultiplyTiles(const Block& block, ConsumerClock&
   if (share.count > 0) {
     const int slabs = min(2, num_slabs - 2 * (share.first + team.part));
     const PieceReader piece = PieceOf<kFormat>(share, team);
-    const uint8_t* const x =
-        StagedFragments(block, team.part, ShareSlabs(share, num_slabs), lane);
+    const uint8_t* const x = StagedFragments(block, team.part, ShareSlabs(share, num_slabs), lane);
     const auto wait = [&](int number) {
       return clock.ring.Wait(block, walk.CountBefore(number) * piece.entries + piece.entry) +
              piece.offset;
@@ -197,7 +196,7 @@ __device__ __forceinline__ void AddPartials(const Block& block, int buffer, cons
                                             int segment_blocks, int lane, TileSum& tile) {
   const float4* const partials = &block.shared().exchange[buffer][0][lane];
   int border = (share.pass_first + segment_blocks - 1) / segment_blocks * segment_blocks;
-#pragma unroll 6
+#pragma unroll 2
   for (int b = 0; b < share.pass_count; ++b) {
     const int index = share.pass_first + b;
     if (index == border) {
@@ -225,36 +224,35 @@ __device__ __forceinline__ void StoreTile(float* out, int stride, int num_rows, 
   }
 }
 
+// A finished tile goes where the phase's output goes.
 __device__ __forceinline__ void FinishTile(const Block& block, const Phase& phase, uint32_t sums,
                                            int tile, int lane, float4 before, float4 v,
                                            BestOfRows& best) {
-  switch (phase.output) {
-    case OutputKind::kStore:
-      return StoreTile(phase.out, phase.out_stride, phase.num_rows, tile, lane, v);
-    case OutputKind::kResidual:
-      return AddToResidual(block, phase, sums, tile, lane, before, v);
-    case OutputKind::kFeatures:
-      for (int copy = 0; copy < phase.num_copies; ++copy) {
-        WriteResidualTile(phase, block.program().hidden, tile + copy * phase.num_tiles, lane, v);
-      }
-      return;
-    case OutputKind::kLogits:
-      StoreTile(phase.out, phase.out_stride, phase.num_rows, tile, lane, v);
-      return best.Offer(block.program(), tile, lane, v);
+  if (phase.output == OutputKind::kResidual) {
+    AddToResidual(block, phase, sums, tile, lane, before, v);
+  } else if (phase.output == OutputKind::kFeatures) {
+    for (int copy = 0; copy < phase.num_copies; ++copy) {
+      WriteResidualTile(phase, block.program().hidden, tile + copy * phase.num_tiles, lane, v);
+    }
+  } else {
+    StoreTile(phase.out, phase.out_stride, phase.num_rows, tile, lane, v);
+    if (phase.output == OutputKind::kLogits) best.Offer(block.program(), tile, lane, v);
   }
 }
 
-__device__ __forceinline__ void FinishProduct(const Block& block, int which,
-                                              FinisherClock& clock) {
+__device__ __forceinline__ void FinishProduct(const Block& block, int which, FinisherClock& clock) {
   const Phase& phase = block.PhaseOf(Role::kFinisher, which);
-  const int warp = threadIdx.x / kWarpLanes - kFirstFinisherWarp, lane = threadIdx.x % kWarpLanes;
+  const int thread = Thread();
+  const int warp = thread / kWarpLanes - kFirstFinisherWarp, lane = thread % kWarpLanes;
   const int num_passes = NumPasses(phase.num_slabs);
   if (phase.input == InputKind::kNorm) MakeScales(block, phase);  // of one pass (resident_schedule)
   const TileWalk walk(block, phase.order, phase.num_tiles);
   const int count = walk.OwnedCount(block.rank);
   BestOfRows best(block.program(), block.shared().state, phase.is_draft, lane);
+#pragma unroll 1
   for (int pass = 0; pass < num_passes; ++pass) {
     const Share share = ShareOf(phase.num_slabs, pass, block.rank);
+#pragma unroll 1
     for (int place = warp; place < count; place += kFinisherWarps) {
       const int tile = walk.TileAt(block.rank, place);
       const bool last = pass + 1 == num_passes;

@@ -52,7 +52,7 @@ __device__ __forceinline__ uint2 SwiGluFour(float4 gate, float4 up) {
 // Scale of each row from the sums of squares of its tiles. Finishers make them while consumers load
 // the rows: both meet before, when the input is there, and after.
 __device__ __forceinline__ void MakeScales(const Block& block, const Phase& phase) {
-  const int warp = threadIdx.x / kWarpLanes - kFirstFinisherWarp, lane = threadIdx.x % kWarpLanes;
+  const int warp = Thread() / kWarpLanes - kFirstFinisherWarp, lane = Thread() % kWarpLanes;
   constexpr int kRows = (kRowsMax + kFinisherWarps - 1) / kFinisherWarps;
   const int num_tiles = block.program().hidden / 16;
   NamedBarrier<kWorkerBarrier, kWorkerThreads>();
@@ -83,7 +83,7 @@ __device__ __forceinline__ void MakeScales(const Block& block, const Phase& phas
 // registers that a call saves or that spill go to L2.
 __device__ __forceinline__ void StageInput(const Block& block, const Phase& phase,
                                            const Share& share) {
-  const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+  const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
   const int share_slabs = ShareSlabs(share, phase.num_slabs);
   const int slabs = warp < share.count ? min(2, share_slabs - 2 * warp) : 0;
   // Missing slabs are read at places that exist, and not stored.
@@ -96,7 +96,7 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
     const auto* const norm = phase.norm_weight + first + lane * 4;
     const float4 weights[2] = {__ldg(reinterpret_cast<const float4*>(norm)),
                                __ldg(reinterpret_cast<const float4*>(norm + second))};
-    if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+    if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
     NamedBarrier<kWorkerBarrier, kWorkerThreads>();
     const float* x = static_cast<const float*>(phase.x) + first + lane * 4;
     float4 in[kRowsMax][2];
@@ -119,7 +119,7 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
       }
     }
   } else {
-    if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+    if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
     if (phase.input == InputKind::kBf16) {
       if (lane * 8 < slabs * kSlabColumns) {
@@ -211,7 +211,7 @@ __device__ __forceinline__ float4 AddTiles(float4 a, float4 b) {
 // rank can fill before it has seen this sum's data of ours.
 static __device__ __noinline__ float4 SumOverRanks(Block block, uint32_t operation, int tile,
                                                    float4 v) {
-  const int lane = threadIdx.x % kWarpLanes;
+  const int lane = Thread() % kWarpLanes;
   const Collective& ranks = block.program().collective;
   const auto word = [](float a, float b) {
     uint32_t w = PackBf16(a, b);
@@ -275,7 +275,7 @@ __device__ __forceinline__ void AddToResidual(const Block& block, const Phase& p
 // `source(row)`: bf16 [H] or null for zeros.
 template <typename Source>
 __device__ __forceinline__ void EmbedRows(const Block& block, const Phase& phase, Source source) {
-  const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+  const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
   const int hidden = block.program().hidden;
   const TileWalk walk(block, TileOrder::kOwned, hidden / 16);
   const int count = walk.OwnedCount(block.rank), first = walk.FirstOwned(block.rank);

@@ -9,6 +9,14 @@
 
 namespace ultraspeed::kernels::cuda::resident {
 
+// The thread's index, read anew at every use. The compiler would take everything that follows from
+// threadIdx out of the loop over phases, where there are no registers to keep it.
+__device__ __forceinline__ int Thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 // ---- Named barriers of a block (0 is __syncthreads)
 
 constexpr int kConsumerBarrier = 1;
