@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/worker/model/synthetic_checkpoint.h"
 #include "worker/cuda/cuda_executor.h"
 #include "worker/cuda/resident_engine.h"
 #include "worker/model/served_shape.h"
@@ -546,6 +547,16 @@ TEST(ResidentShapeTest, TakesBothShapes) {
   EXPECT_TRUE(CheckResidentShape(TinyMimo(), KvPrecision::kBf16).ok());
   EXPECT_TRUE(CheckResidentShape(ServedRank(), KvPrecision::kBf16).ok());
   EXPECT_TRUE(CheckResidentShape(WithoutDrafter(ServedRank()), KvPrecision::kBf16).ok());
+}
+
+// What tests on several GPUs use (ranks_test.cc).
+TEST(ResidentShapeTest, TakesTheSyntheticShapesPartsOfTwoAndOfFour) {
+  for (const int num_ranks : {2, 4}) {
+    const absl::StatusOr<ModelConfig> part = PartOf(ConfigOf(kGpuShape), num_ranks);
+    ASSERT_TRUE(part.ok()) << part.status();
+    EXPECT_TRUE(CheckShape(*part).ok()) << CheckShape(*part);
+    EXPECT_TRUE(CheckResidentShape(*part, KvPrecision::kBf16).ok()) << num_ranks;
+  }
 }
 
 TEST(ResidentShapeTest, NamesTheDimensionThatItDoesNotTake) {
