@@ -70,7 +70,8 @@ TEST_F(RanksTest, SoDoThoseOfTheGpusShape) {
   const auto whole = Load(1);
   const RankDifference difference = CompareLogits(*whole, *Load(2), RandomPrompt(100, 7));
   std::printf("2 ranks: %s\n", difference.ToString().c_str());
-  EXPECT_LE(difference.LargestOf(0.97), kLargestMax * difference.deviation);
+  EXPECT_LE(difference.LargestOf(0.97), 0.1 * difference.deviation);  // measured 0.05
+  EXPECT_GE(difference.same_choice, 0.97);
 }
 
 TEST_F(RanksTest, EveryRunAndEveryNumberOfThreadsGivesTheSameBits) {

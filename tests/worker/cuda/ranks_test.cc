@@ -352,7 +352,7 @@ TEST_F(CudaResidentRanksTest, LogitsAgreeWithOneGpuToRounding) {
     ASSERT_NE(ranks, nullptr);
     const RankDifference difference = CompareLogits(*whole, *ranks, RandomPrompt(200, 5));
     std::printf("%d GPUs: %s\n", num_ranks, difference.ToString().c_str());
-    EXPECT_LE(difference.LargestOf(0.97), 0.15 * difference.deviation);
+    EXPECT_LE(difference.LargestOf(0.97), 0.3 * difference.deviation);
     EXPECT_GE(difference.same_choice, 0.9);
   }
 }
