@@ -34,7 +34,7 @@ absl::StatusOr<boost::json::object> MeasureAllReduce(const AllReduceOptions& opt
       {"what",
        "median of 21 replays of a graph of 20 sums, slowest rank; peers: one kernel over peer "
        "memory, parts rounded to bf16, added in fp32 in rank order (sizes beyond 2 MiB in several "
-       "kernels); parts through NCCL: the same bits, ncclAllGather and a kernel; nccl: "
+       "kernels); parts through NCCL: the same bits, parts moved by NCCL, added by a kernel; nccl: "
        "ncclAllReduce "
        "of fp32 in NCCL's order; floor: the bytes that peers sends at the rate of a peer copy"},
       {"sums_checked", sums.num_sums},

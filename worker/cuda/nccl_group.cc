@@ -22,6 +22,10 @@ struct Functions {
   decltype(&ncclCommGetAsyncError) comm_get_async_error = nullptr;
   decltype(&ncclAllGather) all_gather = nullptr;
   decltype(&ncclAllReduce) all_reduce = nullptr;
+  decltype(&ncclGroupStart) group_start = nullptr;
+  decltype(&ncclGroupEnd) group_end = nullptr;
+  decltype(&ncclSend) send = nullptr;
+  decltype(&ncclRecv) receive = nullptr;
   decltype(&ncclGetErrorString) get_error_string = nullptr;
 };
 
@@ -42,6 +46,10 @@ absl::StatusOr<Functions> OpenLibrary() {
   find("ncclCommGetAsyncError", functions.comm_get_async_error);
   find("ncclAllGather", functions.all_gather);
   find("ncclAllReduce", functions.all_reduce);
+  find("ncclGroupStart", functions.group_start);
+  find("ncclGroupEnd", functions.group_end);
+  find("ncclSend", functions.send);
+  find("ncclRecv", functions.receive);
   find("ncclGetErrorString", functions.get_error_string);
   if (!status.ok()) return status;
   return functions;
@@ -58,6 +66,20 @@ class OpenedNcclGroup : public NcclGroup {
   void AllGather(int rank, const void* part, size_t part_bytes, void* all,
                  cudaStream_t stream) override {
     Check(nccl_.all_gather(part, all, part_bytes, ncclUint8, Of(rank), stream), "ncclAllGather");
+  }
+  void AllToAll(int rank, const void* parts, size_t part_bytes, void* all,
+                cudaStream_t stream) override {
+    Check(nccl_.group_start(), "ncclGroupStart");
+    for (size_t r = 0; r < communicators_.size(); ++r) {
+      const int other = static_cast<int>(r);
+      Check(nccl_.send(static_cast<const uint8_t*>(parts) + r * part_bytes, part_bytes, ncclUint8,
+                       other, Of(rank), stream),
+            "ncclSend");
+      Check(nccl_.receive(static_cast<uint8_t*>(all) + r * part_bytes, part_bytes, ncclUint8, other,
+                          Of(rank), stream),
+            "ncclRecv");
+    }
+    Check(nccl_.group_end(), "ncclGroupEnd");
   }
   void AllReduce(int rank, float* data, size_t count, cudaStream_t stream) override {
     Check(nccl_.all_reduce(data, data, count, ncclFloat32, ncclSum, Of(rank), stream),

@@ -26,6 +26,9 @@ class NcclGroup {
   // All ranks' parts, one behind the other. Only enqueues, as does the next one.
   virtual void AllGather(int rank, const void* part, size_t part_bytes,
                          void* all /*[ranks, part_bytes]*/, cudaStream_t stream) = 0;
+  // Part r goes to rank r; rank r's part for this one comes to place r.
+  virtual void AllToAll(int rank, const void* parts /*[ranks, part_bytes]*/, size_t part_bytes,
+                        void* all /*[ranks, part_bytes]*/, cudaStream_t stream) = 0;
   // data = sum over ranks, in an order of NCCL's own: for comparison only.
   virtual void AllReduce(int rank, float* data, size_t count, cudaStream_t stream) = 0;
   // Aborts with a message if the rank's communicator has met an error.

@@ -19,6 +19,8 @@ namespace ops = kernels::cuda;
 // A part of an inbox: 1 MiB. What is larger goes through NCCL, whose rate is then worth its start.
 constexpr size_t kInboxWords = size_t{1} << 18;
 constexpr size_t kAlignment = 256;
+constexpr int kSlicedRanksMin = 4;
+constexpr size_t kSliceUnit = 8;  // numbers of 16 bytes of a part
 
 size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -136,6 +138,7 @@ void NodeGroup::TakeInboxes(uint64_t wait_ns_max) {
     CUDA_CHECK(cudaMemset(memory, 0, inbox_bytes + 2 * kAlignment));
     memory_[static_cast<size_t>(rank)] = static_cast<uint8_t*>(memory);
   }
+  if (nccl_ != nullptr) ConnectNccl();
   for (int rank = 0; rank < num_ranks(); ++rank) {
     const auto r = static_cast<size_t>(rank);
     ops::PeerInbox& peers = peers_[r];
@@ -154,6 +157,19 @@ void NodeGroup::TakeInboxes(uint64_t wait_ns_max) {
   }
 }
 
+// NCCL connects GPUs when they first exchange something, which takes memory and time: now, while
+// all are idle, and not in a captured graph.
+void NodeGroup::ConnectNccl() {
+  constexpr size_t kPartBytes = 1024;
+  Run([this](int rank) {
+    uint8_t* const from = memory_[static_cast<size_t>(rank)];
+    uint8_t* const to = from + peers_.size() * kPartBytes;
+    nccl_->AllGather(rank, from, kPartBytes, to, nullptr);
+    nccl_->AllToAll(rank, from, kPartBytes, to, nullptr);
+    CUDA_CHECK(cudaDeviceSynchronize());
+  });
+}
+
 void NodeGroup::Run(const std::function<void(int)>& work) {
   threads_.Run([&](int rank) {
     CUDA_CHECK(cudaSetDevice(rank));
@@ -164,6 +180,15 @@ void NodeGroup::Run(const std::function<void(int)>& work) {
 void NodeGroup::Sum(int rank, float* data, size_t count, void* workspace, cudaStream_t stream) {
   if (has_peers_ && (count <= 2 * kInboxWords || nccl_ == nullptr)) {
     ops::SumOverPeers(peers(rank), data, count, stream);
+  } else {
+    SumThroughNccl(rank, data, count, workspace, stream);
+  }
+}
+
+void NodeGroup::SumThroughNccl(int rank, float* data, size_t count, void* workspace,
+                               cudaStream_t stream) {
+  if (num_ranks() >= kSlicedRanksMin && DividesIntoSlices(count)) {
+    SumOfSlices(rank, data, count, workspace, stream);
   } else {
     SumOfGathered(rank, data, count, workspace, stream);
   }
@@ -178,6 +203,25 @@ void NodeGroup::SumOfGathered(int rank, float* data, size_t count, void* workspa
   ops::RoundPart(data, count, own, stream);
   nccl_->AllGather(rank, own, words * sizeof(uint32_t), all, stream);
   ops::AddParts(all, num_ranks(), count, data, stream);
+}
+
+bool NodeGroup::DividesIntoSlices(size_t count) const {
+  return count % (kSliceUnit * peers_.size()) == 0;
+}
+
+void NodeGroup::SumOfSlices(int rank, float* data, size_t count, void* workspace,
+                            cudaStream_t stream) {
+  KERNELS_CHECK(nccl_ != nullptr, ==, true);
+  KERNELS_CHECK(DividesIntoSlices(count), ==, true);
+  const size_t slice = count / peers_.size(), words = ops::SumWords(count);
+  auto* const own = static_cast<uint32_t*>(workspace);  // [ranks, slice]
+  uint32_t* const all = own + words;                    // [ranks, slice]
+  // The parts are on their way when their numbers are written over.
+  float* const sum = data + static_cast<size_t>(rank) * slice;
+  ops::RoundPart(data, count, own, stream);
+  nccl_->AllToAll(rank, own, ops::SumWords(slice) * sizeof(uint32_t), all, stream);
+  ops::AddParts(all, num_ranks(), slice, sum, stream);
+  nccl_->AllGather(rank, sum, slice * sizeof(float), data, stream);
 }
 
 size_t NodeGroup::SumWorkspaceBytes(int num_ranks, size_t count) {

@@ -48,8 +48,13 @@ class NodeGroup {
   // Replaces every rank's data by the sum over ranks. `workspace`: SumWorkspaceBytes.
   void Sum(int rank, float* data /*[count]*/, size_t count, void* workspace, cudaStream_t stream);
   static size_t SumWorkspaceBytes(int num_ranks, size_t count);
-  // The same through NCCL, whatever the size. REQUIRES: nccl().
+  // The same through NCCL, whatever the size, in the better of two ways. REQUIRES: nccl().
+  void SumThroughNccl(int rank, float* data, size_t count, void* workspace, cudaStream_t stream);
+  // Gathered: every rank gets all parts and adds them. Sliced: each adds one slice, then all gather
+  // the sums, which is fewer bytes from four ranks on. REQUIRES: DividesIntoSlices(count).
   void SumOfGathered(int rank, float* data, size_t count, void* workspace, cudaStream_t stream);
+  void SumOfSlices(int rank, float* data, size_t count, void* workspace, cudaStream_t stream);
+  bool DividesIntoSlices(size_t count) const;
   // out[row, r * columns + i] = rank r's part[row, i]. `workspace`: GatherWorkspaceBytes.
   void Gather(int rank, const float* part /*[rows, columns]*/, int rows, int columns,
               float* out /*[rows, ranks * columns]*/, void* workspace, cudaStream_t stream);
@@ -74,6 +79,7 @@ class NodeGroup {
   explicit NodeGroup(int num_ranks);
   absl::Status MapPeers();
   void TakeInboxes(uint64_t wait_ns_max);
+  void ConnectNccl();
 
   bool has_peers_ = false;
   std::string description_;

@@ -122,7 +122,7 @@ class RankBench {
     }
     if (cuda::NcclGroup* const nccl = group_.nccl(); nccl != nullptr) {
       times.parts_us = MedianUs([&](float* data, void* workspace, cudaStream_t stream) {
-        group_.SumOfGathered(rank_, data, count, workspace, stream);
+        group_.SumThroughNccl(rank_, data, count, workspace, stream);
       });
       times.nccl_us = MedianUs([&](float* data, void* /*workspace*/, cudaStream_t stream) {
         nccl->AllReduce(rank_, data, count, stream);

@@ -188,7 +188,15 @@ TEST_F(CudaRanksTest, SumsAreAddedInRankOrderWhicheverWayTheyTravel) {
                            copy(part, result);
                            (*group)->SumOfGathered(rank, result, count, space, nullptr);
                          }),
-              "through NCCL");
+              "gathered by NCCL");
+      }
+      if ((*group)->nccl() != nullptr && (*group)->DividesIntoSlices(count)) {
+        check(OnAllRanks(**group, parts, count, workspace,
+                         [&](int rank, float* part, float* result, void* space) {
+                           copy(part, result);
+                           (*group)->SumOfSlices(rank, result, count, space, nullptr);
+                         }),
+              "sliced by NCCL");
       }
     }
   }
@@ -221,6 +229,24 @@ TEST_F(CudaRanksTest, GathersPutEveryPartInItsPlace) {
             << num_ranks << " ranks, " << rows << "x" << columns;
     }
   }
+}
+
+// A rank that never comes: the others give up in time and say so.
+TEST_F(CudaRanksTest, AWaitForAMissingRankEndsWithItsName) {
+  testing::FLAGS_gtest_death_test_style = "threadsafe";  // a process of its own, with its own CUDA
+  const auto wait = [] {
+    const auto group = NodeGroup::Create(2, /*wait_ns_max=*/200'000'000);
+    if (!group.ok() || !(*group)->has_peers()) std::abort();
+    (*group)->Run([&](int rank) {
+      if (rank != 0) return;
+      float* data = nullptr;
+      CUDA_CHECK(cudaMalloc(&data, sizeof(float)));
+      (*group)->Sum(rank, data, 1, nullptr, nullptr);
+      CUDA_CHECK(cudaDeviceSynchronize());
+      (*group)->CheckWaits(rank);
+    });
+  };
+  EXPECT_DEATH(wait(), "GPU 0 waited more than 0.2 s for the data of GPU 1 in operation 0");
 }
 
 // ---- Texts
