@@ -19,11 +19,9 @@ constexpr int kPrefillPasses = 3;
 
 constexpr const char* kAlone =
     "one GPU's share with random weights; plain and speculative: kernels in a graph, no "
-    "all-reduce, "
-    "drafter features whole; resident: one kernel, all-reduces through inboxes of this GPU, a "
-    "rank's "
-    "share of the features; the router is whole on every rank; keys and values before the prefill "
-    "chunk are zeros";
+    "all-reduce, drafter features whole; resident: one kernel, all-reduces through inboxes of this "
+    "GPU, a rank's share of the features; the router is whole on every rank; keys and values "
+    "before the prefill chunk are zeros";
 constexpr const char* kTogether =
     "each GPU's share with random weights, sums and choices over the GPUs; plain and speculative: "
     "kernels in graphs; resident: a kernel on each GPU; the router and the drafter's features are "

@@ -35,6 +35,7 @@ struct CudaOptions {
   // How long a warp of the resident engine, or a sum over ranks, may wait before it gives up and
   // the process aborts; tools that slow the GPU down need more.
   uint64_t wait_ns_max = 4'000'000'000;
+  bool use_peers = true;    // of several GPUs: NodeOptions
   int num_ranks_alone = 1;  // more than one: of so many ranks, one that stands alone (benchmarks)
 };
 

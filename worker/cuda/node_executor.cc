@@ -36,8 +36,8 @@ absl::StatusOr<std::unique_ptr<NodeExecutor>> NodeExecutor::Build(
     const absl::StatusOr<ModelSource>& source, CudaOptions options) {
   if (!source.ok()) return source.status();
   const int num_ranks = options.executor.num_ranks;
-  absl::StatusOr<std::unique_ptr<NodeGroup>> group =
-      NodeGroup::Create(num_ranks, options.wait_ns_max);
+  absl::StatusOr<std::unique_ptr<NodeGroup>> group = NodeGroup::Create(
+      {.num_ranks = num_ranks, .wait_ns_max = options.wait_ns_max, .use_peers = options.use_peers});
   if (!group.ok()) return group.status();
   // The resident engine writes into its peers' memory.
   options.executor.resident = options.executor.resident && (*group)->has_peers();

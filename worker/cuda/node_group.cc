@@ -57,11 +57,14 @@ DeviceScope::DeviceScope(int device) {
 
 DeviceScope::~DeviceScope() { CUDA_CHECK(cudaSetDevice(before_)); }
 
-absl::StatusOr<std::unique_ptr<NodeGroup>> NodeGroup::Create(int num_ranks, uint64_t wait_ns_max) {
+absl::StatusOr<std::unique_ptr<NodeGroup>> NodeGroup::Create(const NodeOptions& options) {
+  const int num_ranks = options.num_ranks;
   if (absl::Status status = CudaUsable(); !status.ok()) return status;
   if (absl::Status status = CheckDevices(num_ranks); !status.ok()) return status;
   std::unique_ptr<NodeGroup> group(new NodeGroup(num_ranks));
-  const absl::Status peers = group->MapPeers();
+  const absl::Status peers = options.use_peers
+                                 ? group->MapPeers()
+                                 : absl::FailedPreconditionError("peer memory is not to be used");
   absl::StatusOr<std::unique_ptr<NcclGroup>> nccl = NcclGroup::Create(num_ranks);
   if (!peers.ok() && !nccl.ok()) {
     return absl::FailedPreconditionError(
@@ -73,7 +76,7 @@ absl::StatusOr<std::unique_ptr<NodeGroup>> NodeGroup::Create(int num_ranks, uint
                         : group->nccl_ != nullptr
                             ? "sums over peer memory and NCCL"
                             : absl::StrCat("sums over peer memory (", nccl.status().message(), ")");
-  group->TakeInboxes(wait_ns_max);
+  group->TakeInboxes(options.wait_ns_max);
   return group;
 }
 

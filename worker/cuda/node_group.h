@@ -23,12 +23,18 @@
 
 namespace ultraspeed::worker::cuda {
 
+struct NodeOptions {
+  int num_ranks = 1;
+  // How long a rank may wait for another before the process aborts.
+  uint64_t wait_ns_max = 4'000'000'000;
+  bool use_peers = true;  // false: everything through NCCL, as where memory cannot be mapped
+};
+
 class NodeGroup {
  public:
   // GPUs 0 .. num_ranks - 1. INVALID_ARGUMENT: more than are visible; FAILED_PRECONDITION: one that
-  // the kernels do not run on, GPUs of two kinds, or neither peer memory nor NCCL. `wait_ns_max`:
-  // how long a rank may wait for another before the process aborts.
-  static absl::StatusOr<std::unique_ptr<NodeGroup>> Create(int num_ranks, uint64_t wait_ns_max);
+  // the kernels do not run on, GPUs of two kinds, or neither peer memory nor NCCL.
+  static absl::StatusOr<std::unique_ptr<NodeGroup>> Create(const NodeOptions& options);
   ~NodeGroup();
   NodeGroup(const NodeGroup&) = delete;
   NodeGroup& operator=(const NodeGroup&) = delete;

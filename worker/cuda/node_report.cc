@@ -188,7 +188,8 @@ double MeasurePeerCopy() {
 
 absl::StatusOr<NodeSums> MeasureNodeSums(int num_gpus, int64_t num_calls) {
   if (num_gpus < 2) return absl::InvalidArgumentError("--gpus: must be at least 2");
-  absl::StatusOr<std::unique_ptr<NodeGroup>> created = NodeGroup::Create(num_gpus, kWaitNsMax);
+  absl::StatusOr<std::unique_ptr<NodeGroup>> created =
+      NodeGroup::Create({.num_ranks = num_gpus, .wait_ns_max = kWaitNsMax});
   if (!created.ok()) return created.status();
   NodeGroup& group = **created;
   NodeSums report;

@@ -204,7 +204,7 @@ template <typename Change>
 void ResidentEngine::Launch(const SequenceStep& step, Change change) {
   KERNELS_CHECK(step.num_pages, <=, PagesOf(positions_));
   for (ResidentEngine* const rank : joined_) {
-    const DeviceScope scope(rank->group_ == nullptr ? 0 : rank->ranks_.index);
+    const DeviceScope scope(rank->ranks_.index);
     resident::Program program = rank->ProgramFor(step);
     change(program);
     resident::Prepare(program, rank->stream_);

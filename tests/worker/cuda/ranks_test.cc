@@ -145,7 +145,8 @@ std::vector<std::vector<float>> OnAllRanks(NodeGroup& group,
 
 TEST_F(CudaRanksTest, SumsAreAddedInRankOrderWhicheverWayTheyTravel) {
   for (const int num_ranks : RankCounts()) {
-    absl::StatusOr<std::unique_ptr<NodeGroup>> group = NodeGroup::Create(num_ranks, kWaitNsMax);
+    absl::StatusOr<std::unique_ptr<NodeGroup>> group =
+        NodeGroup::Create({.num_ranks = num_ranks, .wait_ns_max = kWaitNsMax});
     ASSERT_TRUE(group.ok()) << group.status();
     std::printf("%d ranks: %s\n", num_ranks, (*group)->description().c_str());
     // The last ones are more than an inbox holds.
@@ -204,7 +205,8 @@ TEST_F(CudaRanksTest, SumsAreAddedInRankOrderWhicheverWayTheyTravel) {
 
 TEST_F(CudaRanksTest, GathersPutEveryPartInItsPlace) {
   for (const int num_ranks : RankCounts()) {
-    absl::StatusOr<std::unique_ptr<NodeGroup>> group = NodeGroup::Create(num_ranks, kWaitNsMax);
+    absl::StatusOr<std::unique_ptr<NodeGroup>> group =
+        NodeGroup::Create({.num_ranks = num_ranks, .wait_ns_max = kWaitNsMax});
     ASSERT_TRUE(group.ok()) << group.status();
     for (const auto& [rows, columns] : std::vector<std::pair<int, int>>{
              {1, 1}, {1, 7}, {3, 129}, {8, 512}, {8, 19072}, {64, 9999}}) {
@@ -235,7 +237,7 @@ TEST_F(CudaRanksTest, GathersPutEveryPartInItsPlace) {
 TEST_F(CudaRanksTest, AWaitForAMissingRankEndsWithItsName) {
   testing::FLAGS_gtest_death_test_style = "threadsafe";  // a process of its own, with its own CUDA
   const auto wait = [] {
-    const auto group = NodeGroup::Create(2, /*wait_ns_max=*/200'000'000);
+    const auto group = NodeGroup::Create({.num_ranks = 2, .wait_ns_max = 200'000'000});
     if (!group.ok() || !(*group)->has_peers()) std::abort();
     (*group)->Run([&](int rank) {
       if (rank != 0) return;
@@ -338,6 +340,25 @@ TEST_F(CudaRanksTest, CompanyChunksAndSpeculationChangeNoBit) {
     plans[i].block = plans[i].block == 1 ? 8 : 1;
     plans[i].chunk = 512;
     EXPECT_EQ(Difference(Record(*ranks, plans[i]), together[i]), "") << i;
+  }
+}
+
+// Where GPUs cannot map each other's memory, all goes through NCCL: slower, and the same bits.
+TEST_F(CudaRanksTest, WithoutPeerMemoryTheBitsAreTheSame) {
+  if (const auto group = NodeGroup::Create({.num_ranks = 2}); (*group)->nccl() == nullptr)
+    GTEST_SKIP() << (*group)->description();
+  for (const int num_ranks : RankCounts()) {
+    const std::unique_ptr<NodeExecutor> with = LoadRanks(kBundledModel, num_ranks);
+    ASSERT_NE(with, nullptr);
+    cuda::CudaOptions options = Options(kBundledModel, num_ranks);
+    options.use_peers = false;
+    const absl::StatusOr<std::unique_ptr<NodeExecutor>> without = NodeExecutor::Create(options);
+    ASSERT_TRUE(without.ok()) << without.status();
+    EXPECT_EQ((*without)->resident(), nullptr);
+    for (const int block : {1, 8}) {
+      const RunPlan plan{.prompt = Prompt(5, 300), .num_new_tokens = 40, .block = block};
+      EXPECT_EQ(Difference(Record(**without, plan), Record(*with, plan)), "") << block;
+    }
   }
 }
 
@@ -452,7 +473,7 @@ TEST_F(CudaResidentRanksTest, ThousandsOfRoundsOfMixedRequests) {
 
 TEST_F(CudaRanksTest, MoreGpusThanThereAreAreRefusedWithTheNumbers) {
   EXPECT_THAT(
-      std::string(NodeGroup::Create(8, kWaitNsMax).status().message()),
+      std::string(NodeGroup::Create({.num_ranks = 8}).status().message()),
       NumGpus() >= 8 ? std::string() : absl::StrCat("gpus: is 8; ", NumGpus(), " are visible"));
   EXPECT_THAT(std::string(NodeExecutor::Create(Options(kBundledModel, 8)).status().message()),
               HasSubstr("num_key_value_heads: is 4; 8 GPUs need a multiple of 8"));
