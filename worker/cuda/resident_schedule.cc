@@ -450,8 +450,8 @@ absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precis
   require("hidden_size", config.hidden, config.hidden % 128 == 0 && config.hidden <= kHiddenMax,
           "multiples of 128 up to 6144");
   require("moe_intermediate_size of a rank", config.expert_ffn_width,
-          config.expert_ffn_width % 128 == 0 && config.expert_ffn_width <= kExpertWidthMax,
-          "128 and 256");
+          config.expert_ffn_width % 32 == 0 && config.expert_ffn_width <= kExpertWidthMax,
+          "multiples of 32 up to 256");
   constexpr int kVocabularyMax = (1 << 20) - 1;  // tokens travel between ranks in 20 bits
   require("vocab_size", config.vocabulary, config.vocabulary <= kVocabularyMax, "up to 1048575");
   require("n_routed_experts", config.num_experts, config.num_experts <= resident::kExpertsMax,

@@ -426,6 +426,27 @@ TEST_F(CudaResidentRanksTest, TokensAreThoseOfSingleOperationsAtAnyLength) {
   }
 }
 
+TEST_F(CudaResidentRanksTest, TheBundledModelsTokensAreThoseOfSingleOperations) {
+  for (const int num_ranks : RankCounts()) {
+    const std::unique_ptr<NodeExecutor> ranks = LoadRanks(kBundledModel, num_ranks);
+    ASSERT_NE(ranks, nullptr);
+    ASSERT_NE(ranks->resident(), nullptr);
+    for (const size_t length : {5, 90, 300, 1100}) {
+      for (const int block : {1, 8}) {
+        for (const float temperature : {0.0f, 1.0f}) {
+          const RunPlan plan{.prompt = Prompt(length, length),
+                             .num_new_tokens = 64,
+                             .block = block,
+                             .sampling = {.temperature = temperature, .seed = length}};
+          EXPECT_EQ(RunAlone(*ranks, plan), Expected(*ranks, plan))
+              << num_ranks << " ranks, length " << length << " block " << block << " temperature "
+              << temperature;
+        }
+      }
+    }
+  }
+}
+
 // Prefills, ends in the middle and new requests between rounds, as an engine mixes them.
 TEST_F(CudaResidentRanksTest, ThousandsOfRoundsOfMixedRequests) {
   constexpr int kRounds = 4000;

@@ -550,12 +550,15 @@ TEST(ResidentShapeTest, TakesBothShapes) {
 }
 
 // What tests on several GPUs use (ranks_test.cc).
-TEST(ResidentShapeTest, TakesTheSyntheticShapesPartsOfTwoAndOfFour) {
-  for (const int num_ranks : {2, 4}) {
-    const absl::StatusOr<ModelConfig> part = PartOf(ConfigOf(kGpuShape), num_ranks);
-    ASSERT_TRUE(part.ok()) << part.status();
-    EXPECT_TRUE(CheckShape(*part).ok()) << CheckShape(*part);
-    EXPECT_TRUE(CheckResidentShape(*part, KvPrecision::kBf16).ok()) << num_ranks;
+TEST(ResidentShapeTest, TakesTheTestsPartsOfTwoAndOfFour) {
+  for (const ModelConfig& config : {TinyMimo(), ConfigOf(kGpuShape)}) {
+    for (const int num_ranks : {2, 4}) {
+      const absl::StatusOr<ModelConfig> part = PartOf(config, num_ranks);
+      ASSERT_TRUE(part.ok()) << part.status();
+      EXPECT_TRUE(CheckShape(*part).ok()) << CheckShape(*part);
+      EXPECT_TRUE(CheckResidentShape(*part, KvPrecision::kBf16).ok())
+          << CheckResidentShape(*part, KvPrecision::kBf16);
+    }
   }
 }
 
@@ -574,9 +577,9 @@ TEST(ResidentShapeTest, NamesTheDimensionThatItDoesNotTake) {
   EXPECT_EQ(message([](ModelConfig& c) { c.hidden = 6144 - 64; }),
             "hidden_size: is 6080" + takes + "multiples of 128 up to 6144");
   EXPECT_EQ(message([](ModelConfig& c) { c.expert_ffn_width = 2048; }),
-            "moe_intermediate_size of a rank: is 2048" + takes + "128 and 256");
-  EXPECT_EQ(message([](ModelConfig& c) { c.expert_ffn_width = 192; }),
-            "moe_intermediate_size of a rank: is 192" + takes + "128 and 256");
+            "moe_intermediate_size of a rank: is 2048" + takes + "multiples of 32 up to 256");
+  EXPECT_EQ(message([](ModelConfig& c) { c.expert_ffn_width = 144; }),
+            "moe_intermediate_size of a rank: is 144" + takes + "multiples of 32 up to 256");
   EXPECT_EQ(message([](ModelConfig& c) { c.vocabulary = 1 << 20; }),
             "vocab_size: is 1048576" + takes + "up to 1048575");
   EXPECT_EQ(message([](ModelConfig& c) { c.num_experts = 385; }),
