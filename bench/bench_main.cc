@@ -1,7 +1,9 @@
 // ultraspeed-bench: measures, and states every figure beside its physical bound.
 //   serving  load on a running router from many tenants at once
 //   decode   plain and speculative decoding of held-out prompts, straight on the executor
-//   rank     rounds at the served model's shape on one GPU, with made-up weights
+//   rank     rounds at the served model's shape, the share of one GPU or of several, with made-up
+//            weights
+//   allreduce  sums over the GPUs of a node: right, and how fast
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +19,7 @@
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
 #include "absl/strings/str_cat.h"
+#include "bench/allreduce_bench.h"
 #include "bench/decode_loop.h"
 #include "bench/held_out.h"
 #include "bench/rank_bench.h"
@@ -28,6 +31,8 @@
 
 ABSL_FLAG(std::string, model, "models/tiny-mimo", "checkpoint folder");
 ABSL_FLAG(std::string, device, "auto", "auto, cpu or cuda");
+ABSL_FLAG(int, gpus, 1, "GPUs that share the model; decode on a CPU: ranks in one process");
+ABSL_FLAG(int64_t, calls, 100000, "allreduce: sums that are checked");
 ABSL_FLAG(std::string, prompts, "held-out",
           "held-out (the folder's own prompts), or a file with one JSON prompt a line");
 ABSL_FLAG(int, max_tokens, 128, "completion tokens per prompt");
@@ -54,7 +59,10 @@ constexpr size_t kDramBufferBytes = size_t{1} << 30;  // far beyond every cache
 
 // The ceiling of the device that was measured, with as many threads as its executor had.
 double ReadBandwidth(worker::Device device, size_t bytes) {
-  if (device == worker::Device::kCuda) return worker::MeasureDeviceReadBandwidth(bytes);
+  if (device == worker::Device::kCuda) {  // all GPUs read their parts at once
+    const int gpus = std::max(1, absl::GetFlag(FLAGS_gpus));
+    return gpus * worker::MeasureDeviceReadBandwidth(bytes / static_cast<size_t>(gpus));
+  }
   const int threads = absl::GetFlag(FLAGS_threads) > 0
                           ? absl::GetFlag(FLAGS_threads)
                           : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
@@ -123,6 +131,7 @@ absl::Status RunRank() {
   ASSIGN_OR_RETURN(const boost::json::object report,
                    MeasureRank({.shape = absl::GetFlag(FLAGS_shape),
                                 .num_ranks = absl::GetFlag(FLAGS_rank_of),
+                                .num_gpus = absl::GetFlag(FLAGS_gpus),
                                 .context = absl::GetFlag(FLAGS_context),
                                 .prefill_tokens = absl::GetFlag(FLAGS_prefill),
                                 .rounds = absl::GetFlag(FLAGS_rounds),
@@ -130,6 +139,14 @@ absl::Status RunRank() {
                                 .tokens_per_round = absl::GetFlag(FLAGS_tokens_per_round),
                                 .trace_file = absl::GetFlag(FLAGS_trace),
                                 .kv_fp8 = absl::GetFlag(FLAGS_kv_fp8)}));
+  Print(report);
+  return absl::OkStatus();
+}
+
+absl::Status RunAllReduce() {
+  ASSIGN_OR_RETURN(const boost::json::object report,
+                   MeasureAllReduce({.num_gpus = absl::GetFlag(FLAGS_gpus),
+                                     .num_calls = absl::GetFlag(FLAGS_calls)}));
   Print(report);
   return absl::OkStatus();
 }
@@ -146,6 +163,7 @@ absl::Status RunDecode() {
   executor_options.max_sequences = 1;
   executor_options.kv_tokens = 8192;
   executor_options.count_experts = true;
+  executor_options.num_ranks = absl::GetFlag(FLAGS_gpus);
   ASSIGN_OR_RETURN(const worker::DeviceChoice choice, ChosenDevice());
   ASSIGN_OR_RETURN(const auto executor, worker::CreateExecutor(choice.device, executor_options));
   const worker::ModelConfig& config = executor->config();
@@ -211,21 +229,30 @@ absl::Status RunDecode() {
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
       "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--device auto|cpu|cuda] "
-      "[--prompts held-out|FILE] [--max_tokens N] [--temperature X] [--json]\n"
-      "  ultraspeed-bench rank [--shape mimo-v2.5-pro] [--rank_of N] [--context N] [--json]\n"
+      "[--gpus N] [--prompts held-out|FILE] [--max_tokens N] [--temperature X] [--json]\n"
+      "  ultraspeed-bench rank [--shape mimo-v2.5-pro] [--rank_of N] [--gpus N] [--context N] "
+      "[--json]\n"
+      "  ultraspeed-bench allreduce --gpus N [--calls N] [--json]\n"
       "  ultraspeed-bench serving --api_key_file FILE [--target HOST:PORT] [--requests_per_second "
       "X] "
       "[--flood X] [--ultraspeed_share X] [--duration 30s] [--max_tokens N] [--json]");
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
   const std::string command = arguments.size() == 2 ? arguments[1] : "";
-  if (command != "decode" && command != "rank" && command != "serving") {
-    std::cerr << "usage: ultraspeed-bench decode|rank|serving [--help for the flags]" << std::endl;
+  if (absl::GetFlag(FLAGS_gpus) > 1) ultraspeed::worker::SetNodeEnvironment();
+  absl::Status status;
+  if (command == "decode") {
+    status = ultraspeed::bench::RunDecode();
+  } else if (command == "rank") {
+    status = ultraspeed::bench::RunRank();
+  } else if (command == "allreduce") {
+    status = ultraspeed::bench::RunAllReduce();
+  } else if (command == "serving") {
+    status = ultraspeed::bench::RunServing(absl::GetFlag(FLAGS_json));
+  } else {
+    std::cerr << "usage: ultraspeed-bench allreduce|decode|rank|serving [--help for the flags]"
+              << std::endl;
     return 2;
   }
-  const absl::Status status = command == "decode" ? ultraspeed::bench::RunDecode()
-                              : command == "rank"
-                                  ? ultraspeed::bench::RunRank()
-                                  : ultraspeed::bench::RunServing(absl::GetFlag(FLAGS_json));
   if (!status.ok()) {
     std::cerr << "ultraspeed-bench: " << status.message() << std::endl;
     return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;

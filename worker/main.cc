@@ -17,6 +17,7 @@
 #include "common/status_macros.h"
 #include "common/tls.h"
 #include "worker/calibration.h"
+#include "worker/cuda/device.h"
 #include "worker/device.h"
 #include "worker/engine.h"
 #include "worker/executor.h"
@@ -157,6 +158,7 @@ absl::Status Serve(Options options) {
     return absl::InvalidArgumentError("--model is required; see --help");
   ShutdownSignal shutdown;  // before any other thread
   options.executor.num_ranks = std::max(1, options.gpus);
+  if (options.executor.num_ranks > 1) SetNodeEnvironment();
   if (options.kv_precision == "fp8") options.executor.kv_precision = KvPrecision::kFp8;
   ASSIGN_OR_RETURN(const DeviceChoice choice, ChooseDevice(options.device));
   Log(LogLevel::kInfo, "worker.device",

@@ -179,8 +179,8 @@ ModelWeights ShapeModelWeights(const ModelConfig& config, DevicePacker& pack) {
 }
 
 absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& folder, const ModelConfig& config,
-                                              DevicePacker& pack, const LoadProgress& progress) {
-  return LoadModelWeightsWith(pack, folder, config, {.progress = progress});
+                                              DevicePacker& pack, const LoadOptions& options) {
+  return LoadModelWeightsWith(pack, folder, config, options);
 }
 
 }  // namespace ultraspeed::worker::cuda

@@ -95,8 +95,8 @@ class DevicePacker {
 // The weights' places while `arena` counts; random weights of this shape where it has memory.
 ModelWeights ShapeModelWeights(const ModelConfig& config, DevicePacker& pack);
 
-// As worker::LoadModelWeights.
+// As worker::LoadModelWeights: `config` is the whole model's, the weights are those of the rank.
 absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& folder, const ModelConfig& config,
-                                              DevicePacker& pack, const LoadProgress& progress);
+                                              DevicePacker& pack, const LoadOptions& options);
 
 }  // namespace ultraspeed::worker::cuda

@@ -98,6 +98,9 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
               ? arena.Take<uint2>(kKind,
                                   Size(3 * ranks.num_ranks, static_cast<int64_t>(inbox_rank_words)))
               : nullptr;
+  mail = ranks.num_ranks > 1
+             ? arena.Take<resident::RankMail>(kKind, static_cast<size_t>(ranks.num_ranks))
+             : nullptr;
 }
 
 namespace {
@@ -219,7 +222,7 @@ class ScheduleBuilder {
   void DrafterContext(const AttentionTask* append_tasks) {
     const DrafterWeights& drafter = model_.drafter;
     Phase features = Product(drafter.features, PhaseLabel::kContext);
-    features.num_copies = model_.ranks.num_ranks;
+    features.num_copies = model_.ranks.alone ? model_.ranks.num_ranks : 1;
     features.num_tiles /= features.num_copies;
     features.num_rows /= features.num_copies;
     features.input = InputKind::kBf16;
@@ -451,8 +454,10 @@ absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precis
   require("hidden_size", config.hidden, config.hidden % 128 == 0 && config.hidden <= kHiddenMax,
           "multiples of 128 up to 6144");
   require("moe_intermediate_size of a rank", config.expert_ffn_width,
-          config.expert_ffn_width % 128 == 0 && config.expert_ffn_width <= kExpertWidthMax,
-          "128 and 256");
+          config.expert_ffn_width % 32 == 0 && config.expert_ffn_width <= kExpertWidthMax,
+          "multiples of 32 up to 256");
+  constexpr int kVocabularyMax = (1 << 20) - 1;  // tokens travel between ranks in 20 bits
+  require("vocab_size", config.vocabulary, config.vocabulary <= kVocabularyMax, "up to 1048575");
   require("n_routed_experts", config.num_experts, config.num_experts <= resident::kExpertsMax,
           "up to 384");
   require("num_experts_per_tok", config.experts_per_token,

@@ -47,6 +47,8 @@ const char* Name(PhaseLabel label);
 // `num_ranks` inboxes of its own, and feature rows of one rank stand for those of all.
 struct ResidentRanks {
   int num_ranks = 1;
+  int index = 0;
+  bool alone = false;
 };
 
 // Device memory of the rounds.
@@ -72,8 +74,9 @@ struct ResidentBuffers {
   int partials_stride;
   kernels::cuda::resident::RowChoice *draft_choices, *target_choices;  // [rows, blocks]
   uint32_t* words;  // counters, decision, abort word
-  uint2* inbox;     // null with one rank
+  uint2* inbox;     // null with one rank, as is the mail
   size_t inbox_rank_words;
+  kernels::cuda::resident::RankMail* mail;  // [ranks]
 };
 
 // Everything that a schedule points to. Pointers may be null.

@@ -212,10 +212,13 @@ cudaLaunchConfig_t Config(int num_blocks, cudaStream_t stream) {
 }  // namespace
 
 int NumBlocks() {
-  static const int num_blocks = [] {
+  static OncePerDevice configured;
+  configured.Run([] {
     CheckCuda(cudaFuncSetAttribute(ResidentKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    sizeof(Shared)),
               "ResidentKernel shared memory");
+  });
+  static const int num_blocks = [] {
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim = {kClusterBlocks, 1, 1};
@@ -230,7 +233,7 @@ int NumBlocks() {
   return num_blocks;
 }
 
-void Launch(const Program& program, cudaStream_t stream) {
+void Prepare(const Program& program, cudaStream_t stream) {
   const int num_blocks = NumBlocks();
   KERNELS_CHECK(num_blocks, >, 0);
   KERNELS_CHECK(program.hidden, <=, num_blocks * kDownTilesMax * kTileRows);
@@ -239,11 +242,15 @@ void Launch(const Program& program, cudaStream_t stream) {
   CheckCuda(cudaMemsetAsync(program.decision, 0, sizeof(uint32_t), stream), "decision");
   CheckCuda(cudaMemsetAsync(program.abort_word, 0, sizeof(uint32_t), stream), "abort word");
   const Collective& ranks = program.collective;
-  if (ranks.num_ranks > 1) {
-    EmptyInbox<<<num_blocks, 256, 0, stream>>>(reinterpret_cast<uint32_t*>(ranks.inbox),
-                                               3 * ranks.num_ranks * ranks.inbox_rank_words * 2);
-  }
-  const cudaLaunchConfig_t config = Config(num_blocks, stream);
+  if (ranks.num_ranks == 1) return;
+  EmptyInbox<<<num_blocks, 256, 0, stream>>>(reinterpret_cast<uint32_t*>(ranks.inbox),
+                                             3 * ranks.num_ranks * ranks.inbox_rank_words * 2);
+  CheckLaunch("EmptyInbox");
+  CheckCuda(cudaMemsetAsync(ranks.mail, 0, ranks.num_ranks * sizeof(*ranks.mail), stream), "mail");
+}
+
+void Launch(const Program& program, cudaStream_t stream) {
+  const cudaLaunchConfig_t config = Config(NumBlocks(), stream);
   CheckCuda(cudaLaunchKernelEx(&config, ResidentKernel, program), "ResidentKernel");
 }
 

@@ -445,14 +445,14 @@ __device__ __forceinline__ void ConsumeMoeDown(const Block& block, int which, in
   const int thread = Thread(), lane = thread % kWarpLanes;
   if (thread == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  const int row_pieces = phase.ffn_width / 8;
+  const int row_pieces = phase.num_slabs * kSlabColumns / 8;  // those past the width are zeros
   for (int i = thread; i < block.program().block * phase.experts_per_token * row_pieces;
        i += kConsumerThreads) {
     const int slot = i / row_pieces, piece = i % row_pieces;
     const auto* const row =
         reinterpret_cast<const uint4*>(phase.activations + slot * phase.ffn_width);
     *reinterpret_cast<uint4*>(block.shared().staging + slot * kSlotStride + piece * 16) =
-        GainedEight(__ldcg(row + piece), kInputGain);
+        piece * 8 < phase.ffn_width ? GainedEight(__ldcg(row + piece), kInputGain) : uint4{};
   }
   if (thread < kSlotStride / 16) {  // the row of those that did not choose an expert
     reinterpret_cast<uint4*>(block.shared().staging + kSlotsMax * kSlotStride)[thread] = {};
