@@ -300,21 +300,26 @@ ResidentTimes ResidentEngine::Measure(const SequenceStep& step, const ResidentMe
   CUDA_CHECK(cudaMalloc(&trace, times.trace.size() * sizeof(uint64_t)));
   CUDA_CHECK(cudaMemsetAsync(trace, 0, times.trace.size() * sizeof(uint64_t), stream_));
   // The ring of results is not taken from, so it must hold all rounds.
+  const auto run = [&](uint32_t num_rounds, uint64_t* stamps) {
+    Launch(step, [&](resident::Program& program) {
+      program.holds_position = true;
+      program.forced_distinct_experts = what.forced_distinct_experts;
+      program.trace = program.collective.rank == 0 ? stamps : nullptr;
+      pinned_->control.round_limit = num_rounds;
+    });
+    Finish();
+  };
   const uint32_t num_rounds =
       std::min<uint32_t>(static_cast<uint32_t>(what.num_rounds), resident::kResultsMax);
-  Launch(step, [&](resident::Program& program) {
-    program.holds_position = true;
-    program.forced_distinct_experts = what.forced_distinct_experts;
-    program.trace = program.collective.rank == 0 ? static_cast<uint64_t*>(trace) : nullptr;
-    pinned_->control.round_limit = num_rounds;
-  });
-  Finish();
+  run(num_rounds, nullptr);  // as served: without stamps
   for (uint32_t i = 1; i < num_rounds; ++i) {
     KERNELS_CHECK(pinned_->results[i].sequence, ==, i + 1);
     times.round_ms.push_back(
         static_cast<double>(pinned_->results[i].end_ns - pinned_->results[i - 1].end_ns) * 1e-6);
   }
-  times.num_experts = pinned_->results[num_rounds - 1].num_experts;
+  constexpr uint32_t kTracedRounds = 3;
+  run(kTracedRounds, static_cast<uint64_t*>(trace));
+  times.num_experts = pinned_->results[kTracedRounds - 1].num_experts;
   CUDA_CHECK(cudaMemcpy(times.trace.data(), trace, times.trace.size() * sizeof(uint64_t),
                         cudaMemcpyDeviceToHost));
   CUDA_CHECK(cudaFree(trace));

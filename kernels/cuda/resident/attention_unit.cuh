@@ -10,6 +10,7 @@
 #pragma once
 
 #include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/device/numbers.cuh"
 #include "kernels/cuda/resident/attention.h"
 
 namespace ultraspeed::kernels::cuda::resident {
@@ -34,12 +35,6 @@ __host__ __device__ inline int FirstKey(const AttentionTask& task, int position,
 }
 __host__ __device__ inline int EndKey(const AttentionTask& task, int position, int row) {
   return task.drafter ? position : position + row + 1;
-}
-
-// a / b of small numbers, 0 <= a < 2^20: a handful of instructions where an integer division takes
-// dozens, in code that every warp runs before it can ask for its first key.
-__device__ __forceinline__ int Quotient(int a, int b) {
-  return static_cast<int>(__fdividef(static_cast<float>(a) + 0.5f, static_cast<float>(b)));
 }
 
 // The q heads that share a kv head.

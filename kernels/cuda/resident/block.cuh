@@ -4,6 +4,7 @@
 // warps 13..15 are finishers (add up the partial sums of tiles and write what comes of them).
 #pragma once
 
+#include "kernels/cuda/device/numbers.cuh"
 #include "kernels/cuda/resident/sync.cuh"
 #include "kernels/cuda/weight_layout.h"
 
@@ -190,9 +191,15 @@ __device__ __forceinline__ int NumPieces(const Share& share, WeightFormat format
   return (share.count + PieceBlocks(format) - 1) / PieceBlocks(format);
 }
 
+// kConsumerWarps / n, for 0 < n <= kConsumerWarps.
+__device__ __forceinline__ int WarpsFor(int n) {
+  static_assert(kConsumerWarps == 12);
+  return static_cast<int>(0x11111122346c0ull >> (4 * n) & 15);
+}
+
 // Arrivals of reader `reader` of an entry that `num_readers` warps read: kConsumerWarps of all.
 __device__ __forceinline__ uint32_t EntryArrivals(int num_readers, int reader) {
-  const uint32_t even = kConsumerWarps / num_readers;
+  const uint32_t even = WarpsFor(num_readers);
   return reader == 0 ? kConsumerWarps - even * (num_readers - 1) : even;
 }
 
@@ -210,10 +217,10 @@ __device__ __forceinline__ Team TeamOf(int warp, int parts) {
   static_assert(kExchangeCycle == 6);
   Team team = {0, 1, 0, false};
   if (parts == 0) return team;
-  const int most = kConsumerWarps / parts;
+  const int most = WarpsFor(parts);
   team.num_teams = most >= 6 ? 6 : most >= 3 ? 3 : most;
-  team.index = warp / parts;
-  team.part = warp % parts;
+  team.index = Quotient(warp, parts);
+  team.part = warp - team.index * parts;
   team.works = team.index < team.num_teams;
   return team;
 }
@@ -224,12 +231,14 @@ __device__ __forceinline__ Team TeamOf(int warp, int parts) {
 class TileWalk {
  public:
   __device__ __forceinline__ TileWalk(const Block& block, TileOrder order, int num_tiles)
-      : block_(block), order_(order), num_tiles_(num_tiles) {
+      : block_(block), order_(order) {
     if (order == TileOrder::kDealt) {
-      end_ = (num_tiles - block.cluster + block.num_clusters - 1) / block.num_clusters;
+      end_ = Quotient(num_tiles - block.cluster + block.num_clusters - 1, block.num_clusters);
       full_ = end_;
       return;
     }
+    each_ = Quotient(num_tiles, block.num_blocks);
+    extra_ = num_tiles - each_ * block.num_blocks;
     int places = 0;
     for (int owner = 0; owner < kClusterBlocks; ++owner) places = max(places, OwnedCount(owner));
     for (int owner = 0; owner < kClusterBlocks; ++owner)
@@ -258,9 +267,8 @@ class TileWalk {
   }
   // kOwned: FirstOwned(kClusterBlocks) ends the cluster's tiles.
   __device__ __forceinline__ int FirstOwned(int owner) const {
-    return static_cast<int>(static_cast<uint32_t>(num_tiles_) *
-                            static_cast<uint32_t>(block_.cluster * kClusterBlocks + owner) /
-                            static_cast<uint32_t>(block_.num_blocks));
+    const int index = block_.cluster * kClusterBlocks + owner;
+    return index * each_ + min(index, extra_);
   }
   __device__ __forceinline__ int OwnedCount(int owner) const {
     if (order_ == TileOrder::kDealt) {
@@ -272,7 +280,7 @@ class TileWalk {
  private:
   const Block block_;
   const TileOrder order_;
-  const int num_tiles_;
+  int each_ = 0, extra_ = 0;  // kOwned: a block's tiles, and blocks that have one more
   int end_ = 0;
   int full_ = 0;              // all numbers below it exist
   uint32_t last_owners_ = 0;  // bit o: number full_ + o exists

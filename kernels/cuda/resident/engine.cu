@@ -88,7 +88,7 @@ __device__ __forceinline__ void Consume(const Block& block) {
           break;
       }
       if (HasFinishersWork(kind)) clock.products += 1;
-      if (Thread() == 0) block.Stamp(i, kTraceWorkDone);
+      if (Thread() == 0 && kind != PhaseKind::kMoeDown) block.Stamp(i, kTraceWorkDone);
     }
     EndRound(block);
   } while (block.shared().state.runs_on);

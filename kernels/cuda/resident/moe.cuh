@@ -222,7 +222,7 @@ __device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phas
   if (is_slot) {
     const int place = place_of(expert);
     choice.experts[place] = expert;
-    choice.slot_of[place][thread / per_row] = static_cast<int8_t>(thread);
+    choice.slot_of[place][Quotient(thread, per_row)] = static_cast<int8_t>(thread);
   }
   if (thread == 0) {
     choice.num_experts =
@@ -301,8 +301,9 @@ __device__ __forceinline__ void ConsumeProduct(const Block& block, const Phase& 
 // Gate (rows g) times up (rows g + 8) of the rows that chose the expert.
 __device__ __forceinline__ void StoreActivations(const Block& block, const Phase& phase, int tile,
                                                  int lane, float4 v) {
-  const int8_t* const slot_of = block.shared().choice.slot_of[tile / phase.num_tiles];
-  const int column = tile % phase.num_tiles * 8 + lane / 4, row = lane % 4 * 2;
+  const int expert = Quotient(tile, phase.num_tiles);
+  const int8_t* const slot_of = block.shared().choice.slot_of[expert];
+  const int column = (tile - expert * phase.num_tiles) * 8 + lane / 4, row = lane % 4 * 2;
   if (column >= phase.ffn_width) return;
   if (slot_of[row] >= 0) {
     phase.activations[slot_of[row] * phase.ffn_width + column] = SwiGluProduct(v.x, v.z);
@@ -435,7 +436,7 @@ static __device__ __noinline__ void FinishDown(Block block, int role, int which,
       add(row + 1, sum.y, sum.w);
     }
     if (i != member) before = ReadResidualTile(phase, block.program().hidden, first + i, lane);
-    AddToResidual(block, phase, sums, first + i, lane, before, sum);
+    AddToResidual(block, phase, sums, first + i, before, sum);
   }
 }
 
@@ -445,14 +446,16 @@ __device__ __forceinline__ void ConsumeMoeDown(const Block& block, int which, in
   const int thread = Thread(), lane = thread % kWarpLanes;
   if (thread == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  const int row_pieces = phase.num_slabs * kSlabColumns / 8;  // those past the width are zeros
-  for (int i = thread; i < block.program().block * phase.experts_per_token * row_pieces;
-       i += kConsumerThreads) {
-    const int slot = i / row_pieces, piece = i % row_pieces;
-    const auto* const row =
-        reinterpret_cast<const uint4*>(phase.activations + slot * phase.ffn_width);
-    *reinterpret_cast<uint4*>(block.shared().staging + slot * kSlotStride + piece * 16) =
-        piece * 8 < phase.ffn_width ? GainedEight(__ldcg(row + piece), kInputGain) : uint4{};
+  // A warp per slot; what is past the width is zeros.
+  const int num_slots = block.program().block * phase.experts_per_token;
+  if (lane * 8 < phase.num_slabs * kSlabColumns) {
+#pragma unroll 2
+    for (int slot = thread / kWarpLanes; slot < num_slots; slot += kConsumerWarps) {
+      const auto* const row =
+          reinterpret_cast<const uint4*>(phase.activations + slot * phase.ffn_width);
+      *reinterpret_cast<uint4*>(block.shared().staging + slot * kSlotStride + lane * 16) =
+          lane * 8 < phase.ffn_width ? GainedEight(__ldcg(row + lane), kInputGain) : uint4{};
+    }
   }
   if (thread < kSlotStride / 16) {  // the row of those that did not choose an expert
     reinterpret_cast<uint4*>(block.shared().staging + kSlotsMax * kSlotStride)[thread] = {};
@@ -460,6 +463,7 @@ __device__ __forceinline__ void ConsumeMoeDown(const Block& block, int which, in
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   if (thread == 0) block.Stamp(phase_idx, kTraceInputReady);
   MultiplyDown(block, phase, clock, lane);
+  if (thread == 0) block.Stamp(phase_idx, kTraceWorkDone);
   FinishDown(block, static_cast<int>(Role::kConsumer), which, clock.sums,
              kFinisherWarps + Thread() / kWarpLanes);
   NamedBarrier<kWorkerBarrier, kWorkerThreads>();

@@ -195,8 +195,8 @@ struct TileSum {
 __device__ __forceinline__ void AddPartials(const Block& block, int buffer, const Share& share,
                                             int segment_blocks, int lane, TileSum& tile) {
   const float4* const partials = &block.shared().exchange[buffer][0][lane];
-  int border = (share.pass_first + segment_blocks - 1) / segment_blocks * segment_blocks;
-#pragma unroll 2
+  int border = Quotient(share.pass_first + segment_blocks - 1, segment_blocks) * segment_blocks;
+#pragma unroll 6
   for (int b = 0; b < share.pass_count; ++b) {
     const int index = share.pass_first + b;
     if (index == border) {
@@ -229,7 +229,7 @@ __device__ __forceinline__ void FinishTile(const Block& block, const Phase& phas
                                            int tile, int lane, float4 before, float4 v,
                                            BestOfRows& best) {
   if (phase.output == OutputKind::kResidual) {
-    AddToResidual(block, phase, sums, tile, lane, before, v);
+    AddToResidual(block, phase, sums, tile, before, v);
   } else if (phase.output == OutputKind::kFeatures) {
     for (int copy = 0; copy < phase.num_copies; ++copy) {
       WriteResidualTile(phase, block.program().hidden, tile + copy * phase.num_tiles, lane, v);

@@ -54,24 +54,34 @@ __device__ __forceinline__ uint2 SwiGluFour(float4 gate, float4 up) {
 __device__ __forceinline__ void MakeScales(const Block& block, const Phase& phase) {
   const int warp = Thread() / kWarpLanes - kFirstFinisherWarp, lane = Thread() % kWarpLanes;
   constexpr int kRows = (kRowsMax + kFinisherWarps - 1) / kFinisherWarps;
-  const int num_tiles = block.program().hidden / 16;
+  constexpr int kTilesPerLane = kPassBlocks * 2 * kSlabColumns / kTileRows / kWarpLanes;
+  const int num_tiles = block.program().hidden / kTileRows;
   NamedBarrier<kWorkerBarrier, kWorkerThreads>();
-  float sums[kRows] = {};
-#pragma unroll 4
-  for (int tile = lane; tile < num_tiles; tile += kWarpLanes) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int row = min(warp + i * kFinisherWarps, kRowsMax - 1);
-      sums[i] = __fadd_rn(sums[i], __ldcg(phase.squares + row * num_tiles + tile));
-    }
-  }
+  float squares[kRows][kTilesPerLane];  // requested together
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
-    const int row = warp + i * kFinisherWarps;
-    const float sum = WarpReduce(sums[i], AddFloats());
-    if (lane == 0 && row < kRowsMax)
-      block.shared().scale[row] = NormScale(sum, block.program().hidden, phase.epsilon);
+    const float* const row =
+        phase.squares + min(warp + i * kFinisherWarps, kRowsMax - 1) * num_tiles + lane;
+#pragma unroll
+    for (int j = 0; j < kTilesPerLane; ++j) {
+      squares[i][j] = j * kWarpLanes + lane < num_tiles ? __ldcg(row + j * kWarpLanes) : 0.0f;
+    }
   }
+  float sums[kRows] = {};
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < kTilesPerLane; ++j) sums[i] = __fadd_rn(sums[i], squares[i][j]);
+  }
+  float sum = 0.0f;  // lane i's: of the warp's i-th row
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const float all = WarpReduce(sums[i], AddFloats());
+    sum = lane == i ? all : sum;
+  }
+  const int row = warp + lane * kFinisherWarps;
+  if (lane < kRows && row < kRowsMax)
+    block.shared().scale[row] = NormScale(sum, block.program().hidden, phase.epsilon);
   NamedBarrier<kWorkerBarrier, kWorkerThreads>();
 }
 
@@ -209,9 +219,8 @@ __device__ __forceinline__ float4 AddTiles(float4 a, float4 b) {
 // The sum of all ranks' parts of a tile, each rounded to bf16. `operation` counts the sums since
 // the kernel's start; three inboxes take turns, and the one of the sum before is emptied, which no
 // rank can fill before it has seen this sum's data of ours.
-static __device__ __noinline__ float4 SumOverRanks(Block block, uint32_t operation, int tile,
-                                                   float4 v) {
-  const int lane = Thread() % kWarpLanes;
+__device__ __forceinline__ float4 SumOverRanks(const Block& block, uint32_t operation, int tile,
+                                               int lane, float4 v) {
   const Collective& ranks = block.program().collective;
   const auto word = [](float a, float b) {
     uint32_t w = PackBf16(a, b);
@@ -263,10 +272,11 @@ static __device__ __noinline__ float4 SumOverRanks(Block block, uint32_t operati
 }
 
 // The residual stream's end of a product.
-__device__ __forceinline__ void AddToResidual(const Block& block, const Phase& phase,
-                                              uint32_t operation, int tile, int lane, float4 before,
-                                              float4 v) {
-  if (block.program().collective.num_ranks > 1) v = SumOverRanks(block, operation, tile, v);
+static __device__ __noinline__ void AddToResidual(Block block, const Phase& phase,
+                                                  uint32_t operation, int tile, float4 before,
+                                                  float4 v) {
+  const int lane = Thread() % kWarpLanes;
+  if (block.program().collective.num_ranks > 1) v = SumOverRanks(block, operation, tile, lane, v);
   WriteResidualTile(phase, block.program().hidden, tile, lane, AddTiles(before, v));
 }
 
