@@ -116,7 +116,8 @@ CudaExecutor::Model::Model(const ModelConfig& config, const ModelConfig& part, M
                                                            static_cast<size_t>(config.vocabulary));
   workspace.Require(ops::SampleWorkspaceBytes(limits.max_logits, config.vocabulary));
   workspace.TakeFrom(arena);
-  if (options.executor.resident && CheckResidentShape(part, options.executor.kv_precision).ok()) {
+  if (options.executor.resident && CheckResidentShape(part, options.executor.kv_precision).ok() &&
+      HasResidentFormats(weights.target)) {
     const bool alone = options.num_ranks_alone > 1;
     resident = std::make_unique<ResidentEngine>(
         part, weights, target, drafter.get(), limits.positions,

@@ -17,9 +17,6 @@ using resident::AttentionTask;
 using resident::Phase;
 
 constexpr uint32_t kRoundsAhead = 4;
-// Longer contexts run as graphs, whose attention uses more of the GPU: at the served shape a round
-// of graphs is slower at 32k positions and faster at 128k (docs/PERFORMANCE.md).
-constexpr int64_t kPositionsMax = 49152;
 constexpr int kPollsPerStatus = 4096;
 
 int64_t PagesOf(int64_t positions) { return (positions + kPageTokens - 1) / kPageTokens; }
@@ -121,8 +118,7 @@ bool ResidentEngine::Takes(const Round& round) const {
   if (num_blocks_ == 0 || round.steps.size() != 1) return false;
   const SequenceStep& step = round.steps[0];
   return step.sample && step.num_tokens == 1 && step.logprobs < 0 && !Filters(step.sampling) &&
-         step.block <= resident::kRowsMax && step.computed < kPositionsMax &&
-         (step.block == 1 || device_phases_[1] != nullptr);
+         step.block <= resident::kRowsMax && (step.block == 1 || device_phases_[1] != nullptr);
 }
 
 ResidentEngine::Finished ResidentEngine::Run(const SequenceStep& step) {

@@ -474,6 +474,12 @@ absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precis
   return status;
 }
 
+bool HasResidentFormats(const TargetWeights& target) {
+  return std::all_of(target.layers.begin(), target.layers.end(), [](const TargetLayer& layer) {
+    return layer.experts.num_experts == 0 || layer.experts.format == WeightFormat::kMxfp4;
+  });
+}
+
 double PhaseBytes(const Phase& phase, double distinct_experts) {
   const double matrix =
       static_cast<double>(phase.num_tiles) * phase.num_slabs * ops::SlabBytes(phase.format);

@@ -109,6 +109,9 @@ std::vector<kernels::cuda::resident::AttentionTask> AppendTasks(const ResidentMo
 // INVALID_ARGUMENT names the first dimension that the resident engine does not take.
 absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precision);
 
+// Whether all experts are MXFP4, the only format of theirs that the resident engine takes.
+bool HasResidentFormats(const TargetWeights& target);
+
 // Weight bytes that a phase reads; of a MoE phase with `distinct_experts` experts.
 double PhaseBytes(const kernels::cuda::resident::Phase& phase, double distinct_experts);
 
