@@ -424,6 +424,7 @@ static __device__ __noinline__ void FinishDown(Block block, int role, int which,
   for (int i = member; i < count; i += kDownWarps) {
     float4 sum = {};
     const int column = i * 16 + lane / 4;
+#pragma unroll 2  // little code counts more than its speed: it is fetched anew every time
     for (int k = 0; k < per_row; ++k) {
       const auto add = [&](int r, float& low, float& high) {
         if (r >= block.program().block) return;

@@ -232,6 +232,7 @@ __device__ __forceinline__ float4 SumOverRanks(const Block& block, uint32_t oper
   const size_t inbox_words = ranks.num_ranks * ranks.inbox_rank_words;
   const size_t at = operation % 3 * inbox_words + static_cast<size_t>(tile) * 32 + lane;
   const size_t emptied = (operation + 2) % 3 * inbox_words + static_cast<size_t>(tile) * 32 + lane;
+#pragma unroll 1
   for (int r = 0; r < ranks.num_ranks; ++r) {
     asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(ranks.push[r] + at), "r"(mine.x),
                  "r"(mine.y)
