@@ -120,7 +120,7 @@ __global__ void PackKernel(const __grid_constant__ TileRows rows, int num_tiles,
           WriteFp8(source, column, words + (j * 32 + lane) * 4 + 2 * h);
           break;
         case WeightFormat::kMxfp4:
-          WriteMxfp4(source, column, words + (j * 32 + lane) * 2 + h);
+          WriteMxfp4(source, column, words + (j / 2 * 32 + lane) * 4 + j % 2 * 2 + h);
           break;
       }
     }

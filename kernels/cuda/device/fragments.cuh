@@ -86,7 +86,7 @@ struct Slab {
       ExpandFp8(v.z, v.w, pairs);
       SetRow(a, 1, pairs);
     } else {
-      const uint2 v = reinterpret_cast<const uint2*>(bytes)[j * 32 + lane];
+      const uint2 v = reinterpret_cast<const uint2*>(bytes)[(j / 2 * 32 + lane) * 2 + j % 2];
       uint32_t pairs[4];
       ExpandMxfp4(v.x, pairs);
       SetRow(a, 0, pairs);

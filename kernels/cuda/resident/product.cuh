@@ -64,7 +64,7 @@ __device__ __forceinline__ float4 MultiplyBlock(const uint8_t* block, int num_sl
 }
 
 // The partials of the same block of two slabs of kTiles tiles of MXFP4: columns are read once, and
-// the tiles' chains overlap.
+// all chains of a slab overlap: what memory holds is asked for first, scales come last.
 template <int kTiles>
 __device__ __forceinline__ void MultiplyBlocks(const uint8_t* const (&blocks)[kTiles],
                                                int num_slabs, const uint8_t* x, int lane,
@@ -74,18 +74,36 @@ __device__ __forceinline__ void MultiplyBlocks(const uint8_t* const (&blocks)[kT
   for (int s = 0; s < 2; ++s) {
     if (s >= num_slabs) break;
     Slab<kFormat> slabs[kTiles];
+    uint4 words[kTiles][2];  // [groups 2 i, 2 i + 1]
+    uint4 columns[4];
 #pragma unroll
-    for (int t = 0; t < kTiles; ++t)
+    for (int t = 0; t < kTiles; ++t) {
       slabs[t] = Slab<kFormat>(blocks[t] + s * SlabBytes(kFormat), lane);
+      const auto* const pieces = reinterpret_cast<const uint4*>(slabs[t].bytes) + lane;
+      words[t][0] = pieces[0];
+      words[t][1] = pieces[kWarpLanes];
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) columns[j] = StagedGroup(x, 4 * s + j);
+    float groups[4][kTiles][4] = {};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const uint4 columns = StagedGroup(x, 4 * s + j);
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
+        const uint4 w = words[t][j / 2];
+        uint32_t pairs[4];
         GroupFragments a;
-        slabs[t].Group(j, a);
-        AddGroup<kFormat>(sums[t], slabs[t], j, a, columns);
+        ExpandMxfp4(j % 2 == 0 ? w.x : w.z, pairs);
+        SetRow(a, 0, pairs);
+        ExpandMxfp4(j % 2 == 0 ? w.y : w.w, pairs);
+        SetRow(a, 1, pairs);
+        MmaGroup(groups[j][t], a, columns[j]);
       }
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) AddScaled(sums[t], slabs[t], j, groups[j][t]);
     }
   }
 }
