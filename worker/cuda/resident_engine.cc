@@ -187,9 +187,11 @@ resident::Program ResidentEngine::ProgramFor(const SequenceStep& step) {
   program.results = pinned_->results;
   program.stuck = &pinned_->stuck;
   program.wait_ns_max = wait_ns_max_;
-  std::copy_n(step.pages, step.num_pages, pinned_pages_);
+  // A sequence may hold more pages than the model has positions for.
+  const int64_t num_pages = std::min<int64_t>(step.num_pages, PagesOf(positions_));
+  std::copy_n(step.pages, num_pages, pinned_pages_);
   CUDA_CHECK(cudaMemcpyAsync(device_pages_, pinned_pages_,
-                             static_cast<size_t>(step.num_pages) * sizeof(int32_t),
+                             static_cast<size_t>(num_pages) * sizeof(int32_t),
                              cudaMemcpyHostToDevice, stream_));
   for (resident::RoundRecord& record : pinned_->results) record.sequence = 0;
   pinned_->control = {.round_limit = 1 + kRoundsAhead, .stop = 0};
@@ -198,7 +200,6 @@ resident::Program ResidentEngine::ProgramFor(const SequenceStep& step) {
 
 template <typename Change>
 void ResidentEngine::Launch(const SequenceStep& step, Change change) {
-  KERNELS_CHECK(step.num_pages, <=, PagesOf(positions_));
   for (ResidentEngine* const rank : joined_) {
     const DeviceScope scope(rank->ranks_.index);
     resident::Program program = rank->ProgramFor(step);

@@ -71,7 +71,25 @@ TEST_F(ResidentTest, AnyMixOfEnginesGivesTheSameTokens) {
   }
 }
 
-// Past the sliding windows (128), a segment of full attention (512) and the drafter's window
+// The worker's calibration names every page of the executor, here of 32,768 tokens where the model
+// has positions for a quarter of that.
+TEST_F(ResidentTest, TakesMorePagesThanTheModelHasPositionsFor) {
+  const RunPlan plan{.prompt = Prompt(0, 5), .num_new_tokens = 12, .block = 8};
+  const std::vector<int32_t> want = Expected(plan);
+  const std::vector<int32_t> pages = AllPages(*executor_);
+  ASSERT_GT(static_cast<int64_t>(pages.size()) * executor_->page_tokens(),
+            2 * executor_->config().context_tokens);
+  RunningSequence sequence(*executor_, plan);
+  while (!sequence.done()) {
+    Round round{.steps = {sequence.Step()}};
+    round.steps[0].pages = pages.data();
+    round.steps[0].num_pages = static_cast<int>(pages.size());
+    sequence.Take(round.steps[0], executor_->Run(round).sequences[0]);
+  }
+  EXPECT_EQ(sequence.output(), want);
+}
+
+// Past the sliding windows (128), a segment of full attention (256) and the drafter's window
 // (1024).
 TEST_F(ResidentTest, TokensAreTheExecutorsAtAnyLength) {
   for (const size_t length : {1, 17, 63, 64, 120, 127, 128, 200, 505, 512, 700, 1020, 1100, 2000}) {
