@@ -6,17 +6,23 @@
 #include <cstdint>
 #include <functional>
 
+#include "worker/model/read_options.h"
 #include "worker/model/sharding_plan.h"
 
 namespace ultraspeed::worker {
 
-// Of this rank's part, in checkpoint form. Called on the loading thread after each layer; the last
-// call has both equal.
+class SharedReads;
+
+// Of this rank's part, in checkpoint form. Called on the loading thread after each layer and every
+// 64 MiB; the last call has both equal.
 using LoadProgress = std::function<void(int64_t bytes_done, int64_t bytes_total)>;
 
 struct LoadOptions {
   Rank rank = {};
-  int read_threads = 4;  // that bring in the files' pages ahead of the loading thread; 0 = none
+  ReadOptions reads = {};
+  // Of all ranks that load in this process at the same time; null = this rank reads by itself, as
+  // `reads` says.
+  SharedReads* shared = nullptr;
   LoadProgress progress = {};  // may be null
 };
 
