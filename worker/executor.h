@@ -35,8 +35,10 @@ struct ExecutorOptions {
   // Tensor-parallel ranks that the model is sharded over (worker/model/sharding_plan.h): GPUs, or
   // on a CPU groups of threads.
   int num_ranks = 1;
+  ExpertPrecision experts = ExpertPrecision::kAsStored;
   ReadOptions reads = {};      // of the model's files
   LoadProgress progress = {};  // may be null; of rank 0
+  LoadNotice notice = {};      // may be null
 };
 
 class Executor {

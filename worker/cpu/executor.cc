@@ -25,7 +25,7 @@ absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const ExecutorO
   if (options.kv_precision != KvPrecision::kBf16) {
     return absl::InvalidArgumentError("kv_precision: is fp8; the CPU executor takes bf16 only");
   }
-  absl::StatusOr<ModelConfig> config = LoadModelConfig(options.model_folder);
+  absl::StatusOr<ModelConfig> config = LoadModelConfig(options.model_folder, options.experts);
   if (!config.ok()) return config.status();
   absl::StatusOr<int> vocabulary_used = CountUsedTokens(options.model_folder, config->vocabulary);
   if (!vocabulary_used.ok()) return vocabulary_used.status();
@@ -87,7 +87,8 @@ absl::Status CpuExecutor::Load(const ExecutorOptions& options) {
         LoadModelWeights(options.model_folder, config_,
                          {.rank = rank,
                           .shared = &reads,
-                          .progress = index == 0 ? options.progress : LoadProgress()});
+                          .progress = index == 0 ? options.progress : LoadProgress(),
+                          .notice = options.notice});
     if (!weights.ok()) {
       statuses[i] = weights.status();
       return;

@@ -188,7 +188,7 @@ absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(const CudaOpt
   const std::string& folder = options.executor.model_folder;
   if (absl::Status status = ValidateOptions(options.executor); !status.ok()) return status;
   if (absl::Status status = CudaUsable(); !status.ok()) return status;
-  absl::StatusOr<ModelConfig> config = LoadModelConfig(folder);
+  absl::StatusOr<ModelConfig> config = LoadModelConfig(folder, options.executor.experts);
   if (!config.ok()) return config.status();
   if (absl::Status status = CheckShape(*config); !status.ok()) return status;
   absl::StatusOr<int> vocabulary_used = CountUsedTokens(folder, config->vocabulary);

@@ -160,7 +160,7 @@ json::object TargetConfigJson(const ModelConfig& c) {
   out["moe_layer_freq"] = Pattern(c.is_moe, true);
   json::object quantization = {
       {"quant_method", "fp8"}, {"fmt", "e4m3"}, {"weight_block_size", {128, 128}}};
-  if (c.expert_format == kernels::WeightFormat::kMxfp4) {
+  if (c.stored_expert_format() == kernels::WeightFormat::kMxfp4) {
     quantization["store_dtype"] = "mxfp4";
     quantization["mxfp4_block_size"] = 32;
   }

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 
 #include "worker/model/read_options.h"
 #include "worker/model/sharding_plan.h"
@@ -17,6 +18,9 @@ class SharedReads;
 // 64 MiB; the last call has both equal.
 using LoadProgress = std::function<void(int64_t bytes_done, int64_t bytes_total)>;
 
+// One line for the log. Any rank's thread may call; calls do not overlap.
+using LoadNotice = std::function<void(const std::string& text)>;
+
 struct LoadOptions {
   Rank rank = {};
   ReadOptions reads = {};
@@ -24,6 +28,7 @@ struct LoadOptions {
   // `reads` says.
   SharedReads* shared = nullptr;
   LoadProgress progress = {};  // may be null
+  LoadNotice notice = {};      // may be null
 };
 
 }  // namespace ultraspeed::worker

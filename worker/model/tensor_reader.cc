@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,6 +16,7 @@ using kernels::CheckpointMatrix;
 using kernels::WeightFormat;
 
 constexpr int kBlock = 128;
+constexpr int kRoundingThreadsMax = 16;
 constexpr int64_t kReportBytes = int64_t{64} << 20;
 
 int64_t Blocks(int count) { return (count + kBlock - 1) / kBlock; }
@@ -312,6 +314,37 @@ StoredMlp TensorReader::Mlp(WeightFormat format, const std::string& prefix, int 
   mlp.up = Matrix(format, prefix + "up_proj.weight", ffn_width, hidden);
   mlp.down = Matrix(format, prefix + "down_proj.weight", hidden, ffn_width);
   return mlp;
+}
+
+StoredMlp TensorReader::Expert(const ModelConfig& config, const std::string& prefix) {
+  StoredMlp expert =
+      Mlp(config.stored_expert_format(), prefix, config.expert_ffn_width, config.hidden);
+  if (!config.requantize_experts || !status_.ok()) return expert;
+  for (StoredMatrix* matrix : {&expert.gate, &expert.up, &expert.down}) *matrix = Rounded(*matrix);
+  return expert;
+}
+
+StoredMatrix TensorReader::Rounded(const StoredMatrix& fp8) {
+  if (pool_ == nullptr) {
+    const int cores = static_cast<int>(std::thread::hardware_concurrency());
+    pool_ = std::make_unique<kernels::ThreadPool>(
+        std::clamp(cores / rank_.count, 1, kRoundingThreadsMax));
+  }
+  const size_t count = Product(fp8.view().num_rows, fp8.view().num_cols);
+  std::vector<uint8_t> codes(count / 2), scales(count / 32);
+  const kernels::RoundingError error =
+      kernels::QuantizeToMxfp4(*pool_, fp8.view(), codes.data(), scales.data());
+  rounding_error_.error += error.error;
+  rounding_error_.signal += error.signal;
+  StoredMatrix rounded(CheckpointMatrix{.format = WeightFormat::kMxfp4,
+                                        .num_rows = fp8.view().num_rows,
+                                        .num_cols = fp8.view().num_cols,
+                                        .codes = nullptr,
+                                        .scales_f32 = nullptr,
+                                        .scales_e8m0 = nullptr});
+  rounded.OwnCodes(std::move(codes));
+  rounded.OwnE8m0Scales(std::move(scales));
+  return rounded;
 }
 
 }  // namespace ultraspeed::worker

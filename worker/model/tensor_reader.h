@@ -15,6 +15,7 @@
 
 #include "absl/status/status.h"
 #include "kernels/ops.h"
+#include "kernels/thread_pool.h"
 #include "worker/model/checkpoint.h"
 #include "worker/model/part_stream.h"
 #include "worker/model/sharding_plan.h"
@@ -89,8 +90,12 @@ class TensorReader {
   StoredMatrix Matrix(kernels::WeightFormat format, const std::string& name, int rows, int cols);
   // The three of an expert or of a dense layer: prefix + "{gate,up,down}_proj.weight".
   StoredMlp Mlp(kernels::WeightFormat format, const std::string& prefix, int ffn_width, int hidden);
+  // An expert in config.expert_format, whatever it is stored in.
+  StoredMlp Expert(const ModelConfig& config, const std::string& prefix);
 
   const absl::Status& status() const { return status_; }
+  // Of all matrices that were rounded so far.
+  const kernels::RoundingError& rounding_error() const { return rounding_error_; }
 
   // Of all parts handed out so far, as stored.
   int64_t bytes_taken() const { return bytes_taken_; }
@@ -115,6 +120,7 @@ class TensorReader {
     size_t StoredIndex(size_t element) const;
   };
 
+  StoredMatrix Rounded(const StoredMatrix& fp8);
   // `shape`: of the part, one or two dimensions.
   Part Take(const std::string& name, std::string_view dtype, const std::vector<int64_t>& shape);
   // The part's bytes: where they lie, or gathered into `gathered`.
@@ -133,6 +139,8 @@ class TensorReader {
   std::function<void(int64_t)> report_;
   int64_t bytes_taken_ = 0;
   int64_t bytes_reported_ = 0;
+  std::unique_ptr<kernels::ThreadPool> pool_;  // made when the first matrix is rounded
+  kernels::RoundingError rounding_error_;
   absl::Status status_;
 };
 

@@ -7,6 +7,7 @@
 // Thread: the loading thread.
 #pragma once
 
+#include <cmath>
 #include <functional>
 #include <memory>
 #include <string>
@@ -15,6 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "worker/model/checkpoint.h"
 #include "worker/model/load_options.h"
 #include "worker/model/mask_embedding.h"
@@ -55,8 +57,7 @@ TargetLayerOf<typename Packer::Storage> ReadTargetLayer(Reader& read, Packer& pa
   layer.experts = pack.NewExperts(config);
   for (int expert = 0; expert < config.num_experts && read.status().ok(); ++expert) {
     pack.AddExpert(layer.experts, expert,
-                   read.Mlp(config.expert_format, absl::StrCat(mlp, "experts.", expert, "."),
-                            config.expert_ffn_width, config.hidden));
+                   read.Expert(config, absl::StrCat(mlp, "experts.", expert, ".")));
   }
   return layer;
 }
@@ -172,6 +173,12 @@ absl::Status LoadTarget(const std::string& folder, const ModelConfig& config,
   target = ReadTarget(read, pack, part, [&](int /*layer*/) { state.Report(read.bytes_taken()); });
   if (!read.status().ok()) return InFolder(folder, read.status());
   state.bytes_done += read.bytes_taken();
+  if (config.requantize_experts && state.options.rank.index == 0 && state.options.notice) {
+    const kernels::RoundingError& rounding = read.rounding_error();
+    state.options.notice(
+        absl::StrFormat("%s: FP8 experts were rounded to MXFP4: relative RMS error %.4f", folder,
+                        rounding.signal > 0 ? std::sqrt(rounding.error / rounding.signal) : 0.0));
+  }
   return (*checkpoint)->ExpectAllTaken();
 }
 
