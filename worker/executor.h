@@ -36,9 +36,15 @@ struct ExecutorOptions {
   // on a CPU groups of threads.
   int num_ranks = 1;
   ExpertPrecision experts = ExpertPrecision::kAsStored;
-  ReadOptions reads = {};      // of the model's files
-  LoadProgress progress = {};  // may be null; of rank 0
-  LoadNotice notice = {};      // may be null
+  ReadOptions reads = {};          // of the model's files
+  std::string weights_cache = {};  // folder; CUDA only; empty = none
+  LoadProgress progress = {};      // may be null; of rank 0
+  LoadNotice notice = {};          // may be null
+
+  // Of a load by one rank.
+  LoadOptions load() const {
+    return {.reads = reads, .weights_cache = weights_cache, .progress = progress, .notice = notice};
+  }
 };
 
 class Executor {

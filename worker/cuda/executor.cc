@@ -196,7 +196,7 @@ absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(const CudaOpt
   std::unique_ptr<CudaExecutor> executor(
       new CudaExecutor(*std::move(config), options, *vocabulary_used));
   if (absl::Status status = executor->Build([&](DevicePacker& pack) {
-        return LoadModelWeights(folder, executor->config_, pack, options.executor.progress);
+        return LoadModelWeights(folder, executor->config_, pack, options.executor.load());
       });
       !status.ok()) {
     return status;

@@ -12,7 +12,7 @@
 
 namespace ultraspeed::worker {
 
-class SharedReads;
+class SharedReads;  // shared_reads.h
 
 // Of this rank's part, in checkpoint form. Called on the loading thread after each layer and every
 // 64 MiB; the last call has both equal.
@@ -27,6 +27,9 @@ struct LoadOptions {
   // Of all ranks that load in this process at the same time; null = this rank reads by itself, as
   // `reads` says.
   SharedReads* shared = nullptr;
+  // Folder of packed weights (weights_cache.h): read instead of the checkpoint where they fit, else
+  // written after the load. Empty = none. Only where the weights lie in one piece, on a GPU.
+  std::string weights_cache = {};
   LoadProgress progress = {};  // may be null
   LoadNotice notice = {};      // may be null
 };

@@ -159,6 +159,18 @@ absl::StatusOr<StagedPart> PartStream::Next(int rank_index) {
   return StagedPart{part->data, part->bytes, part->block};
 }
 
+void PartStream::Leave(int rank_index) {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (Receiver& receiver : receivers_) {
+      if (receiver.rank.index != rank_index) continue;
+      receiver.gone = true;
+      receiver.parts.clear();
+    }
+  }
+  pool_->Wake();
+}
+
 void PartStream::Fail(const absl::Status& why) {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -216,12 +228,12 @@ void PartStream::Loop() {
 bool PartStream::BeginNext() {
   const FileRegion& region = regions_[next_region_];
   std::vector<Receiver*> receivers;
-  if (region.split == Split::kRows) {
-    receivers = {&receivers_[next_receiver_]};
-  } else {
-    for (Receiver& receiver : receivers_) receivers.push_back(&receiver);
+  for (Receiver& receiver : receivers_) {
+    if (!receiver.gone &&
+        (region.split != Split::kRows || &receiver == &receivers_[next_receiver_]))
+      receivers.push_back(&receiver);
   }
-  if (!Begin(region, receivers)) return false;
+  if (!receivers.empty() && !Begin(region, receivers)) return false;
   if (region.split != Split::kRows || ++next_receiver_ == receivers_.size()) {
     ++next_region_;
     next_receiver_ = 0;

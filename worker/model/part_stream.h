@@ -64,6 +64,8 @@ class PartStream {
   // ends early or cannot be read; after Fail, its status. REQUIRES: rank_index is one of the ranks;
   // there is a region left for it.
   absl::StatusOr<StagedPart> Next(int rank_index);
+  // This rank takes nothing more; the others go on. REQUIRES: no Next of its own, now or later.
+  void Leave(int rank_index);
   // Nothing more is wanted, by any rank: `why` is what Next gives from now on. The first one
   // counts.
   void Fail(const absl::Status& why);
@@ -87,6 +89,7 @@ class PartStream {
     Rank rank;
     std::deque<std::shared_ptr<Part>> parts;  // begun, in order
     bool waiting = false;
+    bool gone = false;
   };
   // What one thread reads at a time.
   struct Piece {
@@ -124,7 +127,7 @@ class PartStream {
   std::vector<Receiver> receivers_;  // guarded by mutex_, as is the rest
   size_t next_region_ = 0;
   size_t next_receiver_ = 0;  // of a region that is cut by rows
-  std::deque<Piece> pieces_;
+  std::deque<Piece> pieces_;  // of regions that are begun
   absl::Status failure_;
   bool stopping_ = false;
   ReadStatistics statistics_;

@@ -12,21 +12,20 @@ std::vector<Rank> AllRanks(int count) {
   return ranks;
 }
 
-std::shared_ptr<StagingPool> NewPool(const ReadOptions& options, size_t num_ranks,
+std::shared_ptr<StagingPool> NewPool(const ReadOptions& options, int num_ranks,
                                      StagingMemory memory) {
-  return std::make_shared<StagingPool>(std::move(memory),
-                                       options.window_bytes * static_cast<int64_t>(num_ranks));
+  return std::make_shared<StagingPool>(std::move(memory), options.window_bytes * num_ranks);
 }
 
 }  // namespace
 
 SharedReads::SharedReads(int num_ranks, const ReadOptions& options, StagingMemory memory)
-    : ranks_(AllRanks(num_ranks)),
-      options_(options),
-      pool_(NewPool(options, ranks_.size(), std::move(memory))) {}
+    : options_(options),
+      pool_(NewPool(options, num_ranks, std::move(memory))),
+      ranks_(AllRanks(num_ranks)) {}
 
 SharedReads::SharedReads(const Rank& only, const ReadOptions& options, StagingMemory memory)
-    : ranks_({only}), options_(options), pool_(NewPool(options, 1, std::move(memory))) {}
+    : options_(options), pool_(NewPool(options, 1, std::move(memory))), ranks_({only}) {}
 
 absl::StatusOr<std::shared_ptr<PartStream>> SharedReads::Join(
     const std::string& folder, const Checkpoint& checkpoint,
@@ -55,6 +54,14 @@ absl::StatusOr<std::shared_ptr<PartStream>> SharedReads::Join(
       PartStream::Open(paths, std::move(regions), ranks_, options_, pool_);
   if (!stream.ok()) return stream.status();
   return streams_[folder] = *std::move(stream);
+}
+
+void SharedReads::Leave(int rank_index) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  ranks_.erase(std::remove_if(ranks_.begin(), ranks_.end(),
+                              [&](const Rank& rank) { return rank.index == rank_index; }),
+               ranks_.end());
+  for (const auto& [folder, stream] : streams_) stream->Leave(rank_index);
 }
 
 void SharedReads::Fail(const absl::Status& why) {

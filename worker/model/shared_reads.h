@@ -26,12 +26,15 @@ class SharedReads {
   SharedReads(const Rank& only, const ReadOptions& options, StagingMemory memory = PlainStaging());
 
   const ReadOptions& options() const { return options_; }
+  const std::shared_ptr<StagingPool>& pool() const { return pool_; }
 
   // The stream of `tensors` of `folder`, opened by the first rank that comes; all ranks name the
   // same. Tensors that are missing are left out, for the loader to refuse.
   absl::StatusOr<std::shared_ptr<PartStream>> Join(const std::string& folder,
                                                    const Checkpoint& checkpoint,
                                                    const std::vector<TensorSpec>& tensors);
+  // This rank has its weights from elsewhere and joins no further stream.
+  void Leave(int rank_index);
   void Fail(const absl::Status& why);
 
   // Of all streams so far.
@@ -39,10 +42,10 @@ class SharedReads {
   int64_t staging_bytes_max() const { return pool_->bytes_held_max(); }
 
  private:
-  const std::vector<Rank> ranks_;
   const ReadOptions options_;
   const std::shared_ptr<StagingPool> pool_;
   mutable std::mutex mutex_;
+  std::vector<Rank> ranks_;  // that have not left; guarded by mutex_
   std::map<std::string, std::shared_ptr<PartStream>> streams_;  // by folder; guarded by mutex_
   absl::Status failure_;                                        // likewise
 };

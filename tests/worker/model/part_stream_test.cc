@@ -206,6 +206,37 @@ TEST_F(PartStreamTest, AFileThatIsNotThereIsNamed) {
   EXPECT_THAT(std::string(stream.status().message()), HasSubstr("/none: No such file"));
 }
 
+// Also of regions that are cut for it alone, and while others wait.
+TEST_F(PartStreamTest, WhoLeavesIsWaitedForNoMore) {
+  const std::string contents = RandomBytes(kMegabyte, 11);
+  const std::string path = Write("a", contents);
+  std::vector<FileRegion> regions;
+  for (int i = 0; i < 60; ++i) {
+    regions.push_back({.offset = static_cast<uint64_t>(i) * 16384,
+                       .num_rows = 8,
+                       .row_bytes = 2048,
+                       .split = static_cast<Split>(i % 3)});
+  }
+  const auto stream = Open({path}, regions, 4, {.threads = 2, .window_bytes = 40000});
+  std::vector<std::thread> threads;
+  for (int index = 0; index < 4; ++index) {
+    threads.emplace_back([&, index] {
+      for (size_t i = 0; i < regions.size(); ++i) {
+        if (index > 0 && i == static_cast<size_t>(7 * index)) {
+          stream->Leave(index);
+          return;
+        }
+        const auto part = stream->Next(index);
+        ASSERT_TRUE(part.ok()) << part.status();
+        EXPECT_EQ(std::string(reinterpret_cast<const char*>(part->data), part->bytes),
+                  Expected(contents, regions[i], {.index = index, .count = 4}));
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_LT(stream->statistics().bytes, 60 * 16384);
+}
+
 TEST_F(PartStreamTest, FailWakesWhoeverWaits) {
   const std::string path = Write("a", RandomBytes(kMegabyte, 8));
   std::vector<FileRegion> regions(

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cstring>
 #include <thread>
 
@@ -269,6 +270,27 @@ TEST_F(RankLoaderTest, StreamedAloneOrSharedTheBytesAreThoseOfTheMappedFiles) {
       EXPECT_EQ(shared.statistics().bytes, bytes);
     }
   }
+}
+
+// As ranks do whose weights come from a cache.
+TEST_F(RankLoaderTest, RanksThatLeaveBeforeOrDuringTheLoadHoldNobodyUp) {
+  SharedReads shared(4, {.threads = 2, .window_bytes = 1 << 14});
+  shared.Leave(0);
+  std::vector<std::thread> threads;
+  for (const int index : {1, 3}) {
+    threads.emplace_back([&, index] {
+      const Rank rank = {.index = index, .count = 4};
+      const auto mapped =
+          LoadModelWeights(folder_.path(), config_, {.rank = rank, .reads = {.threads = 0}});
+      const auto weights =
+          LoadModelWeights(folder_.path(), config_, {.rank = rank, .shared = &shared});
+      ASSERT_TRUE(weights.ok()) << weights.status();
+      EXPECT_TRUE(Bytes(*weights) == Bytes(*mapped));
+    });
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  shared.Leave(2);
+  for (std::thread& thread : threads) thread.join();
 }
 
 TEST_F(RankLoaderTest, OneRanksErrorEndsTheOthersLoadsWithIt) {
