@@ -1,5 +1,6 @@
 // ultraspeed-bench: measures, and states every figure beside its physical bound.
 //   serving  load on a running router from many tenants at once
+//   load     a checkpoint's way from its files to an executor, beside raw reads of the same files
 //   decode   plain and speculative decoding of held-out prompts, straight on the executor
 //   rank     rounds at the served model's shape on one GPU, with made-up weights
 #include <unistd.h>
@@ -19,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "bench/decode_loop.h"
 #include "bench/held_out.h"
+#include "bench/load_bench.h"
 #include "bench/rank_bench.h"
 #include "bench/read_bandwidth.h"
 #include "bench/serving_command.h"
@@ -44,6 +46,12 @@ ABSL_FLAG(int, distinct_experts, 60,
 ABSL_FLAG(double, tokens_per_round, 6.3, "rank: acceptance that tokens/s are stated for");
 ABSL_FLAG(std::string, trace, "", "rank: writes a Perfetto timeline of one resident round here");
 ABSL_FLAG(bool, kv_fp8, false, "rank: keys and values in FP8 instead of BF16");
+ABSL_FLAG(int, gpus, 1, "load: GPUs that share the model, or on a CPU ranks");
+ABSL_FLAG(int, read_threads, ultraspeed::worker::ReadOptions().threads,
+          "load: threads that read the files; 0 = mapped pages");
+ABSL_FLAG(std::string, experts, "as-stored", "load: as-stored, or mxfp4 to round FP8 experts");
+ABSL_FLAG(std::string, weights_cache, "",
+          "load: a folder for packed weights, which are written and read back; cuda only");
 ABSL_FLAG(bool, json, false, "one JSON object instead of a table");
 
 namespace ultraspeed::bench {
@@ -134,6 +142,33 @@ absl::Status RunRank() {
   return absl::OkStatus();
 }
 
+absl::Status RunLoad() {
+  ASSIGN_OR_RETURN(const worker::DeviceChoice choice, ChosenDevice());
+  const std::string cache = absl::GetFlag(FLAGS_weights_cache),
+                    experts = absl::GetFlag(FLAGS_experts);
+  if (!cache.empty() && choice.device != worker::Device::kCuda)
+    return absl::InvalidArgumentError("--weights_cache: only --device=cuda keeps packed weights");
+  if (experts != "as-stored" && experts != "mxfp4") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--experts: is ", experts, "; must be as-stored or mxfp4"));
+  }
+  LoadBenchOptions options{.device = choice.device, .executor = {}};
+  options.executor.model_folder = absl::GetFlag(FLAGS_model);
+  options.executor.num_ranks = absl::GetFlag(FLAGS_gpus);
+  options.executor.num_threads = absl::GetFlag(FLAGS_threads);
+  options.executor.max_sequences = 1;
+  options.executor.kv_tokens = 1024;
+  if (experts == "mxfp4") options.executor.experts = worker::ExpertPrecision::kMxfp4;
+  options.executor.reads.threads = absl::GetFlag(FLAGS_read_threads);
+  options.executor.weights_cache = cache;
+  options.executor.notice = [](const std::string& text) {
+    std::fprintf(stderr, "%s\n", text.c_str());
+  };
+  ASSIGN_OR_RETURN(const boost::json::object report, MeasureLoad(options));
+  Print(report);
+  return absl::OkStatus();
+}
+
 absl::Status RunDecode() {
   if (absl::GetFlag(FLAGS_max_tokens) < 2)
     return absl::InvalidArgumentError("--max_tokens must be at least 2");
@@ -212,17 +247,21 @@ int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
       "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--device auto|cpu|cuda] "
       "[--prompts held-out|FILE] [--max_tokens N] [--temperature X] [--json]\n"
+      "  ultraspeed-bench load --model DIR [--device auto|cpu|cuda] [--gpus N] [--read_threads N] "
+      "[--experts as-stored|mxfp4] [--weights_cache DIR] [--json]\n"
       "  ultraspeed-bench rank [--shape mimo-v2.5-pro] [--rank_of N] [--context N] [--json]\n"
       "  ultraspeed-bench serving --api_key_file FILE [--target HOST:PORT] [--requests_per_second "
       "X] "
       "[--flood X] [--ultraspeed_share X] [--duration 30s] [--max_tokens N] [--json]");
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
   const std::string command = arguments.size() == 2 ? arguments[1] : "";
-  if (command != "decode" && command != "rank" && command != "serving") {
-    std::cerr << "usage: ultraspeed-bench decode|rank|serving [--help for the flags]" << std::endl;
+  if (command != "decode" && command != "load" && command != "rank" && command != "serving") {
+    std::cerr << "usage: ultraspeed-bench decode|load|rank|serving [--help for the flags]"
+              << std::endl;
     return 2;
   }
   const absl::Status status = command == "decode" ? ultraspeed::bench::RunDecode()
+                              : command == "load" ? ultraspeed::bench::RunLoad()
                               : command == "rank"
                                   ? ultraspeed::bench::RunRank()
                                   : ultraspeed::bench::RunServing(absl::GetFlag(FLAGS_json));

@@ -38,7 +38,7 @@ struct ExecutorOptions {
   ExpertPrecision experts = ExpertPrecision::kAsStored;
   ReadOptions reads = {};          // of the model's files
   std::string weights_cache = {};  // folder; CUDA only; empty = none
-  LoadProgress progress = {};      // may be null; of rank 0
+  LoadProgress progress = {};      // may be null; of all ranks together
   LoadNotice notice = {};          // may be null
 
   // Of a load by one rank.

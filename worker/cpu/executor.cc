@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "worker/cpu/cpu_executor.h"
+#include "worker/model/progress_sum.h"
 #include "worker/model/shared_reads.h"
 #include "worker/model/vocabulary.h"
 
@@ -80,15 +81,15 @@ absl::Status CpuExecutor::Load(const ExecutorOptions& options) {
   const ModelConfig part = *PartOf(config_, num_ranks);
   std::vector<absl::Status> statuses(ranks_.size());
   SharedReads reads(num_ranks, options.reads);
+  ProgressSum progress(num_ranks, options.progress);
   group_.Run([&](int index) {
     const auto i = static_cast<size_t>(index);
     const Rank rank = {.index = index, .count = num_ranks};
-    absl::StatusOr<ModelWeights> weights =
-        LoadModelWeights(options.model_folder, config_,
-                         {.rank = rank,
-                          .shared = &reads,
-                          .progress = index == 0 ? options.progress : LoadProgress(),
-                          .notice = options.notice});
+    absl::StatusOr<ModelWeights> weights = LoadModelWeights(options.model_folder, config_,
+                                                            {.rank = rank,
+                                                             .shared = &reads,
+                                                             .progress = progress.OfRank(index),
+                                                             .notice = options.notice});
     if (!weights.ok()) {
       statuses[i] = weights.status();
       return;

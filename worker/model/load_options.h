@@ -18,7 +18,7 @@ class SharedReads;  // shared_reads.h
 // 64 MiB; the last call has both equal.
 using LoadProgress = std::function<void(int64_t bytes_done, int64_t bytes_total)>;
 
-// One line for the log. Any rank's thread may call; calls do not overlap.
+// One line for the log. Any rank's thread may call, also two at once.
 using LoadNotice = std::function<void(const std::string& text)>;
 
 struct LoadOptions {
