@@ -49,6 +49,7 @@ ABSL_FLAG(bool, kv_fp8, false, "rank: keys and values in FP8 instead of BF16");
 ABSL_FLAG(int, gpus, 1, "load: GPUs that share the model, or on a CPU ranks");
 ABSL_FLAG(int, read_threads, ultraspeed::worker::ReadOptions().threads,
           "load: threads that read the files; 0 = mapped pages");
+ABSL_FLAG(bool, stream_only, false, "load: read and check, but make no executor");
 ABSL_FLAG(std::string, experts, "as-stored", "load: as-stored, or mxfp4 to round FP8 experts");
 ABSL_FLAG(std::string, weights_cache, "",
           "load: a folder for packed weights, which are written and read back; cuda only");
@@ -152,7 +153,8 @@ absl::Status RunLoad() {
     return absl::InvalidArgumentError(
         absl::StrCat("--experts: is ", experts, "; must be as-stored or mxfp4"));
   }
-  LoadBenchOptions options{.device = choice.device, .executor = {}};
+  LoadBenchOptions options{
+      .device = choice.device, .stream_only = absl::GetFlag(FLAGS_stream_only), .executor = {}};
   options.executor.model_folder = absl::GetFlag(FLAGS_model);
   options.executor.num_ranks = absl::GetFlag(FLAGS_gpus);
   options.executor.num_threads = absl::GetFlag(FLAGS_threads);
@@ -248,7 +250,7 @@ int main(int argc, char** argv) {
       "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--device auto|cpu|cuda] "
       "[--prompts held-out|FILE] [--max_tokens N] [--temperature X] [--json]\n"
       "  ultraspeed-bench load --model DIR [--device auto|cpu|cuda] [--gpus N] [--read_threads N] "
-      "[--experts as-stored|mxfp4] [--weights_cache DIR] [--json]\n"
+      "[--experts as-stored|mxfp4] [--weights_cache DIR] [--stream_only] [--json]\n"
       "  ultraspeed-bench rank [--shape mimo-v2.5-pro] [--rank_of N] [--context N] [--json]\n"
       "  ultraspeed-bench serving --api_key_file FILE [--target HOST:PORT] [--requests_per_second "
       "X] "

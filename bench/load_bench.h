@@ -14,6 +14,7 @@ namespace ultraspeed::bench {
 
 struct LoadBenchOptions {
   worker::Device device = worker::Device::kCpu;
+  bool stream_only = false;          // no executors: files larger than the memory
   worker::ExecutorOptions executor;  // model_folder, num_ranks, reads.threads, experts, ...
 };
 

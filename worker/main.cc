@@ -47,7 +47,7 @@ struct Options {
   std::string draft_cost = "measured";
   std::string kv_precision = "bf16";
   std::string experts = "as-stored";
-  std::string direct_reads = "auto";
+  std::string direct_reads = "never";
   SchedulerOptions scheduler;
   TlsOptions tls;
 };
@@ -94,7 +94,7 @@ void AddFlags(FlagTable& flags, Options* options) {
                "hold, and later starts read them instead of the checkpoint. Empty = none");
   flags.Int("read-threads", &executor.reads.threads, {0, 256}, "threads",
             "That read the model's files, for all GPUs together; 0 = mapped pages");
-  flags.Choice("direct-reads", &options->direct_reads, {"auto", "never", "always"},
+  flags.Choice("direct-reads", &options->direct_reads, {"never", "auto", "always"},
                "Whether the model's files are read past the page cache; auto: those that are not "
                "in it");
   flags.Choice("draft-cost", &options->draft_cost, {"measured", "served-shape"},
@@ -128,9 +128,8 @@ void ApplyChoices(Options& options) {
     options.node.kv_precision = KvPrecision::kFp8;
   }
   if (options.experts == "mxfp4") executor.experts = ExpertPrecision::kMxfp4;
-  executor.reads.direct = options.direct_reads == "never"    ? DirectReads::kNever
-                          : options.direct_reads == "always" ? DirectReads::kAlways
-                                                             : DirectReads::kAuto;
+  if (options.direct_reads == "auto") executor.reads.direct = DirectReads::kAuto;
+  if (options.direct_reads == "always") executor.reads.direct = DirectReads::kAlways;
 }
 
 absl::Status PrintPlan(Options options) {

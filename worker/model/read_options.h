@@ -20,9 +20,14 @@ struct StagingMemory {
 };
 StagingMemory PlainStaging();  // ordinary memory
 
+int DefaultReadThreads();  // half of the cores, from 2 to 16
+
 struct ReadOptions {
-  int threads = 8;  // of one load, all ranks together; 0 = none: the loader reads mapped pages
-  DirectReads direct = DirectReads::kAuto;
+  // Of one load, all ranks together; 0 = none: the loader reads mapped pages.
+  int threads = DefaultReadThreads();
+  // Through the page cache was faster on the one machine where it was measured, a virtual one
+  // (docs/PERFORMANCE.md); `ultraspeed-bench load --stream_only` tells for another.
+  DirectReads direct = DirectReads::kNever;
   // Bytes that are read before the loader asks for them, for each rank.
   int64_t window_bytes = int64_t{256} << 20;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <thread>
 
 namespace ultraspeed::worker {
 namespace {
@@ -14,6 +15,10 @@ size_t BlockBytes(size_t bytes) {
 }
 
 }  // namespace
+
+int DefaultReadThreads() {
+  return std::clamp(static_cast<int>(std::thread::hardware_concurrency()) / 2, 2, 16);
+}
 
 StagingMemory PlainStaging() {
   return {.allocate = [](size_t bytes) { return std::aligned_alloc(kReadAlignment, bytes); },

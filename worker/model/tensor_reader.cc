@@ -37,9 +37,10 @@ const T* FindBad(const T* values, const T* end, Bad bad) {
   return end;
 }
 
-bool IsNotFiniteBf16(kernels::bf16 value) { return (value & 0x7F80) == 0x7F80; }
-bool IsNotFiniteFloat(float value) { return !std::isfinite(value); }
-bool IsNanE4m3(uint8_t code) { return (code & 0x7F) == 0x7F; }
+// Objects, not functions, so that FindBad becomes vector code for each.
+constexpr auto kIsNotFiniteBf16 = [](kernels::bf16 value) { return (value & 0x7F80) == 0x7F80; };
+constexpr auto kIsNotFiniteFloat = [](float value) { return !std::isfinite(value); };
+constexpr auto kIsNanE4m3 = [](uint8_t code) { return (code & 0x7F) == 0x7F; };
 
 }  // namespace
 
@@ -174,7 +175,7 @@ std::vector<kernels::bf16> TensorReader::Bf16(const std::string& name, int rows,
   if (part.data == nullptr) return {};
   std::vector<kernels::bf16> values(part.num_elements());
   part.CopyTo(values.data());  // the file promises no alignment
-  RefuseFirst(name, part, values.data(), IsNotFiniteBf16, "is not finite");
+  RefuseFirst(name, part, values.data(), kIsNotFiniteBf16, "is not finite");
   return values;
 }
 
@@ -190,7 +191,7 @@ std::vector<float> TensorReader::F32(const std::string& name, const std::vector<
   if (part.data == nullptr) return {};
   std::vector<float> values(part.num_elements());
   part.CopyTo(values.data());
-  RefuseFirst(name, part, values.data(), IsNotFiniteFloat, "is not finite");
+  RefuseFirst(name, part, values.data(), kIsNotFiniteFloat, "is not finite");
   return values;
 }
 
@@ -209,7 +210,7 @@ StoredMatrix TensorReader::Bf16Matrix(const std::string& name, int rows, int col
   if (part.data == nullptr) return {};
   std::vector<kernels::bf16> copied;
   const kernels::bf16* const values = Aligned(part, copied);
-  RefuseFirst(name, part, values, IsNotFiniteBf16, "is not finite");
+  RefuseFirst(name, part, values, kIsNotFiniteBf16, "is not finite");
   if (!status_.ok()) return {};
   StoredMatrix matrix(CheckpointMatrix{.format = WeightFormat::kBf16,
                                        .num_rows = rows,
@@ -238,10 +239,10 @@ StoredMatrix TensorReader::GroupedFp8Matrix(const std::string& name, int groups,
   if (!status_.ok()) return {};
   std::vector<float> copied;
   const float* const scales = Aligned(scale_part, copied);
-  RefuseFirst(scale_name, scale_part, scales, IsNotFiniteFloat, "is not finite");
+  RefuseFirst(scale_name, scale_part, scales, kIsNotFiniteFloat, "is not finite");
   std::vector<uint8_t> gathered;
   const uint8_t* const codes = Codes(part, gathered);
-  RefuseFirst(name, part, codes, IsNanE4m3, "is an FP8 NaN");
+  RefuseFirst(name, part, codes, kIsNanE4m3, "is an FP8 NaN");
   if (!status_.ok()) return {};
   const int64_t padded_rows = groups > 1 ? group_blocks * kBlock : group_rows;
   StoredMatrix matrix(CheckpointMatrix{.format = WeightFormat::kFp8Block128,
