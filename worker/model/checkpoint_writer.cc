@@ -283,7 +283,8 @@ std::string SafetensorsHead(const std::vector<TensorSpec>& tensors) {
                            {"data_offsets", {offset, offset + tensor.bytes()}}};
     offset += tensor.bytes();
   }
-  const std::string text = json::serialize(header);
+  std::string text = json::serialize(header);
+  text.resize((text.size() + 7) / 8 * 8, ' ');  // data aligned, as published files have it
   std::string bytes;
   Put<uint64_t>(bytes, text.size());
   return bytes + text;

@@ -18,6 +18,8 @@ namespace {
 
 constexpr int64_t kPieceBytes = int64_t{4} << 20;  // of one read
 constexpr auto kAlign = static_cast<int64_t>(kReadAlignment);
+// A region that is cut by rows and this small is read at once for all: scales, mostly.
+constexpr int64_t kSpreadBytesMax = int64_t{512} << 10;
 constexpr int64_t kPartAlignment = 256;  // of the parts of one block
 constexpr int kResidencySamples = 64;
 constexpr size_t kSamplePages = 16;
@@ -227,14 +229,15 @@ void PartStream::Loop() {
 
 bool PartStream::BeginNext() {
   const FileRegion& region = regions_[next_region_];
+  const bool one_by_one =
+      region.split == Split::kRows && region.num_rows * region.row_bytes > kSpreadBytesMax;
   std::vector<Receiver*> receivers;
   for (Receiver& receiver : receivers_) {
-    if (!receiver.gone &&
-        (region.split != Split::kRows || &receiver == &receivers_[next_receiver_]))
+    if (!receiver.gone && (!one_by_one || &receiver == &receivers_[next_receiver_]))
       receivers.push_back(&receiver);
   }
   if (!receivers.empty() && !Begin(region, receivers)) return false;
-  if (region.split != Split::kRows || ++next_receiver_ == receivers_.size()) {
+  if (!one_by_one || ++next_receiver_ == receivers_.size()) {
     ++next_region_;
     next_receiver_ = 0;
   }
@@ -355,7 +358,12 @@ void PartStream::Spread(const Piece& piece, const uint8_t* rows) const {
   const FileRegion& region = *piece.region;
   const int64_t num_rows = piece.bytes / region.row_bytes;
   for (size_t i = 0; i < piece.parts.size(); ++i) {
-    if (region.split != Split::kColumns) {
+    if (region.split == Split::kRows) {  // small, so this piece has all its rows
+      const Cut cut = CutOf(region, piece.ranks[i]);
+      std::memcpy(piece.parts[i]->data, rows + cut.begin, static_cast<size_t>(cut.bytes));
+      continue;
+    }
+    if (region.split == Split::kWhole) {
       std::memcpy(piece.parts[i]->data + piece.first * region.row_bytes, rows,
                   static_cast<size_t>(piece.bytes));
       continue;

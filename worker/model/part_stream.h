@@ -2,11 +2,12 @@
 // every rank its parts as contiguous staging memory.
 //
 // One load of a model by all ranks of a process makes one stream of each checkpoint folder. A
-// region that is cut by rows is read straight to its ranks' memory; one that is cut by columns, or
-// that all ranks need, is read once and spread. The reading threads stay within the pool's window,
-// except for a part that a rank already waits for: so ranks that hold parts while they ask for more
-// cannot lock each other out. Owner: shared_reads.h, weights_cache.cc. Thread: Next from each
-// rank's own thread; Fail from any; the reading threads are this object's own.
+// large region that is cut by rows is read straight to its ranks' memory; a small one, one that is
+// cut by columns, and one that all ranks need are read once and spread. The reading threads stay
+// within the pool's window, except for a part that a rank already waits for: so ranks that hold
+// parts while they ask for more cannot lock each other out. Owner: shared_reads.h,
+// weights_cache.cc. Thread: Next from each rank's own thread; Fail from any; the reading threads
+// are this object's own.
 #pragma once
 
 #include <condition_variable>
