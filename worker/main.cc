@@ -168,7 +168,7 @@ absl::Status Serve(Options options) {
         {{"reason", "only --device=cuda keeps packed weights; a CPU packs while it reads"}});
   }
   options.executor.notice = [](const std::string& text) {
-    Log(LogLevel::kInfo, "worker.loading", {{"notice", text}});
+    Log(LogLevel::kInfo, "worker.load_notice", {{"text", text}});
   };
   options.executor.progress = ProgressReport::Of("loading");
   const absl::Duration started_at = RealClock().Monotonic();

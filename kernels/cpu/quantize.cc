@@ -31,8 +31,8 @@ uint8_t ToE2m1Magnitude(double x) {
 // A block's magnitudes rounded to the grid of one exponent.
 struct Grid {
   bool built = false;
-  std::array<uint8_t, kMagnitudes> code;  // e2m1, without sign
-  std::array<double, kMagnitudes> error;  // squared
+  std::array<uint8_t, kMagnitudes> code = {};  // e2m1, without sign
+  std::array<double, kMagnitudes> error = {};  // squared
 };
 
 class BlockGrids {
@@ -70,9 +70,9 @@ class BlockGrids {
   static constexpr size_t kGrids = 20;
 
   const uint8_t sign_flip_;
-  std::array<double, kMagnitudes> value_;
-  std::array<int, kMagnitudes> exponent_;
-  std::array<Grid, kGrids> grids_;
+  std::array<double, kMagnitudes> value_ = {};
+  std::array<int, kMagnitudes> exponent_ = {};
+  std::array<Grid, kGrids> grids_ = {};
 };
 
 double Error(const Grid& grid, const uint8_t* codes) {
@@ -131,7 +131,7 @@ RoundingError QuantizeToMxfp4(ThreadPool& pool, const CheckpointMatrix& source, 
               first_column = block % column_blocks * kBlock;
     const int end_row = std::min(source.num_rows, first_row + kBlock),
               end_column = std::min(source.num_cols, first_column + kBlock);
-    RoundingError& sum = sums[static_cast<size_t>(block)];
+    RoundingError sum;  // of its own, not beside another thread's
     for (int row = first_row; row < end_row; ++row) {
       for (int column = first_column; column < end_column; column += kGroup) {
         const size_t at = static_cast<size_t>(row) * static_cast<size_t>(source.num_cols) +
@@ -143,6 +143,7 @@ RoundingError QuantizeToMxfp4(ThreadPool& pool, const CheckpointMatrix& source, 
         sum.signal += group.signal;
       }
     }
+    sums[static_cast<size_t>(block)] = sum;
   });
   RoundingError total;
   for (const RoundingError& sum : sums) {
