@@ -2,13 +2,14 @@
 PRESET ?= cpu-release
 BUILD  := build/$(PRESET)
 
-.PHONY: help setup build demo serve test gpu-build gpu-test gpu-sanitize bench asan tsan format clean
+.PHONY: help setup build demo serve test gpu-build gpu-test gpu-sanitize multi-gpu-test bench asan tsan format clean
 
 help:
 	@echo "make demo      install, build, start router + worker on loopback, stream one completion, stop"
 	@echo "make serve     the same, but stay up and print endpoints, an API key and example commands"
 	@echo "make test      install, build, run every test that needs no GPU"
 	@echo "make gpu-test  build and run the tests that need a GPU (CUDA Toolkit 13, Hopper); gRPC is not needed"
+	@echo "make multi-gpu-test  those that need several GPUs of one node"
 	@echo "make gpu-sanitize  the small ones of them under compute-sanitizer: memcheck and racecheck"
 	@echo "make bench     decode speed of the bundled model beside its bounds"
 	@echo "make asan tsan run the tests under AddressSanitizer + UBSan, or ThreadSanitizer"
@@ -37,7 +38,12 @@ gpu-build:
 	cmake --build --preset cuda-release --target gpu_tests
 
 gpu-test: gpu-build
-	@scripts/run_tests.sh --no-skips build/cuda-release -L gpu
+	@scripts/run_tests.sh --no-skips build/cuda-release -L '^gpu$$'
+
+multi-gpu-test:
+	cmake --preset cuda-release
+	cmake --build --preset cuda-release --target multi_gpu_tests
+	@scripts/run_tests.sh --no-skips build/cuda-release -L multi-gpu
 
 gpu-sanitize: gpu-build
 	@scripts/gpu_sanitize.sh build/cuda-release

@@ -2,7 +2,9 @@
 //   serving  load on a running router from many tenants at once
 //   load     a checkpoint's way from its files to an executor, beside raw reads of the same files
 //   decode   plain and speculative decoding of held-out prompts, straight on the executor
-//   rank     rounds at the served model's shape on one GPU, with made-up weights
+//   rank     rounds at the served model's shape, the share of one GPU or of several, with made-up
+//            weights
+//   allreduce  sums over the GPUs of a node: right, and how fast
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +20,7 @@
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
 #include "absl/strings/str_cat.h"
+#include "bench/allreduce_bench.h"
 #include "bench/decode_loop.h"
 #include "bench/held_out.h"
 #include "bench/load_bench.h"
@@ -30,6 +33,9 @@
 
 ABSL_FLAG(std::string, model, "models/tiny-mimo", "checkpoint folder");
 ABSL_FLAG(std::string, device, "auto", "auto, cpu or cuda");
+ABSL_FLAG(int, gpus, 1,
+          "GPUs that share the model; decode and load on a CPU: ranks in one process");
+ABSL_FLAG(int64_t, calls, 100000, "allreduce: sums that are checked");
 ABSL_FLAG(std::string, prompts, "held-out",
           "held-out (the folder's own prompts), or a file with one JSON prompt a line");
 ABSL_FLAG(int, max_tokens, 128, "completion tokens per prompt");
@@ -46,7 +52,6 @@ ABSL_FLAG(int, distinct_experts, 60,
 ABSL_FLAG(double, tokens_per_round, 6.3, "rank: acceptance that tokens/s are stated for");
 ABSL_FLAG(std::string, trace, "", "rank: writes a Perfetto timeline of one resident round here");
 ABSL_FLAG(bool, kv_fp8, false, "rank: keys and values in FP8 instead of BF16");
-ABSL_FLAG(int, gpus, 1, "load: GPUs that share the model, or on a CPU ranks");
 ABSL_FLAG(int, read_threads, ultraspeed::worker::ReadOptions().threads,
           "load: threads that read the files; 0 = mapped pages");
 ABSL_FLAG(bool, stream_only, false, "load: read and check, but make no executor");
@@ -63,7 +68,10 @@ constexpr size_t kDramBufferBytes = size_t{1} << 30;  // far beyond every cache
 
 // The ceiling of the device that was measured, with as many threads as its executor had.
 double ReadBandwidth(worker::Device device, size_t bytes) {
-  if (device == worker::Device::kCuda) return worker::MeasureDeviceReadBandwidth(bytes);
+  if (device == worker::Device::kCuda) {  // all GPUs read their parts at once
+    const int gpus = std::max(1, absl::GetFlag(FLAGS_gpus));
+    return gpus * worker::MeasureDeviceReadBandwidth(bytes / static_cast<size_t>(gpus));
+  }
   const int threads = absl::GetFlag(FLAGS_threads) > 0
                           ? absl::GetFlag(FLAGS_threads)
                           : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
@@ -132,6 +140,7 @@ absl::Status RunRank() {
   ASSIGN_OR_RETURN(const boost::json::object report,
                    MeasureRank({.shape = absl::GetFlag(FLAGS_shape),
                                 .num_ranks = absl::GetFlag(FLAGS_rank_of),
+                                .num_gpus = absl::GetFlag(FLAGS_gpus),
                                 .context = absl::GetFlag(FLAGS_context),
                                 .prefill_tokens = absl::GetFlag(FLAGS_prefill),
                                 .rounds = absl::GetFlag(FLAGS_rounds),
@@ -171,6 +180,14 @@ absl::Status RunLoad() {
   return absl::OkStatus();
 }
 
+absl::Status RunAllReduce() {
+  ASSIGN_OR_RETURN(const boost::json::object report,
+                   MeasureAllReduce({.num_gpus = absl::GetFlag(FLAGS_gpus),
+                                     .num_calls = absl::GetFlag(FLAGS_calls)}));
+  Print(report);
+  return absl::OkStatus();
+}
+
 absl::Status RunDecode() {
   if (absl::GetFlag(FLAGS_max_tokens) < 2)
     return absl::InvalidArgumentError("--max_tokens must be at least 2");
@@ -183,6 +200,7 @@ absl::Status RunDecode() {
   executor_options.max_sequences = 1;
   executor_options.kv_tokens = 8192;
   executor_options.count_experts = true;
+  executor_options.num_ranks = absl::GetFlag(FLAGS_gpus);
   ASSIGN_OR_RETURN(const worker::DeviceChoice choice, ChosenDevice());
   ASSIGN_OR_RETURN(const auto executor, worker::CreateExecutor(choice.device, executor_options));
   const worker::ModelConfig& config = executor->config();
@@ -248,25 +266,34 @@ absl::Status RunDecode() {
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
       "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--device auto|cpu|cuda] "
-      "[--prompts held-out|FILE] [--max_tokens N] [--temperature X] [--json]\n"
+      "[--gpus N] [--prompts held-out|FILE] [--max_tokens N] [--temperature X] [--json]\n"
       "  ultraspeed-bench load --model DIR [--device auto|cpu|cuda] [--gpus N] [--read_threads N] "
       "[--experts as-stored|mxfp4] [--weights_cache DIR] [--stream_only] [--json]\n"
-      "  ultraspeed-bench rank [--shape mimo-v2.5-pro] [--rank_of N] [--context N] [--json]\n"
+      "  ultraspeed-bench rank [--shape mimo-v2.5-pro] [--rank_of N] [--gpus N] [--context N] "
+      "[--json]\n"
+      "  ultraspeed-bench allreduce --gpus N [--calls N] [--json]\n"
       "  ultraspeed-bench serving --api_key_file FILE [--target HOST:PORT] [--requests_per_second "
       "X] "
       "[--flood X] [--ultraspeed_share X] [--duration 30s] [--max_tokens N] [--json]");
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
   const std::string command = arguments.size() == 2 ? arguments[1] : "";
-  if (command != "decode" && command != "load" && command != "rank" && command != "serving") {
-    std::cerr << "usage: ultraspeed-bench decode|load|rank|serving [--help for the flags]"
+  if (absl::GetFlag(FLAGS_gpus) > 1) ultraspeed::worker::SetNodeEnvironment();
+  absl::Status status;
+  if (command == "decode") {
+    status = ultraspeed::bench::RunDecode();
+  } else if (command == "load") {
+    status = ultraspeed::bench::RunLoad();
+  } else if (command == "rank") {
+    status = ultraspeed::bench::RunRank();
+  } else if (command == "allreduce") {
+    status = ultraspeed::bench::RunAllReduce();
+  } else if (command == "serving") {
+    status = ultraspeed::bench::RunServing(absl::GetFlag(FLAGS_json));
+  } else {
+    std::cerr << "usage: ultraspeed-bench allreduce|decode|load|rank|serving [--help for the flags]"
               << std::endl;
     return 2;
   }
-  const absl::Status status = command == "decode" ? ultraspeed::bench::RunDecode()
-                              : command == "load" ? ultraspeed::bench::RunLoad()
-                              : command == "rank"
-                                  ? ultraspeed::bench::RunRank()
-                                  : ultraspeed::bench::RunServing(absl::GetFlag(FLAGS_json));
   if (!status.ok()) {
     std::cerr << "ultraspeed-bench: " << status.message() << std::endl;
     return status.code() == absl::StatusCode::kInvalidArgument ? 2 : 1;

@@ -17,6 +17,17 @@ constexpr size_t kCeilingBytes = size_t{2} << 30;
 constexpr int kWarmUpRounds = 4;  // the second one captures the graph
 constexpr int kPrefillPasses = 3;
 
+constexpr const char* kAlone =
+    "one GPU's share with random weights; plain and speculative: kernels in a graph, no "
+    "all-reduce, drafter features whole; resident: one kernel, all-reduces through inboxes of this "
+    "GPU, a rank's share of the features; the router is whole on every rank; keys and values "
+    "before the prefill chunk are zeros";
+constexpr const char* kTogether =
+    "each GPU's share with random weights, sums and choices over the GPUs; plain and speculative: "
+    "kernels in graphs; resident: a kernel on each GPU; the router and the drafter's features are "
+    "whole on every rank; bytes and floors are of one GPU in resident, of all in the others; keys "
+    "and values before the prefill chunk are zeros";
+
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
@@ -97,6 +108,7 @@ class RankRounds {
                                                     after.drafter_bytes - before.drafter_bytes) /
                                 rounds;
     const double bytes_per_second = weight_bytes / (1e-3 * ms);
+    ceiling *= options_.num_gpus;
     const int heads_read = block > 1 ? 2 : 1;
     return {{"ms_per_round", ms},
             {"rows", block},
@@ -104,7 +116,8 @@ class RankRounds {
              experts / static_cast<double>(after.moe_layer_passes - before.moe_layer_passes)},
             {"weight_gb_per_round", weight_bytes / 1e9},
             {"gb_per_round_by_kind",
-             {{"experts", experts / rounds * static_cast<double>(bytes_.expert) / 1e9},
+             {{"experts",
+               options_.num_gpus * experts / rounds * static_cast<double>(bytes_.expert) / 1e9},
               {"qkv", Gigabytes(bytes_.qkv)},
               {"o_proj", Gigabytes(bytes_.output)},
               {"router", Gigabytes(bytes_.router)},
@@ -118,7 +131,10 @@ class RankRounds {
   }
 
  private:
-  static double Gigabytes(size_t bytes) { return static_cast<double>(bytes) / 1e9; }
+  // Of all GPUs.
+  double Gigabytes(size_t bytes) const {
+    return options_.num_gpus * static_cast<double>(bytes) / 1e9;
+  }
 
   worker::SequenceStep Step(int64_t computed) const {
     worker::SequenceStep step;
@@ -162,8 +178,15 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--rounds: is ", options.rounds, "; must be from ", kWarmUpRounds + 2, " to ", kRoundsMax));
   }
+  if (options.num_gpus < 1 || options.num_ranks % options.num_gpus != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--gpus: is ", options.num_gpus, "; must divide --rank_of, which is ", options.num_ranks));
+  }
   const worker::ModelConfig shape = worker::MimoV25ProShape();
-  ASSIGN_OR_RETURN(const worker::ModelConfig config, worker::RankOf(shape, options.num_ranks));
+  // The parts of the GPUs that are there, as if they were a model.
+  const bool alone = options.num_gpus == 1;
+  ASSIGN_OR_RETURN(const worker::ModelConfig config,
+                   worker::RankOf(shape, options.num_ranks / options.num_gpus));
   if (options.context < options.prefill_tokens || options.context >= config.context_tokens) {
     return absl::InvalidArgumentError(absl::StrCat("--context: is ", options.context,
                                                    "; must be from ", options.prefill_tokens,
@@ -176,8 +199,10 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
   executor_options.count_experts = true;
   executor_options.kv_precision =
       options.kv_fp8 ? worker::KvPrecision::kFp8 : worker::KvPrecision::kBf16;
-  ASSIGN_OR_RETURN(worker::RandomModel model,
-                   worker::CreateRandomCudaModel(config, executor_options, options.num_ranks));
+  executor_options.num_ranks = options.num_gpus;
+  ASSIGN_OR_RETURN(
+      worker::RandomModel model,
+      worker::CreateRandomCudaModel(config, executor_options, alone ? options.num_ranks : 1));
   const double ceiling = worker::MeasureDeviceReadBandwidth(kCeilingBytes);
   RankRounds rounds(model, options);
   const double prefill_ms = rounds.PrefillMs();
@@ -193,12 +218,10 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
   }
   return boost::json::object{
       {"device", model.executor->device()},
-      {"shape", absl::StrCat(options.shape, ", one rank of ", options.num_ranks)},
-      {"what",
-       "one GPU's share with random weights; plain and speculative: kernels in a graph, no "
-       "all-reduce, drafter features whole; resident: one kernel, all-reduces through inboxes of "
-       "this GPU, a rank's share of the features; the router is whole on every rank; keys and "
-       "values before the prefill chunk are zeros"},
+      {"shape",
+       absl::StrCat(options.shape, ", ", options.num_gpus, " of ", options.num_ranks, " ranks")},
+      {"what", alone ? kAlone : kTogether},
+      {"gpus", options.num_gpus},
       {"context", options.context},
       {"kv", options.kv_fp8 ? "fp8" : "bf16"},
       {"memory", model.memory},

@@ -1,9 +1,10 @@
 // ultraspeed-bench rank: rounds of the executor at the served model's shape, one GPU's share of a
 // tensor-parallel group, with made-up weights.
 //
-// The same rounds through the executor of single operations and through the resident engine. One
-// GPU stands for all: the resident engine writes what it would send to its peers to inboxes of its
-// own, waits for it and adds it up; the executor has no collectives at all. Single-threaded.
+// The same rounds through the executor of single operations and through the resident engine. On one
+// GPU, it stands for all: the resident engine writes what it would send to its peers to inboxes of
+// its own, waits for it and adds it up; the executor has no collectives at all. On several, each
+// holds one of num_ranks parts and sums go over the GPUs that are there. Single-threaded.
 #pragma once
 
 #include <boost/json.hpp>
@@ -16,7 +17,8 @@ namespace ultraspeed::bench {
 
 struct RankOptions {
   std::string shape = "mimo-v2.5-pro";
-  int num_ranks = 8;
+  int num_ranks = 8;              // that the shape is divided over
+  int num_gpus = 1;               // of them, that are there
   int64_t context = 4096;         // tokens before the rounds that are timed
   int prefill_tokens = 512;       // rows of one prefill pass
   int rounds = 50;                // timed, of each kind

@@ -23,9 +23,10 @@ function(ultraspeed_program name)
   target_link_libraries(${name} PRIVATE ${ARG_LINKS})
 endfunction()
 
-add_custom_target(gpu_tests)  # every test with the label gpu
+add_custom_target(gpu_tests)        # every test with the label gpu
+add_custom_target(multi_gpu_tests)  # likewise multi-gpu: at least two GPUs
 
-# ultraspeed_test(NAME LABEL unit|model|cluster|tidy|gpu SOURCES a_test.cc ... LINKS t ...). Tests run from the repository root.
+# ultraspeed_test(NAME LABEL unit|model|cluster|tidy|gpu|multi-gpu SOURCES a_test.cc ... LINKS t ...). Tests run from the repository root.
 function(ultraspeed_test name)
   cmake_parse_arguments(ARG "" "LABEL" "SOURCES;LINKS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
@@ -35,5 +36,7 @@ function(ultraspeed_test name)
   set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT 300)
   if(ARG_LABEL STREQUAL gpu)
     add_dependencies(gpu_tests ${name})
+  elseif(ARG_LABEL STREQUAL multi-gpu)
+    add_dependencies(multi_gpu_tests ${name})
   endif()
 endfunction()

@@ -1,7 +1,5 @@
 #include "worker/device.h"
 
-#include <utility>
-
 #include "absl/strings/str_cat.h"
 #include "worker/cpu/cpu_executor.h"
 #include "worker/cuda/device.h"
@@ -28,15 +26,7 @@ absl::StatusOr<DeviceChoice> ChooseDevice(std::string_view name) {
 
 absl::StatusOr<std::unique_ptr<ModelExecutor>> CreateExecutor(Device device,
                                                               const ExecutorOptions& options) {
-  if (device == Device::kCuda) {
-    if (options.num_ranks > 1) {
-      return absl::UnimplementedError(
-          absl::StrCat("gpus: is ", options.num_ranks,
-                       "; --device cuda runs on 1 GPU, --device cpu as any number "
-                       "of ranks in one process"));
-    }
-    return CreateCudaExecutor(options);
-  }
+  if (device == Device::kCuda) return CreateCudaExecutor(options);
   return CpuExecutor::Create(options);
 }
 

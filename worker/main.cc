@@ -15,6 +15,7 @@
 #include "common/status_macros.h"
 #include "common/tls.h"
 #include "worker/calibration.h"
+#include "worker/cuda/device.h"
 #include "worker/device.h"
 #include "worker/engine.h"
 #include "worker/executor.h"
@@ -152,6 +153,7 @@ absl::Status Serve(Options options) {
     return absl::InvalidArgumentError("--model is required; see --help");
   ShutdownSignal shutdown;  // before any other thread
   options.executor.num_ranks = std::max(1, options.gpus);
+  if (options.executor.num_ranks > 1) SetNodeEnvironment();
   ASSIGN_OR_RETURN(const DeviceChoice choice, ChooseDevice(options.device));
   Log(LogLevel::kInfo, "worker.device",
       {{"device", choice.device == Device::kCuda ? "cuda" : "cpu"}, {"reason", choice.reason}});

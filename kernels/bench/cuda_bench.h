@@ -53,8 +53,9 @@ class Bench {
   double read_ceiling_ = 0;  // bytes per second
 };
 
-void MeasureProducts(const Bench& bench);   // cuda_products_bench.cu
-void MeasureAttention(const Bench& bench);  // cuda_attention_bench.cu
-void MeasureSampling(const Bench& bench);   // cuda_sampling_bench.cu
+void MeasureProducts(const Bench& bench);           // cuda_products_bench.cu
+void MeasureAttention(const Bench& bench);          // cuda_attention_bench.cu
+void MeasureResidentAttention(const Bench& bench);  // cuda_resident_attention_bench.cu
+void MeasureSampling(const Bench& bench);           // cuda_sampling_bench.cu
 
 }  // namespace ultraspeed::kernels::cuda

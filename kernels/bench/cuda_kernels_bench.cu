@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 
 #include "kernels/bench/cuda_bench.h"
 #include "kernels/cuda/launch.h"
@@ -75,16 +76,24 @@ void Bench::Report(const char* name, int rows, double seconds, double bytes,
 
 namespace {
 
-int Main() {
+// `group`: what to measure; null: everything.
+int Main(const char* group) {
+  constexpr struct {
+    const char* name;
+    void (*measure)(const Bench&);
+  } kGroups[] = {{"products", MeasureProducts},
+                 {"attention", MeasureAttention},
+                 {"resident_attention", MeasureResidentAttention},
+                 {"sampling", MeasureSampling}};
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
     std::fprintf(stderr, "no CUDA device on this machine\n");
     return 1;
   }
   const Bench bench;
-  MeasureProducts(bench);
-  MeasureAttention(bench);
-  MeasureSampling(bench);
+  for (const auto& [name, measure] : kGroups) {
+    if (group == nullptr || std::strcmp(group, name) == 0) measure(bench);
+  }
   CheckCuda(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   return 0;
 }
@@ -92,4 +101,7 @@ int Main() {
 }  // namespace
 }  // namespace ultraspeed::kernels::cuda
 
-int main() { return ultraspeed::kernels::cuda::Main(); }
+// ultraspeed-cuda-kernels-bench [products | attention | resident_attention | sampling]
+int main(int argc, char** argv) {
+  return ultraspeed::kernels::cuda::Main(argc > 1 ? argv[1] : nullptr);
+}

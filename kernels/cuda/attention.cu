@@ -1,12 +1,14 @@
 // Attention of decode, verify, prefill and drafter rows: one kernel, one order of additions.
 //
-// The order. Keys are walked in chunks of 64 at absolute multiples of 64 (a chunk is a page), with
-// an online softmax in fp32; keys that a row does not see weigh exactly 0 and leave its state as it
-// was. In a full layer, chunks form segments of 512 keys and segments form spans of 8192, both at
-// absolute positions; a row's result is the fold of its spans, each the fold of its segments, in
-// ascending order, always by Merge(). Who computes which part is free: decode gives each block one
-// segment, prefill one span, and what a row sees decides its bits alone. A windowed layer sees few
-// chunks: one online softmax over all of them, then the drafter's own block.
+// The order. Keys form chunks of 64 at absolute multiples of 64 (a chunk is a page). A chunk has a
+// result of its own: weights relative to its largest score, their sum and the values, in fp32 from
+// zero; keys that a row does not see weigh exactly 0, and merging a chunk that it does not see
+// leaves its result as it was. In a full layer, chunks form segments of 256 keys and segments form
+// spans of 8192, both at absolute positions; a row's result is the fold of its spans, each the fold
+// of its segments, each the fold of its chunks, in ascending order, always by Merge(). Who computes
+// which part is free: decode gives each block one segment, prefill one span, the resident engine
+// chunks or segments, and what a row sees decides its bits alone. A windowed layer sees few chunks:
+// one fold of all of them, then of the chunks of the drafter's own block.
 //
 // The mapping. A block holds 16 (row, q head) pairs per warp of one sequence and one kv head, so
 // all rows and heads that share keys read them once. grid: (pair tiles, parts, S * Hkv). Keys and
@@ -26,7 +28,7 @@ constexpr int kGroupMax = 16;
 constexpr int kWarpsMax = 8;
 constexpr int kStagesMax = 3;
 // Up to here (row, q head) pairs of a call get a block per segment; above, one per span.
-constexpr int64_t kSegmentedPairsMax = 2048;
+constexpr int64_t kSegmentedPairsMax = 1024;
 
 __host__ __device__ constexpr int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -34,7 +36,7 @@ struct KernelParams {
   AttentionParams attention;
   float scale;    // ScoreScale
   int group;      // q heads per kv head
-  int part_keys;  // keys of a part, a multiple of 512; 0: one part, no segments (windowed)
+  int part_keys;  // keys of a part, whole segments; 0: one part, no segments (windowed)
   int num_stages;
   int num_parts;
   AttentionPartial* partials;  // used if num_parts > 1
@@ -54,7 +56,6 @@ __device__ void FoldSegment(WarpTile<kDim>& tile, uint8_t* shared, float scale, 
                             bool last) {
   auto* values = reinterpret_cast<float*>(shared);
   auto* states = reinterpret_cast<Softmax*>(values + blockDim.x * (kValueDim / 2));
-  tile.ReduceSums();
   Factors factors[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
@@ -204,7 +205,6 @@ __global__ void __launch_bounds__(kWarpsMax* kWarpLanes, 1)
     AttendBlock(tile, attention, sequences.first_row[s], num_rows, kv_head, free.k, free.v,
                 params.scale, any_pair);
   }
-  if (!folding) tile.ReduceSums();
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     // A part that a row does not see is not read when its parts are combined.

@@ -1,5 +1,6 @@
-// The arithmetic of attention: online softmax and weighted values of the 16 (row, q head) pairs of
-// a warp, the one way to merge results over disjoint keys, and what makes them the output.
+// The arithmetic of attention: softmax and weighted values of the 16 (row, q head) pairs of a warp
+// over a chunk of keys, the one way to merge results over disjoint keys, and what makes them the
+// output.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -12,7 +13,7 @@
 namespace ultraspeed::kernels::cuda {
 
 inline constexpr int kChunkKeys = kPageTokens;
-inline constexpr int kSegmentKeys = 512;  // of a full layer, at absolute positions
+inline constexpr int kSegmentKeys = 256;  // of a full layer, at absolute positions
 inline constexpr int kSpanKeys = 8192;
 inline constexpr int kValueDim = 128;
 inline constexpr int kWarpPairs = 16;      // rows of an mma tile
@@ -95,13 +96,38 @@ __device__ inline uint32_t OutputPair(float x, float y, float factor) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
-// The 16 pairs of one warp: their queries, softmax states and weighted values. A lane holds pairs
-// lane / 4 and lane / 4 + 8 (index i), columns 2 * (lane % 4) + {0, 1} of every 8.
+// Largest of a pair's scores; a lane has the larger of its own.
+__device__ inline float ScoreMax(float max) {
+  max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 1));
+  return fmaxf(max, __shfl_xor_sync(kAllLanes, max, 2));
+}
+// Sum of the weights of a chunk, whose lanes each have their share: that of the first step of 16
+// keys, plus the second's, and so on.
+__device__ inline float WeightSum(float sum) {
+  sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, 1));
+  return __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, 2));
+}
+// A lane's share of a step: its weights of a pair in the two tiles of 8 keys.
+__device__ inline float StepSum(float a, float b, float c, float d) {
+  return __fadd_rn(__fadd_rn(a, b), __fadd_rn(c, d));
+}
+
+// Weights as the sum of two bf16 terms each.
+__device__ inline void SplitWeights(float x, float y, uint32_t& high, uint32_t& low) {
+  const __nv_bfloat162 h = __floats2bfloat162_rn(x, y);
+  high = *reinterpret_cast<const uint32_t*>(&h);
+  const __nv_bfloat162 l = __floats2bfloat162_rn(x - __uint_as_float(high << 16),
+                                                 y - __uint_as_float(high & 0xffff0000u));
+  low = *reinterpret_cast<const uint32_t*>(&l);
+}
+
+// The 16 pairs of one warp: their queries, and the result over the chunks so far. A lane holds
+// pairs lane / 4 and lane / 4 + 8 (index i), columns 2 * (lane % 4) + {0, 1} of every 8.
 template <int kDim>
 struct WarpTile {
   uint32_t q[kDim / 16][4];
   float values[kValueDim / 8][4];
-  Softmax state[2];  // sums are this lane's share until ReduceSums
+  Softmax state[2];
   int first_key[2];  // visible keys of the cache: [first, end)
   int end_key[2];
 
@@ -117,7 +143,7 @@ struct WarpTile {
   // One chunk of keys [begin, begin + 64), visible to pair i from first[i] to end[i].
   __device__ void Attend(const bf16* k_tile, const bf16* v_tile, int begin, const int (&first)[2],
                          const int (&end)[2], float scale) {
-    constexpr int kKeyTiles = kChunkKeys / 8;
+    constexpr int kKeyTiles = kChunkKeys / 8, kSteps = kChunkKeys / 16;
     const int lane = threadIdx.x % kWarpLanes;
     float p[kKeyTiles][4];
 #pragma unroll
@@ -155,33 +181,34 @@ struct WarpTile {
         }
       }
     }
-    // Online softmax.
-    float rescale[2];
+    Factors factors[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float max = state[i].max;
+      float max = kNoScore;
 #pragma unroll
       for (int n = 0; n < kKeyTiles; ++n) max = fmaxf(max, fmaxf(p[n][2 * i], p[n][2 * i + 1]));
-      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 1));
-      max = fmaxf(max, __shfl_xor_sync(kAllLanes, max, 2));
-      rescale[i] = Rescale(state[i].max, max, scale);
+      max = ScoreMax(max);
       const float shift = WeightShift(max, scale);
       float sum = 0.0f;
 #pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) {
+      for (int n = 0; n < kKeyTiles; n += 2) {
 #pragma unroll
-        for (int j = 2 * i; j < 2 * i + 2; ++j) {
-          p[n][j] = Weight(p[n][j], scale, shift);
-          sum = __fadd_rn(sum, p[n][j]);
+        for (int j = 0; j < 4; ++j) {
+          float& weight = p[n + j / 2][2 * i + j % 2];
+          weight = Weight(weight, scale, shift);
         }
+        sum = __fadd_rn(
+            sum, StepSum(p[n][2 * i], p[n][2 * i + 1], p[n + 1][2 * i], p[n + 1][2 * i + 1]));
       }
-      state[i] = {max, fmaf(state[i].sum, rescale[i], sum)};
+      state[i] = Merge(state[i], {max, WeightSum(sum)}, scale, factors[i]);
     }
-    if (__any_sync(kAllLanes, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
+    uint32_t high[kSteps][4], low[kSteps][4];
 #pragma unroll
-      for (int n = 0; n < kValueDim / 8; ++n) {
+    for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) values[n][j] = __fmul_rn(values[n][j], rescale[j / 2]);
+      for (int j = 0; j < 4; ++j) {
+        SplitWeights(p[2 * step + j / 2][j % 2 * 2], p[2 * step + j / 2][j % 2 * 2 + 1],
+                     high[step][j], low[step][j]);
       }
     }
     // Values. Matrix m = lane / 8 of a transposed load: keys 8 * (m % 2) + .., dims 8 * (m / 2) +
@@ -189,40 +216,23 @@ struct WarpTile {
     const int key = lane / 8 % 2 * 8 + lane % 8;
     const uint32_t row = SharedAddress(v_tile) + key * kValueDim * 2;
 #pragma unroll
-    for (int step = 0; step < kChunkKeys / 16; ++step) {
-      uint32_t high[4], low[4];
+    for (int n = 0; n < kValueDim / 8; n += 2) {
+      float chunk[2][4] = {};
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        SplitWeights(p[2 * step + j / 2][j % 2 * 2], p[2 * step + j / 2][j % 2 * 2 + 1], high[j],
-                     low[j]);
-      }
-#pragma unroll
-      for (int n = 0; n < kValueDim / 8; n += 2) {
+      for (int step = 0; step < kSteps; ++step) {
         uint32_t b[4];
         LoadMatricesTransposed(
             b, row + step * 16 * kValueDim * 2 + ((n + lane / 16) ^ (lane % 8)) * 16);
-        Mma(values[n], high, b[0], b[1]);
-        Mma(values[n + 1], high, b[2], b[3]);
-        Mma(values[n], low, b[0], b[1]);
-        Mma(values[n + 1], low, b[2], b[3]);
+        Mma(chunk[0], high[step], b[0], b[1]);
+        Mma(chunk[1], high[step], b[2], b[3]);
+        Mma(chunk[0], low[step], b[0], b[1]);
+        Mma(chunk[1], low[step], b[2], b[3]);
       }
-    }
-  }
-
-  // Weights as the sum of two bf16 terms each.
-  __device__ static void SplitWeights(float x, float y, uint32_t& high, uint32_t& low) {
-    const __nv_bfloat162 h = __floats2bfloat162_rn(x, y);
-    high = *reinterpret_cast<const uint32_t*>(&h);
-    const __nv_bfloat162 l = __floats2bfloat162_rn(x - __uint_as_float(high << 16),
-                                                   y - __uint_as_float(high & 0xffff0000u));
-    low = *reinterpret_cast<const uint32_t*>(&l);
-  }
-
-  __device__ void ReduceSums() {
 #pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      state[i].sum += __shfl_xor_sync(kAllLanes, state[i].sum, 1);
-      state[i].sum += __shfl_xor_sync(kAllLanes, state[i].sum, 2);
+      for (int j = 0; j < 4; ++j) {
+        values[n][j] = MergeValue(values[n][j], chunk[0][j], factors[j / 2]);
+        values[n + 1][j] = MergeValue(values[n + 1][j], chunk[1][j], factors[j / 2]);
+      }
     }
   }
 };

@@ -5,6 +5,9 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
+
+#include "kernels/check.h"
 
 namespace ultraspeed::kernels::cuda {
 
@@ -18,6 +21,25 @@ inline void CheckCuda(cudaError_t error, const char* what) {
 // the stream is next waited for).
 inline void CheckLaunch(const char* kernel) { CheckCuda(cudaGetLastError(), kernel); }
 
+constexpr int kDevicesMax = 16;
+
+// Runs something once on each device, where a thread first comes to it: a kernel's attributes
+// belong to the device that is current when they are set.
+class OncePerDevice {
+ public:
+  template <typename Action>
+  void Run(Action action) {
+    int device = 0;
+    CheckCuda(cudaGetDevice(&device), "cudaGetDevice");
+    KERNELS_CHECK(device, <, kDevicesMax);
+    std::call_once(flags_[device], action);
+  }
+
+ private:
+  std::once_flag flags_[kDevicesMax];
+};
+
+// Of the current device; all devices of a process are of one kind.
 inline int NumMultiprocessors() {
   static const int count = [] {
     int device = 0, value = 0;

@@ -104,14 +104,20 @@ size_t MoeWorkspaceBytes(const Experts& experts, int experts_per_token, int num_
 
 // ---- Rows (rows.cu)
 
-// out[t] = fp32(table[token[t]]); tokens outside [0, V) give zeros.
-void Embed(const bf16* table /*[V, H]*/, const int32_t* tokens /*[T]*/, int num_tokens,
-           int vocabulary, int hidden, float* out /*[T, H]*/, cudaStream_t stream);
+// The embeddings of tokens [first_token, first_token + num_tokens).
+struct EmbeddingTable {
+  const bf16* rows;  // [num_tokens, H]
+  int first_token, num_tokens;
+};
+// out[t] = fp32(embedding of token[t]); tokens that are not in the table give zeros.
+void Embed(const EmbeddingTable& table, const int32_t* tokens /*[T]*/, int num_tokens, int hidden,
+           float* out /*[T, H]*/, cudaStream_t stream);
 
-// Drafter input: row s*B is table[anchor[s]], the other B-1 rows of block s the mask embedding.
-void EmbedBlocks(const bf16* table /*[V, H]*/, const bf16* mask /*[H]*/,
-                 const int32_t* anchors /*[S]*/, int num_blocks, int block, int vocabulary,
-                 int hidden, float* out /*[S * B, H]*/, cudaStream_t stream);
+// Drafter input: row s*B is the embedding of anchor[s], the other B-1 rows of block s the mask
+// embedding (null: zeros).
+void EmbedBlocks(const EmbeddingTable& table, const bf16* mask /*[H] or null*/,
+                 const int32_t* anchors /*[S]*/, int num_blocks, int block, int hidden,
+                 float* out /*[S * B, H]*/, cudaStream_t stream);
 
 // residual += delta (delta may be null: no addition), then, each if its output is not null:
 // tap[t, tap_offset + i] = bf16(residual[t, i]) with row stride tap_stride, and normed = bf16(RMS

@@ -85,22 +85,23 @@ __device__ void WidenRow(const bf16* source, int hidden, float* out) {
   }
 }
 
-__device__ const bf16* EmbeddingRow(const bf16* table, int32_t token, int vocabulary, int hidden) {
-  return token >= 0 && token < vocabulary ? table + static_cast<int64_t>(token) * hidden : nullptr;
+__device__ const bf16* EmbeddingRow(const EmbeddingTable& table, int32_t token, int hidden) {
+  const int32_t row = token - table.first_token;
+  return row >= 0 && row < table.num_tokens ? table.rows + static_cast<int64_t>(row) * hidden
+                                            : nullptr;
 }
 
 __global__ void __launch_bounds__(kThreads)
-    EmbedKernel(const bf16* table, const int32_t* tokens, int vocabulary, int hidden, float* out) {
-  WidenRow(EmbeddingRow(table, tokens[blockIdx.x], vocabulary, hidden), hidden,
+    EmbedKernel(EmbeddingTable table, const int32_t* tokens, int hidden, float* out) {
+  WidenRow(EmbeddingRow(table, tokens[blockIdx.x], hidden), hidden,
            out + static_cast<int64_t>(blockIdx.x) * hidden);
 }
 
 __global__ void __launch_bounds__(kThreads)
-    EmbedBlocksKernel(const bf16* table, const bf16* mask, const int32_t* anchors, int block,
-                      int vocabulary, int hidden, float* out) {
+    EmbedBlocksKernel(EmbeddingTable table, const bf16* mask, const int32_t* anchors, int block,
+                      int hidden, float* out) {
   const int row = static_cast<int>(blockIdx.x);
-  const bf16* source =
-      row % block == 0 ? EmbeddingRow(table, anchors[row / block], vocabulary, hidden) : mask;
+  const bf16* source = row % block == 0 ? EmbeddingRow(table, anchors[row / block], hidden) : mask;
   WidenRow(source, hidden, out + static_cast<int64_t>(row) * hidden);
 }
 
@@ -146,21 +147,21 @@ size_t RowBytes(int hidden) {
 
 }  // namespace
 
-void Embed(const bf16* table, const int32_t* tokens, int num_tokens, int vocabulary, int hidden,
+void Embed(const EmbeddingTable& table, const int32_t* tokens, int num_tokens, int hidden,
            float* out, cudaStream_t stream) {
   KERNELS_CHECK(hidden % kVector, ==, 0);
   if (num_tokens == 0) return;
-  EmbedKernel<<<num_tokens, kThreads, 0, stream>>>(table, tokens, vocabulary, hidden, out);
+  EmbedKernel<<<num_tokens, kThreads, 0, stream>>>(table, tokens, hidden, out);
   CheckLaunch("Embed");
 }
 
-void EmbedBlocks(const bf16* table, const bf16* mask, const int32_t* anchors, int num_blocks,
-                 int block, int vocabulary, int hidden, float* out, cudaStream_t stream) {
+void EmbedBlocks(const EmbeddingTable& table, const bf16* mask, const int32_t* anchors,
+                 int num_blocks, int block, int hidden, float* out, cudaStream_t stream) {
   KERNELS_CHECK(hidden % kVector, ==, 0);
   KERNELS_CHECK(block, >, 0);
   if (num_blocks == 0) return;
   EmbedBlocksKernel<<<num_blocks * block, kThreads, 0, stream>>>(table, mask, anchors, block,
-                                                                 vocabulary, hidden, out);
+                                                                 hidden, out);
   CheckLaunch("EmbedBlocks");
 }
 

@@ -313,13 +313,12 @@ static void LaunchStreamProduct(const Product& p, cudaStream_t stream) {
   const StreamPlan plan = PlanStream<kFormat>(p, kTileTokens);
   if (p.partials == nullptr) KERNELS_CHECK(plan.num_groups_per_tile, ==, 1);
   const auto kernel = StreamProductKernel<kFormat, kTileTokens, kEpilogue>;
-  static const bool configured = [&] {
+  static OncePerDevice configured;
+  configured.Run([&] {
     CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    kStreamSharedBytes),
               "StreamProductKernel shared memory");
-    return true;
-  }();
-  (void)configured;
+  });
   LaunchEarly(kernel, NumMultiprocessors(), kStreamWarps * 32, kStreamSharedBytes, stream, p, plan);
 }
 

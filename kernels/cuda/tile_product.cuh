@@ -161,13 +161,12 @@ template <WeightFormat kFormat, int kTileTokens, Epilogue kEpilogue>
 static void LaunchTileProduct(const Product& p, int num_token_tiles_max, cudaStream_t stream) {
   constexpr int kSharedBytes = TileStages<kFormat, kTileTokens>::kSharedBytes;
   const auto kernel = TileProductKernel<kFormat, kTileTokens, kEpilogue>;
-  static const bool configured = [&] {
+  static OncePerDevice configured;
+  configured.Run([&] {
     CheckCuda(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
         "TileProductKernel shared memory");
-    return true;
-  }();
-  (void)configured;
+  });
   const dim3 grid(CeilDiv(NumRowTiles(p.num_rows), kBlockRowTiles), num_token_tiles_max,
                   p.partials != nullptr ? NumSegments(p) : 1);
   kernel<<<grid, kTileThreads, kSharedBytes, stream>>>(p);

@@ -1,4 +1,4 @@
-// Ranks of one model in one process: a thread each, and the sum over ranks that joins them.
+// Ranks of one model on CPUs: their threads, and the sum over ranks that joins them.
 //
 // The same division as over GPUs (worker/model/sharding_plan.h) on memory that all ranks see. A sum
 // is added in rank order, ((r0 + r1) + r2) + ..., element by element, so it has the same bits on
@@ -6,55 +6,35 @@
 // CpuExecutor. Thread: Run on the engine thread; Sum inside Run, on the ranks' threads.
 #pragma once
 
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <mutex>
-#include <thread>
 #include <vector>
 
 #include "worker/model/sharding_plan.h"
+#include "worker/rank_threads.h"
 
 namespace ultraspeed::worker {
 
 class RankGroup {
  public:
-  // `sum_count_max`: the most numbers of one Sum. One rank starts no thread.
+  // `sum_count_max`: the most numbers of one Sum.
   RankGroup(int num_ranks, size_t sum_count_max);
-  ~RankGroup();
-  RankGroup(const RankGroup&) = delete;
-  RankGroup& operator=(const RankGroup&) = delete;
 
-  int num_ranks() const { return num_ranks_; }
+  int num_ranks() const { return threads_.num_ranks(); }
 
-  // Calls work(rank) for all ranks at once, for rank 0 on the calling thread; returns when all are
-  // done.
-  void Run(const std::function<void(int rank)>& work);
+  // As RankThreads::Run.
+  void Run(const std::function<void(int rank)>& work) { threads_.Run(work); }
 
   // Replaces every rank's data by the sum over ranks. REQUIRES: called by every rank of one Run,
   // equally often, with equal counts.
   void Sum(int rank, float* data /*[count]*/, size_t count);
 
  private:
-  void ThreadLoop(int rank);
-  // Waits for all ranks.
-  void Meet();
-
-  const int num_ranks_;
-  std::mutex mutex_;
-  std::condition_variable started_, finished_, met_;
-  const std::function<void(int)>* work_ = nullptr;  // guarded by mutex_, as is the rest to sums_
-  uint64_t num_runs_ = 0;
-  int num_running_ = 0;
-  bool stopping_ = false;
-  int num_waiting_ = 0;
-  uint64_t num_meetings_ = 0;
-
   std::vector<float*> parts_;       // [ranks] data of the Sum in progress
   std::vector<float> sums_[2];      // in turns: a slow rank may still copy out of the last one
   std::vector<uint64_t> num_sums_;  // [ranks], each its own
-  std::vector<std::thread> threads_;
+  RankThreads threads_;
 };
 
 // One rank's end of its group; of a model that is not divided, nothing.

@@ -1,11 +1,12 @@
 // The executor on one NVIDIA GPU: target, drafter, sampling and acceptance joined into rounds that
-// the host starts and waits for once.
+// the host starts and waits for once. Of a whole model, or of the part of one rank of a node
+// (node_executor.h): ranks run the same passes and choose the same tokens.
 //
 // A round is one copy of a small struct to the device, the passes, one copy back and one wait;
 // draft tokens, verification and commitment never leave the device in between. Decode passes have
 // fixed shapes and are captured into a CUDA graph when a shape comes for the second time. Lossless
 // as the CPU executor is, and for the same reasons. Callers: the engine through Executor; bench/
-// and tests also look at the rest. Thread: the engine thread only.
+// and tests also look at the rest. Thread: the engine thread only; of a node, the rank's.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -20,6 +21,7 @@
 #include "worker/cuda/device_weights.h"
 #include "worker/cuda/drafter.h"
 #include "worker/cuda/pass_buffers.h"
+#include "worker/cuda/rank_link.h"
 #include "worker/cuda/resident_engine.h"
 #include "worker/cuda/round_plan.h"
 #include "worker/cuda/target.h"
@@ -30,25 +32,53 @@ namespace ultraspeed::worker::cuda {
 struct CudaOptions {
   ExecutorOptions executor;
   bool use_graphs = true;
-  // How long a warp of the resident engine may wait before it gives up and the process aborts;
-  // tools that slow the GPU down need more.
-  uint64_t resident_wait_ns_max = 4'000'000'000;
-  ResidentRanks ranks = {};  // more than one: a rank that stands alone (benchmarks)
+  // How long a warp of the resident engine, or a sum over ranks, may wait before it gives up and
+  // the process aborts; tools that slow the GPU down need more.
+  uint64_t wait_ns_max = 4'000'000'000;
+  bool use_peers = true;    // of several GPUs: NodeOptions
+  int num_ranks_alone = 1;  // more than one: of so many ranks, one that stands alone (benchmarks)
 };
 
-// What the executor would take of device memory. Needs no GPU.
+// What a model is made of, checked against the options and the kernels.
+struct ModelSource {
+  ModelConfig config;  // of the whole model
+  ModelConfig part;    // of a rank
+  int vocabulary_used = 0;
+  bool random = false;  // repeatable random weights; options.executor.model_folder is not read
+};
+absl::StatusOr<ModelSource> ReadSource(const CudaOptions& options);
+absl::StatusOr<ModelSource> RandomSource(const ModelConfig& config, const CudaOptions& options);
+
+// What the executor would take of device memory, a rank's of options.executor.num_ranks. Needs no
+// GPU. REQUIRES: the model divides.
 MemoryPlan PlanMemory(const ModelConfig& config, const CudaOptions& options);
 
 // INVALID_ARGUMENT names the first dimension that kernels/cuda does not take.
 absl::Status CheckShape(const ModelConfig& config);
 
-class CudaExecutor : public ModelExecutor {
+// What an executor on one GPU and one on several have in common beyond ModelExecutor.
+class GpuExecutor : public ModelExecutor {
  public:
-  // As CreateCudaExecutor.
+  virtual const MemoryPlan& memory() const = 0;  // of one GPU
+  virtual const PassBytes& bytes() const = 0;    // likewise
+  // Rank 0's, which leads the others. Null if the shape or the options keep the resident engine
+  // out.
+  virtual ResidentEngine* resident() = 0;
+  // Whether rounds that it takes go there; true at first.
+  virtual void UseResident(bool use) = 0;
+};
+
+class CudaExecutor : public GpuExecutor {
+ public:
+  // As CreateCudaExecutor, on one GPU.
   static absl::StatusOr<std::unique_ptr<CudaExecutor>> Create(const CudaOptions& options);
-  // Repeatable random weights; options.executor.model_folder is not read.
   static absl::StatusOr<std::unique_ptr<CudaExecutor>> CreateRandom(const ModelConfig& config,
                                                                     const CudaOptions& options);
+  // The part of one rank, on the GPU that is current; `load` is that rank's way of loading it.
+  static absl::StatusOr<std::unique_ptr<CudaExecutor>> CreateRank(const ModelSource& source,
+                                                                  const CudaOptions& options,
+                                                                  const RankLink& link,
+                                                                  const LoadOptions& load);
   ~CudaExecutor() override;
 
   const ModelConfig& config() const override { return config_; }
@@ -61,20 +91,24 @@ class CudaExecutor : public ModelExecutor {
   void ResetSlot(int slot) override;
   RoundResult Run(const Round& round) override;
   const ForwardStatistics& statistics() const override { return statistics_; }
+  // `out` may be null on all ranks but one: all have the same.
   void Logits(const SequenceStep& step, float* out) override;
+  const MemoryPlan& memory() const override { return arena_->taken(); }
+  const PassBytes& bytes() const override { return bytes_; }
+  ResidentEngine* resident() override { return model_->resident.get(); }
+  void UseResident(bool use) override { use_resident_ = use; }
 
-  const MemoryPlan& memory() const { return arena_->taken(); }
-  const PassBytes& bytes() const { return bytes_; }
-  // Null if the shape or the options keep the resident engine out.
-  ResidentEngine* resident() { return model_->resident.get(); }
-  // Whether rounds that it takes go there; true at first.
-  void UseResident(bool use) { use_resident_ = use; }
+  // The two halves of Run, for an executor of several ranks. RunResident: REQUIRES that resident()
+  // takes the round. RunPasses: REQUIRES that the resident engine has yielded.
+  RoundResult RunResident(const Round& round);
+  RoundResult RunPasses(const Round& round);
 
  private:
   // Everything in device memory, built in one order over a counting arena and over a real one.
   struct Model {
-    Model(const ModelConfig& config, ModelWeights loaded, const CudaOptions& options,
-          const PassLimits& limits, int vocabulary_used, DeviceArena& arena, cudaStream_t stream);
+    Model(const ModelConfig& config, const ModelConfig& part, ModelWeights loaded,
+          const CudaOptions& options, const PassLimits& limits, int vocabulary_used,
+          const RankLink& link, DeviceArena& arena, cudaStream_t stream);
 
     ModelWeights weights;
     Workspace workspace;
@@ -85,7 +119,7 @@ class CudaExecutor : public ModelExecutor {
     PassBuffers prefill;
     std::vector<PassBuffers> decode;  // [block - 1]
     int32_t* row_indices;             // [rows] 0, 1, 2, ...
-    float* logits;                    // [max_logits, V]
+    float* logits;                    // [max_logits, V of the whole model]
   };
   friend MemoryPlan PlanMemory(const ModelConfig& config, const CudaOptions& options);
 
@@ -96,10 +130,9 @@ class CudaExecutor : public ModelExecutor {
     cudaGraphExec_t executable = nullptr;
   };
 
-  CudaExecutor(ModelConfig config, const CudaOptions& options, int vocabulary_used);
-  // Plans, checks and takes the memory; `load` fills the weights.
-  template <typename Load>
-  absl::Status Build(Load load);
+  CudaExecutor(const ModelSource& source, const CudaOptions& options, const RankLink& link);
+  // Plans, checks and takes the memory, and fills the weights.
+  absl::Status Build(bool random, const LoadOptions& load);
 
   PassBuffers& BuffersOf(const PassPlan& pass);
   void FillInput(const Round& round, const PassPlan& pass, PassBuffers& buffers);
@@ -115,7 +148,9 @@ class CudaExecutor : public ModelExecutor {
   // `distinct_experts` of all layers together.
   void CountRows(int num_rows, int num_samples, int block, int64_t distinct_experts);
 
-  const ModelConfig config_;
+  const ModelConfig config_;  // of the whole model
+  const ModelConfig part_;    // of this rank
+  const RankLink link_;
   const CudaOptions options_;
   const PassLimits limits_;
   const int vocabulary_used_;

@@ -1,11 +1,13 @@
 #include "worker/cuda/device.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/synthetic.h"
 #include "worker/cuda/check.h"
 #include "worker/cuda/cuda_executor.h"
+#include "worker/cuda/node_executor.h"
 
 namespace ultraspeed::worker {
 namespace {
@@ -14,6 +16,11 @@ constexpr int kComputeMajor = 9;  // the kernels are built for sm_90a alone
 constexpr int kComputeMinor = 0;
 
 }  // namespace
+
+void SetNodeEnvironment() {
+  setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
+  setenv("NCCL_NVLS_ENABLE", "0", /*overwrite=*/0);
+}
 
 absl::Status CudaUsable() {
   int count = 0;
@@ -38,19 +45,25 @@ absl::Status CudaUsable() {
 }
 
 absl::StatusOr<std::unique_ptr<ModelExecutor>> CreateCudaExecutor(const ExecutorOptions& options) {
+  if (options.num_ranks > 1) return cuda::NodeExecutor::Create({.executor = options});
   return cuda::CudaExecutor::Create({.executor = options});
 }
 
 absl::StatusOr<RandomModel> CreateRandomCudaModel(const ModelConfig& config,
-                                                  const ExecutorOptions& options, int num_ranks) {
-  absl::StatusOr<std::unique_ptr<cuda::CudaExecutor>> executor =
-      cuda::CudaExecutor::CreateRandom(config, {.executor = options, .ranks = {num_ranks}});
-  if (!executor.ok()) return executor.status();
-  RandomModel model;
-  model.bytes = (*executor)->bytes();
-  model.memory = (*executor)->memory().ToString();
-  model.executor = *std::move(executor);
-  return model;
+                                                  const ExecutorOptions& options,
+                                                  int num_ranks_alone) {
+  const auto described = [](absl::StatusOr<std::unique_ptr<cuda::GpuExecutor>> executor)
+      -> absl::StatusOr<RandomModel> {
+    if (!executor.ok()) return executor.status();
+    RandomModel model;
+    model.bytes = (*executor)->bytes();
+    model.memory = (*executor)->memory().ToString();
+    model.executor = *std::move(executor);
+    return model;
+  };
+  const cuda::CudaOptions of_gpu = {.executor = options, .num_ranks_alone = num_ranks_alone};
+  if (options.num_ranks > 1) return described(cuda::NodeExecutor::CreateRandom(config, of_gpu));
+  return described(cuda::CudaExecutor::CreateRandom(config, of_gpu));
 }
 
 double MeasureDeviceReadBandwidth(size_t bytes) {

@@ -15,12 +15,18 @@
 
 namespace ultraspeed::worker {
 
+// To be called before anything else of CUDA by programs that may use several GPUs: kernels are
+// loaded at start (a kernel that is loaded while another waits for a peer may never be), and NCCL
+// leaves NVLink multicast alone. What the environment says already stays.
+void SetNodeEnvironment();
+
 // OK if device 0 can run our kernels (Hopper, driver new enough). FAILED_PRECONDITION says why not,
 // in one line.
 absl::Status CudaUsable();
 
-// RESOURCE_EXHAUSTED states the memory plan, what is free and which options to lower;
-// INVALID_ARGUMENT names a shape that the kernels do not take.
+// On options.num_ranks GPUs. RESOURCE_EXHAUSTED states the memory plan, what is free and which
+// options to lower; INVALID_ARGUMENT names a shape that the kernels do not take, or more GPUs than
+// are visible.
 absl::StatusOr<std::unique_ptr<ModelExecutor>> CreateCudaExecutor(const ExecutorOptions& options);
 
 // Packed bytes that a forward pass reads, by what they are for.
@@ -37,9 +43,11 @@ struct RandomModel {
   PassBytes bytes;
   std::string memory;  // the plan, in words
 };
-// `num_ranks`: the config is one GPU's part of as many; alone, it stands for the others' traffic.
+// `num_ranks_alone`: the config is one GPU's part of as many; alone, it stands for the others'
+// traffic. REQUIRES: 1 if options.num_ranks is more.
 absl::StatusOr<RandomModel> CreateRandomCudaModel(const ModelConfig& config,
-                                                  const ExecutorOptions& options, int num_ranks);
+                                                  const ExecutorOptions& options,
+                                                  int num_ranks_alone);
 
 // Rounds of one sequence on the resident engine, all at the same place, by what their phases are.
 struct ResidentPhaseTimes {
@@ -67,6 +75,24 @@ void UseResidentEngine(ModelExecutor& executor, bool use);
 absl::StatusOr<ResidentRoundTimes> MeasureResidentRounds(ModelExecutor& executor,
                                                          const SequenceStep& step,
                                                          const ResidentRounds& what);
+
+// Sums and gathers over the GPUs of a node: whether they are right, and how long they take.
+struct NodeSumTimes {
+  size_t bytes = 0;     // of the fp32 numbers that are summed
+  double peers_us = 0;  // over peer memory; 0: peers cannot be mapped
+  double parts_us = 0;  // the same bits, parts gathered by NCCL; 0: no NCCL
+  double nccl_us = 0;   // NCCL's own sum of fp32, in an order of its own; 0: no NCCL
+  double floor_us = 0;  // of the bytes that peers_us sends, at peer_bytes_per_second
+};
+struct NodeSums {
+  std::string device;
+  int64_t num_sums = 0, num_gathers = 0;  // checked, of each rank
+  int64_t num_wrong = 0;                  // elements whose bits are not those expected
+  double check_seconds = 0;
+  double peer_bytes_per_second = 0;  // a copy from GPU 0 to GPU 1, one way
+  std::vector<NodeSumTimes> times;
+};
+absl::StatusOr<NodeSums> MeasureNodeSums(int num_gpus, int64_t num_calls);
 
 // Bytes per second at which all of device 0 reads `bytes` bytes of its memory, best of several
 // passes. REQUIRES: CudaUsable; that much memory free.

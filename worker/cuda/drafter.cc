@@ -18,13 +18,14 @@ size_t Bytes(const ops::Matrix& m) { return ops::PackedBytes(m.format, m.num_row
 
 DrafterForward::DrafterForward(const ModelConfig& config, const DrafterWeights& weights,
                                const TargetWeights& target, const PassLimits& limits,
-                               DeviceArena& arena, Workspace& workspace)
+                               DeviceArena& arena, Workspace& workspace, const RankLink& link)
     : config_(config.drafter),
       weights_(weights),
       target_(target),
       vocabulary_(config.vocabulary),
       ring_pages_(RingPages(config.drafter.window, limits)),
-      workspace_(workspace) {
+      workspace_(workspace),
+      link_(link) {
   const int d = config_.head_dim, q_heads = config_.num_q_heads, kv_heads = config_.num_kv_heads;
   rope_ = UploadRope(config_.rope_theta, config_.rotary_dims, limits.positions, arena);
   for (int l = 0; l < config_.num_layers; ++l) {
@@ -47,6 +48,8 @@ DrafterForward::DrafterForward(const ModelConfig& config, const DrafterWeights& 
   delta_ = arena.Take<float>(kKind, Size(rows, config_.hidden));
   gate_up_ = arena.Take<float>(kKind, Size(rows, 2 * config_.ffn_width));
   product_ = arena.Take<bf16>(kKind, Size(rows, config_.ffn_width));
+  part_logits_ =
+      link.divided() ? arena.Take<float>(kKind, Size(limits.max_logits, vocabulary_)) : nullptr;
 
   for (const DrafterLayer& layer : weights.layers) {
     for (const ops::Matrix* matrix :
@@ -59,14 +62,22 @@ DrafterForward::DrafterForward(const ModelConfig& config, const DrafterWeights& 
   }
   workspace.Require(ops::LinearWorkspaceBytes(target.head, limits.max_logits));
   workspace.Require(ops::AttentionWorkspaceBytes(rows, q_heads, d, limits.positions));
+  workspace.Require(link.SumWorkspaceBytes(Size(rows, config_.hidden)));
+  workspace.Require(link.GatherWorkspaceBytes(limits.max_logits, vocabulary_));
 }
 
 void DrafterForward::Draft(const int32_t* anchors, const ops::Sequences& sequences,
                            const int32_t* logit_rows, int num_logits, float* logits,
                            cudaStream_t stream) {
   const int num_rows = sequences.num_sequences * config_.block_size, hidden = config_.hidden;
-  ops::EmbedBlocks(target_.embedding, weights_.mask_embedding, anchors, sequences.num_sequences,
-                   config_.block_size, vocabulary_, hidden, residual_, stream);
+  const size_t count = Size(num_rows, hidden);
+  // An anchor's row lies with the rank that has its token, the masks' count as rank 0's.
+  ops::EmbedBlocks({.rows = target_.embedding,
+                    .first_token = link_.FirstToken(vocabulary_),
+                    .num_tokens = vocabulary_},
+                   link_.rank.index == 0 ? weights_.mask_embedding : nullptr, anchors,
+                   sequences.num_sequences, config_.block_size, hidden, residual_, stream);
+  link_.Sum(residual_, count, workspace_.data(), stream);
   ops::AddNormParams add_norm{.residual = residual_,
                               .delta = nullptr,
                               .weight = weights_.layers[0].input_norm,
@@ -84,6 +95,7 @@ void DrafterForward::Draft(const int32_t* anchors, const ops::Sequences& sequenc
     ops::Linear(layer.qkv, normed_, num_rows, qkv_, workspace_.data(), stream);
     Attend(l, sequences, num_rows, stream);
     ops::Linear(layer.output, attended_, num_rows, delta_, workspace_.data(), stream);
+    link_.Sum(delta_, count, workspace_.data(), stream);
     add_norm.weight = layer.post_attention_norm;
     add_norm.normed = normed_;
     ops::AddNorm(add_norm, stream);
@@ -91,6 +103,7 @@ void DrafterForward::Draft(const int32_t* anchors, const ops::Sequences& sequenc
     ops::Linear(layer.mlp.gate_up, normed_, num_rows, gate_up_, workspace_.data(), stream);
     ops::SwiGlu(gate_up_, num_rows, config_.ffn_width, product_, stream);
     ops::Linear(layer.mlp.down, product_, num_rows, delta_, workspace_.data(), stream);
+    link_.Sum(delta_, count, workspace_.data(), stream);
     const bool last = l + 1 == weights_.layers.size();
     add_norm.weight = last ? weights_.final_norm : weights_.layers[l + 1].input_norm;
     add_norm.normed = last ? nullptr : normed_;
@@ -98,7 +111,8 @@ void DrafterForward::Draft(const int32_t* anchors, const ops::Sequences& sequenc
   }
   ops::GatherNorm(residual_, logit_rows, num_logits, weights_.final_norm, config_.norm_epsilon,
                   hidden, normed_, stream);
-  ops::Linear(target_.head, normed_, num_logits, logits, workspace_.data(), stream);
+  HeadLogits(target_.head, normed_, num_logits, part_logits_, logits, workspace_.data(), link_,
+             stream);
 }
 
 ops::ProjectParams DrafterForward::Projection(size_t layer_idx,

@@ -3,7 +3,8 @@
 //
 // Its context (keys and values made of the target's taps) is appended for every committed row as it
 // comes, also in plain rounds, so drafting never has to catch up. As TargetForward it only
-// enqueues. Caller: CudaExecutor. Thread: the engine thread.
+// enqueues, and is the whole drafter or one rank's part. Caller: CudaExecutor. Thread: the engine
+// thread.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -14,6 +15,7 @@
 #include "kernels/cuda/ops.h"
 #include "worker/cuda/device_memory.h"
 #include "worker/cuda/device_weights.h"
+#include "worker/cuda/rank_link.h"
 #include "worker/cuda/target.h"
 #include "worker/model/config.h"
 
@@ -24,7 +26,7 @@ class DrafterForward {
   // The embedding and the head are the target's. REQUIRES: config has a drafter.
   DrafterForward(const ModelConfig& config, const DrafterWeights& weights,
                  const TargetWeights& target, const PassLimits& limits, DeviceArena& arena,
-                 Workspace& workspace);
+                 Workspace& workspace, const RankLink& link = {});
 
   // One pass over a whole block for each sequence; `sequences` describes the blocks: block_size
   // rows each, from the anchor's position on. Logits of the given rows of [S * B].
@@ -56,9 +58,10 @@ class DrafterForward {
   const DrafterConfig& config_;
   const DrafterWeights& weights_;
   const TargetWeights& target_;
-  const int vocabulary_;
+  const int vocabulary_;  // of the rank's part
   const int ring_pages_;
   Workspace& workspace_;
+  const RankLink link_;
 
   const float* rope_;                           // [positions, rotary_dims]
   std::vector<kernels::cuda::KvCache> caches_;  // [layers], rings
@@ -78,6 +81,7 @@ class DrafterForward {
   float* delta_;             // [T, H]
   float* gate_up_;           // [T, 2F]
   kernels::bf16* product_;   // [T, F]
+  float* part_logits_;       // [logits, V of the part]; null with one rank
 };
 
 }  // namespace ultraspeed::worker::cuda

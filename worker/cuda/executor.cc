@@ -83,8 +83,10 @@ ops::Sequences SequencesOf(const PassBuffers& buffers, int num_sequences, int ro
 }
 
 std::string DeviceText() {
+  int device = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
   cudaDeviceProp properties;
-  CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
   return absl::StrFormat("cuda %s, %d SMs, %.0f GB", properties.name,
                          properties.multiProcessorCount,
                          static_cast<double>(properties.totalGlobalMem) / 1e9);
@@ -92,16 +94,17 @@ std::string DeviceText() {
 
 }  // namespace
 
-CudaExecutor::Model::Model(const ModelConfig& config, ModelWeights loaded,
+CudaExecutor::Model::Model(const ModelConfig& config, const ModelConfig& part, ModelWeights loaded,
                            const CudaOptions& options, const PassLimits& limits,
-                           int vocabulary_used, DeviceArena& arena, cudaStream_t stream)
+                           int vocabulary_used, const RankLink& link, DeviceArena& arena,
+                           cudaStream_t stream)
     : weights(std::move(loaded)),
-      target(config, weights.target, limits, arena, workspace),
+      target(part, weights.target, limits, arena, workspace, link),
       num_counted_layers(options.executor.count_experts ? target.num_moe_layers() : 0),
       prefill(PrefillCapacity(config, limits, num_counted_layers), arena) {
   if (config.drafter.num_layers > 0) {
-    drafter = std::make_unique<DrafterForward>(config, weights.drafter, weights.target, limits,
-                                               arena, workspace);
+    drafter = std::make_unique<DrafterForward>(part, weights.drafter, weights.target, limits, arena,
+                                               workspace, link);
   }
   for (int block = 1; block <= BlockSizeMax(config); ++block)
     decode.emplace_back(DecodeCapacity(config, limits, num_counted_layers, block), arena);
@@ -113,20 +116,29 @@ CudaExecutor::Model::Model(const ModelConfig& config, ModelWeights loaded,
                                                            static_cast<size_t>(config.vocabulary));
   workspace.Require(ops::SampleWorkspaceBytes(limits.max_logits, config.vocabulary));
   workspace.TakeFrom(arena);
-  if (options.executor.resident && CheckResidentShape(config, options.executor.kv_precision).ok()) {
+  if (options.executor.resident && CheckResidentShape(part, options.executor.kv_precision).ok() &&
+      HasResidentFormats(weights.target)) {
+    const bool alone = options.num_ranks_alone > 1;
     resident = std::make_unique<ResidentEngine>(
-        config, weights, target, drafter.get(), limits.positions,
-        BannedToken(config, vocabulary_used), vocabulary_used, options.resident_wait_ns_max,
-        options.ranks, arena, stream);
+        part, weights, target, drafter.get(), limits.positions,
+        BannedToken(config, vocabulary_used), vocabulary_used, options.wait_ns_max,
+        ResidentRanks{.num_ranks = alone ? options.num_ranks_alone : link.rank.count,
+                      .index = link.rank.index,
+                      .alone = alone},
+        arena, stream);
   }
 }
 
 MemoryPlan PlanMemory(const ModelConfig& config, const CudaOptions& options) {
+  const absl::StatusOr<ModelConfig> part = PartOf(config, options.executor.num_ranks);
+  KERNELS_CHECK(part.ok(), ==, true);
   DeviceArena counting;
   DevicePacker pack(counting, nullptr, nullptr);
-  ModelWeights shape = ShapeModelWeights(config, pack);
-  const CudaExecutor::Model model(config, std::move(shape), options, LimitsOf(config, options),
-                                  config.vocabulary, counting, nullptr);
+  ModelWeights shape = ShapeModelWeights(*part, pack);
+  const RankLink link = {.rank = {.index = 0, .count = options.executor.num_ranks}};
+  const CudaExecutor::Model model(config, *part, std::move(shape), options,
+                                  LimitsOf(config, options), config.vocabulary, link, counting,
+                                  nullptr);
   counting.TakeBytes(MemoryKind::kStaging, pack.staging_bytes());
   return counting.taken();
 }
@@ -159,8 +171,31 @@ absl::Status CheckShape(const ModelConfig& config) {
   return status;
 }
 
-template <typename Load>
-absl::Status CudaExecutor::Build(Load load) {
+absl::StatusOr<ModelSource> ReadSource(const CudaOptions& options) {
+  const std::string& folder = options.executor.model_folder;
+  absl::StatusOr<ModelConfig> config = LoadModelConfig(folder, options.executor.experts);
+  if (!config.ok()) return config.status();
+  absl::StatusOr<ModelSource> source = RandomSource(*config, options);
+  if (!source.ok()) return source;
+  const absl::StatusOr<int> vocabulary_used = CountUsedTokens(folder, config->vocabulary);
+  if (!vocabulary_used.ok()) return vocabulary_used.status();
+  source->vocabulary_used = *vocabulary_used;
+  source->random = false;
+  return source;
+}
+
+absl::StatusOr<ModelSource> RandomSource(const ModelConfig& config, const CudaOptions& options) {
+  if (absl::Status status = ValidateOptions(options.executor); !status.ok()) return status;
+  absl::StatusOr<ModelConfig> part = PartOf(config, options.executor.num_ranks);
+  if (!part.ok()) return part.status();
+  if (absl::Status status = CheckShape(*part); !status.ok()) return status;
+  return ModelSource{.config = config,
+                     .part = *std::move(part),
+                     .vocabulary_used = config.vocabulary,
+                     .random = true};
+}
+
+absl::Status CudaExecutor::Build(bool random, const LoadOptions& load) {
   const MemoryPlan plan = PlanMemory(config_, options_);
   size_t free_bytes = 0, total_bytes = 0;
   CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
@@ -173,10 +208,12 @@ absl::Status CudaExecutor::Build(Load load) {
 
   DevicePacker pack(*arena_, arena_->TakeBytes(MemoryKind::kStaging, plan[MemoryKind::kStaging]),
                     stream_);
-  absl::StatusOr<ModelWeights> weights = load(pack);
+  absl::StatusOr<ModelWeights> weights =
+      random ? ShapeModelWeights(part_, pack)
+             : LoadModelWeights(options_.executor.model_folder, config_, pack, load);
   if (!weights.ok()) return weights.status();
-  model_ = std::make_unique<Model>(config_, *std::move(weights), options_, limits_,
-                                   vocabulary_used_, *arena_, stream_);
+  model_ = std::make_unique<Model>(config_, part_, *std::move(weights), options_, limits_,
+                                   vocabulary_used_, link_, *arena_, stream_);
   KERNELS_CHECK(arena_->taken().total(), ==, plan.total());
   model_->target.AddBytes(bytes_);
   if (model_->drafter != nullptr) model_->drafter->AddBytes(bytes_);
@@ -185,47 +222,41 @@ absl::Status CudaExecutor::Build(Load load) {
 }
 
 absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(const CudaOptions& options) {
-  const std::string& folder = options.executor.model_folder;
-  if (absl::Status status = ValidateOptions(options.executor); !status.ok()) return status;
   if (absl::Status status = CudaUsable(); !status.ok()) return status;
-  absl::StatusOr<ModelConfig> config = LoadModelConfig(folder, options.executor.experts);
-  if (!config.ok()) return config.status();
-  if (absl::Status status = CheckShape(*config); !status.ok()) return status;
-  absl::StatusOr<int> vocabulary_used = CountUsedTokens(folder, config->vocabulary);
-  if (!vocabulary_used.ok()) return vocabulary_used.status();
-  std::unique_ptr<CudaExecutor> executor(
-      new CudaExecutor(*std::move(config), options, *vocabulary_used));
-  if (absl::Status status = executor->Build([&](DevicePacker& pack) {
-        return LoadModelWeights(folder, executor->config_, pack, options.executor.load());
-      });
-      !status.ok()) {
-    return status;
-  }
-  return executor;
+  const absl::StatusOr<ModelSource> source = ReadSource(options);
+  if (!source.ok()) return source.status();
+  return CreateRank(*source, options, {}, options.executor.load());
 }
 
 absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::CreateRandom(
     const ModelConfig& config, const CudaOptions& options) {
-  if (absl::Status status = ValidateOptions(options.executor); !status.ok()) return status;
   if (absl::Status status = CudaUsable(); !status.ok()) return status;
-  if (absl::Status status = CheckShape(config); !status.ok()) return status;
-  std::unique_ptr<CudaExecutor> executor(new CudaExecutor(config, options, config.vocabulary));
-  if (absl::Status status =
-          executor->Build([&](DevicePacker& pack) -> absl::StatusOr<ModelWeights> {
-            return ShapeModelWeights(config, pack);
-          });
-      !status.ok()) {
-    return status;
-  }
+  const absl::StatusOr<ModelSource> source = RandomSource(config, options);
+  if (!source.ok()) return source.status();
+  return CreateRank(*source, options, {}, {});
+}
+
+absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::CreateRank(const ModelSource& source,
+                                                                       const CudaOptions& options,
+                                                                       const RankLink& link,
+                                                                       const LoadOptions& load) {
+  KERNELS_CHECK(link.rank.count, ==, options.executor.num_ranks);
+  KERNELS_CHECK(load.rank.count, ==, link.rank.count);
+  KERNELS_CHECK(load.rank.index, ==, link.rank.index);
+  std::unique_ptr<CudaExecutor> executor(new CudaExecutor(source, options, link));
+  if (absl::Status status = executor->Build(source.random, load); !status.ok()) return status;
   return executor;
 }
 
-CudaExecutor::CudaExecutor(ModelConfig config, const CudaOptions& options, int vocabulary_used)
-    : config_(std::move(config)),
+CudaExecutor::CudaExecutor(const ModelSource& source, const CudaOptions& options,
+                           const RankLink& link)
+    : config_(source.config),
+      part_(source.part),
+      link_(link),
       options_(options),
       limits_(LimitsOf(config_, options)),
-      vocabulary_used_(vocabulary_used),
-      banned_token_(BannedToken(config_, vocabulary_used)),
+      vocabulary_used_(source.vocabulary_used),
+      banned_token_(BannedToken(config_, vocabulary_used_)),
       device_(DeviceText()),
       expert_seen_(static_cast<size_t>(config_.num_experts)) {}
 
@@ -248,14 +279,20 @@ void CudaExecutor::ResetSlot(int slot) {
 RoundResult CudaExecutor::Run(const Round& round) {
   CheckRound(round, *this);
   if (model_->resident != nullptr) {
-    if (use_resident_ && model_->resident->Takes(round)) {
-      ResidentEngine::Finished finished = model_->resident->Run(round.steps[0]);
-      CountRows(round.steps[0].block, /*num_samples=*/round.steps[0].block, round.steps[0].block,
-                finished.num_experts);
-      return {.sequences = {std::move(finished.sequence)}};
-    }
+    if (use_resident_ && model_->resident->Takes(round)) return RunResident(round);
     model_->resident->Yield();
   }
+  return RunPasses(round);
+}
+
+RoundResult CudaExecutor::RunResident(const Round& round) {
+  const SequenceStep& step = round.steps[0];
+  ResidentEngine::Finished finished = model_->resident->Run(step);
+  CountRows(step.block, /*num_samples=*/step.block, step.block, finished.num_experts);
+  return {.sequences = {std::move(finished.sequence)}};
+}
+
+RoundResult CudaExecutor::RunPasses(const Round& round) {
   const std::vector<PassPlan> passes = PlanPasses(round);
   for (const PassPlan& pass : passes) {
     PassBuffers& buffers = BuffersOf(pass);
@@ -273,7 +310,7 @@ RoundResult CudaExecutor::Run(const Round& round) {
 }
 
 void CudaExecutor::Logits(const SequenceStep& step, float* out) {
-  if (model_->resident != nullptr) model_->resident->Yield();
+  if (model_->resident != nullptr && !link_.divided()) model_->resident->Yield();
   Round round{.steps = {step}};
   round.steps[0].sample = false;
   CheckRound(round, *this);
@@ -284,6 +321,7 @@ void CudaExecutor::Logits(const SequenceStep& step, float* out) {
   for (int begin = 0; begin < pass.num_rows; begin += limits_.max_logits) {
     const int count = std::min(limits_.max_logits, pass.num_rows - begin);
     model_->target.Logits(model_->row_indices + begin, count, model_->logits, stream_);
+    if (out == nullptr) continue;
     CUDA_CHECK(cudaMemcpyAsync(out + static_cast<size_t>(begin) * vocabulary, model_->logits,
                                static_cast<size_t>(count) * vocabulary * sizeof(float),
                                cudaMemcpyDeviceToHost, stream_));
@@ -434,11 +472,16 @@ void CudaExecutor::LaunchDecode(const PassPlan& pass, PassBuffers& buffers) {
   }
   if (graph.executable == nullptr) {
     cudaGraph_t captured = nullptr;
+    if (link_.divided()) link_.group->Settle(stream_);
     CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
     EnqueueDecode(num_sequences, pass.block, bound, buffers);
     CUDA_CHECK(cudaStreamEndCapture(stream_, &captured));
     CUDA_CHECK(cudaGraphInstantiate(&graph.executable, captured, 0));
     CUDA_CHECK(cudaGraphDestroy(captured));
+    if (link_.divided()) {
+      CUDA_CHECK(cudaGraphUpload(graph.executable, stream_));
+      link_.group->Settle(stream_);
+    }
   }
   CUDA_CHECK(cudaGraphLaunch(graph.executable, stream_));
 }
@@ -452,6 +495,7 @@ void CudaExecutor::Choose(const ops::SampleRow* rows, int num_rows, int32_t* tok
 void CudaExecutor::Wait() {
   CUDA_CHECK(cudaEventRecord(round_done_, stream_));
   CUDA_CHECK(cudaEventSynchronize(round_done_));
+  if (link_.divided()) link_.group->CheckWaits(link_.rank.index);
 }
 
 void CudaExecutor::Collect(const Round& round, const PassPlan& pass, const PassBuffers& buffers,

@@ -17,9 +17,6 @@ using resident::AttentionTask;
 using resident::Phase;
 
 constexpr uint32_t kRoundsAhead = 4;
-// Longer contexts run as graphs, whose attention uses more of the GPU: at the served shape a round
-// of graphs is slower at 32k positions and faster at 128k (docs/PERFORMANCE.md).
-constexpr int64_t kPositionsMax = 49152;
 constexpr int kPollsPerStatus = 4096;
 
 int64_t PagesOf(int64_t positions) { return (positions + kPageTokens - 1) / kPageTokens; }
@@ -53,7 +50,8 @@ ResidentEngine::ResidentEngine(const ModelConfig& config, const ModelWeights& we
       wait_ns_max_(wait_ns_max),
       ranks_(ranks),
       stream_(stream),
-      buffers_(config, weights.target, weights.drafter, positions, ranks, arena) {
+      buffers_(config, weights.target, weights.drafter, positions, ranks, arena),
+      joined_{this} {
   constexpr MemoryKind kKind = MemoryKind::kRoundData;
   num_blocks_ = arena.counting() ? 0 : resident::NumBlocks();
   const ResidentModel model{.config = config,
@@ -79,6 +77,34 @@ ResidentEngine::ResidentEngine(const ModelConfig& config, const ModelWeights& we
   std::memset(pinned, 0, sizeof(Pinned));
   CUDA_CHECK(cudaMallocHost(&pinned, static_cast<size_t>(PagesOf(positions)) * sizeof(int32_t)));
   pinned_pages_ = static_cast<int32_t*>(pinned);
+  collective_.num_ranks = ranks_.num_ranks;
+  collective_.rank = ranks_.index;
+  collective_.inbox = buffers_.inbox;
+  collective_.inbox_rank_words = buffers_.inbox_rank_words;
+  collective_.mail = buffers_.mail;
+  collective_.embedding[ranks_.index] = weights_.target.embedding;
+  for (int r = 0; r < ranks_.num_ranks && ranks_.alone; ++r) {  // this rank fills all places
+    collective_.push[r] = buffers_.inbox + static_cast<size_t>(r) * buffers_.inbox_rank_words;
+    collective_.mail_push[r] = buffers_.mail + r;
+  }
+}
+
+void ResidentEngine::Join(const std::vector<ResidentEngine*>& engines, NodeGroup& group) {
+  KERNELS_CHECK(group.has_peers(), ==, true);
+  for (size_t r = 0; r < engines.size(); ++r) {
+    ResidentEngine& engine = *engines[r];
+    KERNELS_CHECK(engine.ranks_.num_ranks, ==, static_cast<int>(engines.size()));
+    KERNELS_CHECK(engine.ranks_.index, ==, static_cast<int>(r));
+    KERNELS_CHECK(engine.num_blocks_, ==, engines[0]->num_blocks_);
+    for (size_t other = 0; other < engines.size(); ++other) {
+      const ResidentEngine& peer = *engines[other];
+      engine.collective_.push[other] = peer.buffers_.inbox + r * peer.buffers_.inbox_rank_words;
+      engine.collective_.mail_push[other] = peer.buffers_.mail + r;
+      engine.collective_.embedding[other] = peer.weights_.target.embedding;
+    }
+    engine.group_ = &group;
+  }
+  engines[0]->joined_ = engines;
 }
 
 ResidentEngine::~ResidentEngine() {
@@ -92,8 +118,7 @@ bool ResidentEngine::Takes(const Round& round) const {
   if (num_blocks_ == 0 || round.steps.size() != 1) return false;
   const SequenceStep& step = round.steps[0];
   return step.sample && step.num_tokens == 1 && step.logprobs < 0 && !Filters(step.sampling) &&
-         step.block <= resident::kRowsMax && step.computed < kPositionsMax &&
-         (step.block == 1 || device_phases_[1] != nullptr);
+         step.block <= resident::kRowsMax && (step.block == 1 || device_phases_[1] != nullptr);
 }
 
 ResidentEngine::Finished ResidentEngine::Run(const SequenceStep& step) {
@@ -137,9 +162,9 @@ resident::Program ResidentEngine::ProgramFor(const SequenceStep& step) {
   std::copy(std::begin(schedule.totals), std::end(schedule.totals), std::begin(program.totals));
   program.hidden = config_.hidden;
   program.vocabulary = config_.vocabulary;
-  program.vocabulary_used = vocabulary_used_;
+  program.first_token = ranks_.alone ? 0 : ranks_.index * config_.vocabulary;
+  program.token_end = std::min(program.first_token + config_.vocabulary, vocabulary_used_);
   program.banned_token = banned_token_;
-  program.embedding = weights_.target.embedding;
   program.mask_embedding = weights_.drafter.mask_embedding;
   program.draft_choices = buffers_.draft_choices;
   program.target_choices = buffers_.target_choices;
@@ -148,14 +173,7 @@ resident::Program ResidentEngine::ProgramFor(const SequenceStep& step) {
   program.abort_word = program.decision + kWordsPerCounter;
   program.decision_counter = schedule.decision_counter;
   program.decision_target = schedule.decision_target;
-  program.collective.num_ranks = ranks_.num_ranks;
-  program.collective.inbox = buffers_.inbox;
-  program.collective.inbox_rank_words = buffers_.inbox_rank_words;
-  for (int r = 0; r < ranks_.num_ranks && buffers_.inbox != nullptr; ++r) {
-    // Alone, this rank fills the places of all.
-    program.collective.push[r] =
-        buffers_.inbox + static_cast<size_t>(r) * buffers_.inbox_rank_words;
-  }
+  program.collective = collective_;
   program.block = step.block;
   program.draft_rows = drafts ? config_.drafter.block_size : 0;
   program.position = step.computed;
@@ -178,9 +196,22 @@ resident::Program ResidentEngine::ProgramFor(const SequenceStep& step) {
   return program;
 }
 
-void ResidentEngine::Start(const SequenceStep& step) {
+template <typename Change>
+void ResidentEngine::Launch(const SequenceStep& step, Change change) {
   KERNELS_CHECK(step.num_pages, <=, PagesOf(positions_));
-  resident::Launch(ProgramFor(step), stream_);
+  for (ResidentEngine* const rank : joined_) {
+    const DeviceScope scope(rank->ranks_.index);
+    resident::Program program = rank->ProgramFor(step);
+    change(program);
+    resident::Prepare(program, rank->stream_);
+    // A kernel's first data must not come before its peer's inbox is empty.
+    if (rank->group_ != nullptr) rank->group_->Meet(rank->ranks_.index, rank->stream_);
+    resident::Launch(program, rank->stream_);
+  }
+}
+
+void ResidentEngine::Start(const SequenceStep& step) {
+  Launch(step, [](resident::Program&) {});
   session_ = {.slot = step.slot,
               .block = step.block,
               .sampling = step.sampling,
@@ -206,30 +237,51 @@ bool ResidentEngine::Await(uint32_t index) {
 void ResidentEngine::Yield() {
   if (!running_) return;
   WriteShared(pinned_->control.stop, 1);
-  CheckAlive(cudaStreamSynchronize(stream_));
+  Finish();
   running_ = false;
 }
 
-// Says where every block stood if the kernel gave up, then aborts: the context is lost.
+void ResidentEngine::Finish() {
+  for (const ResidentEngine* const rank : joined_) CheckAlive(cudaStreamSynchronize(rank->stream_));
+  if (group_ != nullptr) group_->CheckWaits(ranks_.index);
+  // Ranks that differ would go on with caches of different texts.
+  for (const ResidentEngine* const rank : joined_) {
+    for (int i = 0; i < resident::kResultsMax; ++i) {
+      const resident::RoundRecord &own = pinned_->results[i], &other = rank->pinned_->results[i];
+      KERNELS_CHECK(other.sequence, ==, own.sequence);
+      if (own.sequence == 0) continue;
+      KERNELS_CHECK(other.num_tokens, ==, own.num_tokens);
+      for (int t = 0; t < own.num_tokens; ++t) KERNELS_CHECK(other.tokens[t], ==, own.tokens[t]);
+    }
+  }
+}
+
+// Says where every block stood if a kernel gave up, then aborts: the context is lost.
 void ResidentEngine::CheckAlive(cudaError_t status) const {
   if (status == cudaSuccess) return;
   std::fprintf(stderr, "resident engine: %s\n", cudaGetErrorString(status));
-  if (pinned_->stuck.is_stuck != 0) {
-    static constexpr const char* kWaits[] = {"nothing",      "room in the ring",
-                                             "weights",      "the experts' choice",
-                                             "partial sums", "the exchange",
-                                             "other blocks", "finishers",
-                                             "results",      "peers"};
-    for (int b = 0; b < num_blocks_; ++b) {
-      const resident::StuckReport::Place& place = pinned_->stuck.places[b];
-      const auto wait = static_cast<size_t>(place.waits_for);
-      std::fprintf(stderr,
-                   "block %3d: producer in phase %d, consumers %d, finishers %d; waited for %s\n",
-                   b, place.phase[0], place.phase[1], place.phase[2],
-                   wait < std::size(kWaits) ? kWaits[wait] : "?");
-    }
-  }
+  // The ranks that waited for the one that failed have given up too, a little later.
+  for (const ResidentEngine* const rank : joined_) (void)cudaStreamSynchronize(rank->stream_);
+  for (const ResidentEngine* const rank : joined_) rank->PrintStuck();
   std::abort();
+}
+
+void ResidentEngine::PrintStuck() const {
+  if (pinned_->stuck.is_stuck == 0) return;
+  static constexpr const char* kWaits[] = {"nothing",      "room in the ring",
+                                           "weights",      "the experts' choice",
+                                           "partial sums", "the exchange",
+                                           "other blocks", "finishers",
+                                           "results",      "peers"};
+  for (int b = 0; b < num_blocks_; ++b) {
+    const resident::StuckReport::Place& place = pinned_->stuck.places[b];
+    const auto wait = static_cast<size_t>(place.waits_for);
+    std::fprintf(stderr,
+                 "rank %d, block %3d: producer in phase %d, consumers %d, finishers %d; waited for "
+                 "%s\n",
+                 ranks_.index, b, place.phase[0], place.phase[1], place.phase[2],
+                 wait < std::size(kWaits) ? kWaits[wait] : "?");
+  }
 }
 
 ResidentTimes ResidentEngine::Measure(const SequenceStep& step, const ResidentMeasurement& what) {
@@ -243,22 +295,27 @@ ResidentTimes ResidentEngine::Measure(const SequenceStep& step, const ResidentMe
   void* trace = nullptr;
   CUDA_CHECK(cudaMalloc(&trace, times.trace.size() * sizeof(uint64_t)));
   CUDA_CHECK(cudaMemsetAsync(trace, 0, times.trace.size() * sizeof(uint64_t), stream_));
-  resident::Program program = ProgramFor(step);
-  program.holds_position = true;
-  program.forced_distinct_experts = what.forced_distinct_experts;
-  program.trace = static_cast<uint64_t*>(trace);
   // The ring of results is not taken from, so it must hold all rounds.
+  const auto run = [&](uint32_t num_rounds, uint64_t* stamps) {
+    Launch(step, [&](resident::Program& program) {
+      program.holds_position = true;
+      program.forced_distinct_experts = what.forced_distinct_experts;
+      program.trace = program.collective.rank == 0 ? stamps : nullptr;
+      pinned_->control.round_limit = num_rounds;
+    });
+    Finish();
+  };
   const uint32_t num_rounds =
       std::min<uint32_t>(static_cast<uint32_t>(what.num_rounds), resident::kResultsMax);
-  pinned_->control.round_limit = num_rounds;
-  resident::Launch(program, stream_);
-  CheckAlive(cudaStreamSynchronize(stream_));
+  run(num_rounds, nullptr);  // as served: without stamps
   for (uint32_t i = 1; i < num_rounds; ++i) {
     KERNELS_CHECK(pinned_->results[i].sequence, ==, i + 1);
     times.round_ms.push_back(
         static_cast<double>(pinned_->results[i].end_ns - pinned_->results[i - 1].end_ns) * 1e-6);
   }
-  times.num_experts = pinned_->results[num_rounds - 1].num_experts;
+  constexpr uint32_t kTracedRounds = 3;
+  run(kTracedRounds, static_cast<uint64_t*>(trace));
+  times.num_experts = pinned_->results[kTracedRounds - 1].num_experts;
   CUDA_CHECK(cudaMemcpy(times.trace.data(), trace, times.trace.size() * sizeof(uint64_t),
                         cudaMemcpyDeviceToHost));
   CUDA_CHECK(cudaFree(trace));

@@ -5,8 +5,11 @@
 // rounds ahead of what the host has taken; it ends when the host asks (anything else needs the
 // GPU), when its host falls behind, or at the end of the sequence's pages. Rounds that were run and
 // not taken stay valid while the same sequence goes on, and are dropped otherwise: they wrote only
-// keys and values that the next round writes again. Caller: CudaExecutor. Thread: the engine
-// thread.
+// keys and values that the next round writes again.
+//
+// Of a node's ranks, rank 0's engine leads: it starts and stops the kernels of all, one on each
+// GPU, and takes the rounds of its own, which are those of all. The kernels join their sums,
+// choices and decisions over peer memory. Caller: CudaExecutor. Thread: the engine thread.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -17,6 +20,7 @@
 
 #include "kernels/cuda/resident/program.h"
 #include "worker/batch.h"
+#include "worker/cuda/node_group.h"
 #include "worker/cuda/resident_schedule.h"
 
 namespace ultraspeed::worker::cuda {
@@ -37,7 +41,8 @@ struct ResidentTimes {
 
 class ResidentEngine {
  public:
-  // Takes memory from `arena`; with an arena that counts, nothing else.
+  // `config` and `weights`: of the rank's part; `banned_token` and `vocabulary_used`: of the whole
+  // model. Takes memory from `arena`; with an arena that counts, nothing else.
   ResidentEngine(const ModelConfig& config, const ModelWeights& weights,
                  const TargetForward& target, const DrafterForward* drafter, int64_t positions,
                  int32_t banned_token, int vocabulary_used, uint64_t wait_ns_max,
@@ -45,6 +50,10 @@ class ResidentEngine {
   ~ResidentEngine();
   ResidentEngine(const ResidentEngine&) = delete;
   ResidentEngine& operator=(const ResidentEngine&) = delete;
+
+  // Makes the engines of all ranks one, led by the first: only that one is called afterwards, and
+  // before the others end. Engine r is on GPU r. REQUIRES: group.has_peers().
+  static void Join(const std::vector<ResidentEngine*>& engines, NodeGroup& group);
 
   // Whether the round is one that runs here: one sequence that decodes, no filter, no
   // log-probabilities.
@@ -72,11 +81,17 @@ class ResidentEngine {
   };
 
   kernels::cuda::resident::Program ProgramFor(const SequenceStep& step);
+  // Enqueues kernels on all ranks' GPUs; `change` may alter a rank's program before.
+  template <typename Change>
+  void Launch(const SequenceStep& step, Change change);
   void Start(const SequenceStep& step);
+  // Waits for all ranks' kernels.
+  void Finish();
   bool Continues(const SequenceStep& step) const;
   // Waits for round `index` of the launch; false: the kernel ended before it.
   bool Await(uint32_t index);
   void CheckAlive(cudaError_t status) const;
+  void PrintStuck() const;
 
   const ModelConfig& config_;
   const ModelWeights& weights_;
@@ -87,6 +102,9 @@ class ResidentEngine {
   const ResidentRanks ranks_;
   const cudaStream_t stream_;
   ResidentBuffers buffers_;
+  kernels::cuda::resident::Collective collective_;
+  std::vector<ResidentEngine*> joined_;  // all ranks', this one first; alone, this one
+  NodeGroup* group_ = nullptr;           // null: alone
   kernels::cuda::resident::Phase* device_phases_[2] = {};  // plain, drafting
   int32_t* device_pages_ = nullptr;                        // [pages of the longest sequence]
   ResidentSchedule schedules_[2];

@@ -104,14 +104,14 @@ absl::Status WriteTrace(const Stamps& stamps, const std::string& path) {
 }  // namespace
 
 void UseResidentEngine(ModelExecutor& executor, bool use) {
-  if (auto* const on_gpu = dynamic_cast<cuda::CudaExecutor*>(&executor); on_gpu != nullptr)
+  if (auto* const on_gpu = dynamic_cast<cuda::GpuExecutor*>(&executor); on_gpu != nullptr)
     on_gpu->UseResident(use);
 }
 
 absl::StatusOr<ResidentRoundTimes> MeasureResidentRounds(ModelExecutor& executor,
                                                          const SequenceStep& step,
                                                          const ResidentRounds& what) {
-  auto* const on_gpu = dynamic_cast<cuda::CudaExecutor*>(&executor);
+  auto* const on_gpu = dynamic_cast<cuda::GpuExecutor*>(&executor);
   if (on_gpu == nullptr || on_gpu->resident() == nullptr) {
     return absl::FailedPreconditionError("the executor has no resident engine for this shape");
   }

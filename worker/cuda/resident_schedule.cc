@@ -23,8 +23,7 @@ using resident::PhaseKind;
 using resident::TileOrder;
 
 constexpr int kTileColumns = 16;
-constexpr int kSegmentKeys = 512;      // of full attention (kernels/cuda/attention.cu)
-constexpr size_t kPartialBytes = 528;  // of one row, head and segment, and its padding
+constexpr size_t kPartialBytes = 528;  // of one row, head and part, and its padding
 constexpr int kBlocksMax = 256;
 constexpr int kPassSlabs = 48;
 constexpr size_t kWordsPerCounter = 32;
@@ -35,9 +34,10 @@ size_t Size(int64_t a, int64_t b) { return static_cast<size_t>(a * b); }
 
 const char* Name(PhaseLabel label) {
   static constexpr const char* kNames[] = {
-      "embed",        "qkv",      "attention",  "combine",    "o_proj",    "dense up",
-      "dense down",   "moe up",   "moe down",   "head",       "draft qkv", "draft attention",
-      "draft o_proj", "draft up", "draft down", "draft head", "commit",    "draft context"};
+      "embed",         "qkv",          "attention", "combine",    "o_proj",     "dense up",
+      "dense down",    "moe up",       "moe down",  "head",       "draft qkv",  "draft attention",
+      "draft combine", "draft o_proj", "draft up",  "draft down", "draft head", "commit",
+      "draft context"};
   static_assert(std::size(kNames) == static_cast<size_t>(PhaseLabel::kCount));
   return kNames[static_cast<size_t>(label)];
 }
@@ -83,9 +83,13 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
   }
   carry_for(drafter.features);
   carry = arena.Take<float4>(kKind, Size(carried_tiles, 64));
-  partials_stride = static_cast<int>((positions + kSegmentKeys - 1) / kSegmentKeys);
-  partials =
-      arena.TakeBytes(kKind, Size(kRowsMax * config.num_q_heads, partials_stride) * kPartialBytes);
+  partials_stride =
+      std::max({resident::AttentionPartsMax(/*window=*/0, /*drafter=*/false, positions),
+                resident::AttentionPartsMax(config.window, /*drafter=*/false, positions),
+                resident::AttentionPartsMax(draft.window, /*drafter=*/true, positions)});
+  partials = arena.TakeBytes(
+      kKind, Size(kRowsMax * std::max(config.num_q_heads, draft.num_q_heads), partials_stride) *
+                 kPartialBytes);
   draft_choices = arena.Take<resident::RowChoice>(kKind, Size(kRowsMax, kBlocksMax));
   target_choices = arena.Take<resident::RowChoice>(kKind, Size(kRowsMax, kBlocksMax));
   words = arena.Take<uint32_t>(kKind, kWordsPerCounter * (resident::kNumCounters + 2));
@@ -94,6 +98,9 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
               ? arena.Take<uint2>(kKind,
                                   Size(3 * ranks.num_ranks, static_cast<int64_t>(inbox_rank_words)))
               : nullptr;
+  mail = ranks.num_ranks > 1
+             ? arena.Take<resident::RankMail>(kKind, static_cast<size_t>(ranks.num_ranks))
+             : nullptr;
 }
 
 namespace {
@@ -120,7 +127,8 @@ AttentionTask TargetAttention(const ResidentModel& model, size_t layer) {
           .sinks = model.target.layers[layer].sinks,
           .score_scale = 1.0f / std::sqrt(static_cast<float>(config.qk_head_dim)),
           .drafter = false,
-          .partials = full ? model.buffers.partials : nullptr,
+          .has_parts = resident::HasParts(full ? 0 : config.window, /*drafter=*/false),
+          .partials = model.buffers.partials,
           .partials_stride = model.buffers.partials_stride,
           .out = model.buffers.attended};
 }
@@ -147,8 +155,9 @@ AttentionTask DrafterAttention(const ResidentModel& model, size_t layer) {
           .sinks = weights.sinks,
           .score_scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim)),
           .drafter = true,
-          .partials = nullptr,
-          .partials_stride = 0,
+          .has_parts = resident::HasParts(config.window, /*drafter=*/true),
+          .partials = model.buffers.partials,
+          .partials_stride = model.buffers.partials_stride,
           .out = model.buffers.attended};
 }
 
@@ -174,7 +183,7 @@ class ScheduleBuilder {
     const float epsilon = config_.norm_epsilon;
     Add(Normed(Product(layer.qkv, PhaseLabel::kQkv), layer.input_norm, epsilon, buffers_.qkv),
         all());
-    Attention(TargetAttention(model_, l), PhaseLabel::kAttention);
+    Attention(TargetAttention(model_, l), PhaseLabel::kAttention, PhaseLabel::kCombine);
     AttentionOutput(layer.output, PhaseLabel::kOutput);
     if (config_.is_moe[l]) {
       Moe(layer, TapOf(l));
@@ -189,7 +198,7 @@ class ScheduleBuilder {
     const float epsilon = config_.drafter.norm_epsilon;
     Add(Normed(Product(layer.qkv, PhaseLabel::kDraftQkv), layer.input_norm, epsilon, buffers_.qkv),
         all());
-    Attention(DrafterAttention(model_, l), PhaseLabel::kDraftAttention);
+    Attention(DrafterAttention(model_, l), PhaseLabel::kDraftAttention, PhaseLabel::kDraftCombine);
     AttentionOutput(layer.output, PhaseLabel::kDraftOutput);
     DenseMlp(layer.mlp, layer.post_attention_norm, epsilon, -1, PhaseLabel::kDraftUp,
              PhaseLabel::kDraftDown);
@@ -213,7 +222,7 @@ class ScheduleBuilder {
   void DrafterContext(const AttentionTask* append_tasks) {
     const DrafterWeights& drafter = model_.drafter;
     Phase features = Product(drafter.features, PhaseLabel::kContext);
-    features.num_copies = model_.ranks.num_ranks;
+    features.num_copies = model_.ranks.alone ? model_.ranks.num_ranks : 1;
     features.num_tiles /= features.num_copies;
     features.num_rows /= features.num_copies;
     features.input = InputKind::kBf16;
@@ -291,17 +300,15 @@ class ScheduleBuilder {
     phase.tap_stride = static_cast<int>(config_.drafter.target_layer_ids.size()) * config_.hidden;
   }
 
-  void Attention(const AttentionTask& task, PhaseLabel label) {
+  void Attention(const AttentionTask& task, PhaseLabel label, PhaseLabel combine_label) {
     Phase phase = NewPhase(PhaseKind::kAttend, label);
     phase.attention = task;
-    const int pairs = kRowsMax * (task.num_q_heads / task.num_kv_heads);
-    const int tiles = task.num_kv_heads * ((pairs + 15) / 16);
-    const bool full = task.window == 0;
-    phase.attention_units_max =
-        full ? model_.num_blocks : tiles;  // of a full layer: as many as blocks
+    phase.attention_units_max = task.has_parts
+                                    ? model_.num_blocks  // as many parts as the context has
+                                    : resident::WindowUnits(task, kRowsMax);
     Add(phase, static_cast<uint32_t>(std::min(phase.attention_units_max, model_.num_blocks)));
-    if (!full) return;
-    Phase combine = NewPhase(PhaseKind::kCombine, PhaseLabel::kCombine);
+    if (!task.has_parts) return;
+    Phase combine = NewPhase(PhaseKind::kCombine, combine_label);
     combine.attention = task;
     Add(combine, all());
   }
@@ -447,8 +454,10 @@ absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precis
   require("hidden_size", config.hidden, config.hidden % 128 == 0 && config.hidden <= kHiddenMax,
           "multiples of 128 up to 6144");
   require("moe_intermediate_size of a rank", config.expert_ffn_width,
-          config.expert_ffn_width % 128 == 0 && config.expert_ffn_width <= kExpertWidthMax,
-          "128 and 256");
+          config.expert_ffn_width % 32 == 0 && config.expert_ffn_width <= kExpertWidthMax,
+          "multiples of 32 up to 256");
+  constexpr int kVocabularyMax = (1 << 20) - 1;  // tokens travel between ranks in 20 bits
+  require("vocab_size", config.vocabulary, config.vocabulary <= kVocabularyMax, "up to 1048575");
   require("n_routed_experts", config.num_experts, config.num_experts <= resident::kExpertsMax,
           "up to 384");
   require("num_experts_per_tok", config.experts_per_token,
@@ -463,6 +472,12 @@ absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precis
           "64");
   require("kv precision", 8, kv_precision == KvPrecision::kBf16, "bf16");
   return status;
+}
+
+bool HasResidentFormats(const TargetWeights& target) {
+  return std::all_of(target.layers.begin(), target.layers.end(), [](const TargetLayer& layer) {
+    return layer.experts.num_experts == 0 || layer.experts.format == WeightFormat::kMxfp4;
+  });
 }
 
 double PhaseBytes(const Phase& phase, double distinct_experts) {

@@ -32,6 +32,7 @@ enum class PhaseLabel : uint8_t {
   kHead,
   kDraftQkv,
   kDraftAttention,
+  kDraftCombine,
   kDraftOutput,
   kDraftUp,
   kDraftDown,
@@ -46,6 +47,8 @@ const char* Name(PhaseLabel label);
 // `num_ranks` inboxes of its own, and feature rows of one rank stand for those of all.
 struct ResidentRanks {
   int num_ranks = 1;
+  int index = 0;
+  bool alone = false;
 };
 
 // Device memory of the rounds.
@@ -71,8 +74,9 @@ struct ResidentBuffers {
   int partials_stride;
   kernels::cuda::resident::RowChoice *draft_choices, *target_choices;  // [rows, blocks]
   uint32_t* words;  // counters, decision, abort word
-  uint2* inbox;     // null with one rank
+  uint2* inbox;     // null with one rank, as is the mail
   size_t inbox_rank_words;
+  kernels::cuda::resident::RankMail* mail;  // [ranks]
 };
 
 // Everything that a schedule points to. Pointers may be null.
@@ -104,6 +108,9 @@ std::vector<kernels::cuda::resident::AttentionTask> AppendTasks(const ResidentMo
 
 // INVALID_ARGUMENT names the first dimension that the resident engine does not take.
 absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precision);
+
+// Whether all experts are MXFP4, the only format of theirs that the resident engine takes.
+bool HasResidentFormats(const TargetWeights& target);
 
 // Weight bytes that a phase reads; of a MoE phase with `distinct_experts` experts.
 double PhaseBytes(const kernels::cuda::resident::Phase& phase, double distinct_experts);

@@ -50,12 +50,14 @@ ops::KvCache TakeKvCache(MemoryKind kind, ops::KvFormat format, int64_t num_page
 }
 
 TargetForward::TargetForward(const ModelConfig& config, const TargetWeights& weights,
-                             const PassLimits& limits, DeviceArena& arena, Workspace& workspace)
+                             const PassLimits& limits, DeviceArena& arena, Workspace& workspace,
+                             const RankLink& link)
     : config_(config),
       weights_(weights),
       ring_pages_(RingPages(config.window, limits)),
       tap_width_(static_cast<int>(config.drafter.target_layer_ids.size()) * config.hidden),
-      workspace_(workspace) {
+      workspace_(workspace),
+      link_(link) {
   rope_full_ = UploadRope(config.rope_theta_full, config.rotary_dims, limits.positions, arena);
   rope_sliding_ =
       UploadRope(config.rope_theta_sliding, config.rotary_dims, limits.positions, arena);
@@ -80,6 +82,9 @@ TargetForward::TargetForward(const ModelConfig& config, const TargetWeights& wei
   product_ = arena.Take<bf16>(kKind, Size(rows, config.dense_ffn_width));
   expert_ids_ = arena.Take<int32_t>(kKind, Size(num_moe_layers_, rows, k));
   expert_weights_ = arena.Take<float>(kKind, Size(rows, k));
+  part_logits_ = link.divided()
+                     ? arena.Take<float>(kKind, Size(limits.max_logits, config.vocabulary))
+                     : nullptr;
 
   for (const TargetLayer& layer : weights.layers) {
     for (const ops::Matrix* matrix :
@@ -92,14 +97,21 @@ TargetForward::TargetForward(const ModelConfig& config, const TargetWeights& wei
     }
   }
   workspace.Require(ops::LinearWorkspaceBytes(weights.head, limits.max_logits));
+  workspace.Require(link.SumWorkspaceBytes(Size(rows, config.hidden)));
+  workspace.Require(link.GatherWorkspaceBytes(limits.max_logits, config.vocabulary));
   workspace.Require(
       ops::AttentionWorkspaceBytes(rows, config.num_q_heads, config.v_head_dim, limits.positions));
 }
 
 void TargetForward::Run(const int32_t* tokens, int num_rows, const ops::Sequences& sequences,
                         cudaStream_t stream) {
-  ops::Embed(weights_.embedding, tokens, num_rows, config_.vocabulary, config_.hidden, residual_,
-             stream);
+  const size_t count = Size(num_rows, config_.hidden);
+  // A token's row lies with one rank; the others add zeros.
+  ops::Embed({.rows = weights_.embedding,
+              .first_token = link_.FirstToken(config_.vocabulary),
+              .num_tokens = config_.vocabulary},
+             tokens, num_rows, config_.hidden, residual_, stream);
+  link_.Sum(residual_, count, workspace_.data(), stream);
   ops::AddNormParams add_norm{.residual = residual_,
                               .delta = nullptr,
                               .weight = weights_.layers[0].input_norm,
@@ -119,12 +131,14 @@ void TargetForward::Run(const int32_t* tokens, int num_rows, const ops::Sequence
     ProjectAndCache(l, num_rows, sequences, stream);
     Attend(l, sequences, stream);
     ops::Linear(layer.output, attended_, num_rows, delta_, workspace_.data(), stream);
+    link_.Sum(delta_, count, workspace_.data(), stream);
     add_norm.weight = layer.post_attention_norm;
     add_norm.normed = normed_;
     add_norm.tap = nullptr;
     ops::AddNorm(add_norm, stream);
 
     FeedForward(l, num_rows, moe_layer, stream);
+    link_.Sum(delta_, count, workspace_.data(), stream);
     moe_layer += config_.is_moe[l] ? 1 : 0;
 
     // The layer's output joins the residual; its tap and the next layer's input come along.
@@ -140,7 +154,18 @@ void TargetForward::Run(const int32_t* tokens, int num_rows, const ops::Sequence
 void TargetForward::Logits(const int32_t* rows, int num_logits, float* out, cudaStream_t stream) {
   ops::GatherNorm(residual_, rows, num_logits, weights_.final_norm, config_.norm_epsilon,
                   config_.hidden, normed_, stream);
-  ops::Linear(weights_.head, normed_, num_logits, out, workspace_.data(), stream);
+  HeadLogits(weights_.head, normed_, num_logits, part_logits_, out, workspace_.data(), link_,
+             stream);
+}
+
+void HeadLogits(const ops::Matrix& head, const bf16* normed, int num_logits, float* part,
+                float* out, void* workspace, const RankLink& link, cudaStream_t stream) {
+  if (!link.divided()) {
+    ops::Linear(head, normed, num_logits, out, workspace, stream);
+    return;
+  }
+  ops::Linear(head, normed, num_logits, part, workspace, stream);
+  link.Gather(part, num_logits, head.num_rows, out, workspace, stream);
 }
 
 void TargetForward::ProjectAndCache(size_t layer_idx, int num_rows, const ops::Sequences& sequences,

@@ -1,4 +1,9 @@
-// The target model's forward pass on one GPU: rows in, residual stream, taps and logits out.
+// The target model's forward pass on one GPU: rows in, residual stream, taps and logits out. Of the
+// whole model, or of one rank's part.
+//
+// Ranks run the same pass at the same time; each holds all residuals and its own heads, columns and
+// vocabulary. They meet after the embedding, in each layer after o_proj and after the MLP or the
+// experts, and in Logits.
 //
 // Only enqueues on a stream and reads positions, tokens and page tables from device memory, so a
 // pass of fixed shape can be captured into a CUDA graph. Owns the target's KV pages, rings and
@@ -14,6 +19,7 @@
 #include "worker/cuda/device.h"
 #include "worker/cuda/device_memory.h"
 #include "worker/cuda/device_weights.h"
+#include "worker/cuda/rank_link.h"
 #include "worker/model/config.h"
 
 namespace ultraspeed::worker::cuda {
@@ -33,14 +39,15 @@ int RingPages(int window, const PassLimits& limits);
 
 class TargetForward {
  public:
+  // `config` and `weights`: of the rank's part.
   TargetForward(const ModelConfig& config, const TargetWeights& weights, const PassLimits& limits,
-                DeviceArena& arena, Workspace& workspace);
+                DeviceArena& arena, Workspace& workspace, const RankLink& link = {});
 
   // REQUIRES: num_rows <= max_rows; every earlier position of each sequence has been run.
   void Run(const int32_t* tokens /*device [T]*/, int num_rows,
            const kernels::cuda::Sequences& sequences, cudaStream_t stream);
 
-  // After Run: logits of the given rows.
+  // After Run: logits of the given rows, V of the whole model.
   void Logits(const int32_t* rows /*device [n]*/, int num_logits, float* out /*device [n, V]*/,
               cudaStream_t stream);
 
@@ -68,6 +75,7 @@ class TargetForward {
   const int ring_pages_;
   const int tap_width_;
   Workspace& workspace_;
+  const RankLink link_;
   int num_moe_layers_ = 0;
 
   const float* rope_full_;                      // [positions, rotary_dims]
@@ -85,7 +93,13 @@ class TargetForward {
   kernels::bf16* product_;   // [T, F] of the dense layers
   int32_t* expert_ids_;      // [MoE layers, T, K]
   float* expert_weights_;    // [T, K]
+  float* part_logits_;       // [logits, V of the part]; null with one rank
 };
+
+// Logits of normed rows: `part`, where the rank's own go first, may be null with one rank.
+void HeadLogits(const kernels::cuda::Matrix& head, const kernels::bf16* normed /*[n, H]*/,
+                int num_logits, float* part /*[n, V of the part]*/, float* out /*[n, V]*/,
+                void* workspace, const RankLink& link, cudaStream_t stream);
 
 // One rope table in device memory, [positions, rotary_dims].
 const float* UploadRope(double theta, int rotary_dims, int64_t positions, DeviceArena& arena);

@@ -4,6 +4,8 @@
 
 namespace ultraspeed::worker {
 
+void SetNodeEnvironment() {}
+
 absl::Status CudaUsable() {
   return absl::FailedPreconditionError(
       "this build has no CUDA executor (configured with ULTRASPEED_CUDA=OFF)");
@@ -16,7 +18,7 @@ absl::StatusOr<std::unique_ptr<ModelExecutor>> CreateCudaExecutor(
 
 absl::StatusOr<RandomModel> CreateRandomCudaModel(const ModelConfig& /*config*/,
                                                   const ExecutorOptions& /*options*/,
-                                                  int /*num_ranks*/) {
+                                                  int /*num_ranks_alone*/) {
   return CudaUsable();
 }
 
@@ -25,6 +27,10 @@ void UseResidentEngine(ModelExecutor& /*executor*/, bool /*use*/) {}
 absl::StatusOr<ResidentRoundTimes> MeasureResidentRounds(ModelExecutor& /*executor*/,
                                                          const SequenceStep& /*step*/,
                                                          const ResidentRounds& /*what*/) {
+  return CudaUsable();
+}
+
+absl::StatusOr<NodeSums> MeasureNodeSums(int /*num_gpus*/, int64_t /*num_calls*/) {
   return CudaUsable();
 }
 

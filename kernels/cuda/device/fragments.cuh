@@ -40,11 +40,11 @@ __device__ __forceinline__ void ExpandFp8(uint32_t w0, uint32_t w1, uint32_t (&p
 
 // e2m1 bits at the bottom of bf16's exponent are the value times 2^-126, subnormals included.
 __device__ __forceinline__ void ExpandMxfp4(uint32_t w, uint32_t (&pairs)[4]) {
-  constexpr uint32_t kMask = 0x81c081c0u;
+  constexpr uint32_t kMask = 0x81c081c0u, kSign = 0x80008000u, kMagnitude = 0x01c001c0u;
   pairs[0] = w & kMask;
   pairs[1] = w << 3 & kMask;
-  pairs[2] = w << 6 & kMask;
-  pairs[3] = (w << 1 & 0x80008000u) | (w >> 3 & 0x01800180u) | (w >> 7 & 0x00400040u);
+  pairs[2] = (w << 6 & kMagnitude) | (w << 1 & kSign);
+  pairs[3] = (w >> 3 & kMagnitude) | (w << 2 & kSign);
 }
 
 // Exponent fields of a row's four groups -> the factor of group j.
@@ -59,6 +59,7 @@ struct Slab {
   int lane;
   uint32_t exponents[2];  // kMxfp4: of rows g and g + 8
 
+  Slab() = default;
   __device__ __forceinline__ Slab(const uint8_t* slab, int lane_in_warp)
       : bytes(slab), lane(lane_in_warp) {
     if constexpr (kFormat == WeightFormat::kMxfp4) {

@@ -17,62 +17,132 @@ __device__ __forceinline__ RoundView ViewOf(const Block& block, bool drafter) {
 // All consumers, after a phase's work: their global writes are seen by whoever sees the arrival.
 __device__ __forceinline__ void ArriveAsConsumers(const Block& block, const Phase& phase) {
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  if (threadIdx.x == 0) ArriveEverywhere(block.Counter(phase.arrive_counter));
+  if (Thread() == 0) ArriveEverywhere(block.Counter(phase.arrive_counter));
 }
 
-// Units are dealt to clusters first, so that few of them slow down no cluster twice.
-__device__ __forceinline__ int FirstUnit(const Block& block) {
-  return block.rank * block.num_clusters + block.cluster;
+// One thread; others learn of it by a barrier. As Block::WaitForArrivals, but without a call: it
+// stands among code whose registers are all in use.
+__device__ __forceinline__ void WaitForArrivalsInline(const Block& block, const Phase& phase) {
+  if (phase.wait_counter < 0) return;
+  const uint32_t* const word = block.Counter(phase.wait_counter);
+  const uint32_t wanted =
+      block.shared().state.round * block.program().totals[phase.wait_counter] + phase.wait_target;
+  WaitUntilInline(block.program(), block.shared().places, WaitsFor::kOtherBlocks,
+                  [&] { return static_cast<int32_t>(PollCounter(word) - wanted) >= 0; });
 }
 
-template <int kDim>
-__device__ __noinline__ void AttendUnits(Block block, int which, int phase_idx,
-                                         uint32_t products_before) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
-  const AttentionTask& task = phase.attention;
-  if (FirstUnit(block) >= phase.attention_units_max) return;  // arrives nowhere: never has a unit
-  const RoundView round = ViewOf(block, task.drafter);
-  const int num_units = AttentionUnits(task, round.position, round.num_rows);
-  uint8_t* const scratch = reinterpret_cast<uint8_t*>(block.shared().exchange);
-  // Until then partial sums arrive in what is our scratch memory now.
-  block.Wait(WaitsFor::kFinishers, [&] {
-    return static_cast<int32_t>(block.shared().phases_finished - products_before) >= 0;
-  });
+// What units of attention need of their block: shared memory that no partial sums arrive in any
+// more, and one wait for the projections, as late as a unit allows.
+class UnitRunner {
+ public:
+  __device__ __forceinline__ UnitRunner(const Block& block, const Phase& phase, int phase_idx,
+                                        uint32_t products_before)
+      : block_(block), phase_(phase), phase_idx_(phase_idx) {
+    block.Wait(WaitsFor::kFinishers, [&] {
+      return static_cast<int32_t>(block.shared().phases_finished - products_before) >= 0;
+    });
+  }
+  __device__ __forceinline__ uint8_t* scratch() const {
+    return reinterpret_cast<uint8_t*>(block_.shared().exchange);
+  }
+  // One warp; a barrier follows.
+  __device__ __forceinline__ void Wait() const {
+    if (Thread() % kWarpLanes != 0) return;
+    WaitForArrivalsInline(block_, phase_);
+    block_.Stamp(phase_idx_, kTraceInputReady);
+  }
+
+ private:
+  const Block& block_;
+  const Phase& phase_;
+  const int phase_idx_;
+};
+
+// Runs `attend(unit, wait)` for units first, first + stride, ... and arrives. A block that has no
+// unit in this round waits all the same: arrivals are in order.
+template <typename AttendFn>
+__device__ __forceinline__ void RunUnits(const Block& block, const Phase& phase,
+                                         const UnitRunner& runner, int first, int num_units,
+                                         AttendFn attend) {
   bool waited = false;
   const auto wait = [&] {
-    if (!waited) {
-      if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
-      NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-      if (threadIdx.x == 0) block.Stamp(phase_idx, kTraceInputReady);
-    }
-    waited = true;
+    if (!waited) runner.Wait();
   };
-  for (int unit = FirstUnit(block); unit < num_units; unit += block.num_blocks) {
-    AttendUnit<kDim>(task, round, unit, scratch, wait);
+#pragma unroll 1
+  for (int unit = first; unit < num_units; unit += block.num_blocks) {
+    attend(unit, wait);
+    waited = true;
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   }
-  wait();  // arrivals are in order even of a block that has no unit this round
+  if (!waited && Thread() < kWarpLanes) runner.Wait();
   ArriveAsConsumers(block, phase);
 }
 
+template <int kDim>
+__device__ __noinline__ void AttendWindows(Block block, int which, int phase_idx,
+                                           uint32_t products_before) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+  const AttentionTask& task = phase.attention;
+  // Units are dealt to clusters first, so that few of them slow down no cluster twice.
+  const int first = block.rank * block.num_clusters + block.cluster;
+  if (first >= phase.attention_units_max) return;  // arrives nowhere: never has a unit
+  const RoundView round = ViewOf(block, task.drafter);
+  const UnitRunner runner(block, phase, phase_idx, products_before);
+  RunUnits(block, phase, runner, first, WindowUnits(task, round.num_rows),
+           [&](int unit, const auto& wait) {
+             AttendWindow<kDim>(task, round, unit, runner.scratch(), wait);
+           });
+}
+
+template <int kDim, bool kOneChunk>
+__device__ __noinline__ void AttendParts(Block block, int which, int phase_idx,
+                                         uint32_t products_before) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+  const AttentionTask& task = phase.attention;
+  const RoundView round = ViewOf(block, task.drafter);
+  const PartPlan plan = PartPlanOf(task, round.position, round.num_rows, block.num_blocks);
+  const UnitRunner runner(block, phase, phase_idx, products_before);
+  RunUnits(block, phase, runner, block.index, plan.num_units, [&](int unit, const auto& wait) {
+    AttendPart<kDim, kOneChunk>(task, round, plan, unit, runner.scratch(), wait);
+  });
+}
+
+// By the shape of the heads and, in parts, by their size: both leave out code and registers.
+template <int kDim>
+__device__ __forceinline__ void AttendOfDim(const Block& block, int which, int phase_idx,
+                                            uint32_t products_before) {
+  const AttentionTask& task = block.PhaseOf(Role::kConsumer, which).attention;
+  if (!task.has_parts) {
+    AttendWindows<kDim>(block, which, phase_idx, products_before);
+    return;
+  }
+  const RoundView round = ViewOf(block, task.drafter);
+  if (PartChunks(task, static_cast<int>(round.position), round.num_rows) == 1) {
+    AttendParts<kDim, true>(block, which, phase_idx, products_before);
+  } else {
+    AttendParts<kDim, false>(block, which, phase_idx, products_before);
+  }
+}
 __device__ __forceinline__ void Attend(const Block& block, int which, int phase_idx,
                                        uint32_t products_before) {
   if (block.PhaseOf(Role::kConsumer, which).attention.qk_head_dim == 192) {
-    AttendUnits<192>(block, which, phase_idx, products_before);
+    AttendOfDim<192>(block, which, phase_idx, products_before);
   } else {
-    AttendUnits<128>(block, which, phase_idx, products_before);
+    AttendOfDim<128>(block, which, phase_idx, products_before);
   }
 }
 
 static __device__ __noinline__ void Combine(Block block, int which) {
   const Phase& phase = block.PhaseOf(Role::kConsumer, which);
-  if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
-  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  const RoundView round = ViewOf(block, false);
+  const AttentionTask& task = phase.attention;
+  const RoundView round = ViewOf(block, task.drafter);
+  const PartPlan plan = PartPlanOf(task, round.position, round.num_rows, block.num_blocks);
   uint8_t* const scratch = reinterpret_cast<uint8_t*>(block.shared().exchange);
-  const int num_pairs = round.num_rows * phase.attention.num_q_heads;
+  if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  const int num_pairs = round.num_rows * task.num_q_heads;
   for (int pair = block.index; pair < num_pairs; pair += block.num_blocks) {
-    CombinePair(phase.attention, round, pair, scratch);
+    CombinePair(task, plan, pair, scratch);
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   }
   ArriveAsConsumers(block, phase);
@@ -81,9 +151,9 @@ static __device__ __noinline__ void Combine(Block block, int which) {
 // Keys and values of the committed rows into the drafter's cache: a warp per head, row and kind.
 static __device__ __noinline__ void Append(Block block, int which) {
   const Phase& phase = block.PhaseOf(Role::kConsumer, which);
-  if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+  if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+  const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
   const RoundState& state = block.shared().state;
   const Sequences sequences = {.num_sequences = 1,
                                .rows_max = kRowsMax,

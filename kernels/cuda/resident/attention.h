@@ -12,6 +12,23 @@ constexpr int kRowsMax = 8;                    // rows of a round: the anchor an
 constexpr int kConsumerThreads = 384;          // of a thread block, together in one unit of work
 constexpr int kAttentionScratchBytes = 73728;  // shared memory of a unit, 128-byte aligned
 constexpr int kRotaryDims = 64;                // the only AttentionTask::rotary_dims
+constexpr int kWindowWhole = 128;              // windows up to this are not cut into parts
+constexpr int kAttentionSegmentKeys = 256;     // kSegmentKeys of full layers
+constexpr int kChunkPartsMax = 128;  // a full layer of more chunks of 64 keys has segments as parts
+
+// Whether a layer's keys are cut into parts whose results another phase folds. window 0 = full.
+constexpr bool HasParts(int window, bool drafter) {
+  return drafter || window == 0 || window > kWindowWhole;
+}
+// Parts of one row and head over up to `positions` positions, at most.
+constexpr int AttentionPartsMax(int window, bool drafter, int64_t positions) {
+  constexpr int kChunkKeys = 64;
+  if (!HasParts(window, drafter)) return 0;
+  if (window > 0) return (window + kRowsMax) / kChunkKeys + 2 + (drafter ? 1 : 0);
+  const int segments =
+      static_cast<int>((positions + kAttentionSegmentKeys - 1) / kAttentionSegmentKeys);
+  return segments > kChunkPartsMax ? segments : kChunkPartsMax;
+}
 
 // The sequence of a round, for one kind of layer.
 struct RoundView {
@@ -40,9 +57,17 @@ struct AttentionTask {
   const float* sinks;   // [Hq] or null
   float score_scale;    // 1 / sqrt(D)
   bool drafter;         // keys of the block are dense, seen both ways, not cached
-  void* partials;       // full layers: AttentionPartial [kRowsMax * Hq, partials_stride]
-  int partials_stride;  // segments of the longest context
+  bool has_parts;       // HasParts(window, drafter)
+  void* partials;       // has_parts: AttentionPartial [kRowsMax * Hq, partials_stride]
+  int partials_stride;  // at least AttentionPartsMax of the longest context
   bf16* out;            // [kRowsMax, Hq, Dv]
 };
+
+// Units of a layer without parts: 16 (row, q head) pairs and a quarter of the value dims each.
+constexpr int kWindowQuarters = 4;
+constexpr int WindowUnits(const AttentionTask& task, int num_rows) {
+  const int pairs = num_rows * (task.num_q_heads / task.num_kv_heads);
+  return (pairs + 15) / 16 * task.num_kv_heads * kWindowQuarters;
+}
 
 }  // namespace ultraspeed::kernels::cuda::resident

@@ -1,179 +1,183 @@
-// One unit of a layer's attention: its pairs, its keys, its shared memory.
+// How a layer's attention of a round is cut into units, one a thread block at a time, and which
+// keys each sees.
 //
-// A unit is 16 consecutive (row, q head) pairs of one kv head, in a full layer over one segment of
-// 512 keys. Its keys are a list of chunks of 64: those of the cache that some pair sees, new rows
-// of this round included, then for a drafter the dense block of the round. The warps attend three
-// chunks of the list at once, a group: each owns 16 of the 192 keys.
+// Pairs are (row, q head) of one kv head, row by row; 16 of them are a tile, the rows of an mma. A
+// window of at most 128 keys is attended whole: a unit is one tile, all of its keys and a quarter
+// of the value dims, so that keys and values fit a block's shared memory. Other layers are cut into
+// parts, a chunk of 64 keys or a segment of 256 each, and a drafter's own block is the last part: a
+// unit is up to four tiles, which share the keys, and one part; its results are partials that
+// CombinePair folds.
 #pragma once
 
 #include "kernels/cuda/attention_tile.cuh"
+#include "kernels/cuda/device/numbers.cuh"
 #include "kernels/cuda/resident/attention.h"
 
 namespace ultraspeed::kernels::cuda::resident {
 
 constexpr int kAttentionWarps = kConsumerThreads / kWarpLanes;
-constexpr int kGroupChunks = 3;
-constexpr int kWarpKeys = 16;
-constexpr int kWarpsPerChunk = kChunkKeys / kWarpKeys;
-static_assert(kAttentionWarps == kGroupChunks * kWarpsPerChunk);
+constexpr int kStepKeys = 16;  // an mma adds up the weighted values of so many
+constexpr int kChunkSteps = kChunkKeys / kStepKeys;
+constexpr int kUnitTilesMax = 4;
+constexpr int kSegmentChunks = kSegmentKeys / kChunkKeys;
+static_assert(kSegmentKeys == kAttentionSegmentKeys);
 
 // The consumers' barrier: other warps of the thread block do other things.
 __device__ __forceinline__ void AttentionBarrier() {
+  __syncwarp();
   asm volatile("bar.sync 1, %0;" ::"n"(kConsumerThreads) : "memory");
 }
 
-struct Unit {
-  int kv_head;
-  int segment;      // full layers
-  int pair_begin;   // of num_rows * group
-  int num_pairs;    // 1..16
-  int group;        // q heads per kv head
-  int group_share;  // 65536 / group + 1: pair / group without a division
-  int position, num_rows;
-  bool is_full, is_drafter;
-  int first, end;          // keys of the cache's positions that some pair sees: [first, end)
-  int chunk_begin;         // first / 64
-  int ring_begin;          // chunk_begin % ring_pages
-  int num_cache_chunks;    // chunks with such keys
-  int num_chunks;          // and the drafter's block
-  int row_begin, row_end;  // rows of the round whose keys some pair sees
-
-  // Row of pair `pair` of the sequence, < 128.
-  __device__ __forceinline__ int RowOf(int pair) const { return pair * group_share >> 16; }
-};
-
-template <int kDim>
-struct alignas(128) UnitScratch {
-  bf16 values[kGroupChunks][kChunkKeys * kValueDim];  // tiles as in the cache
-  // Weights of (key tile, lane), as an mma leaves them. Until a group's scores are known, the
-  // keys of warp w pass through its own two key tiles.
-  float4 weights[kAttentionWarps * 2][kWarpLanes];
-  bf16 q[kWarpPairs * kDim];              // swizzled, row = pair of the unit
-  bf16 new_keys[kRowsMax * kDim];         // swizzled, row = row of the round
-  bf16 new_values[kRowsMax * kValueDim];  // plain
-  float maxima[kWarpPairs][kAttentionWarps];
-  float factors[kWarpPairs];  // OutputFactor
-  Unit unit;                  // registers are scarce
-};
-static_assert(sizeof(UnitScratch<192>) <= kAttentionScratchBytes);
-
 // Keys of the cache's positions that a row sees.
-__device__ __forceinline__ int FirstKey(const AttentionTask& task, int position, int row) {
-  return task.window == 0 ? 0 : max(0, position + row - task.window + 1);
+__host__ __device__ inline int FirstKey(const AttentionTask& task, int position, int row) {
+  const int first = position + row - task.window + 1;
+  return task.window == 0 || first < 0 ? 0 : first;
 }
-__device__ __forceinline__ int EndKey(const AttentionTask& task, int position, int row) {
+__host__ __device__ inline int EndKey(const AttentionTask& task, int position, int row) {
   return task.drafter ? position : position + row + 1;
 }
 
-// a / b of small numbers, 0 <= a < 2^20: a handful of instructions where an integer division takes
-// dozens, in code that every warp runs before it can ask for its first key.
-__device__ __forceinline__ int Quotient(int a, int b) {
-  return static_cast<int>(__fdividef(static_cast<float>(a) + 0.5f, static_cast<float>(b)));
+// The q heads that share a kv head.
+struct Group {
+  int size;
+  int share;  // 65536 / size + 1: pair / size without a division
+
+  // Row of pair `pair` of a kv head, < 128.
+  __device__ __forceinline__ int RowOf(int pair) const { return pair * share >> 16; }
+};
+__device__ __forceinline__ Group GroupOf(const AttentionTask& task) {
+  const int size = Quotient(task.num_q_heads, task.num_kv_heads);
+  return {size, Quotient(1 << 16, size) + 1};
 }
 
-// Units of a layer in this round. Unit u: kv head u % Hkv, then the pair tile, then the segment.
-__host__ __device__ inline int AttentionUnits(const AttentionTask& task, int64_t position,
-                                              int num_rows) {
-  const int group = task.num_q_heads / task.num_kv_heads;
-  const int tiles = (num_rows * group + kWarpPairs - 1) / kWarpPairs;
-  const int64_t segments =
-      task.window > 0 ? 1 : (position + num_rows + kSegmentKeys - 1) / kSegmentKeys;
-  return static_cast<int>(segments * tiles * task.num_kv_heads);
+// Page of the cache with the keys of chunk `chunk`.
+__device__ __forceinline__ int PageOfChunk(const AttentionTask& task, const RoundView& round,
+                                           int chunk) {
+  if (task.place == KvPlace::kPaged) return __ldcg(round.pages + chunk);
+  return round.slot * task.ring_pages + chunk - Quotient(chunk, task.ring_pages) * task.ring_pages;
 }
 
-__device__ inline Unit UnitAt(const AttentionTask& task, const RoundView& round, int index) {
-  Unit unit;
-  unit.is_full = task.window == 0;
-  unit.is_drafter = task.drafter;
-  unit.group = Quotient(task.num_q_heads, task.num_kv_heads);
-  unit.group_share = Quotient(1 << 16, unit.group) + 1;
-  int tile = Quotient(index, task.num_kv_heads);
-  unit.kv_head = index - tile * task.num_kv_heads;
-  unit.segment = 0;
-  if (unit.is_full) {
-    const int tiles = (round.num_rows * unit.group + kWarpPairs - 1) / kWarpPairs;
-    unit.segment = Quotient(tile, tiles);
-    tile -= unit.segment * tiles;
-  }
-  unit.pair_begin = tile * kWarpPairs;
-  unit.num_pairs = min(kWarpPairs, round.num_rows * unit.group - unit.pair_begin);
+// ---- Layers whose window is attended whole
+
+// Some pair of a tile sees up to kWindowWhole + 7 keys, which begin anywhere in a step.
+constexpr int kWindowKeys = kWindowWhole + kRowsMax - 1;
+constexpr int kWindowStepsMax = (kWindowKeys + 2 * (kStepKeys - 1)) / kStepKeys;
+constexpr int kWindowRows = (kWindowKeys + 2 * 7) / 8 * 8;  // of whole mma tiles of 8 keys
+constexpr int kWindowSlots = 4 * kChunkSteps;               // steps of the chunks that hold them
+constexpr int kQuarterDims = kValueDim / kWindowQuarters;
+static_assert(kWindowStepsMax + kChunkSteps - 1 <= kWindowSlots);
+
+struct WindowUnit {
+  int kv_head;
+  int quarter;     // of the value dims
+  int pair_begin;  // of the kv head's pairs
+  int num_pairs;   // 1..16
+  int position;
+  int first, end;          // keys that some pair sees: [first, end)
+  int first_step;          // first / 16
+  int num_steps;           // with such keys
+  int row_begin, row_end;  // rows of the round whose keys some pair sees
+
+  // The key in row 0 of the shared tiles.
+  __device__ __forceinline__ int RowZero() const { return first / 8 * 8; }
+};
+
+// Unit u: kv head u % Hkv, then the quarter, then the tile.
+__device__ inline WindowUnit WindowUnitAt(const AttentionTask& task, const RoundView& round,
+                                          const Group& group, int index) {
+  WindowUnit unit;
+  const int rest = Quotient(index, task.num_kv_heads);
+  unit.kv_head = index - rest * task.num_kv_heads;
+  unit.quarter = rest % kWindowQuarters;
+  unit.pair_begin = rest / kWindowQuarters * kWarpPairs;
+  unit.num_pairs = min(kWarpPairs, round.num_rows * group.size - unit.pair_begin);
   unit.position = static_cast<int>(round.position);
-  unit.num_rows = round.num_rows;
-  unit.first = FirstKey(task, unit.position, unit.RowOf(unit.pair_begin));
-  unit.end = EndKey(task, unit.position, unit.RowOf(unit.pair_begin + unit.num_pairs - 1));
-  if (unit.is_full) {
-    unit.first = max(unit.first, unit.segment * kSegmentKeys);
-    unit.end = min(unit.end, (unit.segment + 1) * kSegmentKeys);
-  }
-  const bool sees_cache = unit.first < unit.end;
-  unit.chunk_begin = unit.first / kChunkKeys;
-  unit.ring_begin = 0;
-  if (task.place == KvPlace::kRing) {
-    unit.ring_begin =
-        unit.chunk_begin - Quotient(unit.chunk_begin, task.ring_pages) * task.ring_pages;
-  }
-  unit.num_cache_chunks =
-      sees_cache ? (unit.end + kChunkKeys - 1) / kChunkKeys - unit.chunk_begin : 0;
-  unit.num_chunks = unit.num_cache_chunks + (unit.is_drafter ? 1 : 0);
-  const bool sees_rows = sees_cache && unit.end > unit.position;
-  unit.row_begin = unit.is_drafter || !sees_rows ? 0 : max(0, unit.first - unit.position);
-  unit.row_end = unit.is_drafter ? unit.num_rows : sees_rows ? unit.end - unit.position : 0;
+  const int last_row = group.RowOf(unit.pair_begin + unit.num_pairs - 1);
+  unit.first = FirstKey(task, unit.position, group.RowOf(unit.pair_begin));
+  unit.end = EndKey(task, unit.position, last_row);
+  unit.first_step = unit.first / kStepKeys;
+  unit.num_steps = (unit.end + kStepKeys - 1) / kStepKeys - unit.first_step;
+  unit.row_begin = max(0, unit.first - unit.position);
+  unit.row_end = last_row + 1;
   return unit;
 }
 
-// A chunk of the list; past its end, one without keys.
-struct Chunk {
-  int begin;       // its first key: a position of the cache, or 0 for the drafter's block
-  int first, end;  // keys that some pair sees: [first, end)
-  int first_new;   // key of row 0 of this round: from here on the cache is not read
+// ---- Layers in parts
+
+// How a layer is cut in this round: a function of the round and of the number of thread blocks. It
+// does not touch the results' bits.
+struct PartPlan {
+  int chunk_begin;  // the first that some row sees
+  int num_chunks;   // with cached keys or new rows that some row sees
+  int part_chunks;  // of a part: 1 or kSegmentChunks
+  int num_cache_parts;
+  int num_parts;    // and a drafter's block
+  int unit_tiles;   // of a unit: 1, 2 or 4
+  int unit_groups;  // of a kv head: ceil(tiles / unit_tiles)
+  int num_units;
 };
-__device__ __forceinline__ Chunk ChunkAt(const Unit& unit, int index) {
-  if (index < unit.num_cache_chunks) {
-    return {(unit.chunk_begin + index) * kChunkKeys, unit.first, unit.end, unit.position};
+// Chunks of a part.
+__host__ __device__ inline int PartChunks(const AttentionTask& task, int position, int num_rows) {
+  const int end = EndKey(task, position, num_rows - 1);
+  return task.window == 0 && end > kChunkPartsMax * kChunkKeys ? kSegmentChunks : 1;
+}
+__host__ __device__ inline PartPlan PartPlanOf(const AttentionTask& task, int64_t position,
+                                               int num_rows, int num_blocks) {
+  PartPlan plan;
+  const int begin = static_cast<int>(position);
+  const int first = FirstKey(task, begin, 0), end = EndKey(task, begin, num_rows - 1);
+  plan.chunk_begin = first / kChunkKeys;
+  plan.num_chunks = first < end ? (end + kChunkKeys - 1) / kChunkKeys - plan.chunk_begin : 0;
+  plan.part_chunks = PartChunks(task, begin, num_rows);
+  plan.num_cache_parts = (plan.num_chunks + plan.part_chunks - 1) / plan.part_chunks;
+  plan.num_parts = plan.num_cache_parts + (task.drafter ? 1 : 0);
+  const int pairs = num_rows * (task.num_q_heads / task.num_kv_heads);
+  const int tiles = (pairs + kWarpPairs - 1) / kWarpPairs;
+  // Small units while there are blocks for them; longer parts are worth sharing.
+  plan.unit_tiles = kUnitTilesMax;
+  while (plan.unit_tiles > 1 && plan.num_parts * task.num_kv_heads *
+                                        ((tiles * 2 + plan.unit_tiles - 1) / plan.unit_tiles) <=
+                                    num_blocks) {
+    plan.unit_tiles /= 2;
   }
-  if (index < unit.num_chunks) return {0, 0, unit.num_rows, 0};
-  return {0, 0, 0, 0};
+  plan.unit_groups = (tiles + plan.unit_tiles - 1) / plan.unit_tiles;
+  plan.num_units = plan.num_parts * task.num_kv_heads * plan.unit_groups;
+  return plan;
 }
 
-// Bit c * 4 + i: whether some pair sees one of the 16 keys from 16 i on of chunk c of the group.
-__device__ __forceinline__ uint32_t SeenSteps(const Unit& unit, int group) {
-  uint32_t seen = 0;
-#pragma unroll
-  for (int c = 0; c < kGroupChunks; ++c) {
-    const Chunk chunk = ChunkAt(unit, group * kGroupChunks + c);
-    const int first = max(chunk.first - chunk.begin, 0) / kWarpKeys;
-    const int end = (min(chunk.end - chunk.begin, kChunkKeys) + kWarpKeys - 1) / kWarpKeys;
-    seen |= ((1u << end) - (1u << first)) << (c * kWarpsPerChunk);
-  }
-  return seen;
-}
-
-// First of the warp's 16 keys in its chunk of a group.
-__device__ __forceinline__ int FirstKeyOfWarp(const Chunk& chunk) {
-  return chunk.begin + static_cast<int>(threadIdx.x) / kWarpLanes % kWarpsPerChunk * kWarpKeys;
-}
-
-// Page of cache chunk `index` of the list. A ring holds all of them, so none wraps twice.
-__device__ __forceinline__ int PageOfChunk(const AttentionTask& task, const RoundView& round,
-                                           const Unit& unit, int index) {
-  if (task.place == KvPlace::kPaged) return __ldcg(round.pages + unit.chunk_begin + index);
-  const int page = unit.ring_begin + index;
-  return round.slot * task.ring_pages + (page < task.ring_pages ? page : page - task.ring_pages);
-}
-
-// Pages of the chunks of a group; 0 where no cache chunk is.
-struct GroupPages {
-  int page[kGroupChunks];
+struct PartUnit {
+  int kv_head;
+  int part;
+  int pair_begin;              // of the kv head's pairs
+  int num_pairs;               // 1..64
+  int chunk_begin, chunk_end;  // a drafter's block: 0, 1
+  bool is_block;
 };
-__device__ __forceinline__ GroupPages PagesOf(const AttentionTask& task, const RoundView& round,
-                                              const Unit& unit, int group) {
-  GroupPages pages;
-#pragma unroll
-  for (int c = 0; c < kGroupChunks; ++c) {
-    const int index = group * kGroupChunks + c;
-    pages.page[c] = index < unit.num_cache_chunks ? PageOfChunk(task, round, unit, index) : 0;
-  }
-  return pages;
+
+// Unit u: part u % parts, then the kv head, then the tiles.
+__device__ __forceinline__ PartUnit PartUnitAt(const AttentionTask& task, const RoundView& round,
+                                               const PartPlan& plan, const Group& group,
+                                               int index) {
+  PartUnit unit;
+  const int rest = Quotient(index, plan.num_parts);
+  unit.part = index - rest * plan.num_parts;
+  const int tiles = Quotient(rest, task.num_kv_heads);
+  unit.kv_head = rest - tiles * task.num_kv_heads;
+  const int unit_pairs = plan.unit_tiles * kWarpPairs;
+  unit.pair_begin = tiles * unit_pairs;
+  unit.num_pairs = min(unit_pairs, round.num_rows * group.size - unit.pair_begin);
+  unit.is_block = unit.part >= plan.num_cache_parts;
+  unit.chunk_begin = unit.is_block ? 0 : plan.chunk_begin + unit.part * plan.part_chunks;
+  unit.chunk_end =
+      unit.is_block ? 1
+                    : min(unit.chunk_begin + plan.part_chunks, plan.chunk_begin + plan.num_chunks);
+  return unit;
+}
+
+__device__ __forceinline__ AttentionPartial& PartialOf(const AttentionTask& task, int row_head,
+                                                       int part) {
+  return static_cast<AttentionPartial*>(
+      task.partials)[static_cast<int64_t>(row_head) * task.partials_stride + part];
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

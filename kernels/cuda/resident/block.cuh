@@ -4,6 +4,7 @@
 // warps 13..15 are finishers (add up the partial sums of tiles and write what comes of them).
 #pragma once
 
+#include "kernels/cuda/device/numbers.cuh"
 #include "kernels/cuda/resident/sync.cuh"
 #include "kernels/cuda/weight_layout.h"
 
@@ -17,12 +18,13 @@ constexpr int kFinisherThreads = kFinisherWarps * 32;
 constexpr int kWorkerThreads = kConsumerThreads + kFinisherThreads;
 constexpr int kThreads = (kFirstFinisherWarp + kFinisherWarps) * 32;
 
-constexpr int kPassBlocks = 24;      // blocks of two slabs that a cluster multiplies in one pass
-constexpr int kShareBlocksMax = 6;   // of them, a thread block's
+constexpr int kPassBlocks = 24;  // blocks of two slabs that a cluster multiplies in one pass
+constexpr int kShareBlocksMax = kPassBlocks / kClusterBlocks;  // of them, a thread block's
+static_assert(kShareBlocksMax <= kConsumerWarps);
 constexpr int kExchangeBuffers = 3;  // tiles whose partials may be under way to their finisher
 constexpr int kRingEntries = 32;
-constexpr int kRingBytes = 146 * 1024;
-constexpr int kStagingBytes = 37 * 1024;
+constexpr int kRingBytes = 134 * 1024;
+constexpr int kStagingBytes = 49 * 1024;
 constexpr int kSlotStride = 576;  // bytes of a slot's activations in the staging area
 
 enum class Role : int { kProducer, kConsumer, kFinisher };
@@ -57,7 +59,7 @@ struct alignas(128) Shared {
   uint64_t full[kRingEntries], empty[kRingEntries];
   uint64_t exchange_full[kExchangeBuffers];
   uint64_t exchange_free[kClusterBlocks][kExchangeBuffers];  // of the finishers of the cluster
-  uint64_t experts_ready, results_ready;
+  uint64_t experts_ready;
   Program program;  // a parameter's address would cost every thread a copy of it
   uint32_t entry_offset[kRingEntries], entry_bytes[kRingEntries];
   ExpertChoice choice;
@@ -181,38 +183,62 @@ __device__ __forceinline__ int ShareSlabs(const Share& share, int num_slabs) {
   return min(2 * share.count, num_slabs - 2 * share.first);
 }
 
-// Consumer warps in teams of one warp per block of the share (or per tile of an expert's piece);
-// teams take tiles in turn.
+// Blocks of slabs in one entry of the ring: about 25 KB, so that the ring holds several.
+constexpr int PieceBlocks(WeightFormat format) {
+  return format == WeightFormat::kBf16 ? 4 : format == WeightFormat::kFp8Block128 ? 6 : 12;
+}
+__device__ __forceinline__ int NumPieces(const Share& share, WeightFormat format) {
+  return (share.count + PieceBlocks(format) - 1) / PieceBlocks(format);
+}
+
+// kConsumerWarps / n, for 0 < n <= kConsumerWarps.
+__device__ __forceinline__ int WarpsFor(int n) {
+  static_assert(kConsumerWarps == 12);
+  return static_cast<int>(0x11111122346c0ull >> (4 * n) & 15);
+}
+
+// Arrivals of reader `reader` of an entry that `num_readers` warps read: kConsumerWarps of all.
+__device__ __forceinline__ uint32_t EntryArrivals(int num_readers, int reader) {
+  const uint32_t even = WarpsFor(num_readers);
+  return reader == 0 ? kConsumerWarps - even * (num_readers - 1) : even;
+}
+
+// Tiles that use one exchange buffer one after the other are this many numbers apart (TileWalk):
+// the same warp must multiply both, so a team's tiles are a divisor of it apart.
+constexpr int kExchangeCycle = kExchangeBuffers * kClusterBlocks;
+
+// Consumer warps in teams of one warp per block of the share; teams take tiles in turn.
 struct Team {
   int index, num_teams;
-  int part;           // the warp's, in the team
-  uint32_t arrivals;  // of the warp when it has read an entry: a team's sum is kConsumerWarps
+  int part;  // the warp's block of the share
   bool works;
 };
 __device__ __forceinline__ Team TeamOf(int warp, int parts) {
-  Team team = {0, 1, 0, 0, false};
+  static_assert(kExchangeCycle == 6);
+  Team team = {0, 1, 0, false};
   if (parts == 0) return team;
-  team.num_teams = kConsumerWarps / parts;
-  team.index = warp / parts;
-  team.part = warp % parts;
+  const int most = WarpsFor(parts);
+  team.num_teams = most >= 6 ? 6 : most >= 3 ? 3 : most;
+  team.index = Quotient(warp, parts);
+  team.part = warp - team.index * parts;
   team.works = team.index < team.num_teams;
-  const uint32_t even = kConsumerWarps / parts;
-  team.arrivals = team.part == 0 ? kConsumerWarps - even * (parts - 1) : even;
   return team;
 }
 
 // The tiles of a cluster in the order in which its blocks multiply them: numbers [0, end), of which
-// an owned order may lack some among the last four. Tiles that use one exchange buffer one after
-// the other are a multiple of kConsumerWarps numbers apart, so the same warp multiplies both.
+// an owned order may lack some among the last kClusterBlocks. Tiles that use one exchange buffer
+// one after the other are a multiple of kExchangeCycle numbers apart.
 class TileWalk {
  public:
   __device__ __forceinline__ TileWalk(const Block& block, TileOrder order, int num_tiles)
-      : block_(block), order_(order), num_tiles_(num_tiles) {
+      : block_(block), order_(order) {
     if (order == TileOrder::kDealt) {
-      end_ = (num_tiles - block.cluster + block.num_clusters - 1) / block.num_clusters;
+      end_ = Quotient(num_tiles - block.cluster + block.num_clusters - 1, block.num_clusters);
       full_ = end_;
       return;
     }
+    each_ = Quotient(num_tiles, block.num_blocks);
+    extra_ = num_tiles - each_ * block.num_blocks;
     int places = 0;
     for (int owner = 0; owner < kClusterBlocks; ++owner) places = max(places, OwnedCount(owner));
     for (int owner = 0; owner < kClusterBlocks; ++owner)
@@ -241,8 +267,8 @@ class TileWalk {
   }
   // kOwned: FirstOwned(kClusterBlocks) ends the cluster's tiles.
   __device__ __forceinline__ int FirstOwned(int owner) const {
-    return static_cast<int>(static_cast<int64_t>(num_tiles_) *
-                            (block_.cluster * kClusterBlocks + owner) / block_.num_blocks);
+    const int index = block_.cluster * kClusterBlocks + owner;
+    return index * each_ + min(index, extra_);
   }
   __device__ __forceinline__ int OwnedCount(int owner) const {
     if (order_ == TileOrder::kDealt) {
@@ -254,7 +280,7 @@ class TileWalk {
  private:
   const Block block_;
   const TileOrder order_;
-  const int num_tiles_;
+  int each_ = 0, extra_ = 0;  // kOwned: a block's tiles, and blocks that have one more
   int end_ = 0;
   int full_ = 0;              // all numbers below it exist
   uint32_t last_owners_ = 0;  // bit o: number full_ + o exists

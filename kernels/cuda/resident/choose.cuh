@@ -1,7 +1,8 @@
 // From logits to tokens: the best token of each row among a block's tiles, then among all blocks.
 //
 // Greedy, or Gumbel-max with the noise of kernels/gumbel.h. A maximum does not depend on the order
-// in which it is found, so the choice is the one that kernels/cuda/sampling.cu makes.
+// in which it is found, so the choice is the one that kernels/cuda/sampling.cu makes. Ranks share
+// the vocabulary: each finds the best of its part, tells it to all, and all take the best of those.
 #pragma once
 
 #include "kernels/cuda/resident/rows.cuh"
@@ -29,11 +30,12 @@ class BestOfRows {
 
   // Logits of tokens tile * 16 + g (v.x, v.y of the two rows) and + 8 (v.z, v.w).
   __device__ __forceinline__ void Offer(const Program& program, int tile, int lane, float4 v) {
-    const int32_t token = tile * 16 + lane / 4;
-    OfferOne(program, 0, token, v.x);
-    OfferOne(program, 1, token, v.y);
-    OfferOne(program, 0, token + 8, v.z);
-    OfferOne(program, 1, token + 8, v.w);
+#pragma unroll 1  // little code counts: it is fetched anew every time
+    for (int half = 0; half < 2; ++half) {
+      const int32_t token = program.first_token + tile * 16 + lane / 4 + 8 * half;
+      OfferOne(program, 0, token, half == 0 ? v.x : v.z);
+      OfferOne(program, 1, token, half == 0 ? v.y : v.w);
+    }
   }
 
   // Writes the block's best of every row. All finishers call it.
@@ -57,7 +59,7 @@ class BestOfRows {
  private:
   __device__ __forceinline__ void OfferOne(const Program& program, int i, int32_t token,
                                            float logit) {
-    if (token >= program.vocabulary_used || token == program.banned_token || logit != logit) return;
+    if (token >= program.token_end || token == program.banned_token || logit != logit) return;
     float value = logit;
     if (program.sampling.temperature > 0.0f) {
       value = __fadd_rn(__fdiv_rn(logit, program.sampling.temperature),
@@ -70,9 +72,48 @@ class BestOfRows {
   RowChoice best_[2] = {{kMinusInfinity, kNoToken}, {kMinusInfinity, kNoToken}};
 };
 
-// The best of all blocks for row `row`, by one warp.
-__device__ __forceinline__ int32_t ChosenToken(const Block& block, const RowChoice* choices,
-                                               int row, int lane) {
+// The best of all ranks for row `row`, by one warp of every block; `best`: of this rank. Lane r
+// waits for rank r's. A word is written again one round later, when this rank has taken part in
+// sums of that round, for which all its blocks have to have passed here.
+__device__ __forceinline__ RowChoice BestOfRanks(const Block& block, bool is_draft, int row,
+                                                 int lane, RowChoice best) {
+  constexpr uint32_t kTokenBits = 20, kTokenMask = (1u << kTokenBits) - 1;
+  constexpr uint32_t kMarks = (1u << (32 - kTokenBits)) - 1;  // 1 .. kMarks; 0 is the empty word's
+  const Collective& ranks = block.program().collective;
+  const uint32_t mark = block.shared().state.round % kMarks + 1;
+  const int which = is_draft ? 0 : 1;
+  RowChoice theirs = {kMinusInfinity, kNoToken};
+  if (lane < ranks.num_ranks) {
+    if (block.index == 0) {
+      const uint32_t token =
+          best.token == kNoToken ? kTokenMask : static_cast<uint32_t>(best.token);
+      asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(
+                       &ranks.mail_push[lane]->choices[which][row]),
+                   "r"(__float_as_uint(best.value)), "r"(token | mark << kTokenBits)
+                   : "memory");
+    }
+    uint2 word;
+    block.Wait(WaitsFor::kPeers, [&] {
+      asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];"
+                   : "=r"(word.x), "=r"(word.y)
+                   : "l"(&ranks.mail[lane].choices[which][row])
+                   : "memory");
+      return word.y >> kTokenBits == mark;
+    });
+    const uint32_t token = word.y & kTokenMask;
+    if (token != kTokenMask) theirs = {__uint_as_float(word.x), static_cast<int32_t>(token)};
+  }
+  __syncwarp();
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) theirs = BetterOfLanes(theirs, mask);
+  return theirs;
+}
+
+// The best of all blocks, and of all ranks, for row `row`, by one warp.
+__device__ __forceinline__ int32_t ChosenToken(const Block& block, bool is_draft, int row,
+                                               int lane) {
+  const RowChoice* const choices =
+      is_draft ? block.program().draft_choices : block.program().target_choices;
   RowChoice best = {kMinusInfinity, kNoToken};
   for (int b = lane; b < block.num_blocks; b += kWarpLanes) {
     const float2 raw =
@@ -81,6 +122,8 @@ __device__ __forceinline__ int32_t ChosenToken(const Block& block, const RowChoi
   }
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) best = BetterOfLanes(best, mask);
+  if (block.program().collective.num_ranks > 1)
+    best = BestOfRanks(block, is_draft, row, lane, best);
   return best.token == kNoToken ? 0 : best.token;
 }
 

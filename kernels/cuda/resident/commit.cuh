@@ -1,5 +1,6 @@
 // The round's state: drafts become tokens, choices are accepted, the host is told, and it is
-// decided whether another round runs. Every block does the same for itself, from the same data.
+// decided whether another round runs. Every block does the same for itself, from the same data;
+// block 0 decides, with several ranks that of rank 0.
 #pragma once
 
 #include "kernels/cuda/resident/attend.cuh"
@@ -7,17 +8,20 @@
 
 namespace ultraspeed::kernels::cuda::resident {
 
+// In the memory of the rank that has it, which is read once a round.
 __device__ __forceinline__ const bf16* EmbeddingOf(const Program& program, int32_t token) {
-  return token >= 0 && token < program.vocabulary
-             ? program.embedding + static_cast<int64_t>(token) * program.hidden
-             : nullptr;
+  const int rank = token / program.vocabulary;
+  if (token < 0 || rank >= kRanksMax || program.collective.embedding[rank] == nullptr)
+    return nullptr;
+  return program.collective.embedding[rank] +
+         static_cast<int64_t>(token - rank * program.vocabulary) * program.hidden;
 }
 
 // All consumers and finishers: the round's state and the block's rows may be read.
 __device__ __forceinline__ void PublishState() { NamedBarrier<kWorkerBarrier, kWorkerThreads>(); }
 __device__ __forceinline__ void PublishRows(const Block& block, const Phase& phase) {
   PublishState();
-  if (threadIdx.x == 0) ArriveEverywhere(block.Counter(phase.arrive_counter));
+  if (Thread() == 0) ArriveEverywhere(block.Counter(phase.arrive_counter));
 }
 
 static __device__ __noinline__ void EmbedDraft(Block block, int which) {
@@ -36,11 +40,11 @@ static __device__ __noinline__ void EmbedTarget(Block block, int which) {
   const Program& program = block.program();
   RoundState& state = block.shared().state;
   if (program.block > 1) {
-    if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+    if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-    const int row = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+    const int row = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
     if (row > 0 && row < program.block) {
-      const int32_t token = ChosenToken(block, program.draft_choices, row, lane);
+      const int32_t token = ChosenToken(block, /*is_draft=*/true, row, lane);
       if (lane == 0) state.tokens[row] = token;
     }
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
@@ -63,19 +67,43 @@ __device__ __forceinline__ bool MayRun(const Program& program, uint32_t round, i
   }
 }
 
+// As MayRun, of all ranks: rank 0 decides, because its host alone is asked, and tells the others.
+__device__ __forceinline__ bool RanksMayRun(const Block& block, uint32_t round, int64_t position) {
+  const Collective& ranks = block.program().collective;
+  if (ranks.num_ranks == 1) return MayRun(block.program(), round, position);
+  uint32_t decision;
+  if (ranks.rank == 0) {
+    decision = 2 * round + (MayRun(block.program(), round, position) ? 1 : 0);
+    for (int r = 0; r < ranks.num_ranks; ++r) {
+      asm volatile("st.volatile.global.u32 [%0], %1;" ::"l"(&ranks.mail_push[r]->decision),
+                   "r"(decision)
+                   : "memory");
+    }
+  } else {
+    block.Wait(WaitsFor::kPeers, [&] {
+      asm volatile("ld.volatile.global.u32 %0, [%1];"
+                   : "=r"(decision)
+                   : "l"(&ranks.mail[0].decision)
+                   : "memory");
+      return decision >> 1 == (round & 0x7fffffffu);
+    });
+  }
+  return (decision & 1) != 0;
+}
+
 static __device__ __noinline__ void Commit(Block block, int which) {
   const Phase& phase = block.PhaseOf(Role::kConsumer, which);
   const Program& program = block.program();
   RoundState& state = block.shared().state;
-  if (threadIdx.x == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+  if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  const int row = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+  const int row = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
   if (row < program.block) {
-    const int32_t token = ChosenToken(block, program.target_choices, row, lane);
+    const int32_t token = ChosenToken(block, /*is_draft=*/false, row, lane);
     if (lane == 0) state.chosen[row] = token;
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  if (threadIdx.x == 0) {
+  if (Thread() == 0) {
     int accepted = 0;
     while (accepted + 1 < program.block && state.tokens[accepted + 1] == state.chosen[accepted]) {
       ++accepted;
@@ -93,7 +121,7 @@ static __device__ __noinline__ void Commit(Block block, int which) {
       record.num_experts = state.num_experts;
       record.end_ns = GlobalNanoseconds();
       StoreToHost(&record.sequence, round + 1);
-      const bool runs_on = MayRun(program, round + 1, state.position);
+      const bool runs_on = RanksMayRun(block, round + 1, state.position);
       asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(program.decision),
                    "r"(runs_on ? 1u : 0u)
                    : "memory");
@@ -105,7 +133,7 @@ static __device__ __noinline__ void Commit(Block block, int which) {
 
 // Learns the decision; finishers wait at the same barrier.
 static __device__ __noinline__ void EndRound(Block block) {
-  if (threadIdx.x == 0) {
+  if (Thread() == 0) {
     block.WaitForArrivals(block.program().decision_counter, block.program().decision_target);
     const bool runs_on = __ldcg(block.program().decision) != 0;
     block.shared().state.runs_on = runs_on;

@@ -1,7 +1,7 @@
 // The resident decode engine: one kernel that holds every multiprocessor and runs rounds.
 //
 // Draft, verify, choose, accept and commit happen here; the host writes a limit and reads finished
-// rounds (program.h). Grid: as many clusters of four blocks as fit, one block a multiprocessor.
+// rounds (program.h). Grid: as many clusters of two blocks as fit, one block a multiprocessor.
 // Warps have roles (block.cuh); each role walks the phases at its own pace. Weights are bounded by
 // memory: the bytes of a round are those of all matrices and of the chosen experts, once.
 #include "kernels/check.h"
@@ -20,7 +20,7 @@ __device__ bool HasFinishersWork(PhaseKind kind) {
 // ---- Roles
 
 __device__ __forceinline__ void Produce(const Block& block) {
-  const int lane = threadIdx.x % kWarpLanes;
+  const int lane = Thread() % kWarpLanes;
   PhaseReader<Role::kProducer, kWarpLanes> reader(block, lane);
   RingWriter ring(block);
   uint32_t moe_layers = 0;
@@ -53,13 +53,13 @@ __device__ __forceinline__ void Produce(const Block& block) {
 
 __device__ __forceinline__ void Consume(const Block& block) {
   const auto barrier = [] { NamedBarrier<kConsumerBarrier, kConsumerThreads>(); };
-  PhaseReader<Role::kConsumer, kConsumerThreads> reader(block, threadIdx.x);
+  PhaseReader<Role::kConsumer, kConsumerThreads> reader(block, Thread());
   ConsumerClock clock;
   do {
     for (int i = 0; i < block.program().num_phases; ++i) {
       const int which = reader.Enter(i, barrier);
       const PhaseKind kind = block.PhaseOf(Role::kConsumer, which).kind;
-      if (threadIdx.x == 0) block.Stamp(i, kTraceBegin);
+      if (Thread() == 0) block.Stamp(i, kTraceBegin);
       switch (kind) {
         case PhaseKind::kEmbedDraft:
           EmbedDraft(block, which);
@@ -68,10 +68,8 @@ __device__ __forceinline__ void Consume(const Block& block) {
           EmbedTarget(block, which);
           break;
         case PhaseKind::kProduct:
-          ConsumeProduct(block, which, i, clock);
-          break;
         case PhaseKind::kMoeUp:
-          ConsumeMoeUp(block, which, i, clock);
+          ConsumeProduct(block, block.PhaseOf(Role::kConsumer, which), i, clock);
           break;
         case PhaseKind::kMoeDown:
           ConsumeMoeDown(block, which, i, clock);
@@ -90,7 +88,7 @@ __device__ __forceinline__ void Consume(const Block& block) {
           break;
       }
       if (HasFinishersWork(kind)) clock.products += 1;
-      if (threadIdx.x == 0) block.Stamp(i, kTraceWorkDone);
+      if (Thread() == 0 && kind != PhaseKind::kMoeDown) block.Stamp(i, kTraceWorkDone);
     }
     EndRound(block);
   } while (block.shared().state.runs_on);
@@ -99,7 +97,7 @@ __device__ __forceinline__ void Consume(const Block& block) {
 
 __device__ __forceinline__ void Finish(const Block& block) {
   const auto barrier = [] { NamedBarrier<kFinisherBarrier, kFinisherThreads>(); };
-  const int thread = threadIdx.x - kFirstFinisherWarp * kWarpLanes;
+  const int thread = Thread() - kFirstFinisherWarp * kWarpLanes;
   PhaseReader<Role::kFinisher, kFinisherThreads> reader(block, thread);
   FinisherClock clock;
   do {
@@ -143,12 +141,11 @@ __device__ __forceinline__ void Finish(const Block& block) {
 
 __device__ __forceinline__ void InitShared(Shared& shared, const Program& program) {
   static_assert(sizeof(Program) % sizeof(uint32_t) == 0);
-  for (int i = threadIdx.x; i < static_cast<int>(sizeof(Program) / sizeof(uint32_t));
-       i += kThreads) {
+  for (int i = Thread(); i < static_cast<int>(sizeof(Program) / sizeof(uint32_t)); i += kThreads) {
     reinterpret_cast<uint32_t*>(&shared.program)[i] =
         reinterpret_cast<const uint32_t*>(&program)[i];
   }
-  if (threadIdx.x != 0) return;
+  if (Thread() != 0) return;
   for (int i = 0; i < kRingEntries; ++i) {
     InitBarrierCount(&shared.full[i], 1);
     InitBarrierCount(&shared.empty[i], kConsumerWarps);
@@ -160,7 +157,6 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
     }
   }
   InitBarrierCount(&shared.experts_ready, 1);
-  InitBarrierCount(&shared.results_ready, kClusterBlocks * kConsumerWarps);
   FenceBarrierInit();
   shared.exits = 0;
   shared.pushed = 0;
@@ -186,7 +182,7 @@ __global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kThread
   InitShared(shared, program);
   __syncthreads();
   ClusterBarrier();  // nobody sends into memory that is not ready
-  const int warp = threadIdx.x / kWarpLanes;
+  const int warp = Thread() / kWarpLanes;
   if (warp < kConsumerWarps) {
     Consume(block);
   } else if (warp == kProducerWarp) {
@@ -200,8 +196,7 @@ __global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kThread
 
 __global__ void EmptyInbox(uint32_t* words, size_t count) {
   const size_t stride = static_cast<size_t>(gridDim.x) * blockDim.x;
-  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
-       i += stride)
+  for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + Thread(); i < count; i += stride)
     words[i] = kNotArrived;
 }
 
@@ -217,10 +212,13 @@ cudaLaunchConfig_t Config(int num_blocks, cudaStream_t stream) {
 }  // namespace
 
 int NumBlocks() {
-  static const int num_blocks = [] {
+  static OncePerDevice configured;
+  configured.Run([] {
     CheckCuda(cudaFuncSetAttribute(ResidentKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    sizeof(Shared)),
               "ResidentKernel shared memory");
+  });
+  static const int num_blocks = [] {
     cudaLaunchAttribute cluster = {};
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim = {kClusterBlocks, 1, 1};
@@ -235,19 +233,24 @@ int NumBlocks() {
   return num_blocks;
 }
 
-void Launch(const Program& program, cudaStream_t stream) {
+void Prepare(const Program& program, cudaStream_t stream) {
   const int num_blocks = NumBlocks();
   KERNELS_CHECK(num_blocks, >, 0);
+  KERNELS_CHECK(program.hidden, <=, num_blocks * kDownTilesMax * kTileRows);
   CheckCuda(cudaMemsetAsync(program.counters, 0, kNumCounters * 32 * sizeof(uint32_t), stream),
             "counters");
   CheckCuda(cudaMemsetAsync(program.decision, 0, sizeof(uint32_t), stream), "decision");
   CheckCuda(cudaMemsetAsync(program.abort_word, 0, sizeof(uint32_t), stream), "abort word");
   const Collective& ranks = program.collective;
-  if (ranks.num_ranks > 1) {
-    EmptyInbox<<<num_blocks, 256, 0, stream>>>(reinterpret_cast<uint32_t*>(ranks.inbox),
-                                               3 * ranks.num_ranks * ranks.inbox_rank_words * 2);
-  }
-  const cudaLaunchConfig_t config = Config(num_blocks, stream);
+  if (ranks.num_ranks == 1) return;
+  EmptyInbox<<<num_blocks, 256, 0, stream>>>(reinterpret_cast<uint32_t*>(ranks.inbox),
+                                             3 * ranks.num_ranks * ranks.inbox_rank_words * 2);
+  CheckLaunch("EmptyInbox");
+  CheckCuda(cudaMemsetAsync(ranks.mail, 0, ranks.num_ranks * sizeof(*ranks.mail), stream), "mail");
+}
+
+void Launch(const Program& program, cudaStream_t stream) {
+  const cudaLaunchConfig_t config = Config(NumBlocks(), stream);
   CheckCuda(cudaLaunchKernelEx(&config, ResidentKernel, program), "ResidentKernel");
 }
 

@@ -4,8 +4,8 @@
 // blocks wait for each other; each chooses the top K of every row for itself, so the choice is
 // never sent; the union of the chosen experts, ascending, is the list of gate-and-up tiles, and all
 // rows pass through every tile (a row that did not choose the expert costs nothing but its result).
-// Down: a cluster owns the same rows of the residual stream for all experts; its blocks share the
-// experts, and each adds up what all four found for its own rows. Bytes: the matrices of the chosen
+// Down: a block owns the same rows of the residual stream for all experts; its warps share the
+// experts, and the results are added up for each row. Bytes: the matrices of the chosen
 // experts once.
 #pragma once
 
@@ -16,6 +16,7 @@ namespace ultraspeed::kernels::cuda::resident {
 
 constexpr int kExpertsPerLane = kExpertsMax / kWarpLanes;
 constexpr int kResultStride = 132;  // floats of a slot's results in the exchange area
+constexpr int kDownTilesMax = kResultStride / kTileRows;
 static_assert(kSlotsMax * kResultStride * sizeof(float) <= sizeof(Shared::exchange));
 static_assert((kSlotsMax + 1) * kSlotStride <= kStagingBytes);
 
@@ -27,10 +28,8 @@ __device__ __forceinline__ int RouterColumns(const Share& share, int hidden) {
 }
 
 __device__ __forceinline__ bool StreamRouter(const Block& block, const Phase& phase,
-                                             RingWriter& ring) {
+                                             const Share& share, RingWriter& ring) {
   const int hidden = block.program().hidden;
-  const Share share = ShareOf(phase.num_slabs, 0, block.rank);
-  if (share.count == 0) return true;
   const uint32_t bytes = RouterColumns(share, hidden) * sizeof(float);
   const float* const first = phase.router + share.first * 2 * kSlabColumns;
   const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
@@ -45,14 +44,13 @@ __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& 
                                                const Team& team, int lane) {
   // A team takes every num_teams-th expert, kAtOnce of them together: a row's columns are widened
   // once.
-  constexpr int kAtOnce = 4;
+  constexpr int kAtOnce = 3;
   const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
   const int columns = RouterColumns(share, block.program().hidden) - team.part * 2 * kSlabColumns;
   const int offset = team.part * 2 * kSlabColumns * sizeof(float) + lane % 4 * 32;
-  const uint8_t* const rows =
-      block.shared().staging +
-      lane / 4 * StagingStride(ShareSlabs(share, phase.num_slabs) * kSlabColumns) +
-      team.part * 4 * kSlabColumns + lane % 4 * 16;
+  const uint32_t arrivals = EntryArrivals(max(1, share.count), team.part);
+  const uint8_t* const x =
+      StagedFragments(block, team.part, ShareSlabs(share, phase.num_slabs), lane);
   for (int first = team.works ? team.index : walk.end(); first < walk.end();
        first += kAtOnce * team.num_teams) {
     const uint8_t* weights[kAtOnce];
@@ -65,11 +63,11 @@ __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& 
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
       if (32 * j < columns) {
-        const uint4 x = *reinterpret_cast<const uint4*>(rows + j * 64);
+        const uint4 input = StagedGroup(x, j);
 #pragma unroll
         for (int e = 0; e < kAtOnce; ++e) {
           const auto* const w = reinterpret_cast<const float4*>(weights[e] + j * 128);
-          sums[e] = Dot8(x, w[0], w[1], sums[e]);
+          sums[e] = Dot8(input, w[0], w[1], sums[e]);
         }
       }
     }
@@ -78,7 +76,7 @@ __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& 
       const int i = first + e * team.num_teams;
       const float sum = QuadSum(sums[e]);
       if (i >= walk.end()) continue;
-      clock.ring.Release(block, i, team.arrivals, lane);
+      clock.ring.Release(block, i, arrivals, lane);
       const int owner = walk.Owner(i);
       const uint32_t use = clock.exchange.Use(owner, walk.Place(i));
       WaitForExchange(block, owner, use);
@@ -102,7 +100,7 @@ __device__ __forceinline__ uint32_t Ascending(float x) {
 
 __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& phase,
                                              FinisherClock& clock) {
-  const int warp = threadIdx.x / kWarpLanes - kFirstFinisherWarp, lane = threadIdx.x % kWarpLanes;
+  const int warp = Thread() / kWarpLanes - kFirstFinisherWarp, lane = Thread() % kWarpLanes;
   const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
   const int num_blocks = (phase.num_slabs + 1) / 2;
   for (int place = warp; place < walk.OwnedCount(block.rank); place += kFinisherWarps) {
@@ -195,9 +193,8 @@ __device__ __forceinline__ void ForceExperts(const Block& block, const Phase& ph
 }
 
 // Choice of all rows, then the list of experts and who of them serves whom. All consumers call it.
-static __device__ __noinline__ void MakeChoice(Block block, int which, int phase_idx) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
-  const int thread = threadIdx.x, warp = thread / kWarpLanes, lane = thread % kWarpLanes;
+__device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phase, int phase_idx) {
+  const int thread = Thread(), warp = thread / kWarpLanes, lane = thread % kWarpLanes;
   ExpertChoice& choice = block.shared().choice;
   const int num_rows = block.program().block, per_row = phase.experts_per_token;
   if (thread < kExpertsMax / 32) choice.chosen[thread] = 0;
@@ -225,7 +222,7 @@ static __device__ __noinline__ void MakeChoice(Block block, int which, int phase
   if (is_slot) {
     const int place = place_of(expert);
     choice.experts[place] = expert;
-    choice.slot_of[place][thread / per_row] = static_cast<int8_t>(thread);
+    choice.slot_of[place][Quotient(thread, per_row)] = static_cast<int8_t>(thread);
   }
   if (thread == 0) {
     choice.num_experts =
@@ -240,20 +237,20 @@ static __device__ __noinline__ void MakeChoice(Block block, int which, int phase
 
 __device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& phase,
                                             RingWriter& ring, uint32_t moe_layers) {
-  if (!StreamRouter(block, phase, ring)) return false;
+  const Share share = ShareOf(phase.num_slabs, 0, block.rank);
+  if (share.count > 0 && !StreamRouter(block, phase, share, ring)) return false;
   bool chosen = false;
   block.Wait(WaitsFor::kExpertChoice, [&] {
     chosen = IsDone(&block.shared().experts_ready, moe_layers & 1);
     return chosen || block.shared().exits != 0;
   });
   if (!chosen) return false;
-  const Share share = ShareOf(phase.num_slabs, 0, block.rank);
   if (share.count == 0) return true;
-  const int slab_bytes = SlabBytes(phase.format), num_tiles = phase.num_tiles;
-  const uint32_t bytes = ShareSlabs(share, phase.num_slabs) * slab_bytes;
-  const uint32_t tile_bytes = phase.num_slabs * slab_bytes;
+  constexpr int kSlabSize = SlabBytes(WeightFormat::kMxfp4);
+  const int num_tiles = phase.num_tiles, share_slabs = ShareSlabs(share, phase.num_slabs);
+  const uint32_t tile_bytes = phase.num_slabs * kSlabSize;
   const size_t expert_bytes = phase.expert_bytes;
-  const uint8_t* const weights = phase.weights + 2 * share.first * slab_bytes;
+  const uint8_t* const weights = phase.weights + 2 * share.first * kSlabSize;
   const ExpertChoice& choice = block.shared().choice;
   const int num_experts = choice.num_experts;
   // Tiles cluster, cluster + num_clusters, ... of all experts' in a row.
@@ -262,43 +259,51 @@ __device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& pha
     for (; tile >= num_tiles; tile -= num_tiles) ++expert;
     if (expert >= num_experts) return true;
     const uint8_t* const data = weights + choice.experts[expert] * expert_bytes;
-    if (!ring.Push(data + tile * tile_bytes, bytes)) return false;
+    if (!StreamTile(ring, data + tile * tile_bytes, share, share_slabs, WeightFormat::kMxfp4)) {
+      return false;
+    }
   }
 }
 
-static __device__ __noinline__ void ConsumeMoeUp(Block block, int which, int phase_idx,
-                                                 ConsumerClock& kept_clock) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
-  ConsumerClock clock = kept_clock;
-  const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
-  const Share share = ShareOf(phase.num_slabs, 0, block.rank);
-  StageInput(block, which, share);
-  const Team team = TeamOf(warp, share.count);
+__device__ __forceinline__ void MultiplyMoeUp(const Block& block, const Phase& phase, int phase_idx,
+                                              ConsumerClock& clock, const Share& share,
+                                              const Team& team, int lane) {
   MultiplyRouter(block, phase, clock, share, team, lane);
-  if (threadIdx.x == 0) block.WaitForArrivals(phase.inner_counter, phase.inner_target);
+  if (Thread() == 0) block.WaitForArrivals(phase.inner_counter, phase.inner_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  MakeChoice(block, which, phase_idx);
-  if (threadIdx.x == 0) block.Stamp(phase_idx, kTraceInputReady);
+  MakeChoice(block, phase, phase_idx);
+  if (Thread() == 0) block.Stamp(phase_idx, kTraceInputReady);
   const TileWalk walk(block, TileOrder::kDealt,
                       block.shared().choice.num_experts * phase.num_tiles);
-  InputFragments x;
-  LoadFragments(block, team.part,
-                share.count == 0 ? 0 : phase.num_slabs - 2 * (share.first + team.part),
-                ShareSlabs(share, phase.num_slabs) * kSlabColumns, lane, x);
-  if (phase.format == WeightFormat::kMxfp4) {
-    MultiplyTiles<WeightFormat::kMxfp4>(block, clock, walk, share, phase.num_slabs, team, x, lane);
-  } else {
-    MultiplyTiles<WeightFormat::kFp8Block128>(block, clock, walk, share, phase.num_slabs, team, x,
-                                              lane);
+  MultiplyTiles<WeightFormat::kMxfp4>(block, clock, walk, share, phase.num_slabs, team, lane);
+}
+
+// Phases that multiply staged rows.
+__device__ __forceinline__ void ConsumeProduct(const Block& block, const Phase& phase,
+                                               int phase_idx, ConsumerClock& clock) {
+  const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
+  for (int pass = 0; pass < NumPasses(phase.num_slabs); ++pass) {
+    // The staging area is written again only when all warps are done with it.
+    if (pass > 0) NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+    const Share share = ShareOf(phase.num_slabs, pass, block.rank);
+    StageInput(block, phase, share);
+    const Team team = TeamOf(warp, share.count);
+    if (phase.kind == PhaseKind::kMoeUp) {
+      MultiplyMoeUp(block, phase, phase_idx, clock, share, team, lane);
+    } else {
+      if (pass == 0 && Thread() == 0) block.Stamp(phase_idx, kTraceInputReady);
+      MultiplyProduct(block, phase, clock, share, team, lane);
+    }
   }
-  kept_clock = clock;
+  if (phase.output == OutputKind::kResidual) clock.sums += 1;
 }
 
 // Gate (rows g) times up (rows g + 8) of the rows that chose the expert.
 __device__ __forceinline__ void StoreActivations(const Block& block, const Phase& phase, int tile,
                                                  int lane, float4 v) {
-  const int8_t* const slot_of = block.shared().choice.slot_of[tile / phase.num_tiles];
-  const int column = tile % phase.num_tiles * 8 + lane / 4, row = lane % 4 * 2;
+  const int expert = Quotient(tile, phase.num_tiles);
+  const int8_t* const slot_of = block.shared().choice.slot_of[expert];
+  const int column = (tile - expert * phase.num_tiles) * 8 + lane / 4, row = lane % 4 * 2;
   if (column >= phase.ffn_width) return;
   if (slot_of[row] >= 0) {
     phase.activations[slot_of[row] * phase.ffn_width + column] = SwiGluProduct(v.x, v.z);
@@ -308,10 +313,10 @@ __device__ __forceinline__ void StoreActivations(const Block& block, const Phase
   }
 }
 
-static __device__ __noinline__ void FinishMoeUp(Block block, int which, FinisherClock& kept_clock) {
+__device__ __forceinline__ void FinishMoeUp(const Block& block, int which, FinisherClock& clock) {
   const Phase& phase = block.PhaseOf(Role::kFinisher, which);
-  FinisherClock clock = kept_clock;
-  const int warp = threadIdx.x / kWarpLanes - kFirstFinisherWarp, lane = threadIdx.x % kWarpLanes;
+  const int warp = Thread() / kWarpLanes - kFirstFinisherWarp, lane = Thread() % kWarpLanes;
+  MakeScales(block, phase);
   FinishRouter(block, phase, clock);
   NamedBarrier<kFinisherBarrier, kFinisherThreads>();
   if (warp == 0 && lane == 0) ArriveEverywhere(block.Counter(phase.inner_counter));
@@ -328,96 +333,85 @@ static __device__ __noinline__ void FinishMoeUp(Block block, int which, Finisher
     StoreActivations(block, phase, walk.TileAt(block.rank, place), lane, sum.total);
   }
   clock.exchange.Advance(walk);
-  kept_clock = clock;
 }
 
 // ---- Down
 
-// The cluster's tiles, which are consecutive; each of its blocks takes every fourth expert.
+constexpr int kDownGroup = 4;  // experts of an entry: starting one costs the producer much the same
+static_assert(kConsumerWarps % kDownGroup == 0);
+
+// The block's tiles of every expert, an entry for a few of them.
 __device__ __forceinline__ bool StreamMoeDown(const Block& block, const Phase& phase,
                                               RingWriter& ring) {
   const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
-  const int first = walk.FirstOwned(0), count = walk.FirstOwned(kClusterBlocks) - first;
+  const int count = walk.OwnedCount(block.rank);
   if (count == 0) return true;
-  const int tile_bytes = phase.num_slabs * SlabBytes(phase.format);
+  const int tile_bytes = phase.num_slabs * SlabBytes(WeightFormat::kMxfp4);
   const ExpertChoice& choice = block.shared().choice;
   const int num_experts = choice.num_experts;
   const size_t expert_bytes = phase.expert_bytes;
-  const uint8_t* const tiles = phase.weights + static_cast<size_t>(first) * tile_bytes;
-  for (int i = block.rank; i < num_experts; i += kClusterBlocks) {
-    if (!ring.Push(tiles + choice.experts[i] * expert_bytes, count * tile_bytes)) return false;
+  const uint8_t* const tiles =
+      phase.weights + static_cast<size_t>(walk.FirstOwned(block.rank)) * tile_bytes;
+  for (int i = 0; i < num_experts; i += kDownGroup) {
+    const int group = min(kDownGroup, num_experts - i);
+    const auto piece = [&](int e) { return tiles + choice.experts[i + e] * expert_bytes; };
+    if (!ring.PushSeveral(group, count * tile_bytes, piece)) return false;
   }
   return true;
 }
 
-// Tile t of the block's n-th expert is warp (n * count + t) % kConsumerWarps's. Results go to the
-// block that owns the tile.
-template <WeightFormat kFormat>
+// Expert i is warp i % kConsumerWarps's, with all of the block's tiles.
 __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& phase,
                                              ConsumerClock& clock, int lane) {
+  constexpr int kAtOnce = 3;
   const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
-  const int first = walk.FirstOwned(0), count = walk.FirstOwned(kClusterBlocks) - first;
+  const int count = walk.OwnedCount(block.rank);
   if (count == 0) return;
   const ExpertChoice& choice = block.shared().choice;
-  const int warp = threadIdx.x / kWarpLanes, tile_bytes = phase.num_slabs * SlabBytes(kFormat);
-  int ends[kClusterBlocks];  // of the blocks' tiles, from the cluster's first on
+  const int warp = Thread() / kWarpLanes,
+            tile_bytes = phase.num_slabs * SlabBytes(WeightFormat::kMxfp4);
+  auto* const results = reinterpret_cast<float*>(block.shared().exchange) + lane / 4;
+  for (int i = warp; i < choice.num_experts; i += kConsumerWarps) {
+    const int8_t* const slot_of = choice.slot_of[i];
+    const int slot =
+        slot_of[lane / 4];  // a row that did not choose the expert has the last, of zeros
+    const uint8_t* const x =
+        block.shared().staging + (slot < 0 ? kSlotsMax : slot) * kSlotStride + lane % 4 * 16;
+    const int even = slot_of[lane % 4 * 2], odd = slot_of[lane % 4 * 2 + 1];
+    const int place = i % kDownGroup;
+    const uint8_t* const data = clock.ring.Wait(block, i / kDownGroup) + place * count * tile_bytes;
+    for (int tile = 0; tile < count; tile += kAtOnce) {
+      const uint8_t* blocks[kAtOnce];
 #pragma unroll
-  for (int o = 0; o < kClusterBlocks; ++o) ends[o] = walk.FirstOwned(o + 1) - first;
-  const uint32_t results = SharedAddress(block.shared().exchange) + lane / 4 * sizeof(float);
-  uint32_t entry = 0;
-  int first_warp = 0;  // of tile 0
-  const int warp_step = count % kConsumerWarps;
-  for (int i = block.rank; i < choice.num_experts; i += kClusterBlocks, ++entry) {
-    const uint8_t* const data = clock.ring.Wait(block, entry);
-    int tile = warp - first_warp;
-    if (tile < 0) tile += kConsumerWarps;
-    first_warp += warp_step;
-    if (first_warp >= kConsumerWarps) first_warp -= kConsumerWarps;
-    if (tile < count) {
-      const int8_t* const slot_of = choice.slot_of[i];
-      const int slot = slot_of[lane / 4];
-      const uint8_t* const from = block.shared().staging + slot * kSlotStride + lane % 4 * 16;
-      InputFragments x;
+      for (int t = 0; t < kAtOnce; ++t) blocks[t] = data + min(tile + t, count - 1) * tile_bytes;
+      float v[kAtOnce][4] = {};
+      MultiplyBlocks<kAtOnce>(blocks, phase.num_slabs, x, lane, v);
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        x[j] = slot >= 0 && j / 4 < phase.num_slabs ? *reinterpret_cast<const uint4*>(from + j * 64)
-                                                    : uint4{0, 0, 0, 0};
-      }
-      const int even = slot_of[lane % 4 * 2], odd = slot_of[lane % 4 * 2 + 1];
-      for (; tile < count; tile += kConsumerWarps) {
-        const float4 v = AddTiles(
-            {}, MultiplyBlock<kFormat>(data + tile * tile_bytes, phase.num_slabs, x, lane));
-        int owner = 0, begin = 0;
-#pragma unroll
-        for (int o = 0; o + 1 < kClusterBlocks; ++o) {
-          if (tile >= ends[o]) {
-            owner = o + 1;
-            begin = ends[o];
-          }
-        }
-        const uint32_t column = (tile - begin) * 16;
+      for (int t = 0; t < kAtOnce; ++t) {
+        if (tile + t >= count) break;
         const auto store = [&](int to_slot, float low, float high) {
           if (to_slot < 0) return;
-          const uint32_t place =
-              ClusterAddressOf(results + (to_slot * kResultStride + column) * sizeof(float), owner);
-          StoreInClusterNow(place, low);
-          StoreInClusterNow(place + 8 * sizeof(float), high);
+          float* const place = results + to_slot * kResultStride + (tile + t) * kTileRows;
+          place[0] = low;
+          place[8] = high;
         };
-        store(even, v.x, v.z);
-        store(odd, v.y, v.w);
+        store(even, v[t][0], v[t][2]);
+        store(odd, v[t][1], v[t][3]);
       }
     }
-    clock.ring.Release(block, entry, 1, lane);
+    const int readers = min(kDownGroup, choice.num_experts - (i - place));
+    clock.ring.Release(block, i / kDownGroup, EntryArrivals(readers, place), lane);
   }
-  clock.ring.Advance(entry);
+  clock.ring.Advance((choice.num_experts + kDownGroup - 1) / kDownGroup);
 }
 
 // The block's tiles of the residual stream. A tile takes a round trip to the other ranks, so all of
 // them are finished at once: by the finishers, and by consumers that have multiplied theirs.
 constexpr int kDownWarps = kFinisherWarps + kConsumerWarps;
-__device__ __forceinline__ void FinishDown(const Block& block, const Phase& phase, uint32_t sums,
-                                           uint32_t moe_layers, int member) {
-  const int lane = threadIdx.x % kWarpLanes;
+static __device__ __noinline__ void FinishDown(Block block, int role, int which, uint32_t sums,
+                                               int member) {
+  const Phase& phase = block.PhaseOf(static_cast<Role>(role), which);
+  const int lane = Thread() % kWarpLanes;
   const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
   const int count = walk.OwnedCount(block.rank), first = walk.FirstOwned(block.rank);
   const int per_row = phase.experts_per_token, row = lane % 4 * 2;
@@ -426,9 +420,7 @@ __device__ __forceinline__ void FinishDown(const Block& block, const Phase& phas
   float4 before = {};
   if (member < count)
     before = ReadResidualTile(phase, block.program().hidden, first + member, lane);
-  block.Wait(WaitsFor::kResults,
-             [&] { return IsDoneInCluster(&block.shared().results_ready, moe_layers & 1); });
-  __syncwarp();
+  NamedBarrier<kWorkerBarrier, kWorkerThreads>();  // all experts' results are there
   for (int i = member; i < count; i += kDownWarps) {
     float4 sum = {};
     const int column = i * 16 + lane / 4;
@@ -444,53 +436,45 @@ __device__ __forceinline__ void FinishDown(const Block& block, const Phase& phas
       add(row + 1, sum.y, sum.w);
     }
     if (i != member) before = ReadResidualTile(phase, block.program().hidden, first + i, lane);
-    AddToResidual(block, phase, sums, first + i, lane, before, sum);
+    AddToResidual(block, phase, sums, first + i, before, sum);
   }
 }
 
-static __device__ __noinline__ void ConsumeMoeDown(Block block, int which, int phase_idx,
-                                                   ConsumerClock& kept_clock) {
+__device__ __forceinline__ void ConsumeMoeDown(const Block& block, int which, int phase_idx,
+                                               ConsumerClock& clock) {
   const Phase& phase = block.PhaseOf(Role::kConsumer, which);
-  ConsumerClock clock = kept_clock;
-  const int thread = threadIdx.x, lane = thread % kWarpLanes;
+  const int thread = Thread(), lane = thread % kWarpLanes;
   if (thread == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  const int row_pieces = phase.ffn_width / 8;
-  for (int i = thread; i < block.program().block * phase.experts_per_token * row_pieces;
-       i += kConsumerThreads) {
-    const int slot = i / row_pieces, piece = i % row_pieces;
-    const auto* const row =
-        reinterpret_cast<const uint4*>(phase.activations + slot * phase.ffn_width);
-    *reinterpret_cast<uint4*>(block.shared().staging + slot * kSlotStride + piece * 16) =
-        GainedEight(__ldcg(row + piece), kInputGain);
+  // A warp per slot; what is past the width is zeros.
+  const int num_slots = block.program().block * phase.experts_per_token;
+  if (lane * 8 < phase.num_slabs * kSlabColumns) {
+#pragma unroll 2
+    for (int slot = thread / kWarpLanes; slot < num_slots; slot += kConsumerWarps) {
+      const auto* const row =
+          reinterpret_cast<const uint4*>(phase.activations + slot * phase.ffn_width);
+      *reinterpret_cast<uint4*>(block.shared().staging + slot * kSlotStride + lane * 16) =
+          lane * 8 < phase.ffn_width ? GainedEight(__ldcg(row + lane), kInputGain) : uint4{};
+    }
   }
   if (thread < kSlotStride / 16) {  // the row of those that did not choose an expert
     reinterpret_cast<uint4*>(block.shared().staging + kSlotsMax * kSlotStride)[thread] = {};
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   if (thread == 0) block.Stamp(phase_idx, kTraceInputReady);
-  if (phase.format == WeightFormat::kMxfp4) {
-    MultiplyDown<WeightFormat::kMxfp4>(block, phase, clock, lane);
-  } else {
-    MultiplyDown<WeightFormat::kFp8Block128>(block, phase, clock, lane);
-  }
-  __syncwarp();
-  if (lane < kClusterBlocks) ArriveInCluster(&block.shared().results_ready, lane);
-  FinishDown(block, phase, clock.sums, clock.moe_layers,
-             kFinisherWarps + static_cast<int>(threadIdx.x) / kWarpLanes);
+  MultiplyDown(block, phase, clock, lane);
+  if (thread == 0) block.Stamp(phase_idx, kTraceWorkDone);
+  FinishDown(block, static_cast<int>(Role::kConsumer), which, clock.sums,
+             kFinisherWarps + Thread() / kWarpLanes);
   NamedBarrier<kWorkerBarrier, kWorkerThreads>();
   clock.sums += 1;
-  clock.moe_layers += 1;
-  kept_clock = clock;
 }
 
-static __device__ __noinline__ void FinishMoeDown(Block block, int which,
-                                                  FinisherClock& kept_clock) {
-  const Phase& phase = block.PhaseOf(Role::kFinisher, which);
-  FinishDown(block, phase, kept_clock.sums, kept_clock.moe_layers,
-             threadIdx.x / kWarpLanes - kFirstFinisherWarp);
-  kept_clock.sums += 1;
-  kept_clock.moe_layers += 1;
+__device__ __forceinline__ void FinishMoeDown(const Block& block, int which, FinisherClock& clock) {
+  FinishDown(block, static_cast<int>(Role::kFinisher), which, clock.sums,
+             Thread() / kWarpLanes - kFirstFinisherWarp);
+  clock.sums += 1;
+  clock.moe_layers += 1;
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

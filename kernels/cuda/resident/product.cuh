@@ -1,8 +1,8 @@
 // Matrix times rows: the task of most phases.
 //
-// A cluster's four thread blocks share its tiles: each multiplies a quarter of the columns (its
-// share), in blocks of two slabs, a warp each, with the rows' columns in registers. The partial
-// sums travel to the block that finishes the tile, whose finisher warps add them in the order of
+// A cluster's two thread blocks share its tiles: each multiplies half of the columns (its share),
+// in blocks of two slabs, a warp each, with the rows' columns in registers. The partial sums travel
+// to the block that finishes the tile, whose finisher warps add them in the order of
 // weight_layout.h. Bytes: the matrix once; the rows from L2, once per cluster.
 #pragma once
 
@@ -19,7 +19,6 @@ struct ConsumerClock {
   ExchangeClock exchange;
   uint32_t products = 0;  // phases with finishers' work so far
   uint32_t sums = 0;      // over ranks
-  uint32_t moe_layers = 0;
 };
 struct FinisherClock {
   ExchangeClock exchange;
@@ -27,98 +26,163 @@ struct FinisherClock {
   uint32_t moe_layers = 0;
 };
 
-// Adds the four groups of a slab. MXFP4 groups have sums of their own: two at a time, so that their
-// chains overlap.
+// The partial of one block of (up to) two slabs; `x` as StagedFragments.
 template <WeightFormat kFormat>
-__device__ __forceinline__ void AddGroups(float (&sum)[4], const Slab<kFormat>& weights,
-                                          const uint4* x) {
-  if constexpr (kFormat == WeightFormat::kMxfp4) {
-#pragma unroll
-    for (int j = 0; j < 4; j += 2) {
-      GroupFragments a, b;
-      weights.Group(j, a);
-      weights.Group(j + 1, b);
-      float first[4] = {}, second[4] = {};
-      Mma(first, a[0], x[j].x, x[j].y);
-      Mma(second, b[0], x[j + 1].x, x[j + 1].y);
-      Mma(first, a[1], x[j].z, x[j].w);
-      Mma(second, b[1], x[j + 1].z, x[j + 1].w);
-      AddScaled(sum, weights, j, first);
-      AddScaled(sum, weights, j + 1, second);
-    }
-  } else {
+__device__ __forceinline__ float4 MultiplyBlock(const uint8_t* block, int num_slabs,
+                                                const uint8_t* x, int lane) {
+  if constexpr (kFormat == WeightFormat::kFp8Block128) {
+    // Both slabs side by side; what a missing one gives is not taken.
+    float sums[2][4] = {};
+    const Slab<kFormat> slabs[2] = {Slab<kFormat>(block, lane),
+                                    Slab<kFormat>(block + SlabBytes(kFormat), lane)};
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      GroupFragments a;
-      weights.Group(j, a);
-      MmaGroup(sum, a, x[j]);
+#pragma unroll
+      for (int s = 0; s < 2; ++s) {
+        GroupFragments a;
+        slabs[s].Group(j, a);
+        MmaGroup(sums[s], a, StagedGroup(x, 4 * s + j));
+      }
+    }
+    const float4 first = ScaledPartial(sums[0], slabs[0].Scales());
+    return num_slabs > 1 ? Add(first, ScaledPartial(sums[1], slabs[1].Scales())) : first;
+  } else {
+    float sum[4] = {};
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      if (s >= num_slabs) break;
+      const Slab<kFormat> slab(block + s * SlabBytes(kFormat), lane);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        GroupFragments a;
+        slab.Group(j, a);
+        AddGroup<kFormat>(sum, slab, j, a, StagedGroup(x, 4 * s + j));
+      }
+    }
+    return {sum[0], sum[1], sum[2], sum[3]};
+  }
+}
+
+// The partials of the same block of two slabs of kTiles tiles of MXFP4: columns are read once, and
+// the tiles' chains overlap.
+template <int kTiles>
+__device__ __forceinline__ void MultiplyBlocks(const uint8_t* const (&blocks)[kTiles],
+                                               int num_slabs, const uint8_t* x, int lane,
+                                               float (&sums)[kTiles][4]) {
+  constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    if (s >= num_slabs) break;
+    Slab<kFormat> slabs[kTiles];
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t)
+      slabs[t] = Slab<kFormat>(blocks[t] + s * SlabBytes(kFormat), lane);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const uint4 columns = StagedGroup(x, 4 * s + j);
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        GroupFragments a;
+        slabs[t].Group(j, a);
+        AddGroup<kFormat>(sums[t], slabs[t], j, a, columns);
+      }
     }
   }
 }
 
-// The partial of one block of (up to) two slabs.
+// Where a warp finds its part of a tile in the ring, and where its partials go.
+struct PieceReader {
+  int entries;        // of a tile
+  int entry, offset;  // the warp's, in the tile; in the entry
+  uint32_t arrivals;
+  int index;  // of the warp's partials, in the pass
+};
 template <WeightFormat kFormat>
-__device__ __forceinline__ float4 MultiplyBlock(const uint8_t* slabs, int num_slabs,
-                                                const InputFragments& x, int lane) {
-  float sum[4] = {};
-  float4 partial = {};
-  const Slab<kFormat> first(slabs, lane);
-  AddGroups<kFormat>(sum, first, x);
-  EndSlab<kFormat>(partial, sum, first.Scales(), true);
-  if (num_slabs > 1) {
-    const Slab<kFormat> second(slabs + SlabBytes(kFormat), lane);
-    AddGroups<kFormat>(sum, second, x + 4);
-    EndSlab<kFormat>(partial, sum, second.Scales(), false);
-  }
-  return EndBlock<kFormat>(partial, sum);
+__device__ __forceinline__ PieceReader PieceOf(const Share& share, const Team& team) {
+  constexpr int kPiece = PieceBlocks(kFormat);
+  const int piece = team.part / kPiece, place = team.part % kPiece;
+  return {.entries = NumPieces(share, kFormat),
+          .entry = piece,
+          .offset = place * 2 * SlabBytes(kFormat),
+          .arrivals = EntryArrivals(min(kPiece, share.count - piece * kPiece), place),
+          .index = share.first - share.pass_first + team.part};
 }
 
-// All tiles of the walk: `team` and `x` of this warp.
+__device__ __forceinline__ void ReleaseAndSend(const Block& block, ConsumerClock& clock,
+                                               const TileWalk& walk, const PieceReader& piece,
+                                               int number, float4 partial, int lane) {
+  clock.ring.Release(block, walk.CountBefore(number) * piece.entries + piece.entry, piece.arrivals,
+                     lane);
+  const int owner = walk.Owner(number);
+  SendPartial(block, owner, clock.exchange.Use(owner, walk.Place(number)), piece.index, partial,
+              lane);
+}
+
+// All tiles of the walk.
 template <WeightFormat kFormat>
 __device__ __forceinline__ void MultiplyTiles(const Block& block, ConsumerClock& clock,
                                               const TileWalk& walk, const Share& share,
-                                              int num_slabs, const Team& team,
-                                              const InputFragments& x, int lane) {
+                                              int num_slabs, const Team& team, int lane) {
   if (share.count > 0) {
     const int slabs = min(2, num_slabs - 2 * (share.first + team.part));
-    const int offset = team.part * 2 * SlabBytes(kFormat);
-    const int index = share.first - share.pass_first + team.part;  // of the partial, in the pass
-    for (int i = team.works ? team.index : walk.end(); i < walk.end(); i += team.num_teams) {
-      if (!walk.Exists(i)) continue;
-      const int entry = walk.CountBefore(i);
-      const uint8_t* const data = clock.ring.Wait(block, entry) + offset;
-      const float4 partial = MultiplyBlock<kFormat>(data, slabs, x, lane);
-      clock.ring.Release(block, entry, team.arrivals, lane);
-      SendPartial(block, walk.Owner(i), clock.exchange.Use(walk.Owner(i), walk.Place(i)), index,
-                  partial, lane);
+    const PieceReader piece = PieceOf<kFormat>(share, team);
+    const uint8_t* const x = StagedFragments(block, team.part, ShareSlabs(share, num_slabs), lane);
+    const auto wait = [&](int number) {
+      return clock.ring.Wait(block, walk.CountBefore(number) * piece.entries + piece.entry) +
+             piece.offset;
+    };
+    int i = team.works ? team.index : walk.end();
+    if constexpr (kFormat == WeightFormat::kMxfp4) {  // two at once; all of a dealt order exist
+      for (; i + team.num_teams < walk.end(); i += 2 * team.num_teams) {
+        const uint8_t* const data[2] = {wait(i), wait(i + team.num_teams)};
+        float sums[2][4] = {};
+        MultiplyBlocks<2>(data, slabs, x, lane, sums);
+#pragma unroll
+        for (int t = 0; t < 2; ++t) {
+          ReleaseAndSend(block, clock, walk, piece, i + t * team.num_teams,
+                         {sums[t][0], sums[t][1], sums[t][2], sums[t][3]}, lane);
+        }
+      }
     }
-    clock.ring.Advance(walk.CountBefore(walk.end()));
+    for (; i < walk.end(); i += team.num_teams) {
+      if (!walk.Exists(i)) continue;
+      const float4 partial = MultiplyBlock<kFormat>(wait(i), slabs, x, lane);
+      ReleaseAndSend(block, clock, walk, piece, i, partial, lane);
+    }
+    clock.ring.Advance(walk.CountBefore(walk.end()) * piece.entries);
   }
   clock.exchange.Advance(walk);
 }
 
 // ---- Roles
 
-__device__ __forceinline__ bool StreamTiles(RingWriter& ring, const TileWalk& walk,
-                                            const uint8_t* weights, const Share& share,
-                                            int num_slabs, int slab_bytes) {
-  if (share.count == 0) return true;
-  const uint32_t bytes = ShareSlabs(share, num_slabs) * slab_bytes;
-  const size_t tile_bytes = static_cast<size_t>(num_slabs) * slab_bytes;
-  const uint8_t* const first = weights + static_cast<size_t>(2 * share.first) * slab_bytes;
-  for (int i = 0; i < walk.end(); ++i) {
-    if (walk.Exists(i) && !ring.Push(first + walk.Tile(i) * tile_bytes, bytes)) return false;
+// The share's columns of one tile of format `format`, which begin at `data`.
+__device__ __forceinline__ bool StreamTile(RingWriter& ring, const uint8_t* data,
+                                           const Share& share, int share_slabs,
+                                           WeightFormat format) {
+  const int piece_slabs = 2 * PieceBlocks(format), slab_bytes = SlabBytes(format);
+  for (int slab = 0; slab < share_slabs; slab += piece_slabs) {
+    const int slabs = min(piece_slabs, share_slabs - slab);
+    if (!ring.Push(data + slab * slab_bytes, slabs * slab_bytes)) return false;
   }
   return true;
 }
 
 __device__ __forceinline__ bool StreamProduct(const Block& block, const Phase& phase,
                                               RingWriter& ring) {
+  const TileWalk walk(block, phase.order, phase.num_tiles);
+  const int slab_bytes = SlabBytes(phase.format);
+  const size_t tile_bytes = static_cast<size_t>(phase.num_slabs) * slab_bytes;
   for (int pass = 0; pass < NumPasses(phase.num_slabs); ++pass) {
     const Share share = ShareOf(phase.num_slabs, pass, block.rank);
-    if (!StreamTiles(ring, TileWalk(block, phase.order, phase.num_tiles), phase.weights, share,
-                     phase.num_slabs, SlabBytes(phase.format))) {
-      return false;
+    if (share.count == 0) continue;
+    const int share_slabs = ShareSlabs(share, phase.num_slabs);
+    const uint8_t* const first = phase.weights + static_cast<size_t>(2 * share.first) * slab_bytes;
+    for (int i = 0; i < walk.end(); ++i) {
+      if (walk.Exists(i) &&
+          !StreamTile(ring, first + walk.Tile(i) * tile_bytes, share, share_slabs, phase.format)) {
+        return false;
+      }
     }
   }
   return true;
@@ -130,14 +194,19 @@ struct TileSum {
 };
 __device__ __forceinline__ void AddPartials(const Block& block, int buffer, const Share& share,
                                             int segment_blocks, int lane, TileSum& tile) {
-#pragma unroll 8
+  const float4* const partials = &block.shared().exchange[buffer][0][lane];
+  int border = Quotient(share.pass_first + segment_blocks - 1, segment_blocks) * segment_blocks;
+#pragma unroll 6
   for (int b = 0; b < share.pass_count; ++b) {
     const int index = share.pass_first + b;
-    if (index > 0 && index % segment_blocks == 0) {
-      tile.sum = index == segment_blocks ? tile.total : AddTiles(tile.sum, tile.total);
-      tile.total = {};
+    if (index == border) {
+      border += segment_blocks;
+      if (index > 0) {
+        tile.sum = index == segment_blocks ? tile.total : AddTiles(tile.sum, tile.total);
+        tile.total = {};
+      }
     }
-    tile.total = AddTiles(tile.total, block.shared().exchange[buffer][b][lane]);
+    tile.total = AddTiles(tile.total, partials[b * kWarpLanes]);
   }
 }
 
@@ -155,36 +224,35 @@ __device__ __forceinline__ void StoreTile(float* out, int stride, int num_rows, 
   }
 }
 
+// A finished tile goes where the phase's output goes.
 __device__ __forceinline__ void FinishTile(const Block& block, const Phase& phase, uint32_t sums,
                                            int tile, int lane, float4 before, float4 v,
                                            BestOfRows& best) {
-  switch (phase.output) {
-    case OutputKind::kStore:
-      return StoreTile(phase.out, phase.out_stride, phase.num_rows, tile, lane, v);
-    case OutputKind::kResidual:
-      return AddToResidual(block, phase, sums, tile, lane, before, v);
-    case OutputKind::kFeatures:
-      for (int copy = 0; copy < phase.num_copies; ++copy) {
-        WriteResidualTile(phase, block.program().hidden, tile + copy * phase.num_tiles, lane, v);
-      }
-      return;
-    case OutputKind::kLogits:
-      StoreTile(phase.out, phase.out_stride, phase.num_rows, tile, lane, v);
-      return best.Offer(block.program(), tile, lane, v);
+  if (phase.output == OutputKind::kResidual) {
+    AddToResidual(block, phase, sums, tile, before, v);
+  } else if (phase.output == OutputKind::kFeatures) {
+    for (int copy = 0; copy < phase.num_copies; ++copy) {
+      WriteResidualTile(phase, block.program().hidden, tile + copy * phase.num_tiles, lane, v);
+    }
+  } else {
+    StoreTile(phase.out, phase.out_stride, phase.num_rows, tile, lane, v);
+    if (phase.output == OutputKind::kLogits) best.Offer(block.program(), tile, lane, v);
   }
 }
 
-static __device__ __noinline__ void FinishProduct(Block block, int which,
-                                                  FinisherClock& kept_clock) {
+__device__ __forceinline__ void FinishProduct(const Block& block, int which, FinisherClock& clock) {
   const Phase& phase = block.PhaseOf(Role::kFinisher, which);
-  FinisherClock clock = kept_clock;
-  const int warp = threadIdx.x / kWarpLanes - kFirstFinisherWarp, lane = threadIdx.x % kWarpLanes;
+  const int thread = Thread();
+  const int warp = thread / kWarpLanes - kFirstFinisherWarp, lane = thread % kWarpLanes;
   const int num_passes = NumPasses(phase.num_slabs);
+  if (phase.input == InputKind::kNorm) MakeScales(block, phase);  // of one pass (resident_schedule)
   const TileWalk walk(block, phase.order, phase.num_tiles);
   const int count = walk.OwnedCount(block.rank);
   BestOfRows best(block.program(), block.shared().state, phase.is_draft, lane);
+#pragma unroll 1
   for (int pass = 0; pass < num_passes; ++pass) {
     const Share share = ShareOf(phase.num_slabs, pass, block.rank);
+#pragma unroll 1
     for (int place = warp; place < count; place += kFinisherWarps) {
       const int tile = walk.TileAt(block.rank, place);
       const bool last = pass + 1 == num_passes;
@@ -212,40 +280,18 @@ static __device__ __noinline__ void FinishProduct(Block block, int which,
   }
   if (phase.output == OutputKind::kResidual) clock.sums += 1;
   if (phase.output == OutputKind::kLogits) best.Publish(block, warp, lane, phase.is_draft);
-  kept_clock = clock;
 }
 
-static __device__ __noinline__ void ConsumeProduct(Block block, int which, int phase_idx,
-                                                   ConsumerClock& kept_clock) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
-  ConsumerClock clock = kept_clock;
-  const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
-  for (int pass = 0; pass < NumPasses(phase.num_slabs); ++pass) {
-    const Share share = ShareOf(phase.num_slabs, pass, block.rank);
-    StageInput(block, which, share);
-    if (pass == 0 && threadIdx.x == 0) block.Stamp(phase_idx, kTraceInputReady);
-    const Team team = TeamOf(warp, share.count);
-    InputFragments x;
-    LoadFragments(block, team.part,
-                  share.count == 0 ? 0 : phase.num_slabs - 2 * (share.first + team.part),
-                  ShareSlabs(share, phase.num_slabs) * kSlabColumns, lane, x);
-    const TileWalk walk(block, phase.order, phase.num_tiles);
-    switch (phase.format) {
-      case WeightFormat::kBf16:
-        MultiplyTiles<WeightFormat::kBf16>(block, clock, walk, share, phase.num_slabs, team, x,
-                                           lane);
-        break;
-      case WeightFormat::kFp8Block128:
-        MultiplyTiles<WeightFormat::kFp8Block128>(block, clock, walk, share, phase.num_slabs, team,
-                                                  x, lane);
-        break;
-      case WeightFormat::kMxfp4:  // only experts are
-        break;
-    }
-    // The staging area is written again only once all warps have their fragments.
+__device__ __forceinline__ void MultiplyProduct(const Block& block, const Phase& phase,
+                                                ConsumerClock& clock, const Share& share,
+                                                const Team& team, int lane) {
+  const TileWalk walk(block, phase.order, phase.num_tiles);
+  if (phase.format == WeightFormat::kBf16) {
+    MultiplyTiles<WeightFormat::kBf16>(block, clock, walk, share, phase.num_slabs, team, lane);
+  } else {  // only experts are MXFP4
+    MultiplyTiles<WeightFormat::kFp8Block128>(block, clock, walk, share, phase.num_slabs, team,
+                                              lane);
   }
-  if (phase.output == OutputKind::kResidual) clock.sums += 1;
-  kept_clock = clock;
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

@@ -18,7 +18,7 @@
 namespace ultraspeed::kernels::cuda::resident {
 
 constexpr int kClusterBlocks =
-    4;  // thread blocks of a cluster; a product's columns are cut over them
+    2;  // thread blocks of a cluster; a product's columns are cut over them
 constexpr int kNumCounters = 8;  // arrival counters, used in turn
 constexpr int kRanksMax = 8;
 constexpr int kSlotsMax = 64;  // (row, expert) choices of a round: kRowsMax * K
@@ -143,14 +143,27 @@ struct StuckReport {
   } places[256];
 };
 
-// Sums over the ranks of a node: a block pushes its part of a tile to every rank's inbox and adds
-// what arrives in its own, in rank order. The data is its own flag: an inbox word that holds
-// kNotArrived has not arrived.
+// What one rank tells another besides sums, in the memory of the one that is told. Zeroed at first.
+struct RankMail {
+  // The best token of each row among the rank's part of the vocabulary, of the drafter and of the
+  // target (choose.cuh). A round writes each word once, with the round's mark in it.
+  uint2 choices[2][kRowsMax];
+  uint32_t decision;  // of rank 0: 2 * (round + 1), and 1 if that round runs
+};
+
+// The ranks of a node. Sums: a block pushes its part of a tile to every rank's inbox and adds what
+// arrives in its own, in rank order. The data is its own flag: an inbox word that holds kNotArrived
+// has not arrived. A rank that stands alone has all inboxes, and the mail, itself.
 struct Collective {
   int num_ranks = 1;
+  int rank = 0;
   uint2* push[kRanksMax] = {};  // where this rank's data lies in each rank's inbox
   uint2* inbox = nullptr;       // [3, ranks, tiles, 32]
   size_t inbox_rank_words = 0;  // tiles * 32
+  RankMail* mail_push[kRanksMax] = {};
+  RankMail* mail = nullptr;  // [ranks]
+  // Each rank's part of the vocabulary, [V of a rank, H]; null: there is no such rank.
+  const bf16* embedding[kRanksMax] = {};
 };
 
 struct Program {
@@ -159,9 +172,11 @@ struct Program {
   uint32_t* counters = nullptr;        // [kNumCounters], 32 words apart
   uint32_t totals[kNumCounters] = {};  // arrivals of a round
 
-  int hidden = 0, vocabulary = 0, vocabulary_used = 0;
+  int hidden = 0;
+  int vocabulary = 0;   // of a rank
+  int first_token = 0;  // of this rank's part
+  int token_end = 0;    // past its last that may be chosen
   int32_t banned_token = -1;
-  const bf16* embedding = nullptr;       // [V, H]
   const bf16* mask_embedding = nullptr;  // [H]
   RowChoice* draft_choices = nullptr;    // [kRowsMax, blocks]
   RowChoice* target_choices = nullptr;   // likewise
@@ -197,7 +212,9 @@ enum TraceStamp { kTraceBegin, kTraceInputReady, kTraceWorkDone, kTraceFinished,
 // Blocks that fit on the device at once, a multiple of kClusterBlocks; 0: this device cannot run
 // the engine.
 int NumBlocks();
-// Enqueues the kernel; counters, decision and abort word are zeroed first.
+// Enqueues what a launch begins with: counters, decision, abort word and mail zeroed, inbox
+// emptied. A rank with peers is launched when all of them have passed this.
+void Prepare(const Program& program, cudaStream_t stream);
 void Launch(const Program& program, cudaStream_t stream);
 
 }  // namespace ultraspeed::kernels::cuda::resident

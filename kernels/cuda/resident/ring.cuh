@@ -29,6 +29,12 @@ class RingWriter {
 
   // False: the kernel is about to end.
   __device__ __forceinline__ bool Push(const void* data, uint32_t bytes) {
+    return PushSeveral(1, bytes, [data](int) { return data; });
+  }
+  // One entry of `count` pieces of `bytes` each, one behind the other.
+  template <typename PieceAt>
+  __device__ __forceinline__ bool PushSeveral(int count, uint32_t piece_bytes, PieceAt piece_at) {
+    const uint32_t bytes = count * piece_bytes;
     const uint32_t size = (bytes + 127) / 128 * 128;
     uint32_t offset = head_, taken = size;
     if (head_ + size > kRingBytes) {  // a piece is not cut: the end stays empty
@@ -45,7 +51,10 @@ class RingWriter {
     shared.entry_bytes[entry] = taken;
     shared.entry_offset[entry] = offset;
     ArriveExpecting(&shared.full[entry], bytes);
-    BulkCopyOnce(shared.ring + offset, data, bytes, &shared.full[entry], policy_);
+    for (int i = 0; i < count; ++i) {
+      BulkCopyOnce(shared.ring + offset + i * piece_bytes, piece_at(i), piece_bytes,
+                   &shared.full[entry], policy_);
+    }
     shared.pushed = ++next_;
     return true;
   }

@@ -13,134 +13,159 @@ namespace ultraspeed::kernels::cuda::resident {
 
 // ---- In
 
-// The lane's columns of one block of two slabs, for token g: eight of every 32.
-using InputFragments = uint4[8];
+constexpr uint32_t kNoInputGain = 0x3f803f80u;  // two bf16 ones
 
+// Bytes from row to row of the staging area: the lanes of a fragment read without bank conflicts.
 __device__ __forceinline__ int StagingStride(int columns) { return columns * 2 + 64; }
 
 __device__ __forceinline__ uint32_t PackBf16(float low, float high) {
   return RoundToBf16(low) | uint32_t{RoundToBf16(high)} << 16;
 }
 
-// Eight columns of a row as bf16, from whatever the phase's input is.
-struct EightFloats {
-  float4 low, high;
-};
-__device__ __forceinline__ EightFloats LoadEight(const float* p) {
-  const auto* const q = reinterpret_cast<const float4*>(p);
-  return {__ldcg(q), __ldcg(q + 1)};
+// Columns of a row as bf16, from whatever the phase's input is. Loads stay in their order, so that
+// one address is alive at a time.
+__device__ __forceinline__ float4 LoadFour(const float* p) {
+  float4 v;
+  asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "l"(p));
+  return v;
+}
+__device__ __forceinline__ uint2 GainedFour(uint2 x, uint32_t gain) {
+  return {MultiplyBf16x2(x.x, gain), MultiplyBf16x2(x.y, gain)};
 }
 __device__ __forceinline__ uint4 GainedEight(uint4 x, uint32_t gain) {
-  const auto times = [&](uint32_t pair) { return MultiplyBf16x2(pair, gain); };
-  return {times(x.x), times(x.y), times(x.z), times(x.w)};
+  const uint2 low = GainedFour({x.x, x.y}, gain), high = GainedFour({x.z, x.w}, gain);
+  return {low.x, low.y, high.x, high.y};
 }
-__device__ __forceinline__ uint4 NormEight(EightFloats x, float scale, EightFloats w) {
-  return {PackBf16(NormElement(x.low.x, scale, w.low.x), NormElement(x.low.y, scale, w.low.y)),
-          PackBf16(NormElement(x.low.z, scale, w.low.z), NormElement(x.low.w, scale, w.low.w)),
-          PackBf16(NormElement(x.high.x, scale, w.high.x), NormElement(x.high.y, scale, w.high.y)),
-          PackBf16(NormElement(x.high.z, scale, w.high.z), NormElement(x.high.w, scale, w.high.w))};
+__device__ __forceinline__ uint2 NormFour(float4 x, float scale, float4 w) {
+  return {PackBf16(NormElement(x.x, scale, w.x), NormElement(x.y, scale, w.y)),
+          PackBf16(NormElement(x.z, scale, w.z), NormElement(x.w, scale, w.w))};
 }
-__device__ __forceinline__ uint4 SwiGluEight(EightFloats gate, EightFloats up) {
+__device__ __forceinline__ uint2 SwiGluFour(float4 gate, float4 up) {
   const auto pair = [](float g0, float u0, float g1, float u1) {
     return SwiGluProduct(g0, u0) | uint32_t{SwiGluProduct(g1, u1)} << 16;
   };
-  return {pair(gate.low.x, up.low.x, gate.low.y, up.low.y),
-          pair(gate.low.z, up.low.z, gate.low.w, up.low.w),
-          pair(gate.high.x, up.high.x, gate.high.y, up.high.y),
-          pair(gate.high.z, up.high.z, gate.high.w, up.high.w)};
+  return {pair(gate.x, up.x, gate.y, up.y), pair(gate.z, up.z, gate.w, up.w)};
 }
 
-// Scale of each row from the sums of squares of its tiles: warp t makes row t's.
+// Scale of each row from the sums of squares of its tiles. Finishers make them while consumers load
+// the rows: both meet before, when the input is there, and after.
 __device__ __forceinline__ void MakeScales(const Block& block, const Phase& phase) {
-  const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
-  if (warp >= kRowsMax) return;
-  const int num_tiles = block.program().hidden / 16;
-  const float* const squares = phase.squares + warp * num_tiles;
-  float sum = 0.0f;
-#pragma unroll 12
-  for (int tile = lane; tile < num_tiles; tile += kWarpLanes) {
-    sum = __fadd_rn(sum, __ldcg(squares + tile));
+  const int warp = Thread() / kWarpLanes - kFirstFinisherWarp, lane = Thread() % kWarpLanes;
+  constexpr int kRows = (kRowsMax + kFinisherWarps - 1) / kFinisherWarps;
+  constexpr int kTilesPerLane = kPassBlocks * 2 * kSlabColumns / kTileRows / kWarpLanes;
+  const int num_tiles = block.program().hidden / kTileRows;
+  NamedBarrier<kWorkerBarrier, kWorkerThreads>();
+  float squares[kRows][kTilesPerLane];  // requested together
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const float* const row =
+        phase.squares + min(warp + i * kFinisherWarps, kRowsMax - 1) * num_tiles + lane;
+#pragma unroll
+    for (int j = 0; j < kTilesPerLane; ++j) {
+      squares[i][j] = j * kWarpLanes + lane < num_tiles ? __ldcg(row + j * kWarpLanes) : 0.0f;
+    }
   }
-  sum = WarpReduce(sum, AddFloats());
-  if (lane == 0) block.shared().scale[warp] = NormScale(sum, block.program().hidden, phase.epsilon);
+  float sums[kRows] = {};
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+    for (int j = 0; j < kTilesPerLane; ++j) sums[i] = __fadd_rn(sums[i], squares[i][j]);
+  }
+  float sum = 0.0f;  // lane i's: of the warp's i-th row
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const float all = WarpReduce(sums[i], AddFloats());
+    sum = lane == i ? all : sum;
+  }
+  const int row = warp + lane * kFinisherWarps;
+  if (lane < kRows && row < kRowsMax)
+    block.shared().scale[row] = NormScale(sum, block.program().hidden, phase.epsilon);
+  NamedBarrier<kWorkerBarrier, kWorkerThreads>();
 }
 
 // Waits for the phase's input and brings this thread block's share of its columns into the staging
-// area: kRowsMax rows of bf16, with the format's gain. All consumers call it.
-static __device__ __noinline__ void StageInput(Block block, int which, Share share) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
-  constexpr int kPiecesMax =
-      kRowsMax * kShareBlocksMax * 2 * kSlabColumns / 8 / kConsumerThreads;  // of a thread
-  const int columns = ShareSlabs(share, phase.num_slabs) * kSlabColumns;
-  const int first_column = share.first * 2 * kSlabColumns;
-  const int row_pieces = columns / 8, num_pieces = kRowsMax * row_pieces;
-  const int stride = StagingStride(columns);
-  const auto row_of = [&](int piece) { return piece / row_pieces; };
-  const auto column_of = [&](int piece) { return first_column + piece % row_pieces * 8; };
-  constexpr uint32_t kOne = 0x3f803f80u;
-  const uint32_t gain = HasInputGain(phase.format) ? kInputGain : kOne;
-  const auto store = [&](int piece, uint4 v) {
-    *reinterpret_cast<uint4*>(block.shared().staging + row_of(piece) * stride +
-                              piece % row_pieces * 16) = GainedEight(v, gain);
-  };
-  const int thread = threadIdx.x;
-  EightFloats weights[kPiecesMax];  // of the norm, requested before the wait
+// area: kRowsMax rows of bf16, with the format's gain, a warp per block of two slabs. All consumers
+// call it. Everything is requested before anything is looked at.
+//
+// Inlined at its one call, as all large functions here: shared memory leaves L1 next to nothing, so
+// registers that a call saves or that spill go to L2.
+__device__ __forceinline__ void StageInput(const Block& block, const Phase& phase,
+                                           const Share& share) {
+  const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
+  const int share_slabs = ShareSlabs(share, phase.num_slabs);
+  const int slabs = warp < share.count ? min(2, share_slabs - 2 * warp) : 0;
+  // Missing slabs are read at places that exist, and not stored.
+  const int first = slabs > 0 ? (share.first + warp) * 2 * kSlabColumns : 0;
+  const int second = slabs > 1 ? kSlabColumns : 0;
+  const uint32_t gain = HasInputGain(phase.format) ? kInputGain : kNoInputGain;
+  const int stride = StagingStride(share_slabs * kSlabColumns);
+  uint8_t* staged = block.shared().staging + warp * 4 * kSlabColumns;
+  if (phase.input == InputKind::kNorm) {
+    const auto* const norm = phase.norm_weight + first + lane * 4;
+    const float4 weights[2] = {__ldg(reinterpret_cast<const float4*>(norm)),
+                               __ldg(reinterpret_cast<const float4*>(norm + second))};
+    if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+    NamedBarrier<kWorkerBarrier, kWorkerThreads>();
+    const float* x = static_cast<const float*>(phase.x) + first + lane * 4;
+    float4 in[kRowsMax][2];
 #pragma unroll
-  for (int i = 0; i < kPiecesMax; ++i) {
-    const int piece = thread + i * kConsumerThreads;
-    if (phase.input == InputKind::kNorm && piece < num_pieces) {
-      const auto* const w = reinterpret_cast<const float4*>(phase.norm_weight + column_of(piece));
-      weights[i] = {__ldg(w), __ldg(w + 1)};
+    for (int row = 0; row < kRowsMax; ++row, x += phase.x_stride) {
+      in[row][0] = LoadFour(x);
+      in[row][1] = LoadFour(x + second);
     }
-  }
-  if (thread == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
-  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-
-  if (phase.input == InputKind::kBf16) {
-    for (int piece = thread; piece < num_pieces; piece += kConsumerThreads) {
-      const auto* const x = static_cast<const bf16*>(phase.x) +
-                            static_cast<int64_t>(row_of(piece)) * phase.x_stride + column_of(piece);
-      store(piece, __ldcg(reinterpret_cast<const uint4*>(x)));
-    }
-  } else if (phase.input == InputKind::kSwiGlu) {
-    for (int piece = thread; piece < num_pieces; piece += kConsumerThreads) {
-      const float* const gate = static_cast<const float*>(phase.x) +
-                                static_cast<int64_t>(row_of(piece)) * phase.x_stride +
-                                column_of(piece);
-      store(piece, SwiGluEight(LoadEight(gate), LoadEight(gate + phase.x_stride / 2)));
-    }
-  } else {
-    EightFloats x[kPiecesMax];
+    NamedBarrier<kWorkerBarrier, kWorkerThreads>();  // scales (MakeScales)
+    if (slabs > 0) {
 #pragma unroll
-    for (int i = 0; i < kPiecesMax; ++i) {
-      const int piece = thread + i * kConsumerThreads;
-      if (piece < num_pieces) {
-        x[i] = LoadEight(static_cast<const float*>(phase.x) +
-                         static_cast<int64_t>(row_of(piece)) * phase.x_stride + column_of(piece));
+      for (int row = 0; row < kRowsMax; ++row, staged += stride) {
+        const float scale = block.shared().scale[row];
+        const auto store = [&](int h) {
+          *reinterpret_cast<uint2*>(staged + h * 2 * kSlabColumns + lane * 8) =
+              GainedFour(NormFour(in[row][h], scale, weights[h]), gain);
+        };
+        store(0);
+        if (slabs > 1) store(1);
       }
     }
-    MakeScales(block, phase);
+  } else {
+    if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+    if (phase.input == InputKind::kBf16) {
+      if (lane * 8 < slabs * kSlabColumns) {
+        const bf16* const x = static_cast<const bf16*>(phase.x) + first + lane * 8;
+        uint4 in[kRowsMax];
 #pragma unroll
-    for (int i = 0; i < kPiecesMax; ++i) {
-      const int piece = thread + i * kConsumerThreads;
-      if (piece < num_pieces) {
-        store(piece, NormEight(x[i], block.shared().scale[row_of(piece)], weights[i]));
+        for (int row = 0; row < kRowsMax; ++row)
+          in[row] = __ldcg(reinterpret_cast<const uint4*>(x + row * phase.x_stride));
+#pragma unroll
+        for (int row = 0; row < kRowsMax; ++row)
+          *reinterpret_cast<uint4*>(staged + row * stride + lane * 16) = GainedEight(in[row], gain);
+      }
+    } else {
+      const float* gate = static_cast<const float*>(phase.x) + first + lane * 4;
+#pragma unroll 2
+      for (int row = 0; row < kRowsMax; ++row, gate += phase.x_stride, staged += stride) {
+        for (int h = 0; h < slabs; ++h) {
+          const float* const from = gate + h * kSlabColumns;
+          *reinterpret_cast<uint2*>(staged + h * 2 * kSlabColumns + lane * 8) =
+              GainedFour(SwiGluFour(LoadFour(from), LoadFour(from + phase.x_stride / 2)), gain);
+        }
       }
     }
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
 }
 
-// The warp's block of two slabs out of the staging area.
-__device__ __forceinline__ void LoadFragments(const Block& block, int part, int num_slabs,
-                                              int columns, int lane, InputFragments& x) {
-  const uint8_t* const from = block.shared().staging + lane / 4 * StagingStride(columns) +
-                              part * 4 * kSlabColumns + lane % 4 * 16;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    x[j] = j / 4 < num_slabs ? *reinterpret_cast<const uint4*>(from + j * 64) : uint4{0, 0, 0, 0};
-  }
+// Where the lane's columns of the share's block `part` are staged: those of group j of 32 columns
+// are 64 j bytes on.
+__device__ __forceinline__ const uint8_t* StagedFragments(const Block& block, int part,
+                                                          int share_slabs, int lane) {
+  return block.shared().staging + lane / 4 * StagingStride(share_slabs * kSlabColumns) +
+         part * 4 * kSlabColumns + lane % 4 * 16;
+}
+__device__ __forceinline__ uint4 StagedGroup(const uint8_t* fragments, int j) {
+  return *reinterpret_cast<const uint4*>(fragments + j * 64);
 }
 
 // ---- Out
@@ -247,9 +272,10 @@ __device__ __forceinline__ float4 SumOverRanks(const Block& block, uint32_t oper
 }
 
 // The residual stream's end of a product.
-__device__ __forceinline__ void AddToResidual(const Block& block, const Phase& phase,
-                                              uint32_t operation, int tile, int lane, float4 before,
-                                              float4 v) {
+static __device__ __noinline__ void AddToResidual(Block block, const Phase& phase,
+                                                  uint32_t operation, int tile, float4 before,
+                                                  float4 v) {
+  const int lane = Thread() % kWarpLanes;
   if (block.program().collective.num_ranks > 1) v = SumOverRanks(block, operation, tile, lane, v);
   WriteResidualTile(phase, block.program().hidden, tile, lane, AddTiles(before, v));
 }
@@ -259,7 +285,7 @@ __device__ __forceinline__ void AddToResidual(const Block& block, const Phase& p
 // `source(row)`: bf16 [H] or null for zeros.
 template <typename Source>
 __device__ __forceinline__ void EmbedRows(const Block& block, const Phase& phase, Source source) {
-  const int warp = threadIdx.x / kWarpLanes, lane = threadIdx.x % kWarpLanes;
+  const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
   const int hidden = block.program().hidden;
   const TileWalk walk(block, TileOrder::kOwned, hidden / 16);
   const int count = walk.OwnedCount(block.rank), first = walk.FirstOwned(block.rank);

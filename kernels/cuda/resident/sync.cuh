@@ -9,6 +9,14 @@
 
 namespace ultraspeed::kernels::cuda::resident {
 
+// The thread's index, read anew at every use. The compiler would take everything that follows from
+// threadIdx out of the loop over phases, where there are no registers to keep it.
+__device__ __forceinline__ int Thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+
 // ---- Named barriers of a block (0 is __syncthreads)
 
 constexpr int kConsumerBarrier = 1;
@@ -51,38 +59,16 @@ __device__ __forceinline__ bool IsDone(uint64_t* barrier, uint32_t parity) {
 
 // ---- Shared memory of the cluster's other blocks
 
-__device__ __forceinline__ uint32_t ClusterAddressOf(uint32_t shared_address, uint32_t block) {
+__device__ __forceinline__ uint32_t ClusterAddress(const void* shared, uint32_t block) {
   uint32_t address;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
                : "=r"(address)
-               : "r"(shared_address), "r"(block));
+               : "r"(SharedAddress(shared)), "r"(block));
   return address;
-}
-__device__ __forceinline__ uint32_t ClusterAddress(const void* shared, uint32_t block) {
-  return ClusterAddressOf(SharedAddress(shared), block);
-}
-// As IsDone, of a barrier that guards ordinary stores of other blocks of the cluster.
-__device__ __forceinline__ bool IsDoneInCluster(uint64_t* barrier, uint32_t parity) {
-  uint32_t done;
-  asm volatile(
-      "{ .reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; "
-      "selp.u32 %0, 1, 0, p; }"
-      : "=r"(done)
-      : "r"(SharedAddress(barrier)), "r"(parity)
-      : "memory");
-  return done != 0;
-}
-__device__ __forceinline__ void StoreInClusterNow(uint32_t cluster_address, float v) {
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(cluster_address), "f"(v) : "memory");
 }
 // For a place that was only read: nothing has to be seen.
 __device__ __forceinline__ void ArriveRelaxedInCluster(uint64_t* barrier, uint32_t block) {
   asm volatile("mbarrier.arrive.relaxed.cluster.shared::cluster.b64 _, [%0];" ::"r"(
-                   ClusterAddress(barrier, block))
-               : "memory");
-}
-__device__ __forceinline__ void ArriveInCluster(uint64_t* barrier, uint32_t block) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(
                    ClusterAddress(barrier, block))
                : "memory");
 }
@@ -145,7 +131,6 @@ enum class WaitsFor : int32_t {
   kExchangeFree,
   kOtherBlocks,
   kFinishers,
-  kResults,
   kPeers,
 };
 
@@ -154,8 +139,9 @@ struct Places {  // where the warps of this block stand: phase of producer, cons
 };
 
 // `since` is when the wait was first checked, 0 at first; gives the new value.
-static __device__ __noinline__ uint64_t CheckProgress(const Program& program, const Places& places,
-                                                      WaitsFor what, uint64_t since) {
+__device__ __forceinline__ uint64_t CheckProgressInline(const Program& program,
+                                                        const Places& places, WaitsFor what,
+                                                        uint64_t since) {
   const uint64_t now = GlobalNanoseconds();
   if (since == 0) return now;
   const bool others_stuck = *reinterpret_cast<volatile uint32_t*>(program.abort_word) != 0;
@@ -171,16 +157,31 @@ static __device__ __noinline__ uint64_t CheckProgress(const Program& program, co
   __trap();
   return since;
 }
+static __device__ __noinline__ uint64_t CheckProgress(const Program& program, const Places& places,
+                                                      WaitsFor what, uint64_t since) {
+  return CheckProgressInline(program, places, what, since);
+}
 
-template <typename Ready>
-__device__ __forceinline__ void WaitUntil(const Program& program, const Places& places,
-                                          WaitsFor what, Ready ready) {
+template <typename Ready, typename CheckFn>
+__device__ __forceinline__ void SpinUntil(Ready ready, CheckFn check) {
   if (ready()) return;
   constexpr uint32_t kSpinsPerCheck = 8192;
   uint64_t since = 0;
   for (uint32_t spins = 1; !ready(); ++spins) {
-    if (spins % kSpinsPerCheck == 0) since = CheckProgress(program, places, what, since);
+    if (spins % kSpinsPerCheck == 0) since = check(since);
   }
+}
+template <typename Ready>
+__device__ __forceinline__ void WaitUntil(const Program& program, const Places& places,
+                                          WaitsFor what, Ready ready) {
+  SpinUntil(ready, [&](uint64_t since) { return CheckProgress(program, places, what, since); });
+}
+// The same without a call, which would make room for itself in the registers of those around it.
+template <typename Ready>
+__device__ __forceinline__ void WaitUntilInline(const Program& program, const Places& places,
+                                                WaitsFor what, Ready ready) {
+  SpinUntil(ready,
+            [&](uint64_t since) { return CheckProgressInline(program, places, what, since); });
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

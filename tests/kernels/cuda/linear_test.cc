@@ -61,6 +61,14 @@ TEST_F(LinearTest, AgreesWithDoublePrecisionOverShapesAndFormats) {
   }
 }
 
+// For tools that slow a kernel down a thousandfold: every kernel once.
+TEST_F(LinearTest, AgreesWithDoublePrecisionOnAFewShapes) {
+  RandomData random(6);
+  for (WeightFormat format : kFormats) {
+    for (int tokens : {1, 9, 40, 131}) ExpectNearOracle(format, 50, 384, tokens, random);
+  }
+}
+
 // Columns beyond one thread block's shared memory: groups of segments.
 TEST_F(LinearTest, AgreesWithDoublePrecisionOnWideMatrices) {
   RandomData random(2);

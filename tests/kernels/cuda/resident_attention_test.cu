@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <numeric>
 #include <ostream>
 #include <random>
@@ -38,6 +37,30 @@ constexpr Shape kServedFull = {"ServedFull", 16, 1, 192, 0, true, false};
 constexpr Shape kServedDrafter = {"ServedDrafter", 16, 1, 128, 1024, true, true};
 constexpr Shape kTinyDrafter = {"TinyDrafter", 8, 4, 128, 1024, true, true};
 
+// All units of a layer, dealt to this block and to the others; `wait` before the first.
+template <int kDim, typename WaitFn>
+__device__ void AttendUnits(const AttentionTask& task, const RoundView& round, uint8_t* scratch,
+                            WaitFn wait) {
+  if (task.has_parts) {
+    const PartPlan plan =
+        PartPlanOf(task, round.position, round.num_rows, static_cast<int>(gridDim.x));
+    for (int unit = blockIdx.x; unit < plan.num_units; unit += gridDim.x) {
+      if (plan.part_chunks == 1) {
+        AttendPart<kDim, true>(task, round, plan, unit, scratch, wait);
+      } else {
+        AttendPart<kDim, false>(task, round, plan, unit, scratch, wait);
+      }
+      AttentionBarrier();
+    }
+    return;
+  }
+  const int num_units = WindowUnits(task, round.num_rows);
+  for (int unit = blockIdx.x; unit < num_units; unit += gridDim.x) {
+    AttendWindow<kDim>(task, round, unit, scratch, wait);
+    AttentionBarrier();
+  }
+}
+
 template <int kDim>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     AttendKernel(const __grid_constant__ AttentionTask task,
@@ -48,10 +71,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   }
   __syncthreads();
   if (threadIdx.x >= kConsumerThreads) return;
-  const int num_units = AttentionUnits(task, round.position, round.num_rows);
-  for (int unit = blockIdx.x; unit < num_units; unit += gridDim.x) {
-    AttendUnit<kDim>(task, round, unit, scratch, [] {});
-  }
+  AttendUnits<kDim>(task, round, scratch, [] {});
 }
 
 __global__ void __launch_bounds__(kBlockThreads, 1)
@@ -59,31 +79,12 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
                   const __grid_constant__ RoundView round) {
   extern __shared__ __align__(128) uint8_t scratch[];
   if (threadIdx.x >= kConsumerThreads) return;
+  const PartPlan plan =
+      PartPlanOf(task, round.position, round.num_rows, static_cast<int>(gridDim.x));
   for (int pair = blockIdx.x; pair < round.num_rows * task.num_q_heads; pair += gridDim.x) {
-    CombinePair(task, round, pair, scratch);
+    CombinePair(task, plan, pair, scratch);
+    AttentionBarrier();
   }
-}
-
-// Unit blockIdx.x `num_runs` times. Its projections are ready `wait_cycles` after it began;
-// `cycles` of a block: from then to the end of the unit, summed over all runs.
-template <int kDim>
-__global__ void __launch_bounds__(kBlockThreads, 1)
-    TimeKernel(const __grid_constant__ AttentionTask task, const __grid_constant__ RoundView round,
-               int num_runs, int64_t wait_cycles, int64_t* cycles /*[blocks]*/) {
-  extern __shared__ __align__(128) uint8_t scratch[];
-  if (threadIdx.x >= kConsumerThreads) return;
-  int64_t sum = 0;
-  for (int run = 0; run < num_runs; ++run) {
-    const int64_t begin = clock64();
-    int64_t ready = 0;
-    AttendUnit<kDim>(task, round, blockIdx.x, scratch, [&] {
-      do {
-        ready = clock64();
-      } while (ready - begin < wait_cycles);
-    });
-    sum += clock64() - ready;
-  }
-  if (threadIdx.x == 0) cycles[blockIdx.x] = sum;
 }
 
 // Keys and values of positions [begin, end), anything between -1.7 and 1.7.
@@ -129,7 +130,7 @@ class Round {
         num_rows_(num_rows),
         ring_pages_((shape.window + kRowsMax) / kPageTokens + 2),
         num_pages_(shape.window == 0 ? (position + num_rows) / kPageTokens + 3 : 3 * ring_pages_),
-        num_segments_((position + num_rows + kSegmentKeys - 1) / kSegmentKeys + 1),
+        num_parts_(AttentionPartsMax(shape.window, shape.is_drafter, position + num_rows)),
         qkv_(RandomRows()),
         q_norm_(RandomData(7).Floats(shape.dim)),
         k_norm_(RandomData(8).Floats(shape.dim)),
@@ -141,8 +142,8 @@ class Round {
         positions_(std::vector<int64_t>{position}),
         k_(static_cast<size_t>(num_pages_) * kPageTokens * shape.kv_heads * shape.dim),
         v_(static_cast<size_t>(num_pages_) * kPageTokens * shape.kv_heads * kValueDim),
-        partials_(static_cast<size_t>(kRowsMax) * shape.q_heads * num_segments_ *
-                  sizeof(AttentionPartial)),
+        partials_(std::max<size_t>(1, static_cast<size_t>(kRowsMax) * shape.q_heads * num_parts_ *
+                                          sizeof(AttentionPartial))),
         out_(static_cast<size_t>(kRowsMax) * shape.q_heads * kValueDim) {
     const int begin = shape.window == 0 ? 0 : std::max(0, position - shape.window + 1);
     if (begin < position) FillCache<<<512, 256>>>(Task(), View(), begin, position);
@@ -171,8 +172,9 @@ class Round {
             .sinks = shape_.has_sinks ? sinks_.get() : nullptr,
             .score_scale = shape_.scale(),
             .drafter = shape_.is_drafter,
+            .has_parts = HasParts(shape_.window, shape_.is_drafter),
             .partials = partials_.get(),
-            .partials_stride = num_segments_,
+            .partials_stride = num_parts_,
             .out = out_.get()};
   }
   RoundView View() const {
@@ -184,8 +186,9 @@ class Round {
   };
   Result RunResident(int num_blocks) {
     out_.Fill(0xff);
+    partials_.Fill(0xff);
     shape_.dim == 192 ? LaunchAttend<192>(num_blocks) : LaunchAttend<128>(num_blocks);
-    if (shape_.window == 0) {
+    if (Task().has_parts) {
       Expect(cudaFuncSetAttribute(CombineKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   kAttentionScratchBytes));
       CombineKernel<<<num_blocks, kBlockThreads, kAttentionScratchBytes>>>(Task(), View());
@@ -252,14 +255,6 @@ class Round {
     return Results();
   }
 
-  // Microseconds of a unit: run after run, and from the moment its projections are ready.
-  struct Times {
-    double alone_us, after_projections_us;
-  };
-  Times Time(int num_blocks) {
-    return shape_.dim == 192 ? LaunchTime<192>(num_blocks) : LaunchTime<128>(num_blocks);
-  }
-
  private:
   std::vector<float> RandomRows() const {
     return RandomData(position_ * 10 + num_rows_)
@@ -279,43 +274,9 @@ class Round {
                                 kAttentionScratchBytes));
     AttendKernel<kDim><<<num_blocks, kBlockThreads, kAttentionScratchBytes>>>(Task(), View());
   }
-  template <int kDim>
-  Times LaunchTime(int num_blocks) {
-    constexpr int kRuns = 200;
-    constexpr int64_t kWaitCycles = 6000;  // time enough for the cached keys to arrive
-    Expect(cudaFuncSetAttribute(TimeKernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                kAttentionScratchBytes));
-    const DeviceArray<int64_t> cycles(num_blocks);
-    cudaEvent_t begin, end;
-    Expect(cudaEventCreate(&begin));
-    Expect(cudaEventCreate(&end));
-    float alone_ms = 0.0f, waiting_ms = 0.0f;
-    const auto run = [&](int64_t wait_cycles) {
-      float ms = 0.0f;
-      for (int i = 0; i < 2; ++i) {  // the first warms up
-        Expect(cudaEventRecord(begin));
-        TimeKernel<kDim><<<num_blocks, kBlockThreads, kAttentionScratchBytes>>>(
-            Task(), View(), kRuns, wait_cycles, cycles.get());
-        Expect(cudaEventRecord(end));
-        Synchronize();
-        Expect(cudaEventElapsedTime(&ms, begin, end));
-      }
-      return ms;
-    };
-    alone_ms = run(0);
-    waiting_ms = run(kWaitCycles);
-    const std::vector<int64_t> sums = cycles.ToHost();
-    const double mean = static_cast<double>(std::accumulate(sums.begin(), sums.end(), int64_t{0})) /
-                        num_blocks / kRuns;
-    // The share of the kernel's time that came after the wait: no need to know the clock.
-    const double share = mean / (mean + kWaitCycles);
-    Expect(cudaEventDestroy(begin));
-    Expect(cudaEventDestroy(end));
-    return {alone_ms * 1e3 / kRuns, waiting_ms * 1e3 / kRuns * share};
-  }
 
   const Shape shape_;
-  const int position_, num_rows_, ring_pages_, num_pages_, num_segments_;
+  const int position_, num_rows_, ring_pages_, num_pages_, num_parts_;
   const DeviceArray<float> qkv_, q_norm_, k_norm_, sinks_;
   const DeviceArray<int32_t> pages_, slot_, first_row_, rows_;
   const DeviceArray<int64_t> positions_;
@@ -364,24 +325,13 @@ INSTANTIATE_TEST_SUITE_P(Shapes, ResidentAttention,
 // Who runs a unit, and what ran before it in the same memory, leaves no trace.
 TEST(ResidentAttentionUnits, MayBeDealtToAnyBlocks) {
   SKIP_WITHOUT_GPU();
-  for (const Shape& shape : {kServedWindow, kServedFull, kTinyDrafter}) {
+  for (const Shape& shape : {kServedWindow, kServedFull, kServedDrafter, kTinyDrafter}) {
     const Round::Result want = Round(shape, 1500, 8).RunResident(1);
-    for (int num_blocks : {2, 5, 64}) {
+    for (int num_blocks : {2, 5, 64, 132}) {
       const Round::Result got = Round(shape, 1500, 8).RunResident(num_blocks);
       EXPECT_TRUE(SameBits(got.out, want.out)) << shape << " " << num_blocks << " blocks";
       EXPECT_TRUE(SameBits(got.k, want.k) && SameBits(got.v, want.v)) << shape;
     }
-  }
-}
-
-TEST(ResidentAttentionUnits, Time) {
-  SKIP_WITHOUT_GPU();
-  constexpr int kBlocks = 8;
-  for (const Shape& shape : {kServedWindow, kServedFull, kServedDrafter}) {
-    const Round::Times times = Round(shape, 4100, kRowsMax).Time(kBlocks);
-    std::printf("%s: %.2f us a unit, %.2f us of it after the projections are ready\n", shape.name,
-                times.alone_us, times.after_projections_us);
-    EXPECT_GT(times.after_projections_us, 0.0);
   }
 }
 

@@ -21,10 +21,15 @@ TEST(CudaRows, EmbedWidensAndRefusesForeignTokens) {
     const DeviceArray<bf16> d_table(table), d_mask(mask);
     const DeviceArray<int32_t> d_tokens(tokens);
     const DeviceArray<float> d_out(tokens.size() * hidden), d_blocks(tokens.size() * 3 * hidden);
-    Embed(d_table.get(), d_tokens.get(), 5, kVocabulary, hidden, d_out.get(), nullptr);
-    EmbedBlocks(d_table.get(), d_mask.get(), d_tokens.get(), 5, 3, kVocabulary, hidden,
-                d_blocks.get(), nullptr);
+    const EmbeddingTable whole = {d_table.get(), 0, kVocabulary};
+    Embed(whole, d_tokens.get(), 5, hidden, d_out.get(), nullptr);
+    EmbedBlocks(whole, d_mask.get(), d_tokens.get(), 5, 3, hidden, d_blocks.get(), nullptr);
     const std::vector<float> out = d_out.ToHost(), blocks = d_blocks.ToHost();
+    // A table of some tokens knows those alone; without a mask its rows are zeros.
+    const EmbeddingTable part = {d_table.get() + 7 * hidden, 7, kVocabulary - 10};
+    Embed(part, d_tokens.get(), 5, hidden, d_out.get(), nullptr);
+    EmbedBlocks(part, nullptr, d_tokens.get(), 5, 3, hidden, d_blocks.get(), nullptr);
+    const std::vector<float> part_out = d_out.ToHost(), part_blocks = d_blocks.ToHost();
     for (int t = 0; t < 5; ++t) {
       for (int i = 0; i < hidden; ++i) {
         const bool known = tokens[t] >= 0 && tokens[t] < kVocabulary;
@@ -33,6 +38,10 @@ TEST(CudaRows, EmbedWidensAndRefusesForeignTokens) {
         ASSERT_EQ(blocks[(t * 3) * hidden + i], want);
         ASSERT_EQ(blocks[(t * 3 + 1) * hidden + i], FromBf16(mask[i]));
         ASSERT_EQ(blocks[(t * 3 + 2) * hidden + i], FromBf16(mask[i]));
+        const float part_want = tokens[t] == 7 ? want : 0.0f;
+        ASSERT_EQ(part_out[t * hidden + i], part_want);
+        ASSERT_EQ(part_blocks[(t * 3) * hidden + i], part_want);
+        ASSERT_EQ(part_blocks[(t * 3 + 2) * hidden + i], 0.0f);
       }
     }
   }

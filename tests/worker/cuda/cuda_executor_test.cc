@@ -126,7 +126,8 @@ TEST_F(CudaExecutorTest, OneToSixteenSequencesEqualEachAlone) {
 // compute-sanitizer (scripts/gpu_sanitize.sh).
 TEST_F(CudaExecutorTest, MixedRoundsReplayTheSameBits) {
   const cuda::CudaOptions options = {
-      .executor = {.max_sequences = 3, .max_batch_tokens = 64, .kv_tokens = 1024}};
+      .executor = {
+          .max_sequences = 3, .max_batch_tokens = 64, .kv_tokens = 1024, .resident = false}};
   cuda::CudaOptions without_graphs = options;
   without_graphs.use_graphs = false;
   const std::unique_ptr<cuda::CudaExecutor> replayed = Load(options);

@@ -1,5 +1,6 @@
 // Greedy text on the held-out prompts: the CPU's, token for token, or a difference that the bound
-// on logits explains.
+// on logits explains. Where experts were swapped (cpu_comparison.h) it may lie past the bound: in
+// as few prompts as rows may be, and not far.
 #include "bench/held_out.h"
 
 #include <cstdio>
@@ -21,7 +22,7 @@ TEST(CudaHeldOutTest, GreedyTokensAreTheCpus) {
       bench::LoadHeldOutPrompts(kBundledModel, cpu->config());
   ASSERT_TRUE(prompts.ok()) << prompts.status();
   const auto vocabulary = static_cast<size_t>(cpu->config().vocabulary);
-  int num_identical = 0;
+  int num_identical = 0, num_beyond = 0;
   for (const bench::HeldOutPrompt& prompt : *prompts) {
     const RunPlan plan{.prompt = prompt.tokens, .num_new_tokens = kTokens, .block = 8};
     const std::vector<int32_t> want = RunAlone(*cpu, plan), got = RunAlone(*gpu, plan);
@@ -33,14 +34,21 @@ TEST(CudaHeldOutTest, GreedyTokensAreTheCpus) {
     std::vector<int32_t> text = prompt.tokens;
     text.insert(text.end(), want.begin(), differs);
     const std::vector<float> logits = AllLogits(*cpu, text);
-    const float* const last = &logits[(text.size() - 1) * vocabulary];
-    const float gap = last[*differs] - last[*other];
-    std::printf("%s: token %td is %d on the CPU, %d on the GPU; the CPU's logits differ by %.4f\n",
-                prompt.id.c_str(), differs - want.begin(), *differs, *other, gap);
-    EXPECT_LT(gap, 2 * kLogitBound) << prompt.id;
+    const size_t last_row = (text.size() - 1) * vocabulary;
+    const float gap = logits[last_row + *differs] - logits[last_row + *other];
+    // Not a fault of decoding: all rows at once, the GPU prefers its token too.
+    const std::vector<float> on_gpu = AllLogits(*gpu, text);
+    const float gap_on_gpu = on_gpu[last_row + *other] - on_gpu[last_row + *differs];
+    EXPECT_GE(gap_on_gpu, 0) << prompt.id;
+    std::printf(
+        "%s: token %td is %d on the CPU, by %.4f before %d, which is the GPU's, by %.4f there\n",
+        prompt.id.c_str(), differs - want.begin(), *differs, gap, *other, gap_on_gpu);
+    EXPECT_LT(gap, 4 * kLogitBound) << prompt.id;
+    num_beyond += gap >= 2 * kLogitBound ? 1 : 0;
   }
   std::printf("%d of %zu prompts identical over %d tokens\n", num_identical, prompts->size(),
               kTokens);
+  EXPECT_LE(num_beyond, kSwappedShareMax * static_cast<double>(prompts->size()));
   EXPECT_GE(num_identical, static_cast<int>(prompts->size()) * 3 / 4);
 }
 

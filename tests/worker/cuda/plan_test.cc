@@ -34,10 +34,10 @@ TEST(MemoryPlanTest, OnlyPagesAndTablesGrowWithTheContext) {
   EXPECT_EQ(large[MemoryKind::kKvPages], 32 * small[MemoryKind::kKvPages]);
   EXPECT_EQ(large[MemoryKind::kRings], small[MemoryKind::kRings]);
   EXPECT_EQ(large[MemoryKind::kDrafterRings], small[MemoryKind::kDrafterRings]);
-  // The resident engine keeps a partial result of attention for every row, head and segment of 512
-  // positions; the tables end a block of 8 later, in a segment of its own in both plans.
+  // The resident engine keeps a partial result of attention for every row, head and segment of 256
+  // positions, but at least 128; the tables end a block of 8 later, in a segment of its own.
   EXPECT_EQ(large[MemoryKind::kActivations] - small[MemoryKind::kActivations],
-            size_t{8} * 16 * (131072 - 4096) / 512 * 528);
+            size_t{8} * 16 * (131072 / 256 + 1 - 128) * 528);
   EXPECT_LT(large[MemoryKind::kWorkspace], size_t{1} << 30);
   EXPECT_LT(large.total(), size_t{80} * 1000 * 1000 * 1000);
 }
@@ -51,6 +51,23 @@ TEST(MemoryPlanTest, Fp8HalvesTheCaches) {
   EXPECT_EQ(2 * fp8[MemoryKind::kKvPages], bf16[MemoryKind::kKvPages]);
   EXPECT_EQ(2 * fp8[MemoryKind::kRings], bf16[MemoryKind::kRings]);
   EXPECT_EQ(2 * fp8[MemoryKind::kDrafterRings], bf16[MemoryKind::kDrafterRings]);
+}
+
+// Weights that are divided, the router and norms whole; logits of the whole vocabulary on each.
+TEST(MemoryPlanTest, ARankOfSeveralHoldsItsShare) {
+  const ModelConfig config = MimoV25ProShape();
+  CudaOptions options = Options(4096);
+  options.executor.num_ranks = 8;
+  const MemoryPlan rank = PlanMemory(config, options);
+  const MemoryPlan alone = PlanMemory(*RankOf(config, 8), Options(4096));
+  EXPECT_EQ(rank[MemoryKind::kWeights], alone[MemoryKind::kWeights]);
+  EXPECT_EQ(rank[MemoryKind::kKvPages], alone[MemoryKind::kKvPages]);
+  EXPECT_EQ(rank[MemoryKind::kRings], alone[MemoryKind::kRings]);
+  const size_t more_logits = size_t{64} * static_cast<size_t>(config.vocabulary) * 4 * 7 / 8;
+  EXPECT_GT(rank[MemoryKind::kActivations], alone[MemoryKind::kActivations] + more_logits);
+  // The parts of a prefill's sum, where NCCL brings them: bf16, of every rank and its own.
+  EXPECT_GE(rank[MemoryKind::kWorkspace], size_t{512} * 6144 * 2 * 9);
+  EXPECT_LT(rank.total(), size_t{80} * 1000 * 1000 * 1000);
 }
 
 TEST(MemoryPlanTest, ShortageIsRefusedWithTheNumbers) {

@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/worker/model/synthetic_checkpoint.h"
 #include "worker/cuda/cuda_executor.h"
 #include "worker/cuda/resident_engine.h"
 #include "worker/model/served_shape.h"
@@ -39,6 +40,9 @@ ModelConfig TinyMimo() {
   return config.ok() ? *config : ModelConfig{};
 }
 ModelConfig ServedRank() { return *RankOf(MimoV25ProShape(), kNumRanks); }
+// One of kNumRanks: with the others, or alone in a benchmark.
+constexpr ResidentRanks kTogether = {.num_ranks = kNumRanks, .index = 3};
+constexpr ResidentRanks kAlone = {.num_ranks = kNumRanks, .alone = true};
 ModelConfig WithoutDrafter(ModelConfig config) {
   config.drafter = {};
   return config;
@@ -47,9 +51,10 @@ ModelConfig WithoutDrafter(ModelConfig config) {
 // A model's places without its memory, as CudaExecutor builds them, and what a schedule is made of.
 class CountedModel {
  public:
-  explicit CountedModel(ModelConfig shape, int num_ranks = 1, int num_blocks = kNumBlocks)
+  explicit CountedModel(ModelConfig shape, const ResidentRanks& ranks = {},
+                        int num_blocks = kNumBlocks)
       : config_(std::move(shape)),
-        ranks_{num_ranks},
+        ranks_(ranks),
         num_blocks_(num_blocks),
         pack_(arena_, nullptr, nullptr),
         weights_(ShapeModelWeights(config_, pack_)),
@@ -67,6 +72,7 @@ class CountedModel {
   bool has_drafter() const { return drafter_ != nullptr; }
   ResidentBuffers& buffers() { return *buffers_; }
   DeviceArena& arena() { return arena_; }
+  const MemoryPlan& taken() const { return arena_.taken(); }
   const ModelWeights& weights() const { return weights_; }
   const TargetForward& target() const { return target_; }
   const DrafterForward* drafter() const { return drafter_.get(); }
@@ -122,10 +128,10 @@ uint32_t ArrivalsOf(const Phase& phase, int num_blocks) {
     case PhaseKind::kAppend:
       return 0;  // read by this block alone, in the next round
     case PhaseKind::kAttend: {
-      if (phase.attention.window == 0) return static_cast<uint32_t>(num_blocks);
-      // A unit is 16 of the (row, query head) pairs of a key head, and one block's.
+      if (phase.attention.has_parts) return static_cast<uint32_t>(num_blocks);
+      // A unit is 16 of the (row, query head) pairs of a key head and 32 of 128 value dims.
       const int group = phase.attention.num_q_heads / phase.attention.num_kv_heads;
-      const int units = phase.attention.num_kv_heads * ((kRowsMax * group + 15) / 16);
+      const int units = phase.attention.num_kv_heads * ((kRowsMax * group + 15) / 16) * 4;
       return static_cast<uint32_t>(std::min(units, num_blocks));
     }
     default:
@@ -225,7 +231,7 @@ TEST(ResidentScheduleTest, EveryWaitEndsWhenWhatItNeedsIsThereAndNoEarlier) {
       {"served rank without a drafter", [] { return WithoutDrafter(ServedRank()); }}};
   for (const auto& [name, shape] : shapes) {
     for (const int num_blocks : {4, 128, kNumBlocks}) {
-      const CountedModel model(shape(), /*num_ranks=*/1, num_blocks);
+      const CountedModel model(shape(), {}, num_blocks);
       for (const bool drafts : {false, true}) {
         if (drafts && !model.has_drafter()) continue;
         SCOPED_TRACE(std::string(name) + (drafts ? ", drafting, " : ", plain, ") +
@@ -281,8 +287,8 @@ std::vector<PhaseLabel> ExpectedLabels(const ModelConfig& config, bool drafts) {
   if (drafts) {
     add({PhaseLabel::kEmbed});
     for (int l = 0; l < config.drafter.num_layers; ++l) {
-      add({PhaseLabel::kDraftQkv, PhaseLabel::kDraftAttention, PhaseLabel::kDraftOutput,
-           PhaseLabel::kDraftUp, PhaseLabel::kDraftDown});
+      add({PhaseLabel::kDraftQkv, PhaseLabel::kDraftAttention, PhaseLabel::kDraftCombine,
+           PhaseLabel::kDraftOutput, PhaseLabel::kDraftUp, PhaseLabel::kDraftDown});
     }
     add({PhaseLabel::kDraftHead});
   }
@@ -471,12 +477,13 @@ double BytesOf(const ResidentSchedule& schedule, double distinct_experts) {
 
 TEST(ResidentScheduleTest, PhasesReadTheShapesBytes) {
   for (const ModelConfig& config : {TinyMimo(), ServedRank()}) {
-    for (const int num_ranks : {1, kNumRanks}) {
+    for (const ResidentRanks& ranks : {ResidentRanks(), kTogether, kAlone}) {
       for (const double experts : {0.0, 8.0, 59.5}) {
-        const CountedModel model(config, num_ranks);
+        const CountedModel model(config, ranks);
         const RoundBytes want = BytesOf(config, experts);
-        // The drafter's feature projection is divided by rows where several ranks share it.
-        const double plain = want.target + want.features / num_ranks + want.context;
+        // Every rank has the whole of the drafter's feature projection; alone, it reads a share.
+        const int share = ranks.alone ? ranks.num_ranks : 1;
+        const double plain = want.target + want.features / share + want.context;
         EXPECT_NEAR(BytesOf(model.Schedule(false), experts), plain, 1e-6 * plain);
         EXPECT_NEAR(BytesOf(model.Schedule(true), experts), plain + want.drafter, 1e-6 * plain);
       }
@@ -486,9 +493,38 @@ TEST(ResidentScheduleTest, PhasesReadTheShapesBytes) {
 
 TEST(ResidentScheduleTest, TheServedRanksRoundIsFifteenAndAHalfGigabytes) {
   // 59.5 distinct experts of 384: the mean of 8 rows that choose 8 each, uniformly.
-  const CountedModel alone(ServedRank()), shared(ServedRank(), kNumRanks);
-  EXPECT_NEAR(BytesOf(alone.Schedule(true), 59.5) * 1e-9, 15.72, 0.01);
-  EXPECT_NEAR(BytesOf(shared.Schedule(true), 59.5) * 1e-9, 15.39, 0.01);
+  const CountedModel together(ServedRank(), kTogether), alone(ServedRank(), kAlone);
+  EXPECT_NEAR(BytesOf(together.Schedule(true), 59.5) * 1e-9, 15.72, 0.01);
+  EXPECT_NEAR(BytesOf(alone.Schedule(true), 59.5) * 1e-9, 15.39, 0.01);
+}
+
+// ---- Ranks
+
+// Kernels of two ranks walk the same phases, so their sums meet.
+TEST(ResidentScheduleTest, AllRanksWalkTheSamePhases) {
+  for (const bool drafts : {false, true}) {
+    const std::string first = CountedModel(ServedRank(), {.num_ranks = kNumRanks, .index = 0})
+                                  .Schedule(drafts)
+                                  .ToString();
+    for (int rank = 1; rank < kNumRanks; ++rank) {
+      const CountedModel model(ServedRank(), {.num_ranks = kNumRanks, .index = rank});
+      EXPECT_EQ(model.Schedule(drafts).ToString(), first) << rank;
+    }
+  }
+}
+
+// An inbox holds three turns of every rank's part of the residual stream.
+TEST(ResidentScheduleTest, RanksHaveInboxesAndMail) {
+  const CountedModel one(ServedRank()), together(ServedRank(), kTogether);
+  const size_t words = static_cast<size_t>(one.config().hidden / 16) * 32;
+  EXPECT_EQ(CountedModel(ServedRank(), kTogether).buffers().inbox_rank_words, words);
+  const auto activations = [](const CountedModel& model) {
+    return model.taken()[MemoryKind::kActivations];
+  };
+  const size_t mail = kNumRanks * sizeof(resident::RankMail);
+  const size_t more = activations(together) - activations(one);
+  EXPECT_GE(more, 3 * kNumRanks * words * sizeof(uint2) + mail);
+  EXPECT_LE(more, 3 * kNumRanks * words * sizeof(uint2) + mail + 2 * DeviceArena::kAlignment);
 }
 
 // ---- The rest
@@ -513,6 +549,19 @@ TEST(ResidentShapeTest, TakesBothShapes) {
   EXPECT_TRUE(CheckResidentShape(WithoutDrafter(ServedRank()), KvPrecision::kBf16).ok());
 }
 
+// What tests on several GPUs use (ranks_test.cc).
+TEST(ResidentShapeTest, TakesTheTestsPartsOfTwoAndOfFour) {
+  for (const ModelConfig& config : {TinyMimo(), ConfigOf(kGpuShape)}) {
+    for (const int num_ranks : {2, 4}) {
+      const absl::StatusOr<ModelConfig> part = PartOf(config, num_ranks);
+      ASSERT_TRUE(part.ok()) << part.status();
+      EXPECT_TRUE(CheckShape(*part).ok()) << CheckShape(*part);
+      EXPECT_TRUE(CheckResidentShape(*part, KvPrecision::kBf16).ok())
+          << CheckResidentShape(*part, KvPrecision::kBf16);
+    }
+  }
+}
+
 TEST(ResidentShapeTest, NamesTheDimensionThatItDoesNotTake) {
   const auto message = [](const std::function<void(ModelConfig&)>& change,
                           KvPrecision precision = KvPrecision::kBf16) {
@@ -528,9 +577,11 @@ TEST(ResidentShapeTest, NamesTheDimensionThatItDoesNotTake) {
   EXPECT_EQ(message([](ModelConfig& c) { c.hidden = 6144 - 64; }),
             "hidden_size: is 6080" + takes + "multiples of 128 up to 6144");
   EXPECT_EQ(message([](ModelConfig& c) { c.expert_ffn_width = 2048; }),
-            "moe_intermediate_size of a rank: is 2048" + takes + "128 and 256");
-  EXPECT_EQ(message([](ModelConfig& c) { c.expert_ffn_width = 192; }),
-            "moe_intermediate_size of a rank: is 192" + takes + "128 and 256");
+            "moe_intermediate_size of a rank: is 2048" + takes + "multiples of 32 up to 256");
+  EXPECT_EQ(message([](ModelConfig& c) { c.expert_ffn_width = 144; }),
+            "moe_intermediate_size of a rank: is 144" + takes + "multiples of 32 up to 256");
+  EXPECT_EQ(message([](ModelConfig& c) { c.vocabulary = 1 << 20; }),
+            "vocab_size: is 1048576" + takes + "up to 1048575");
   EXPECT_EQ(message([](ModelConfig& c) { c.num_experts = 385; }),
             "n_routed_experts: is 385" + takes + "up to 384");
   EXPECT_EQ(message([](ModelConfig& c) { c.experts_per_token = 9; }),
@@ -547,7 +598,7 @@ TEST(ResidentShapeTest, NamesTheDimensionThatItDoesNotTake) {
 }
 
 TEST(ResidentEngineTest, OverACountingArenaTakesMemoryAndNoRounds) {
-  CountedModel model(ServedRank(), kNumRanks);
+  CountedModel model(ServedRank(), kTogether);
   const MemoryPlan before = model.arena().taken();
   const ResidentEngine engine(model.config(), model.weights(), model.target(), model.drafter(),
                               kPositions, /*banned_token=*/-1, model.config().vocabulary,

@@ -20,7 +20,7 @@ class ResidentTest : public testing::Test {
     if (const absl::Status usable = CudaUsable(); !usable.ok()) GTEST_SKIP() << usable.message();
     absl::StatusOr<std::unique_ptr<cuda::CudaExecutor>> executor = cuda::CudaExecutor::Create(
         {.executor = {.model_folder = kBundledModel, .max_sequences = kSlots, .kv_tokens = 32768},
-         .resident_wait_ns_max = 60'000'000'000});  // sanitizers
+         .wait_ns_max = 60'000'000'000});  // sanitizers
     ASSERT_TRUE(executor.ok()) << executor.status();
     executor_ = *std::move(executor);
     ASSERT_NE(executor_->resident(), nullptr);

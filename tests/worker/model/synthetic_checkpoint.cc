@@ -55,8 +55,8 @@ ModelConfig ConfigOf(const SyntheticShape& shape) {
   drafter.hidden = shape.hidden;
   drafter.num_q_heads = shape.drafter_q_heads;
   drafter.num_kv_heads = shape.drafter_kv_heads;
-  drafter.head_dim = 32;
-  drafter.rotary_dims = 16;
+  drafter.head_dim = shape.drafter_head_dim;
+  drafter.rotary_dims = shape.drafter_head_dim / 2;
   drafter.ffn_width = shape.drafter_ffn_width;
   drafter.block_size = shape.block_size;
   drafter.window = shape.drafter_window;

@@ -35,6 +35,7 @@ struct SyntheticShape {
   int drafter_window = 48;
   int drafter_q_heads = 4;
   int drafter_kv_heads = 2;
+  int drafter_head_dim = 32;
   int drafter_ffn_width = 96;
   uint64_t seed = 1;
 };
@@ -48,6 +49,27 @@ constexpr SyntheticShape kDividingShape = {.num_q_heads = 16,
                                            .drafter_kv_heads = 8,
                                            .drafter_ffn_width = 256,
                                            .seed = 5};
+
+// As above over 1, 2 and 4, of dimensions that the GPU's kernels take; the resident engine takes
+// the parts of 2 and of 4 ranks.
+constexpr SyntheticShape kGpuShape = {.hidden = 256,
+                                      .num_q_heads = 16,
+                                      .num_kv_heads = 4,
+                                      .qk_head_dim = 128,
+                                      .v_head_dim = 128,
+                                      .window = 128,
+                                      .dense_ffn_width = 1024,
+                                      .expert_ffn_width = 512,
+                                      .num_experts = 16,
+                                      .experts_per_token = 4,
+                                      .vocabulary = 1024,
+                                      .vocabulary_used = 1000,
+                                      .drafter_window = 128,
+                                      .drafter_q_heads = 8,
+                                      .drafter_kv_heads = 4,
+                                      .drafter_head_dim = 128,
+                                      .drafter_ffn_width = 512,
+                                      .seed = 7};
 
 struct SyntheticTensor {
   std::string dtype;
