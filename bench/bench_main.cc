@@ -1,5 +1,6 @@
 // ultraspeed-bench: measures, and states every figure beside its physical bound.
 //   serving  load on a running router from many tenants at once
+//   load     a checkpoint's way from its files to an executor, beside raw reads of the same files
 //   decode   plain and speculative decoding of held-out prompts, straight on the executor
 //   rank     rounds at the served model's shape, the share of one GPU or of several, with made-up
 //            weights
@@ -22,6 +23,7 @@
 #include "bench/allreduce_bench.h"
 #include "bench/decode_loop.h"
 #include "bench/held_out.h"
+#include "bench/load_bench.h"
 #include "bench/rank_bench.h"
 #include "bench/read_bandwidth.h"
 #include "bench/serving_command.h"
@@ -31,7 +33,8 @@
 
 ABSL_FLAG(std::string, model, "models/tiny-mimo", "checkpoint folder");
 ABSL_FLAG(std::string, device, "auto", "auto, cpu or cuda");
-ABSL_FLAG(int, gpus, 1, "GPUs that share the model; decode on a CPU: ranks in one process");
+ABSL_FLAG(int, gpus, 1,
+          "GPUs that share the model; decode and load on a CPU: ranks in one process");
 ABSL_FLAG(int64_t, calls, 100000, "allreduce: sums that are checked");
 ABSL_FLAG(std::string, prompts, "held-out",
           "held-out (the folder's own prompts), or a file with one JSON prompt a line");
@@ -49,6 +52,12 @@ ABSL_FLAG(int, distinct_experts, 60,
 ABSL_FLAG(double, tokens_per_round, 6.3, "rank: acceptance that tokens/s are stated for");
 ABSL_FLAG(std::string, trace, "", "rank: writes a Perfetto timeline of one resident round here");
 ABSL_FLAG(bool, kv_fp8, false, "rank: keys and values in FP8 instead of BF16");
+ABSL_FLAG(int, read_threads, ultraspeed::worker::ReadOptions().threads,
+          "load: threads that read the files; 0 = mapped pages");
+ABSL_FLAG(bool, stream_only, false, "load: read and check, but make no executor");
+ABSL_FLAG(std::string, experts, "as-stored", "load: as-stored, or mxfp4 to round FP8 experts");
+ABSL_FLAG(std::string, weights_cache, "",
+          "load: a folder for packed weights, which are written and read back; cuda only");
 ABSL_FLAG(bool, json, false, "one JSON object instead of a table");
 
 namespace ultraspeed::bench {
@@ -143,6 +152,34 @@ absl::Status RunRank() {
   return absl::OkStatus();
 }
 
+absl::Status RunLoad() {
+  ASSIGN_OR_RETURN(const worker::DeviceChoice choice, ChosenDevice());
+  const std::string cache = absl::GetFlag(FLAGS_weights_cache),
+                    experts = absl::GetFlag(FLAGS_experts);
+  if (!cache.empty() && choice.device != worker::Device::kCuda)
+    return absl::InvalidArgumentError("--weights_cache: only --device=cuda keeps packed weights");
+  if (experts != "as-stored" && experts != "mxfp4") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--experts: is ", experts, "; must be as-stored or mxfp4"));
+  }
+  LoadBenchOptions options{
+      .device = choice.device, .stream_only = absl::GetFlag(FLAGS_stream_only), .executor = {}};
+  options.executor.model_folder = absl::GetFlag(FLAGS_model);
+  options.executor.num_ranks = absl::GetFlag(FLAGS_gpus);
+  options.executor.num_threads = absl::GetFlag(FLAGS_threads);
+  options.executor.max_sequences = 1;
+  options.executor.kv_tokens = 1024;
+  if (experts == "mxfp4") options.executor.experts = worker::ExpertPrecision::kMxfp4;
+  options.executor.reads.threads = absl::GetFlag(FLAGS_read_threads);
+  options.executor.weights_cache = cache;
+  options.executor.notice = [](const std::string& text) {
+    std::fprintf(stderr, "%s\n", text.c_str());
+  };
+  ASSIGN_OR_RETURN(const boost::json::object report, MeasureLoad(options));
+  Print(report);
+  return absl::OkStatus();
+}
+
 absl::Status RunAllReduce() {
   ASSIGN_OR_RETURN(const boost::json::object report,
                    MeasureAllReduce({.num_gpus = absl::GetFlag(FLAGS_gpus),
@@ -230,6 +267,8 @@ int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
       "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--device auto|cpu|cuda] "
       "[--gpus N] [--prompts held-out|FILE] [--max_tokens N] [--temperature X] [--json]\n"
+      "  ultraspeed-bench load --model DIR [--device auto|cpu|cuda] [--gpus N] [--read_threads N] "
+      "[--experts as-stored|mxfp4] [--weights_cache DIR] [--stream_only] [--json]\n"
       "  ultraspeed-bench rank [--shape mimo-v2.5-pro] [--rank_of N] [--gpus N] [--context N] "
       "[--json]\n"
       "  ultraspeed-bench allreduce --gpus N [--calls N] [--json]\n"
@@ -242,6 +281,8 @@ int main(int argc, char** argv) {
   absl::Status status;
   if (command == "decode") {
     status = ultraspeed::bench::RunDecode();
+  } else if (command == "load") {
+    status = ultraspeed::bench::RunLoad();
   } else if (command == "rank") {
     status = ultraspeed::bench::RunRank();
   } else if (command == "allreduce") {
@@ -249,7 +290,7 @@ int main(int argc, char** argv) {
   } else if (command == "serving") {
     status = ultraspeed::bench::RunServing(absl::GetFlag(FLAGS_json));
   } else {
-    std::cerr << "usage: ultraspeed-bench allreduce|decode|rank|serving [--help for the flags]"
+    std::cerr << "usage: ultraspeed-bench allreduce|decode|load|rank|serving [--help for the flags]"
               << std::endl;
     return 2;
   }

@@ -221,6 +221,19 @@ float FromE4m3(uint8_t code);
 float FromE2m1(uint8_t code);   // low nibble
 float FromE8m0(uint8_t scale);  // 2^(scale-127); 255 is NaN
 
+// What rounding did to a matrix: its relative RMS error is sqrt(error / signal).
+struct RoundingError {
+  double error = 0;   // sum of squared differences
+  double signal = 0;  // sum of squared values
+};
+// Rounds a matrix of kFp8Block128 to kMxfp4. Each 32 columns of a row take the power of two of the
+// OCP MX specification, 2^(floor(log2(largest magnitude)) - 2), or twice that if the sum of squared
+// errors becomes smaller: the first one clips magnitudes from 6 to 8 at 6, the second one is
+// coarser. Values go to the nearest e2m1 code, ties to the even one. REQUIRES: no NaN codes; finite
+// scales.
+RoundingError QuantizeToMxfp4(ThreadPool& pool, const CheckpointMatrix& source,
+                              uint8_t* codes /*[N, Kdim / 2]*/, uint8_t* scales /*[N, Kdim / 32]*/);
+
 // ---- Machine
 // ---------------------------------------------------------------------------------------------------------------------
 

@@ -35,7 +35,16 @@ struct ExecutorOptions {
   // Tensor-parallel ranks that the model is sharded over (worker/model/sharding_plan.h): GPUs, or
   // on a CPU groups of threads.
   int num_ranks = 1;
-  LoadProgress progress = {};  // may be null; of rank 0
+  ExpertPrecision experts = ExpertPrecision::kAsStored;
+  ReadOptions reads = {};          // of the model's files
+  std::string weights_cache = {};  // folder; CUDA only; empty = none
+  LoadProgress progress = {};      // may be null; of all ranks together
+  LoadNotice notice = {};          // may be null
+
+  // Of a load by one rank.
+  LoadOptions load() const {
+    return {.reads = reads, .weights_cache = weights_cache, .progress = progress, .notice = notice};
+  }
 };
 
 class Executor {

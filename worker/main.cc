@@ -1,7 +1,5 @@
 // ultraspeed-worker: loads one checkpoint and serves worker.proto until SIGTERM. The only file of
 // the worker that wires objects.
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -24,6 +22,8 @@
 #include "worker/identity.h"
 #include "worker/manifest.h"
 #include "worker/node_plan.h"
+#include "worker/progress_report.h"
+#include "worker/sha256.h"
 #include "worker/worker_metrics.h"
 #include "worker/worker_server.h"
 
@@ -47,6 +47,8 @@ struct Options {
   ExecutorOptions executor;
   std::string draft_cost = "measured";
   std::string kv_precision = "bf16";
+  std::string experts = "as-stored";
+  std::string direct_reads = "never";
   SchedulerOptions scheduler;
   TlsOptions tls;
 };
@@ -84,6 +86,18 @@ void AddFlags(FlagTable& flags, Options* options) {
              "operations. The text is the same");
   flags.Int("threads", &executor.num_threads, {0, 1024}, "threads",
             "Compute threads; 0 = all cores");
+  flags.Choice(
+      "experts", &options->experts, {"as-stored", "mxfp4"},
+      "mxfp4 rounds the experts of an FP8 release to MXFP4 while loading: half the memory, "
+      "another model; MXFP4 releases stay as they are");
+  flags.String("weights-cache", &executor.weights_cache, "folder",
+               "With a GPU: packed weights are kept here after the first load, as much as the GPUs "
+               "hold, and later starts read them instead of the checkpoint. Empty = none");
+  flags.Int("read-threads", &executor.reads.threads, {0, 256}, "threads",
+            "That read the model's files, for all GPUs together; 0 = mapped pages");
+  flags.Choice("direct-reads", &options->direct_reads, {"never", "auto", "always"},
+               "Whether the model's files are read past the page cache; auto: those that are not "
+               "in it");
   flags.Choice("draft-cost", &options->draft_cost, {"measured", "served-shape"},
                "What drafting is taken to cost when blocks are chosen: measured at start, or the "
                "arithmetic of MiMo-V2.5-Pro on Hopper. Never changes the text");
@@ -108,35 +122,15 @@ void AddFlags(FlagTable& flags, Options* options) {
   AddTlsFlags(flags, "", "the gRPC listener", &options->tls);
 }
 
-// A bar on a terminal, nothing elsewhere: the log has the start and the end.
-class ProgressBar {
- public:
-  explicit ProgressBar(const char* what) : what_(what) {}
-
-  void Show(int64_t bytes_done, int64_t bytes_total) const {
-    constexpr int kWidth = 40;
-    const double share =
-        bytes_total > 0 ? static_cast<double>(bytes_done) / static_cast<double>(bytes_total) : 1.0;
-    const int filled = static_cast<int>(kWidth * share);
-    const double seconds = absl::ToDoubleSeconds(RealClock().Monotonic() - started_at_);
-    const double rate = static_cast<double>(bytes_done) / std::max(seconds, 1e-3);
-    const double left = static_cast<double>(bytes_total - bytes_done) / std::max(rate, 1.0);
-    std::fprintf(stderr, "\r%s [%s%s] %.2f/%.2f GB, %.2f GB/s, %.0f s left %s", what_,
-                 std::string(static_cast<size_t>(filled), '#').c_str(),
-                 std::string(static_cast<size_t>(kWidth - filled), '.').c_str(),
-                 static_cast<double>(bytes_done) / 1e9, static_cast<double>(bytes_total) / 1e9,
-                 rate / 1e9, left, bytes_done == bytes_total ? "\n" : "");
+void ApplyChoices(Options& options) {
+  ExecutorOptions& executor = options.executor;
+  if (options.kv_precision == "fp8") {
+    executor.kv_precision = KvPrecision::kFp8;
+    options.node.kv_precision = KvPrecision::kFp8;
   }
-
- private:
-  const char* what_;
-  const absl::Duration started_at_ = RealClock().Monotonic();
-};
-
-// Null where there is no terminal.
-LoadProgress BarOnTerminal(const char* what) {
-  if (isatty(STDERR_FILENO) == 0) return {};
-  return [bar = ProgressBar(what)](int64_t done, int64_t total) { bar.Show(done, total); };
+  if (options.experts == "mxfp4") executor.experts = ExpertPrecision::kMxfp4;
+  if (options.direct_reads == "auto") executor.reads.direct = DirectReads::kAuto;
+  if (options.direct_reads == "always") executor.reads.direct = DirectReads::kAlways;
 }
 
 absl::Status PrintPlan(Options options) {
@@ -144,8 +138,9 @@ absl::Status PrintPlan(Options options) {
     return absl::InvalidArgumentError("--model is required; see --help");
   if (options.gpus > 0) options.node.num_gpus = options.gpus;
   options.node.max_batch_tokens = options.executor.max_batch_tokens;
-  if (options.kv_precision == "fp8") options.node.kv_precision = KvPrecision::kFp8;
-  ASSIGN_OR_RETURN(const ModelConfig config, ConfigForPlan(options.executor.model_folder));
+  ASSIGN_OR_RETURN(ModelConfig config, ConfigForPlan(options.executor.model_folder));
+  if (options.executor.experts == ExpertPrecision::kMxfp4)
+    config.expert_format = kernels::WeightFormat::kMxfp4;  // what is held, whatever is read
   ASSIGN_OR_RETURN(const NodePlan plan, PlanNode(config, options.node));
   const std::string text =
       options.json ? boost::json::serialize(ToJson(plan)) + "\n" : ToTable(plan);
@@ -159,7 +154,6 @@ absl::Status Serve(Options options) {
   ShutdownSignal shutdown;  // before any other thread
   options.executor.num_ranks = std::max(1, options.gpus);
   if (options.executor.num_ranks > 1) SetNodeEnvironment();
-  if (options.kv_precision == "fp8") options.executor.kv_precision = KvPrecision::kFp8;
   ASSIGN_OR_RETURN(const DeviceChoice choice, ChooseDevice(options.device));
   Log(LogLevel::kInfo, "worker.device",
       {{"device", choice.device == Device::kCuda ? "cuda" : "cpu"}, {"reason", choice.reason}});
@@ -168,14 +162,24 @@ absl::Status Serve(Options options) {
       {{"model", options.executor.model_folder}, {"weights_sha256", identity.weights_sha256}});
   if (!options.manifest.empty()) {
     RETURN_IF_ERROR(CheckManifest(options.executor.model_folder, options.manifest, kManifestThreads,
-                                  BarOnTerminal("checking")));
+                                  ProgressReport::Of("checking")));
     Log(LogLevel::kInfo, "worker.manifest_checked", {{"manifest", options.manifest}});
   }
-  options.executor.progress = BarOnTerminal("loading");
+  if (!options.executor.weights_cache.empty() && choice.device == Device::kCpu) {
+    Log(LogLevel::kWarning, "worker.weights_cache_unused",
+        {{"reason", "only --device=cuda keeps packed weights; a CPU packs while it reads"}});
+  }
+  options.executor.notice = [](const std::string& text) {
+    Log(LogLevel::kInfo, "worker.load_notice", {{"text", text}});
+  };
+  options.executor.progress = ProgressReport::Of("loading");
   const absl::Duration started_at = RealClock().Monotonic();
   ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor,
                    CreateExecutor(choice.device, options.executor));
   const std::string model = executor->config().name;
+  if (executor->config().requantize_experts) {  // another model than the folder's
+    identity.weights_sha256 = Sha256Hex(absl::StrCat(identity.weights_sha256, " experts mxfp4"));
+  }
   const std::string device = executor->device();
   const int draft_block =
       executor->config().drafter.num_layers > 0 ? executor->config().drafter.block_size : 1;
@@ -233,6 +237,7 @@ int Main(int argc, char** argv) {
     std::fputs(flags.Help().c_str(), stdout);
     return 0;
   }
+  ApplyChoices(options);
   const absl::Status status = !outcome.ok()  ? outcome.status()
                               : options.plan ? PrintPlan(std::move(options))
                                              : Serve(std::move(options));

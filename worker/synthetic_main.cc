@@ -17,6 +17,8 @@ ABSL_FLAG(std::string, shape, "mimo-v2.5-pro",
           "mimo-v2.5-pro, or a checkpoint folder whose shape is taken");
 ABSL_FLAG(int, layers, 0, "Layers, the first ones of the shape; 0 = all");
 ABSL_FLAG(int, experts, 0, "Experts of each layer; 0 = all");
+ABSL_FLAG(std::string, experts_format, "as-shape",
+          "mxfp4, fp8 (the layout of the FP8 release), or as-shape");
 ABSL_FLAG(int, prediction_heads, ultraspeed::worker::kPublishedPredictionHeads,
           "Multi-token prediction heads beside the model, which loading skips");
 ABSL_FLAG(uint64_t, seed, 1, "Of the contents");
@@ -39,6 +41,15 @@ absl::Status Write() {
   config = Shortened(*config, layers == 0 ? config->num_layers : layers,
                      experts == 0 ? config->num_experts : experts);
   if (!config.ok()) return config.status();
+  const std::string format = absl::GetFlag(FLAGS_experts_format);
+  if (format == "mxfp4") {
+    config->expert_format = kernels::WeightFormat::kMxfp4;
+  } else if (format == "fp8") {
+    config->expert_format = kernels::WeightFormat::kFp8Block128;
+  } else if (format != "as-shape") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("experts_format: is ", format, "; must be mxfp4, fp8 or as-shape"));
+  }
   SyntheticOptions options{
       .folder = folder, .seed = absl::GetFlag(FLAGS_seed), .num_prediction_heads = num_heads};
   if (isatty(STDERR_FILENO) != 0) {

@@ -5,6 +5,8 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
 #include "worker/cpu/cpu_executor.h"
+#include "worker/model/progress_sum.h"
+#include "worker/model/shared_reads.h"
 #include "worker/model/vocabulary.h"
 
 namespace ultraspeed::worker {
@@ -24,7 +26,7 @@ absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const ExecutorO
   if (options.kv_precision != KvPrecision::kBf16) {
     return absl::InvalidArgumentError("kv_precision: is fp8; the CPU executor takes bf16 only");
   }
-  absl::StatusOr<ModelConfig> config = LoadModelConfig(options.model_folder);
+  absl::StatusOr<ModelConfig> config = LoadModelConfig(options.model_folder, options.experts);
   if (!config.ok()) return config.status();
   absl::StatusOr<int> vocabulary_used = CountUsedTokens(options.model_folder, config->vocabulary);
   if (!vocabulary_used.ok()) return vocabulary_used.status();
@@ -78,12 +80,16 @@ absl::Status CpuExecutor::Load(const ExecutorOptions& options) {
   const int num_ranks = group_.num_ranks();
   const ModelConfig part = *PartOf(config_, num_ranks);
   std::vector<absl::Status> statuses(ranks_.size());
+  SharedReads reads(num_ranks, options.reads);
+  ProgressSum progress(num_ranks, options.progress);
   group_.Run([&](int index) {
     const auto i = static_cast<size_t>(index);
     const Rank rank = {.index = index, .count = num_ranks};
-    absl::StatusOr<ModelWeights> weights = LoadModelWeights(
-        options.model_folder, config_,
-        {.rank = rank, .progress = index == 0 ? options.progress : LoadProgress()});
+    absl::StatusOr<ModelWeights> weights = LoadModelWeights(options.model_folder, config_,
+                                                            {.rank = rank,
+                                                             .shared = &reads,
+                                                             .progress = progress.OfRank(index),
+                                                             .notice = options.notice});
     if (!weights.ok()) {
       statuses[i] = weights.status();
       return;

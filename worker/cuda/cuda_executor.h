@@ -74,10 +74,11 @@ class CudaExecutor : public GpuExecutor {
   static absl::StatusOr<std::unique_ptr<CudaExecutor>> Create(const CudaOptions& options);
   static absl::StatusOr<std::unique_ptr<CudaExecutor>> CreateRandom(const ModelConfig& config,
                                                                     const CudaOptions& options);
-  // The part of one rank, on the GPU that is current.
+  // The part of one rank, on the GPU that is current; `load` is that rank's way of loading it.
   static absl::StatusOr<std::unique_ptr<CudaExecutor>> CreateRank(const ModelSource& source,
                                                                   const CudaOptions& options,
-                                                                  const RankLink& link);
+                                                                  const RankLink& link,
+                                                                  const LoadOptions& load);
   ~CudaExecutor() override;
 
   const ModelConfig& config() const override { return config_; }
@@ -131,7 +132,7 @@ class CudaExecutor : public GpuExecutor {
 
   CudaExecutor(const ModelSource& source, const CudaOptions& options, const RankLink& link);
   // Plans, checks and takes the memory, and fills the weights.
-  absl::Status Build(bool random);
+  absl::Status Build(bool random, const LoadOptions& load);
 
   PassBuffers& BuffersOf(const PassPlan& pass);
   void FillInput(const Round& round, const PassPlan& pass, PassBuffers& buffers);

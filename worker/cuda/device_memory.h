@@ -54,6 +54,19 @@ class DeviceArena {
   DeviceArena& operator=(const DeviceArena&) = delete;
 
   bool counting() const { return base_ == nullptr; }
+  // A place between two Takes. What is taken from one to another lies in one piece.
+  struct Mark {
+    size_t used = 0;
+    MemoryPlan taken;
+  };
+  Mark mark() const { return {used_, taken_}; }
+  // Gives back what was taken since, to be taken anew. REQUIRES: nobody uses it.
+  void Rewind(const Mark& mark) {
+    used_ = mark.used;
+    taken_ = mark.taken;
+  }
+  // REQUIRES: not counting.
+  uint8_t* At(const Mark& mark) const { return base_ + mark.used; }
   // Bytes taken so far.
   const MemoryPlan& taken() const { return taken_; }
 

@@ -5,7 +5,9 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/synthetic.h"
+#include "worker/cuda/cached_weights.h"
 #include "worker/cuda/check.h"
+#include "worker/model/shared_reads.h"
 #include "worker/model/weights_loader.h"
 
 namespace ultraspeed::worker::cuda {
@@ -56,16 +58,23 @@ const void* HostScales(const CheckpointMatrix& m) {
 
 const float* DevicePacker::Floats(const ShapedValues& shape) {
   float* const place = arena_.Take<float>(MemoryKind::kWeights, shape.count);
-  if (place != nullptr)
+  if (place != nullptr && fill_shapes_)
     ops::FillUniform(place, shape.count, shape.mean, shape.spread, seed_++, stream_);
   return place;
 }
 
 const kernels::bf16* DevicePacker::Bf16s(const ShapedValues& shape) {
   auto* const place = arena_.Take<kernels::bf16>(MemoryKind::kWeights, shape.count);
-  if (place != nullptr)
+  if (place != nullptr && fill_shapes_)
     ops::FillUniformBf16(place, shape.count, shape.mean, shape.spread, seed_++, stream_);
   return place;
+}
+
+void DevicePacker::KeepUntilCopied(std::initializer_list<const StoredMatrix*> sources) {
+  std::vector<std::shared_ptr<const uint8_t>> leases;
+  for (const StoredMatrix* source : sources)
+    leases.insert(leases.end(), source->leases().begin(), source->leases().end());
+  copies_.Keep(std::move(leases));
 }
 
 ops::Matrix DevicePacker::Place(std::initializer_list<CheckpointMatrix> parts) {
@@ -74,7 +83,7 @@ ops::Matrix DevicePacker::Place(std::initializer_list<CheckpointMatrix> parts) {
   if (source.num_rows == 0) return {};  // an earlier tensor was refused
   void* const place = arena_.TakeBytes(
       MemoryKind::kWeights, ops::PackedBytes(source.format, source.num_rows, source.num_cols));
-  if (arena_.counting()) return {source.format, source.num_rows, source.num_cols, nullptr};
+  if (!writes()) return {source.format, source.num_rows, source.num_cols, place};
   return ops::Pack(source, place, stream_);
 }
 
@@ -97,7 +106,7 @@ void DevicePacker::PlaceExpert(const ops::Experts& experts, int expert,
   size_t offset = 0;
   const CheckpointMatrix staged_gate = Stage({gate}, offset), staged_up = Stage({up}, offset),
                          staged_down = Stage({down}, offset);
-  if (arena_.counting() || staged_down.num_rows == 0) return;
+  if (!writes() || staged_down.num_rows == 0) return;
   ops::PackExpert(staged_gate, staged_up, staged_down, expert, experts, stream_);
 }
 
@@ -118,7 +127,7 @@ CheckpointMatrix DevicePacker::Stage(std::initializer_list<CheckpointMatrix> par
   uint8_t* scales = codes + Aligned(code_bytes);
   offset += Aligned(code_bytes) + Aligned(scale_bytes);
   staging_bytes_ = std::max(staging_bytes_, offset);
-  if (arena_.counting()) return whole;
+  if (!writes()) return whole;
 
   whole.codes = codes;
   whole.scales_f32 =
@@ -180,7 +189,20 @@ ModelWeights ShapeModelWeights(const ModelConfig& config, DevicePacker& pack) {
 
 absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& folder, const ModelConfig& config,
                                               DevicePacker& pack, const LoadOptions& options) {
-  return LoadModelWeightsWith(pack, folder, config, options);
+  LoadOptions with = options;
+  std::unique_ptr<SharedReads> own;
+  if (options.shared == nullptr) {
+    own = std::make_unique<SharedReads>(options.rank, options.reads, PinnedStaging());
+    with.shared = own.get();
+  }
+  absl::StatusOr<ModelWeights> weights =
+      options.weights_cache.empty()
+          ? LoadModelWeightsWith(pack, folder, config, with)
+          : LoadThroughCache(folder, config, pack, with, [&]() -> absl::StatusOr<ModelWeights> {
+              return LoadModelWeightsWith(pack, folder, config, with);
+            });
+  pack.copies().WaitForAll();
+  return weights;
 }
 
 }  // namespace ultraspeed::worker::cuda

@@ -15,6 +15,7 @@
 #include "kernels/cuda/ops.h"
 #include "worker/cuda/device_memory.h"
 #include "worker/cuda/model_shape.h"
+#include "worker/cuda/staging.h"
 #include "worker/model/tensor_reader.h"
 #include "worker/model/weights.h"
 
@@ -46,7 +47,14 @@ class DevicePacker {
 
   // `staging`: staging_bytes() of a packer that has counted the same model; null while counting.
   DevicePacker(DeviceArena& arena, void* staging, cudaStream_t stream)
-      : arena_(arena), staging_(static_cast<uint8_t*>(staging)), stream_(stream) {}
+      : arena_(arena), staging_(static_cast<uint8_t*>(staging)), stream_(stream), copies_(stream) {}
+
+  DeviceArena& arena() { return arena_; }
+  cudaStream_t stream() const { return stream_; }
+  CopiesInFlight& copies() { return copies_; }
+  // Whether shapes without data get random values; without, they get a place alone, for bytes that
+  // come packed. True at first.
+  void FillShapes(bool fill) { fill_shapes_ = fill; }
 
   const float* Floats(const std::vector<float>& values) {
     return arena_.Upload(MemoryKind::kWeights, values);
@@ -60,21 +68,31 @@ class DevicePacker {
   // Source: StoredMatrix or ShapedMatrix.
   template <typename Source>
   kernels::cuda::Matrix Matrix(const Source& source) {
-    return Place({source.view()});
+    const kernels::cuda::Matrix matrix = Place({source.view()});
+    KeepUntilCopied({&source});
+    return matrix;
   }
   template <typename SourceMlp>
   DeviceMlp Mlp(const SourceMlp& source) {
-    return {Place({source.gate.view(), source.up.view()}), Place({source.down.view()})};
+    const DeviceMlp mlp = {Place({source.gate.view(), source.up.view()}),
+                           Place({source.down.view()})};
+    KeepUntilCopied({&source.gate, &source.up, &source.down});
+    return mlp;
   }
   kernels::cuda::Experts NewExperts(const ModelConfig& config);
   template <typename SourceMlp>
   void AddExpert(kernels::cuda::Experts& experts, int expert, const SourceMlp& source) {
     PlaceExpert(experts, expert, source.gate.view(), source.up.view(), source.down.view());
+    KeepUntilCopied({&source.gate, &source.up, &source.down});
   }
 
   size_t staging_bytes() const { return staging_bytes_; }
 
  private:
+  // Neither while counting nor where shapes are given a place alone.
+  bool writes() const { return !arena_.counting() && fill_shapes_; }
+  void KeepUntilCopied(std::initializer_list<const StoredMatrix*> sources);
+  void KeepUntilCopied(std::initializer_list<const ShapedMatrix*> /*sources*/) {}
   // The matrices one below the other, as one.
   kernels::cuda::Matrix Place(std::initializer_list<kernels::CheckpointMatrix> parts);
   void PlaceExpert(const kernels::cuda::Experts& experts, int expert,
@@ -88,6 +106,8 @@ class DevicePacker {
   DeviceArena& arena_;
   uint8_t* const staging_;
   const cudaStream_t stream_;
+  CopiesInFlight copies_;
+  bool fill_shapes_ = true;
   size_t staging_bytes_ = 0;
   uint64_t seed_ = 1;  // of the next random tensor
 };
@@ -95,7 +115,9 @@ class DevicePacker {
 // The weights' places while `arena` counts; random weights of this shape where it has memory.
 ModelWeights ShapeModelWeights(const ModelConfig& config, DevicePacker& pack);
 
-// As worker::LoadModelWeights: `config` is the whole model's, the weights are those of the rank.
+// As worker::LoadModelWeights: `config` is the whole model's, the weights are those of the rank, on
+// the current GPU. Through pinned memory, unless options.shared brings its own; with
+// options.weights_cache from there, or into it.
 absl::StatusOr<ModelWeights> LoadModelWeights(const std::string& folder, const ModelConfig& config,
                                               DevicePacker& pack, const LoadOptions& options);
 

@@ -173,7 +173,7 @@ absl::Status CheckShape(const ModelConfig& config) {
 
 absl::StatusOr<ModelSource> ReadSource(const CudaOptions& options) {
   const std::string& folder = options.executor.model_folder;
-  absl::StatusOr<ModelConfig> config = LoadModelConfig(folder);
+  absl::StatusOr<ModelConfig> config = LoadModelConfig(folder, options.executor.experts);
   if (!config.ok()) return config.status();
   absl::StatusOr<ModelSource> source = RandomSource(*config, options);
   if (!source.ok()) return source;
@@ -195,7 +195,7 @@ absl::StatusOr<ModelSource> RandomSource(const ModelConfig& config, const CudaOp
                      .random = true};
 }
 
-absl::Status CudaExecutor::Build(bool random) {
+absl::Status CudaExecutor::Build(bool random, const LoadOptions& load) {
   const MemoryPlan plan = PlanMemory(config_, options_);
   size_t free_bytes = 0, total_bytes = 0;
   CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
@@ -208,13 +208,9 @@ absl::Status CudaExecutor::Build(bool random) {
 
   DevicePacker pack(*arena_, arena_->TakeBytes(MemoryKind::kStaging, plan[MemoryKind::kStaging]),
                     stream_);
-  const ExecutorOptions& executor = options_.executor;
   absl::StatusOr<ModelWeights> weights =
       random ? ShapeModelWeights(part_, pack)
-             : LoadModelWeights(
-                   executor.model_folder, config_, pack,
-                   {.rank = link_.rank,
-                    .progress = link_.rank.index == 0 ? executor.progress : LoadProgress()});
+             : LoadModelWeights(options_.executor.model_folder, config_, pack, load);
   if (!weights.ok()) return weights.status();
   model_ = std::make_unique<Model>(config_, part_, *std::move(weights), options_, limits_,
                                    vocabulary_used_, link_, *arena_, stream_);
@@ -229,7 +225,7 @@ absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::Create(const CudaOpt
   if (absl::Status status = CudaUsable(); !status.ok()) return status;
   const absl::StatusOr<ModelSource> source = ReadSource(options);
   if (!source.ok()) return source.status();
-  return CreateRank(*source, options, {});
+  return CreateRank(*source, options, {}, options.executor.load());
 }
 
 absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::CreateRandom(
@@ -237,15 +233,18 @@ absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::CreateRandom(
   if (absl::Status status = CudaUsable(); !status.ok()) return status;
   const absl::StatusOr<ModelSource> source = RandomSource(config, options);
   if (!source.ok()) return source.status();
-  return CreateRank(*source, options, {});
+  return CreateRank(*source, options, {}, {});
 }
 
 absl::StatusOr<std::unique_ptr<CudaExecutor>> CudaExecutor::CreateRank(const ModelSource& source,
                                                                        const CudaOptions& options,
-                                                                       const RankLink& link) {
+                                                                       const RankLink& link,
+                                                                       const LoadOptions& load) {
   KERNELS_CHECK(link.rank.count, ==, options.executor.num_ranks);
+  KERNELS_CHECK(load.rank.count, ==, link.rank.count);
+  KERNELS_CHECK(load.rank.index, ==, link.rank.index);
   std::unique_ptr<CudaExecutor> executor(new CudaExecutor(source, options, link));
-  if (absl::Status status = executor->Build(source.random); !status.ok()) return status;
+  if (absl::Status status = executor->Build(source.random, load); !status.ok()) return status;
   return executor;
 }
 

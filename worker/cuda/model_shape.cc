@@ -56,4 +56,8 @@ ShapedMlp ShapeReader::Mlp(kernels::WeightFormat format, const std::string& /*pr
   return {{format, ffn_width, hidden}, {format, ffn_width, hidden}, {format, hidden, ffn_width}};
 }
 
+ShapedMlp ShapeReader::Expert(const ModelConfig& config, const std::string& prefix) const {
+  return Mlp(config.expert_format, prefix, config.expert_ffn_width, config.hidden);
+}
+
 }  // namespace ultraspeed::worker::cuda

@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "kernels/ops.h"
+#include "worker/model/config.h"
 
 namespace ultraspeed::worker::cuda {
 
@@ -50,6 +51,7 @@ class ShapeReader {
                                 int cols) const;
   ShapedMlp Mlp(kernels::WeightFormat format, const std::string& prefix, int ffn_width,
                 int hidden) const;
+  ShapedMlp Expert(const ModelConfig& config, const std::string& prefix) const;
   absl::Status status() const { return absl::OkStatus(); }
 };
 

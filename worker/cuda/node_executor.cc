@@ -1,9 +1,13 @@
 #include "worker/cuda/node_executor.h"
 
+#include <mutex>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
+#include "worker/cuda/staging.h"
+#include "worker/model/progress_sum.h"
+#include "worker/model/shared_reads.h"
 
 namespace ultraspeed::worker::cuda {
 namespace {
@@ -42,26 +46,41 @@ absl::StatusOr<std::unique_ptr<NodeExecutor>> NodeExecutor::Build(
   // The resident engine writes into its peers' memory.
   options.executor.resident = options.executor.resident && (*group)->has_peers();
   std::unique_ptr<NodeExecutor> executor(new NodeExecutor(*std::move(group)));
-  std::vector<absl::Status> statuses(static_cast<size_t>(num_ranks));
-  executor->group_->Run([&](int index) {
-    const auto i = static_cast<size_t>(index);
-    absl::StatusOr<std::unique_ptr<CudaExecutor>> rank = CudaExecutor::CreateRank(
-        *source, options,
-        {.group = executor->group_.get(), .rank = {.index = index, .count = num_ranks}});
-    if (rank.ok()) {
-      executor->ranks_[i] = *std::move(rank);
-    } else {
-      statuses[i] = rank.status();
-    }
-  });
-  for (size_t i = 0; i < statuses.size(); ++i) {
-    if (statuses[i].ok()) continue;
-    return absl::Status(statuses[i].code(), absl::StrCat("GPU ", i, ": ", statuses[i].message()));
-  }
+  if (absl::Status status = executor->Load(*source, options); !status.ok()) return status;
   std::vector<ResidentEngine*> engines;
   for (const auto& rank : executor->ranks_) engines.push_back(rank->resident());
   if (engines.front() != nullptr) ResidentEngine::Join(engines, *executor->group_);
   return executor;
+}
+
+absl::Status NodeExecutor::Load(const ModelSource& source, const CudaOptions& options) {
+  const int num_ranks = group_->num_ranks();
+  SharedReads reads(num_ranks, options.executor.reads, PinnedStaging());
+  ProgressSum progress(num_ranks, options.executor.progress);
+  std::mutex mutex;
+  absl::Status failure;  // the first one, which ends the other ranks' loads too
+  group_->Run([&](int index) {
+    const Rank rank = {.index = index, .count = num_ranks};
+    LoadOptions load = options.executor.load();
+    load.rank = rank;
+    load.shared = &reads;
+    load.progress = progress.OfRank(index);
+    absl::StatusOr<std::unique_ptr<CudaExecutor>> executor =
+        CudaExecutor::CreateRank(source, options, {.group = group_.get(), .rank = rank}, load);
+    if (executor.ok()) {
+      ranks_[static_cast<size_t>(index)] = *std::move(executor);
+      return;
+    }
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (failure.ok()) {
+        failure = absl::Status(executor.status().code(),
+                               absl::StrCat("GPU ", index, ": ", executor.status().message()));
+      }
+    }
+    reads.Fail(executor.status());  // it may have come before this rank began to load
+  });
+  return failure;
 }
 
 NodeExecutor::~NodeExecutor() {

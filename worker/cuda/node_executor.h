@@ -45,6 +45,8 @@ class NodeExecutor : public GpuExecutor {
   explicit NodeExecutor(std::unique_ptr<NodeGroup> group);
   static absl::StatusOr<std::unique_ptr<NodeExecutor>> Build(
       const absl::StatusOr<ModelSource>& source, CudaOptions options);
+  // Every rank's part at once, each on its own thread.
+  absl::Status Load(const ModelSource& source, const CudaOptions& options);
   void SumStatistics();
 
   std::unique_ptr<NodeGroup> group_;

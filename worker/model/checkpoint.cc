@@ -141,6 +141,10 @@ const TensorView* Checkpoint::Find(const std::string& name) const {
   return found == entries_.end() ? nullptr : &found->second.tensor;
 }
 
+const std::string& Checkpoint::PathOf(const std::string& name) const {
+  return entries_.at(name).file->path();
+}
+
 std::string Checkpoint::DtypeOf(const std::string& name) const {
   const TensorView* const tensor = Find(name);
   return tensor == nullptr ? "" : tensor->dtype;

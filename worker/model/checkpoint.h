@@ -36,6 +36,8 @@ class Checkpoint {
 
   // Null if there is no such tensor; valid while this object lives.
   const TensorView* Find(const std::string& name) const;
+  // The file that a tensor is in. REQUIRES: there is such a tensor.
+  const std::string& PathOf(const std::string& name) const;
   // The dtype that a tensor has, "" if there is no such tensor.
   std::string DtypeOf(const std::string& name) const;
 

@@ -160,7 +160,7 @@ json::object TargetConfigJson(const ModelConfig& c) {
   out["moe_layer_freq"] = Pattern(c.is_moe, true);
   json::object quantization = {
       {"quant_method", "fp8"}, {"fmt", "e4m3"}, {"weight_block_size", {128, 128}}};
-  if (c.expert_format == kernels::WeightFormat::kMxfp4) {
+  if (c.stored_expert_format() == kernels::WeightFormat::kMxfp4) {
     quantization["store_dtype"] = "mxfp4";
     quantization["mxfp4_block_size"] = 32;
   }
@@ -283,7 +283,8 @@ std::string SafetensorsHead(const std::vector<TensorSpec>& tensors) {
                            {"data_offsets", {offset, offset + tensor.bytes()}}};
     offset += tensor.bytes();
   }
-  const std::string text = json::serialize(header);
+  std::string text = json::serialize(header);
+  text.resize((text.size() + 7) / 8 * 8, ' ');  // data aligned, as published files have it
   std::string bytes;
   Put<uint64_t>(bytes, text.size());
   return bytes + text;

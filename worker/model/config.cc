@@ -210,7 +210,7 @@ absl::Status ReadDrafter(const std::string& path, const ModelConfig& target,
 
 }  // namespace
 
-absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& folder) {
+absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& folder, ExpertPrecision experts) {
   namespace fs = std::filesystem;
   std::error_code error;
   if (!fs::is_directory(folder, error)) {
@@ -227,6 +227,10 @@ absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& folder) {
         !s.ok()) {
       return s;
     }
+  }
+  if (experts == ExpertPrecision::kMxfp4 && config.expert_format != kernels::WeightFormat::kMxfp4) {
+    config.requantize_experts = true;
+    config.expert_format = kernels::WeightFormat::kMxfp4;
   }
   return config;
 }

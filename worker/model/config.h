@@ -38,6 +38,10 @@ struct DrafterConfig {
   bool has_sinks = false;
 };
 
+// What experts are computed with: as they are stored, which is exact, or MXFP4 also where they are
+// stored in FP8, which halves their memory and rounds them (docs/MODEL.md).
+enum class ExpertPrecision : uint8_t { kAsStored, kMxfp4 };
+
 // One published `config.json` (MiMoV2ForCausalLM).
 struct ModelConfig {
   int num_layers = 0;  // L
@@ -53,6 +57,8 @@ struct ModelConfig {
   int num_experts = 0;                                                  // E
   int experts_per_token = 0;                                            // K
   kernels::WeightFormat expert_format = kernels::WeightFormat::kMxfp4;  // or kFp8Block128
+  // The folder's experts are in FP8 and become MXFP4, the expert_format, while they are loaded.
+  bool requantize_experts = false;
   int vocabulary = 0;          // V: rows of embedding and head
   int64_t context_tokens = 0;  // max_position_embeddings
   double rope_theta_full = 0;
@@ -69,11 +75,15 @@ struct ModelConfig {
   std::string name;       // the folder's name
   DrafterConfig drafter;  // num_layers 0 when the folder has no dflash/
 
+  kernels::WeightFormat stored_expert_format() const {
+    return requantize_experts ? kernels::WeightFormat::kFp8Block128 : expert_format;
+  }
   int qkv_shard_rows() const { return (num_q_heads / num_kv_heads + 1) * qk_head_dim + v_head_dim; }
 };
 
 // Reads and validates both configs of a checkpoint folder. INVALID_ARGUMENT names the file, the
 // key, its value and what is allowed.
-absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& folder);
+absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& folder,
+                                            ExpertPrecision experts = ExpertPrecision::kAsStored);
 
 }  // namespace ultraspeed::worker

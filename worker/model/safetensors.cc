@@ -164,6 +164,7 @@ absl::Status SafetensorsFile::ReadHeader() {
       return s;
     }
     tensor.data = data + begin;
+    tensor.file_offset = static_cast<uint64_t>(tensor.data - mapping_);
     tensors_.push_back(std::move(tensor));
   }
   std::sort(tensors_.begin(), tensors_.end(), [](const TensorView& a, const TensorView& b) {

@@ -22,6 +22,7 @@ struct TensorView {
   std::string dtype;  // as written in the file: "BF16", "F32", "F8_E4M3", "U8", ...
   std::vector<int64_t> shape;
   const uint8_t* data = nullptr;  // inside the mapping
+  uint64_t file_offset = 0;       // of data
   size_t bytes = 0;
 };
 

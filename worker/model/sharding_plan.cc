@@ -134,7 +134,7 @@ absl::StatusOr<ModelConfig> PartOf(const ModelConfig& config, int num_gpus) {
   if (has(/*moe=*/false)) divisor.Divide("intermediate_size", kFp8Block, part.dense_ffn_width);
   if (has(/*moe=*/true)) {
     divisor.Divide("moe_intermediate_size",
-                   config.expert_format == WeightFormat::kMxfp4 ? kMxfp4Block : kFp8Block,
+                   config.stored_expert_format() == WeightFormat::kMxfp4 ? kMxfp4Block : kFp8Block,
                    part.expert_ffn_width);
   }
   divisor.Divide("vocab_size", 1, part.vocabulary);

@@ -59,6 +59,9 @@ class TensorLister {
     Matrix(format, prefix + "up_proj.weight", ffn_width, hidden);
     return Matrix(format, prefix + "down_proj.weight", hidden, ffn_width);
   }
+  Nothing Expert(const ModelConfig& config, const std::string& prefix) {
+    return Mlp(config.stored_expert_format(), prefix, config.expert_ffn_width, config.hidden);
+  }
   absl::Status status() const { return absl::OkStatus(); }
 
   std::vector<TensorSpec> Take() { return std::move(tensors_); }

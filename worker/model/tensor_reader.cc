@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/check.h"
 
 namespace ultraspeed::worker {
 namespace {
@@ -14,6 +16,8 @@ using kernels::CheckpointMatrix;
 using kernels::WeightFormat;
 
 constexpr int kBlock = 128;
+constexpr int kRoundingThreadsMax = 16;
+constexpr int64_t kReportBytes = int64_t{64} << 20;
 
 int64_t Blocks(int count) { return (count + kBlock - 1) / kBlock; }
 size_t Product(int64_t a, int64_t b) { return static_cast<size_t>(a) * static_cast<size_t>(b); }
@@ -33,7 +37,10 @@ const T* FindBad(const T* values, const T* end, Bad bad) {
   return end;
 }
 
-bool IsNanE4m3(uint8_t code) { return (code & 0x7F) == 0x7F; }
+// Objects, not functions, so that FindBad becomes vector code for each.
+constexpr auto kIsNotFiniteBf16 = [](kernels::bf16 value) { return (value & 0x7F80) == 0x7F80; };
+constexpr auto kIsNotFiniteFloat = [](float value) { return !std::isfinite(value); };
+constexpr auto kIsNanE4m3 = [](uint8_t code) { return (code & 0x7F) == 0x7F; };
 
 }  // namespace
 
@@ -61,8 +68,15 @@ void StoredMatrix::AppendRows(const StoredMatrix& rows) {
   if (rows.empty()) return;
   view_.format = rows.view_.format;
   view_.num_cols = rows.view_.num_cols;
+  if (bf16_codes_.empty() && !empty()) {
+    const auto* const own = static_cast<const kernels::bf16*>(view_.codes);
+    bf16_codes_.assign(own, own + Product(view_.num_rows, view_.num_cols));
+    leases_.clear();
+  }
   view_.num_rows += rows.view_.num_rows;
-  bf16_codes_.insert(bf16_codes_.end(), rows.bf16_codes_.begin(), rows.bf16_codes_.end());
+  const auto* const codes = static_cast<const kernels::bf16*>(rows.view_.codes);
+  bf16_codes_.insert(bf16_codes_.end(), codes,
+                     codes + Product(rows.view_.num_rows, rows.view_.num_cols));
   view_.codes = bf16_codes_.data();
 }
 
@@ -72,7 +86,7 @@ void TensorReader::Part::CopyTo(void* out) const {
     return;
   }
   const auto row_bytes = static_cast<size_t>(row_elements * element_bytes);
-  const auto stride = static_cast<size_t>(stored_row_elements * element_bytes);
+  const auto stride = static_cast<size_t>(stride_elements * element_bytes);
   for (size_t row = 0; row < static_cast<size_t>(num_rows); ++row)
     std::memcpy(static_cast<uint8_t*>(out) + row * row_bytes, data + row * stride, row_bytes);
 }
@@ -104,9 +118,25 @@ TensorReader::Part TensorReader::Take(const std::string& name, std::string_view 
   if (split == Split::kColumns) part.first_element = rank_.index * part.row_elements;
   part.element_bytes = static_cast<int>(
       tensor->bytes / static_cast<size_t>(stored.front() * part.stored_row_elements));
-  part.data = tensor->data + part.first_element * part.element_bytes;
-  if (ahead_ != nullptr) ahead_->Advance(bytes_taken_);
+  if (stream_ == nullptr) {
+    part.data = tensor->data + part.first_element * part.element_bytes;
+    part.stride_elements = part.stored_row_elements;
+  } else {
+    absl::StatusOr<StagedPart> staged = stream_->Next(rank_.index);
+    if (!staged.ok()) {
+      status_ = staged.status();
+      return {};
+    }
+    KERNELS_CHECK(staged->bytes, ==, part.bytes());
+    part.data = staged->data;
+    part.stride_elements = part.row_elements;
+    part.lease = std::move(staged->lease);
+  }
   bytes_taken_ += static_cast<int64_t>(part.bytes());
+  if (report_ && bytes_taken_ >= bytes_reported_ + kReportBytes) {
+    bytes_reported_ = bytes_taken_;
+    report_(bytes_taken_);
+  }
   return part;
 }
 
@@ -115,6 +145,15 @@ const uint8_t* TensorReader::Codes(const Part& part, std::vector<uint8_t>& gathe
   gathered.resize(part.bytes());
   part.CopyTo(gathered.data());
   return gathered.data();
+}
+
+template <typename T>
+const T* TensorReader::Aligned(const Part& part, std::vector<T>& copied) {
+  if (part.contiguous() && reinterpret_cast<uintptr_t>(part.data) % alignof(T) == 0)
+    return reinterpret_cast<const T*>(part.data);
+  copied.resize(part.num_elements());
+  part.CopyTo(copied.data());
+  return copied.data();
 }
 
 template <typename T, typename Bad>
@@ -136,9 +175,7 @@ std::vector<kernels::bf16> TensorReader::Bf16(const std::string& name, int rows,
   if (part.data == nullptr) return {};
   std::vector<kernels::bf16> values(part.num_elements());
   part.CopyTo(values.data());  // the file promises no alignment
-  RefuseFirst(
-      name, part, values.data(), [](kernels::bf16 v) { return (v & 0x7F80) == 0x7F80; },
-      "is not finite");
+  RefuseFirst(name, part, values.data(), kIsNotFiniteBf16, "is not finite");
   return values;
 }
 
@@ -154,8 +191,7 @@ std::vector<float> TensorReader::F32(const std::string& name, const std::vector<
   if (part.data == nullptr) return {};
   std::vector<float> values(part.num_elements());
   part.CopyTo(values.data());
-  RefuseFirst(
-      name, part, values.data(), [](float v) { return !std::isfinite(v); }, "is not finite");
+  RefuseFirst(name, part, values.data(), kIsNotFiniteFloat, "is not finite");
   return values;
 }
 
@@ -170,15 +206,23 @@ std::vector<float> TensorReader::Router(const std::string& name, int rows, int c
 }
 
 StoredMatrix TensorReader::Bf16Matrix(const std::string& name, int rows, int cols) {
-  std::vector<kernels::bf16> values = Bf16(name, rows, cols);
+  const Part part = Take(name, "BF16", {rows, cols});
+  if (part.data == nullptr) return {};
+  std::vector<kernels::bf16> copied;
+  const kernels::bf16* const values = Aligned(part, copied);
+  RefuseFirst(name, part, values, kIsNotFiniteBf16, "is not finite");
   if (!status_.ok()) return {};
   StoredMatrix matrix(CheckpointMatrix{.format = WeightFormat::kBf16,
                                        .num_rows = rows,
                                        .num_cols = cols,
-                                       .codes = nullptr,
+                                       .codes = values,
                                        .scales_f32 = nullptr,
                                        .scales_e8m0 = nullptr});
-  matrix.OwnCodes(std::move(values));
+  if (!copied.empty()) {
+    matrix.OwnCodes(std::move(copied));
+  } else if (part.lease != nullptr) {
+    matrix.Lease(part.lease);
+  }
   return matrix;
 }
 
@@ -190,20 +234,28 @@ StoredMatrix TensorReader::GroupedFp8Matrix(const std::string& name, int groups,
                                             int cols) {
   const Part part = Take(name, "F8_E4M3", {int64_t{groups} * group_rows, cols});
   const int64_t group_blocks = Blocks(group_rows);
-  std::vector<float> scales = F32(name + "_scale_inv", {groups * group_blocks, Blocks(cols)});
+  const std::string scale_name = name + "_scale_inv";
+  const Part scale_part = Take(scale_name, "F32", {groups * group_blocks, Blocks(cols)});
   if (!status_.ok()) return {};
+  std::vector<float> copied;
+  const float* const scales = Aligned(scale_part, copied);
+  RefuseFirst(scale_name, scale_part, scales, kIsNotFiniteFloat, "is not finite");
   std::vector<uint8_t> gathered;
   const uint8_t* const codes = Codes(part, gathered);
-  RefuseFirst(name, part, codes, IsNanE4m3, "is an FP8 NaN");
+  RefuseFirst(name, part, codes, kIsNanE4m3, "is an FP8 NaN");
   if (!status_.ok()) return {};
   const int64_t padded_rows = groups > 1 ? group_blocks * kBlock : group_rows;
   StoredMatrix matrix(CheckpointMatrix{.format = WeightFormat::kFp8Block128,
                                        .num_rows = static_cast<int>(groups * padded_rows),
                                        .num_cols = cols,
                                        .codes = codes,
-                                       .scales_f32 = nullptr,
+                                       .scales_f32 = scales,
                                        .scales_e8m0 = nullptr});
-  matrix.OwnScales(std::move(scales));
+  if (!copied.empty()) {
+    matrix.OwnScales(std::move(copied));
+  } else if (scale_part.lease != nullptr) {
+    matrix.Lease(scale_part.lease);
+  }
   if (padded_rows != group_rows) {
     std::vector<uint8_t> padded(Product(groups * padded_rows, cols), 0);
     for (int group = 0; group < groups; ++group) {
@@ -213,6 +265,8 @@ StoredMatrix TensorReader::GroupedFp8Matrix(const std::string& name, int groups,
     matrix.OwnCodes(std::move(padded));
   } else if (!gathered.empty()) {
     matrix.OwnCodes(std::move(gathered));
+  } else if (part.lease != nullptr) {
+    matrix.Lease(part.lease);
   }
   return matrix;
 }
@@ -235,6 +289,9 @@ StoredMatrix TensorReader::Mxfp4Matrix(const std::string& name, int rows, int co
   if (!status_.ok()) return {};
   if (!gathered_codes.empty()) matrix.OwnCodes(std::move(gathered_codes));
   if (!gathered_scales.empty()) matrix.OwnE8m0Scales(std::move(gathered_scales));
+  for (const Part* part : {&codes, &scales}) {
+    if (part->lease != nullptr) matrix.Lease(part->lease);
+  }
   return matrix;
 }
 
@@ -258,6 +315,37 @@ StoredMlp TensorReader::Mlp(WeightFormat format, const std::string& prefix, int 
   mlp.up = Matrix(format, prefix + "up_proj.weight", ffn_width, hidden);
   mlp.down = Matrix(format, prefix + "down_proj.weight", hidden, ffn_width);
   return mlp;
+}
+
+StoredMlp TensorReader::Expert(const ModelConfig& config, const std::string& prefix) {
+  StoredMlp expert =
+      Mlp(config.stored_expert_format(), prefix, config.expert_ffn_width, config.hidden);
+  if (!config.requantize_experts || !status_.ok()) return expert;
+  for (StoredMatrix* matrix : {&expert.gate, &expert.up, &expert.down}) *matrix = Rounded(*matrix);
+  return expert;
+}
+
+StoredMatrix TensorReader::Rounded(const StoredMatrix& fp8) {
+  if (pool_ == nullptr) {
+    const int cores = static_cast<int>(std::thread::hardware_concurrency());
+    pool_ = std::make_unique<kernels::ThreadPool>(
+        std::clamp(cores / rank_.count, 1, kRoundingThreadsMax));
+  }
+  const size_t count = Product(fp8.view().num_rows, fp8.view().num_cols);
+  std::vector<uint8_t> codes(count / 2), scales(count / 32);
+  const kernels::RoundingError error =
+      kernels::QuantizeToMxfp4(*pool_, fp8.view(), codes.data(), scales.data());
+  rounding_error_.error += error.error;
+  rounding_error_.signal += error.signal;
+  StoredMatrix rounded(CheckpointMatrix{.format = WeightFormat::kMxfp4,
+                                        .num_rows = fp8.view().num_rows,
+                                        .num_cols = fp8.view().num_cols,
+                                        .codes = nullptr,
+                                        .scales_f32 = nullptr,
+                                        .scales_e8m0 = nullptr});
+  rounded.OwnCodes(std::move(codes));
+  rounded.OwnE8m0Scales(std::move(scales));
+  return rounded;
 }
 
 }  // namespace ultraspeed::worker

@@ -7,17 +7,20 @@
 // Thread: the loading thread.
 #pragma once
 
+#include <cmath>
 #include <functional>
 #include <memory>
 #include <string>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "worker/model/checkpoint.h"
 #include "worker/model/load_options.h"
 #include "worker/model/mask_embedding.h"
-#include "worker/model/read_ahead.h"
+#include "worker/model/shared_reads.h"
 #include "worker/model/tensor_list.h"
 #include "worker/model/tensor_reader.h"
 #include "worker/model/weights.h"
@@ -54,8 +57,7 @@ TargetLayerOf<typename Packer::Storage> ReadTargetLayer(Reader& read, Packer& pa
   layer.experts = pack.NewExperts(config);
   for (int expert = 0; expert < config.num_experts && read.status().ok(); ++expert) {
     pack.AddExpert(layer.experts, expert,
-                   read.Mlp(config.expert_format, absl::StrCat(mlp, "experts.", expert, "."),
-                            config.expert_ffn_width, config.hidden));
+                   read.Expert(config, absl::StrCat(mlp, "experts.", expert, ".")));
   }
   return layer;
 }
@@ -130,20 +132,26 @@ DrafterWeightsOf<typename Packer::Storage> ReadDrafter(Reader& read, Packer& pac
 }
 
 inline absl::Status InFolder(const std::string& folder, const absl::Status& status) {
-  return status.ok() ? status
-                     : absl::Status(status.code(), absl::StrCat(folder, ": ", status.message()));
+  // Another rank's error, or a file's, names its place already.
+  if (status.ok() || absl::StartsWith(status.message(), folder)) return status;
+  return absl::Status(status.code(), absl::StrCat(folder, ": ", status.message()));
 }
-
-inline constexpr int64_t kReadAheadBytes = int64_t{1} << 30;
 
 // What the loading of one checkpoint folder's part has come to, for LoadOptions::progress.
 struct LoadState {
   const LoadOptions& options;
+  SharedReads* reads = nullptr;  // null: from mapped pages
   int64_t bytes_done = 0;
   int64_t bytes_total = 0;
 
   void Report(int64_t bytes) const {
     if (options.progress) options.progress(bytes_done + bytes, bytes_total);
+  }
+  absl::StatusOr<std::shared_ptr<PartStream>> Join(const std::string& folder,
+                                                   const Checkpoint& checkpoint,
+                                                   const std::vector<TensorSpec>& tensors) const {
+    if (reads == nullptr) return std::shared_ptr<PartStream>();
+    return reads->Join(folder, checkpoint, tensors);
   }
 };
 
@@ -157,13 +165,20 @@ absl::Status LoadTarget(const std::string& folder, const ModelConfig& config,
                                 .optional_prefix = "",
                                 .skip_prefix = kPredictionHeadPrefix});
   if (!checkpoint.ok()) return checkpoint.status();
-  const Rank& rank = state.options.rank;
-  ReadAhead ahead(PartRanges(**checkpoint, TargetTensors(config), rank), state.options.read_threads,
-                  kReadAheadBytes);
-  TensorReader read(**checkpoint, rank, &ahead);
+  const absl::StatusOr<std::shared_ptr<PartStream>> stream =
+      state.Join(folder, **checkpoint, TargetTensors(config));
+  if (!stream.ok()) return stream.status();
+  TensorReader read(**checkpoint, state.options.rank, stream->get());
+  read.OnBytes([&](int64_t bytes) { state.Report(bytes); });
   target = ReadTarget(read, pack, part, [&](int /*layer*/) { state.Report(read.bytes_taken()); });
   if (!read.status().ok()) return InFolder(folder, read.status());
   state.bytes_done += read.bytes_taken();
+  if (config.requantize_experts && state.options.rank.index == 0 && state.options.notice) {
+    const kernels::RoundingError& rounding = read.rounding_error();
+    state.options.notice(
+        absl::StrFormat("%s: FP8 experts were rounded to MXFP4: relative RMS error %.4f", folder,
+                        rounding.signal > 0 ? std::sqrt(rounding.error / rounding.signal) : 0.0));
+  }
   return (*checkpoint)->ExpectAllTaken();
 }
 
@@ -176,10 +191,11 @@ absl::Status LoadDrafter(const std::string& folder, const DrafterConfig& config,
                .optional_prefix = "model.",
                .skip_prefix = ""});
   if (!checkpoint.ok()) return checkpoint.status();
-  const Rank& rank = state.options.rank;
-  ReadAhead ahead(PartRanges(**checkpoint, DrafterTensors(config), rank),
-                  state.options.read_threads, kReadAheadBytes);
-  TensorReader read(**checkpoint, rank, &ahead);
+  const absl::StatusOr<std::shared_ptr<PartStream>> stream =
+      state.Join(folder, **checkpoint, DrafterTensors(config));
+  if (!stream.ok()) return stream.status();
+  TensorReader read(**checkpoint, state.options.rank, stream->get());
+  read.OnBytes([&](int64_t bytes) { state.Report(bytes); });
   drafter = ReadDrafter(read, pack, part, [&](int /*layer*/) { state.Report(read.bytes_taken()); });
   if (!read.status().ok()) return InFolder(folder, read.status());
   state.bytes_done += read.bytes_taken();
@@ -204,14 +220,15 @@ inline int64_t PartBytes(const ModelConfig& part) {
   return bytes;
 }
 
-// As LoadModelWeights, with any packer. `config`: of the whole model, whatever the rank.
 template <typename Packer>
-absl::StatusOr<ModelWeightsOf<typename Packer::Storage>> LoadModelWeightsWith(
-    Packer& pack, const std::string& folder, const ModelConfig& config,
-    const LoadOptions& options) {
+absl::StatusOr<ModelWeightsOf<typename Packer::Storage>> LoadParts(Packer& pack,
+                                                                   const std::string& folder,
+                                                                   const ModelConfig& config,
+                                                                   const LoadOptions& options,
+                                                                   SharedReads* reads) {
   absl::StatusOr<ModelConfig> part = PartOf(config, options.rank.count);
   if (!part.ok()) return part.status();
-  LoadState state{.options = options, .bytes_total = PartBytes(*part)};
+  LoadState state{.options = options, .reads = reads, .bytes_total = PartBytes(*part)};
   ModelWeightsOf<typename Packer::Storage> weights;
   if (absl::Status s = LoadTarget(folder, config, *part, pack, state, weights.target); !s.ok())
     return s;
@@ -224,6 +241,20 @@ absl::StatusOr<ModelWeightsOf<typename Packer::Storage>> LoadModelWeightsWith(
   }
   state.bytes_done = state.bytes_total;  // a router that is stored in BF16 was planned as F32
   state.Report(0);
+  return weights;
+}
+
+// As LoadModelWeights, with any packer. `config`: of the whole model, whatever the rank.
+template <typename Packer>
+absl::StatusOr<ModelWeightsOf<typename Packer::Storage>> LoadModelWeightsWith(
+    Packer& pack, const std::string& folder, const ModelConfig& config,
+    const LoadOptions& options) {
+  std::unique_ptr<SharedReads> own;
+  if (options.shared == nullptr) own = std::make_unique<SharedReads>(options.rank, options.reads);
+  SharedReads& reads = options.shared != nullptr ? *options.shared : *own;
+  auto weights =
+      LoadParts(pack, folder, config, options, reads.options().threads > 0 ? &reads : nullptr);
+  if (!weights.ok()) reads.Fail(weights.status());
   return weights;
 }
 

@@ -4,7 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
+#include <filesystem>
+#include <mutex>
 #include <random>
 
 #include "absl/strings/str_cat.h"
@@ -24,7 +27,9 @@ namespace {
 using cuda::CudaExecutor;
 using cuda::NodeExecutor;
 using cuda::NodeGroup;
+using testing::ElementsAre;
 using testing::HasSubstr;
+using testing::IsEmpty;
 
 constexpr int kSlots = 4;
 constexpr uint64_t kWaitNsMax = 20'000'000'000;  // a loaded machine starts threads late
@@ -362,6 +367,81 @@ TEST_F(CudaRanksTest, WithoutPeerMemoryTheBitsAreTheSame) {
   }
 }
 
+// ---- Loading
+
+TEST_F(CudaRanksTest, EveryRankHasACacheOfItsOwnWeights) {
+  const std::vector<int32_t> text = Prompt(0, 100);
+  for (const int num_ranks : RankCounts()) {
+    const TemporaryFolder folder;
+    std::mutex mutex;
+    std::vector<std::string> notices;
+    double progress = 0;
+    cuda::CudaOptions options = Options(kBundledModel, num_ranks);
+    options.executor.notice = [&](const std::string& notice) {
+      const std::lock_guard<std::mutex> lock(mutex);  // several ranks may call at once
+      notices.push_back(notice);
+    };
+    options.executor.progress = [&](int64_t done, int64_t total) {
+      progress = static_cast<double>(done) / static_cast<double>(total);
+    };
+    const auto load = [&]() -> std::vector<float> {
+      notices.clear();
+      progress = 0;
+      const absl::StatusOr<std::unique_ptr<NodeExecutor>> ranks = NodeExecutor::Create(options);
+      if (!ranks.ok()) {
+        ADD_FAILURE() << ranks.status();
+        return {};
+      }
+      EXPECT_EQ(progress, 1.0);
+      return LogitsOf(**ranks, text);
+    };
+    const std::vector<float> without = load();
+    EXPECT_THAT(notices, IsEmpty());
+    options.executor.weights_cache = folder.path();
+    EXPECT_EQ(load(), without);
+    const auto count = [&](const char* what) {
+      return std::count_if(notices.begin(), notices.end(), [&](const std::string& notice) {
+        return notice.find(what) != std::string::npos;
+      });
+    };
+    EXPECT_EQ(count("No such file"), num_ranks);
+    EXPECT_EQ(count("written"), num_ranks);
+    EXPECT_EQ(load(), without);
+    EXPECT_THAT(notices, IsEmpty());
+
+    // One rank goes to the checkpoint, which the others do not read.
+    const std::string file =
+        absl::StrCat(folder.path(), "/tiny-mimo.cuda.rank1-of-", num_ranks, ".weights");
+    std::filesystem::resize_file(file, std::filesystem::file_size(file) - 1000);
+    EXPECT_EQ(load(), without);
+    EXPECT_THAT(notices, ElementsAre(HasSubstr(file), HasSubstr("written")));
+  }
+}
+
+// Its own GPU is named, and the ranks that had begun to load end too.
+TEST_F(CudaRanksTest, ARankWithoutMemoryEndsTheLoadOfAll) {
+  constexpr size_t kLeftBytes = size_t{4} << 30, kNeededBytes = size_t{6} << 30;
+  cuda::CudaOptions options = Options(kBundledModel, 2);
+  absl::StatusOr<cuda::ModelSource> source = cuda::ReadSource(options);
+  ASSERT_TRUE(source.ok()) << source.status();
+  while (cuda::PlanMemory(source->config, options).total() < kNeededBytes)
+    options.executor.kv_tokens *= 2;
+  void* taken = nullptr;
+  {
+    const cuda::DeviceScope scope(1);
+    size_t free_bytes = 0, total_bytes = 0;
+    CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+    ASSERT_GT(free_bytes, 3 * kNeededBytes);
+    CUDA_CHECK(cudaMalloc(&taken, free_bytes - kLeftBytes));
+  }
+  const absl::StatusOr<std::unique_ptr<NodeExecutor>> refused = NodeExecutor::Create(options);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted) << refused.status();
+  EXPECT_THAT(refused.status().message(), HasSubstr("GPU 1: "));
+  CUDA_CHECK(cudaFree(taken));
+  const absl::StatusOr<std::unique_ptr<NodeExecutor>> accepted = NodeExecutor::Create(options);
+  EXPECT_TRUE(accepted.ok()) << accepted.status();
+}
+
 // ---- The resident engine
 
 // A model whose parts it takes, with random weights.
@@ -399,7 +479,11 @@ TEST_F(CudaResidentRanksTest, LogitsAgreeWithOneGpuToRounding) {
     ASSERT_NE(ranks, nullptr);
     const RankDifference difference = CompareLogits(*whole, *ranks, RandomPrompt(200, 5));
     std::printf("%d GPUs: %s\n", num_ranks, difference.ToString().c_str());
-    EXPECT_LE(difference.LargestOf(0.97), 0.3 * difference.deviation);
+    // Random routers choose between experts of nearly equal scores: in a few rows rounding swaps
+    // two of them, and then all of the row's logits move by a good part of their deviation. So the
+    // largest differences say nothing; most rows, and all rows together, must be near.
+    EXPECT_LE(difference.LargestOf(0.5), 0.05 * difference.deviation);
+    EXPECT_LE(difference.root_mean_square, 0.06 * difference.deviation);
     EXPECT_GE(difference.same_choice, 0.9);
   }
 }

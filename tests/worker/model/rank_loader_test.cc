@@ -10,7 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "tests/worker/model/damaged_files.h"
 #include "worker/model/checkpoint.h"
-#include "worker/model/read_ahead.h"
+#include "worker/model/shared_reads.h"
 #include "worker/model/tensor_reader.h"
 
 namespace ultraspeed::worker {
@@ -205,62 +205,116 @@ TEST_F(RankLoaderTest, DamageIsRefusedByEveryRankWithTheWholeTensorsShape) {
   }
 }
 
-TEST_F(RankLoaderTest, ReadAheadCoversTheRanksBytesAndNoOthers) {
-  const std::unique_ptr<Checkpoint> checkpoint = Open();
-  const std::vector<TensorSpec> tensors = TargetTensors(config_);
-  std::map<const uint8_t*, int> times;  // each byte of a split tensor exactly once, over all ranks
-  for (int index = 0; index < 8; ++index) {
-    const Rank rank = {.index = index, .count = 8};
-    int64_t bytes = 0;
-    for (const MappedRange& range : PartRanges(*checkpoint, tensors, rank)) {
-      bytes += range.bytes();
-      for (int64_t row = 0; row < range.num_rows; ++row) ++times[range.data + row * range.stride];
+// All tensors of a layer as a rank holds them, one after the other.
+std::string Bytes(const ModelWeights& weights) {
+  std::string out;
+  const auto matrix = [&](const kernels::PackedMatrix& m) { out += Text(m.data(), m.bytes()); };
+  const auto floats = [&](const std::vector<float>& v) { out += Text(v.data(), v.size() * 4); };
+  out += Text(weights.target.embedding.data(), weights.target.embedding.size() * 2);
+  matrix(weights.target.head);
+  for (const TargetLayer& layer : weights.target.layers) {
+    for (const auto* values : {&layer.input_norm, &layer.post_attention_norm, &layer.sinks,
+                               &layer.router, &layer.router_bias}) {
+      floats(*values);
     }
-    int64_t expected = 0;
-    for (const TensorSpec& tensor : TargetTensors(*PartOf(config_, 8))) expected += tensor.bytes();
-    EXPECT_EQ(bytes, expected);
+    for (const auto* m :
+         {&layer.qkv, &layer.output, &layer.mlp.gate, &layer.mlp.up, &layer.mlp.down}) {
+      if (m->num_rows() > 0) matrix(*m);
+    }
+    for (const kernels::MlpWeights& expert : layer.experts) {
+      for (const auto* m : {&expert.gate, &expert.up, &expert.down}) matrix(*m);
+    }
   }
-  for (const TensorSpec& tensor : tensors) {
-    const uint8_t* const data = checkpoint->Find(tensor.name)->data;
-    EXPECT_EQ(times[data], SplitOf(tensor.name) == Split::kWhole ? 8 : 1) << tensor.name;
+  for (const DrafterLayer& layer : weights.drafter.layers) {
+    for (const auto* m :
+         {&layer.qkv, &layer.output, &layer.mlp.gate, &layer.mlp.up, &layer.mlp.down}) {
+      matrix(*m);
+    }
+  }
+  matrix(weights.drafter.context_kv);
+  return out;
+}
+
+TEST_F(RankLoaderTest, StreamedAloneOrSharedTheBytesAreThoseOfTheMappedFiles) {
+  for (const int count : {1, 4}) {
+    std::vector<std::string> mapped;
+    for (int index = 0; index < count; ++index) {
+      const Rank rank = {.index = index, .count = count};
+      const auto weights =
+          LoadModelWeights(folder_.path(), config_, {.rank = rank, .reads = {.threads = 0}});
+      ASSERT_TRUE(weights.ok()) << weights.status();
+      mapped.push_back(Bytes(*weights));
+    }
+    for (const DirectReads direct : {DirectReads::kNever, DirectReads::kAlways}) {
+      const ReadOptions options = {.threads = 3, .direct = direct, .window_bytes = 1 << 16};
+      SharedReads shared(count, options);
+      std::vector<std::thread> threads;
+      for (int index = 0; index < count; ++index) {
+        threads.emplace_back([&, index] {
+          const Rank rank = {.index = index, .count = count};
+          const auto alone =
+              LoadModelWeights(folder_.path(), config_, {.rank = rank, .reads = options});
+          ASSERT_TRUE(alone.ok()) << alone.status();
+          EXPECT_TRUE(Bytes(*alone) == mapped[static_cast<size_t>(index)]) << index;
+          const auto together =
+              LoadModelWeights(folder_.path(), config_, {.rank = rank, .shared = &shared});
+          ASSERT_TRUE(together.ok()) << together.status();
+          EXPECT_TRUE(Bytes(*together) == mapped[static_cast<size_t>(index)]) << index;
+        });
+      }
+      for (std::thread& thread : threads) thread.join();
+      // Every byte once, also those that all ranks need.
+      int64_t bytes = 0;
+      for (const TensorSpec& tensor : TargetTensors(config_)) bytes += tensor.bytes();
+      for (const TensorSpec& tensor : DrafterTensors(config_.drafter)) bytes += tensor.bytes();
+      EXPECT_EQ(shared.statistics().bytes, bytes);
+    }
   }
 }
 
-TEST(ReadAheadTest, StaysWithinItsWindowAndEndsWithEverything) {
-  constexpr int64_t kBytes = int64_t{64} << 20, kWindow = int64_t{8} << 20,
-                    kPiece = int64_t{4} << 20;
-  constexpr int kThreads = 3;
-  const std::vector<uint8_t> memory(kBytes, 1);
-  // Half in one piece, half as columns.
-  const std::vector<MappedRange> ranges = {
-      {memory.data(), 1, kBytes / 2, kBytes / 2},
-      {memory.data() + kBytes / 2, 512, kBytes / 2 / 1024, kBytes / 2 / 512}};
-  const int64_t total = ranges[0].bytes() + ranges[1].bytes();
-  ReadAhead ahead(ranges, kThreads, kWindow);
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  for (int64_t loaded = 0; loaded < total; loaded += kWindow / 2) {
-    ahead.Advance(loaded);
-    // The window fills without further calls.
-    while (ahead.bytes_started() < std::min(total, loaded + kWindow)) {
-      ASSERT_LT(std::chrono::steady_clock::now(), deadline);
-      std::this_thread::yield();
-    }
-    EXPECT_LE(ahead.bytes_started(), loaded + kWindow + kPiece);
+// As ranks do whose weights come from a cache.
+TEST_F(RankLoaderTest, RanksThatLeaveBeforeOrDuringTheLoadHoldNobodyUp) {
+  SharedReads shared(4, {.threads = 2, .window_bytes = 1 << 14});
+  shared.Leave(0);
+  std::vector<std::thread> threads;
+  for (const int index : {1, 3}) {
+    threads.emplace_back([&, index] {
+      const Rank rank = {.index = index, .count = 4};
+      const auto mapped =
+          LoadModelWeights(folder_.path(), config_, {.rank = rank, .reads = {.threads = 0}});
+      const auto weights =
+          LoadModelWeights(folder_.path(), config_, {.rank = rank, .shared = &shared});
+      ASSERT_TRUE(weights.ok()) << weights.status();
+      EXPECT_TRUE(Bytes(*weights) == Bytes(*mapped));
+    });
   }
-  while (ahead.bytes_read() < total) {
-    ASSERT_LT(std::chrono::steady_clock::now(), deadline);
-    std::this_thread::yield();
-  }
-  EXPECT_EQ(ahead.bytes_read(), total);
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  shared.Leave(2);
+  for (std::thread& thread : threads) thread.join();
 }
 
-TEST(ReadAheadTest, EndsInTheMiddleAndSkipsWhatTheLoaderHasPassed) {
-  const std::vector<uint8_t> memory(int64_t{64} << 20, 1);
-  const auto bytes = static_cast<int64_t>(memory.size());
-  { ReadAhead ahead({{memory.data(), 1, bytes, bytes}}, 2, 1 << 20); }
-  ReadAhead none({{memory.data(), 1, bytes, bytes}}, 0, 1 << 20);
-  none.Advance(bytes);
-  EXPECT_EQ(none.bytes_started(), 0);
+TEST_F(RankLoaderTest, OneRanksErrorEndsTheOthersLoadsWithIt) {
+  const std::string name = "model.layers.1.mlp.experts.1.down_proj.weight_scale";
+  checkpoint_.target.at(name).bytes[6] = '\xff';  // rank 3 of 4
+  checkpoint_.Write(folder_.path());
+  // Too little for the others to have all their parts before rank 3 comes to its error.
+  SharedReads shared(4, {.threads = 2, .window_bytes = 1 << 14});
+  std::vector<absl::Status> statuses(4);
+  std::vector<std::thread> threads;
+  for (int index = 0; index < 4; ++index) {
+    threads.emplace_back([&, index] {
+      statuses[static_cast<size_t>(index)] =
+          LoadModelWeights(folder_.path(), config_,
+                           {.rank = {.index = index, .count = 4}, .shared = &shared})
+              .status();
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const absl::Status& status : statuses) {
+    EXPECT_THAT(std::string(status.message()),
+                HasSubstr(folder_.path() + ": tensor " + name + ": element 6 is 255"));
+    EXPECT_EQ(std::string(status.message()).rfind(folder_.path()), 0u) << status;
+  }
 }
 
 }  // namespace
