@@ -63,10 +63,18 @@ class StreamRelay::WorkerCall : public grpc::ClientReadReactor<v1::WorkerGenerat
   }
 
   void Cancel() { context_->TryCancel(); }
-  void ResumeReading() { StartRead(&chunk_); }
+  // Once for every chunk, from any thread: at once, or when the relay has room again.
+  void ResumeReading() {
+    StartRead(&chunk_);
+    RemoveHold();
+  }
 
   void OnReadDone(bool ok) override {
-    if (ok && relay_->OnWorkerChunk(this, chunk_)) StartRead(&chunk_);
+    if (!ok) return;
+    // With no read under way a call that is cancelled ends, and gRPC frees its stream before it
+    // says so: nobody could know whether there is still something to read from.
+    AddHold();
+    if (relay_->OnWorkerChunk(this, chunk_)) ResumeReading();
   }
 
   void OnDone(const grpc::Status& status) override {

@@ -233,6 +233,30 @@ TEST_F(BillingClusterTest, AClientThatDoesNotReadOwesOnlyWhatLeftTheRouter) {
   EXPECT_EQ(entry.closing->finish_reason, "cancelled");
 }
 
+// Each stops reading, so that the router stops reading its worker, and leaves: the worker's stream
+// may end while the router is about to read it again.
+TEST_F(BillingClusterTest, ClientsThatStopReadingAndLeaveDoNotHarmTheRouter) {
+  const std::string key = AddTenant(NewTenant("acme"));
+  AddWorkers(2, absl::ZeroDuration());
+  StartRouter();
+  constexpr int kClients = 24, kCallsEach = 6;
+  std::vector<std::thread> clients;
+  for (int c = 0; c < kClients; ++c) {
+    clients.emplace_back([&, c] {
+      for (int i = 0; i < kCallsEach; ++i) {
+        ClientPlan plan{.cancel_after_chunks = 2};
+        plan.read_delay = absl::Milliseconds(40 + 7 * c);
+        const Answer answer = Call(0, key, Request(500'000), plan);
+        EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::CANCELLED)
+            << answer.status.error_message();
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  ASSERT_TRUE(AwaitIdleWorkers());
+  ASSERT_TRUE(AwaitNothingOpen(absl::Seconds(5)));
+}
+
 TEST_F(BillingClusterTest, ARouterThatIsStoppedLeavesNothingToSweep) {
   const std::string key = AddTenant(NewTenant("acme"));
   AddWorkers(1, absl::Milliseconds(5));
