@@ -1,7 +1,7 @@
 // Matrix times rows: the task of most phases.
 //
 // A cluster's two thread blocks share its tiles: each multiplies half of the columns (its share),
-// in blocks of two slabs, a warp each, with the rows' columns in registers. The partial sums travel
+// in blocks of two slabs, a warp each, from rows staged in shared memory. The partial sums travel
 // to the block that finishes the tile, whose finisher warps add them in the order of
 // weight_layout.h. Bytes: the matrix once; the rows from L2, once per cluster.
 #pragma once
@@ -136,6 +136,16 @@ __device__ __forceinline__ void ReleaseAndSend(const Block& block, ConsumerClock
               lane);
 }
 
+// What all warps together wait for before any gives an entry back must fit into the ring, beside
+// the room that a piece which is not cut leaves at its end.
+constexpr int TilesAtOnce(WeightFormat format) { return format == WeightFormat::kMxfp4 ? 2 : 1; }
+constexpr bool FitsRing(WeightFormat format) {
+  const int waited = kConsumerWarps * TilesAtOnce(format) * kBlockSlabs * SlabBytes(format);
+  return waited + PieceBlocks(format) * kBlockSlabs * SlabBytes(format) <= kRingBytes;
+}
+static_assert(FitsRing(WeightFormat::kBf16) && FitsRing(WeightFormat::kFp8Block128) &&
+              FitsRing(WeightFormat::kMxfp4));
+
 // All tiles of the walk.
 template <WeightFormat kFormat>
 __device__ __forceinline__ void MultiplyTiles(const Block& block, ConsumerClock& clock,
@@ -150,7 +160,7 @@ __device__ __forceinline__ void MultiplyTiles(const Block& block, ConsumerClock&
              piece.offset;
     };
     int i = team.works ? team.index : walk.end();
-    if constexpr (kFormat == WeightFormat::kMxfp4) {  // two at once; all of a dealt order exist
+    if constexpr (TilesAtOnce(kFormat) == 2) {  // all of a dealt order exist
       for (; i + team.num_teams < walk.end(); i += 2 * team.num_teams) {
         const uint8_t* const data[2] = {wait(i), wait(i + team.num_teams)};
         float sums[2][4] = {};

@@ -16,7 +16,8 @@ namespace ultraspeed::kernels::cuda::resident {
 constexpr uint32_t kNoInputGain = 0x3f803f80u;  // two bf16 ones
 
 // Bytes from row to row of the staging area: the lanes of a fragment read without bank conflicts.
-__device__ __forceinline__ int StagingStride(int columns) { return columns * 2 + 64; }
+__host__ __device__ constexpr int StagingStride(int columns) { return columns * 2 + 64; }
+static_assert(kRowsMax * StagingStride(kShareBlocksMax * 2 * kSlabColumns) <= kStagingBytes);
 
 __device__ __forceinline__ uint32_t PackBf16(float low, float high) {
   return RoundToBf16(low) | uint32_t{RoundToBf16(high)} << 16;
