@@ -5,7 +5,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/collectives.h"
-#include "kernels/cuda/device/numbers.cuh"
+#include "kernels/cuda/device/rank_words.cuh"
 #include "kernels/cuda/launch.h"
 
 namespace ultraspeed::kernels::cuda {
@@ -14,7 +14,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kBlocksMax = 128;
 constexpr int kWords = 4;                       // of a vector
-constexpr uint32_t kNotArrived = 0x80008000u;   // as a pair of bf16: two minus zeros
 constexpr uint32_t kInsteadOfIt = 0x80000000u;  // as a float: minus zero for a denormal
 constexpr int kSumCount = 2 * kWords;           // numbers of a vector of a sum
 
@@ -38,15 +37,6 @@ __device__ __forceinline__ uint64_t Nanoseconds() {
   uint64_t ns;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
   return ns;
-}
-
-// Two numbers as the pair of bf16 that travels.
-__device__ __forceinline__ uint32_t PairWord(float low, float high) {
-  const auto part = [](float x) -> uint32_t {
-    const bf16 rounded = RoundToBf16(x);
-    return rounded == 0x8000u ? 0u : rounded;
-  };
-  return part(low) | part(high) << 16;
 }
 
 // The part of one vector, and what comes of all ranks'. `first`: of the piece, in numbers.

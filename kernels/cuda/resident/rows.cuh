@@ -6,6 +6,7 @@
 
 #include "kernels/cuda/device/fragments.cuh"
 #include "kernels/cuda/device/numbers.cuh"
+#include "kernels/cuda/device/rank_words.cuh"
 #include "kernels/cuda/device/reduce.cuh"
 #include "kernels/cuda/resident/block.cuh"
 
@@ -171,8 +172,6 @@ __device__ __forceinline__ uint4 StagedGroup(const uint8_t* fragments, int j) {
 
 // ---- Out
 
-constexpr uint32_t kNotArrived = 0x80008000u;  // two negative zeros, which are never sent
-
 // A finished tile of the residual stream, by one warp: v.x, v.y belong to column tile * 16 + g of
 // rows 2 t, 2 t + 1; v.z, v.w to column + 8. Writes values, sums of squares and tap.
 __device__ __forceinline__ void WriteResidualTile(const Phase& phase, int hidden, int tile,
@@ -223,13 +222,7 @@ __device__ __forceinline__ float4 AddTiles(float4 a, float4 b) {
 __device__ __forceinline__ float4 SumOverRanks(const Block& block, uint32_t operation, int tile,
                                                int lane, float4 v) {
   const Collective& ranks = block.program().collective;
-  const auto word = [](float a, float b) {
-    uint32_t w = PackBf16(a, b);
-    if ((w & 0xffffu) == 0x8000u) w &= 0xffff0000u;
-    if ((w >> 16) == 0x8000u) w &= 0x0000ffffu;
-    return w;
-  };
-  const uint2 mine = {word(v.x, v.y), word(v.z, v.w)};
+  const uint2 mine = {PairWord(v.x, v.y), PairWord(v.z, v.w)};
   const size_t inbox_words = ranks.num_ranks * ranks.inbox_rank_words;
   const size_t at = operation % 3 * inbox_words + static_cast<size_t>(tile) * 32 + lane;
   const size_t emptied = (operation + 2) % 3 * inbox_words + static_cast<size_t>(tile) * 32 + lane;

@@ -16,6 +16,7 @@
 #include "tests/worker/cpu/bundled_model.h"
 #include "tests/worker/cpu/rank_comparison.h"
 #include "tests/worker/cuda/cpu_comparison.h"
+#include "tests/worker/cuda/mixed_requests.h"
 #include "tests/worker/model/synthetic_checkpoint.h"
 #include "worker/cuda/check.h"
 #include "worker/cuda/device.h"
@@ -537,41 +538,19 @@ TEST_F(CudaResidentRanksTest, ThousandsOfRoundsOfMixedRequests) {
   constexpr int kPlans = 8;
   const std::unique_ptr<NodeExecutor> ranks = LoadWithEngine(RankCounts().back());
   ASSERT_NE(ranks, nullptr);
-  std::vector<RunPlan> plans;
-  std::vector<std::vector<int32_t>> want;
+  std::vector<ExpectedRun> runs;
   for (int i = 0; i < kPlans; ++i) {
     const auto n = static_cast<uint64_t>(i);
-    plans.push_back({.prompt = RandomPrompt(10 + i * 23, n),
-                     .num_new_tokens = 100,
-                     .block = i % 4 == 3 ? 1 : 8,
-                     .sampling = {.temperature = i % 2 == 0 ? 0.0f : 1.0f, .seed = n},
-                     .slot = i % kSlots});
-    want.push_back(Expected(*ranks, plans.back()));
+    const RunPlan plan = {.prompt = RandomPrompt(10 + i * 23, n),
+                          .num_new_tokens = 100,
+                          .block = i % 4 == 3 ? 1 : 8,
+                          .sampling = {.temperature = i % 2 == 0 ? 0.0f : 1.0f, .seed = n},
+                          .slot = i % kSlots};
+    runs.push_back({plan, Expected(*ranks, plan)});
   }
-  std::mt19937 random(1);
-  int num_rounds = 0, num_finished = 0, num_aborted = 0;
-  while (num_rounds < kRounds) {
-    const size_t which = random() % kPlans;
-    RunningSequence sequence(*ranks, plans[which]);
-    const int abort_after = random() % 3 == 0 ? static_cast<int>(random() % 20) : kRounds;
-    int rounds = 0;
-    while (!sequence.done() && rounds < abort_after) {
-      Round round{.steps = {sequence.Step()}};
-      if (random() % 16 == 0) round.steps[0].logprobs = 2;  // the other engine's
-      sequence.Take(round.steps[0], ranks->Run(round).sequences[0]);
-      ++rounds;
-    }
-    num_rounds += rounds;
-    if (!sequence.done()) {
-      ++num_aborted;
-      continue;
-    }
-    ++num_finished;
-    ASSERT_EQ(sequence.output(), want[which]) << "plan " << which << " after " << num_rounds;
-  }
-  std::printf("%d rounds, %d requests finished, %d aborted\n", num_rounds, num_finished,
-              num_aborted);
-  EXPECT_GT(num_aborted, 0);
+  RunMixedRequests(*ranks, runs, kRounds, [](std::mt19937& random, SequenceStep& step) {
+    if (random() % 16 == 0) step.logprobs = 2;  // the other engine's
+  });
 }
 
 // ---- Refusals

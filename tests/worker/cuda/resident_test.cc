@@ -2,10 +2,9 @@
 // around it.
 #include <gtest/gtest.h>
 
-#include <random>
-
 #include "tests/worker/cpu/bundled_model.h"
 #include "tests/worker/cpu/recorded_run.h"
+#include "tests/worker/cuda/mixed_requests.h"
 #include "worker/cuda/cuda_executor.h"
 #include "worker/cuda/device.h"
 
@@ -127,40 +126,17 @@ TEST_F(ResidentTest, HandsOverToTheExecutorAndBack) {
 TEST_F(ResidentTest, TenThousandRoundsOfMixedRequests) {
   constexpr int kRounds = 10'000;
   constexpr int kPlans = 12;
-  std::vector<RunPlan> plans;
-  std::vector<std::vector<int32_t>> want;
+  std::vector<ExpectedRun> runs;
   for (int i = 0; i < kPlans; ++i) {
     const auto n = static_cast<size_t>(i);
-    plans.push_back({.prompt = Prompt(n * 31, 10 + n * 23),
-                     .num_new_tokens = 150,
-                     .block = i % 4 == 3 ? 1 : 8,
-                     .sampling = {.temperature = i % 2 == 0 ? 0.0f : 1.0f, .seed = n},
-                     .slot = i % kSlots});
-    want.push_back(Expected(plans.back()));
+    const RunPlan plan = {.prompt = Prompt(n * 31, 10 + n * 23),
+                          .num_new_tokens = 150,
+                          .block = i % 4 == 3 ? 1 : 8,
+                          .sampling = {.temperature = i % 2 == 0 ? 0.0f : 1.0f, .seed = n},
+                          .slot = i % kSlots};
+    runs.push_back({plan, Expected(plan)});
   }
-  std::mt19937 random(1);
-  int num_rounds = 0, num_finished = 0, num_aborted = 0;
-  while (num_rounds < kRounds) {
-    const size_t which = random() % kPlans;
-    RunningSequence sequence(*executor_, plans[which]);
-    const int abort_after = random() % 3 == 0 ? static_cast<int>(random() % 20) : kRounds;
-    int rounds = 0;
-    while (!sequence.done() && rounds < abort_after) {
-      const Round round{.steps = {sequence.Step()}};
-      sequence.Take(round.steps[0], executor_->Run(round).sequences[0]);
-      ++rounds;
-    }
-    num_rounds += rounds;
-    if (!sequence.done()) {
-      ++num_aborted;
-      continue;
-    }
-    ++num_finished;
-    ASSERT_EQ(sequence.output(), want[which]) << "plan " << which << " after " << num_rounds;
-  }
-  std::printf("%d rounds, %d requests finished, %d aborted\n", num_rounds, num_finished,
-              num_aborted);
-  EXPECT_GT(num_aborted, 0);
+  RunMixedRequests(*executor_, runs, kRounds, [](std::mt19937&, SequenceStep&) {});
 }
 
 }  // namespace
