@@ -26,6 +26,7 @@ namespace ultraspeed::kernels::cuda {
 
 constexpr int kTileRows = 16;
 constexpr int kSlabColumns = 128;
+constexpr int kGroupsPerSlab = kSlabColumns / 32;
 constexpr int kSegmentSlabsMax = 12;  // of Linear: 1536 columns; experts have one segment
 
 // FP8 and MXFP4 codes enter the product as they are, at the bottom of bf16's exponent, where they
@@ -51,8 +52,8 @@ constexpr int SlabCodeBytes(WeightFormat format) {
   return 0;
 }
 
-// kFp8Block128: fp32 scale of rows 0-7, of rows 8-15, 8 bytes of nothing. kMxfp4: [16 rows][4
-// groups] exponent fields.
+// kFp8Block128: fp32 scale of rows 0-7, of rows 8-15, 8 bytes of nothing. kMxfp4: [16 rows] a
+// word of the exponent fields of its four groups, ascending from bit 30 down, around the word's end.
 constexpr int SlabBytes(WeightFormat format) {
   switch (format) {
     case WeightFormat::kBf16:

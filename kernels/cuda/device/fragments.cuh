@@ -38,19 +38,19 @@ __device__ __forceinline__ void ExpandFp8(uint32_t w0, uint32_t w1, uint32_t (&p
   }
 }
 
-// e2m1 bits at the bottom of bf16's exponent are the value times 2^-126, subnormals included.
+// e2m1 bits at the bottom of bf16's exponent are the value times 2^-126, subnormals included. Nine
+// operations a word, by the way its bits lie (pack.cu).
 __device__ __forceinline__ void ExpandMxfp4(uint32_t w, uint32_t (&pairs)[4]) {
-  constexpr uint32_t kMask = 0x81c081c0u, kSign = 0x80008000u, kMagnitude = 0x01c001c0u;
+  constexpr uint32_t kMask = 0x81c081c0u, kMantissa = 0x00400040u;
   pairs[0] = w & kMask;
-  pairs[1] = w << 3 & kMask;
-  pairs[2] = (w << 6 & kMagnitude) | (w << 1 & kSign);
-  pairs[3] = (w >> 3 & kMagnitude) | (w << 2 & kSign);
+  pairs[1] = w << 6 & kMask;
+  pairs[2] = __funnelshift_l(w, w, 10) & kMask;
+  pairs[3] = (w << 4 & (kMask ^ kMantissa)) | (w >> 4 & kMantissa);
 }
 
 // Exponent fields of a row's four groups -> the factor of group j.
 __device__ __forceinline__ float GroupFactor(uint32_t exponents, int j) {
-  const uint32_t bits = j < 3 ? exponents << (23 - 8 * j) : exponents >> 1;
-  return __uint_as_float(bits & 0x7f800000u);
+  return __uint_as_float(__funnelshift_l(exponents, exponents, 8 * j) & 0x7f800000u);
 }
 
 template <WeightFormat kFormat>

@@ -20,17 +20,6 @@ __device__ __forceinline__ void ArriveAsConsumers(const Block& block, const Phas
   if (Thread() == 0) ArriveEverywhere(block.Counter(phase.arrive_counter));
 }
 
-// One thread; others learn of it by a barrier. As Block::WaitForArrivals, but without a call: it
-// stands among code whose registers are all in use.
-__device__ __forceinline__ void WaitForArrivalsInline(const Block& block, const Phase& phase) {
-  if (phase.wait_counter < 0) return;
-  const uint32_t* const word = block.Counter(phase.wait_counter);
-  const uint32_t wanted =
-      block.shared().state.round * block.program().totals[phase.wait_counter] + phase.wait_target;
-  WaitUntilInline(block.program(), block.shared().places, WaitsFor::kOtherBlocks,
-                  [&] { return static_cast<int32_t>(PollCounter(word) - wanted) >= 0; });
-}
-
 // What units of attention need of their block: shared memory that no partial sums arrive in any
 // more, and one wait for the projections, as late as a unit allows.
 class UnitRunner {
@@ -48,7 +37,7 @@ class UnitRunner {
   // One warp; a barrier follows.
   __device__ __forceinline__ void Wait() const {
     if (Thread() % kWarpLanes != 0) return;
-    WaitForArrivalsInline(block_, phase_);
+    block_.WaitForArrivals(phase_.wait_counter, phase_.wait_target);
     block_.Stamp(phase_idx_, kTraceInputReady);
   }
 

@@ -68,7 +68,6 @@ struct alignas(128) Shared {
   float scale[kRowsMax];
   Places places;
   volatile uint32_t phases_finished;  // by the finishers, of those that have work for them
-  volatile uint32_t pushed;           // entries that the producer has started
   volatile uint32_t exits;            // the producer's sign to leave
 };
 static_assert(sizeof(Shared) <= 227 * 1024);
@@ -309,10 +308,9 @@ class ExchangeClock {
 
 // Sends the lane's part of a partial. `index`: of the block of slabs in its pass.
 __device__ __forceinline__ void WaitForExchange(const Block& block, int owner, uint32_t use) {
-  if (use < kExchangeBuffers) return;
   block.WaitBarrier(WaitsFor::kExchangeFree,
                     &block.shared().exchange_free[owner][use % kExchangeBuffers],
-                    (use / kExchangeBuffers - 1) & 1);
+                    use / kExchangeBuffers & 1);
   __syncwarp();
 }
 __device__ __forceinline__ void SendPartial(const Block& block, int owner, uint32_t use, int index,

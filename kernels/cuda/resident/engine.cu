@@ -154,12 +154,12 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
     InitBarrierCount(&shared.exchange_full[i], 1);
     for (int owner = 0; owner < kClusterBlocks; ++owner) {
       InitBarrierCount(&shared.exchange_free[owner][i], 1);
+      Arrive(&shared.exchange_free[owner][i], 1);  // free at first
     }
   }
   InitBarrierCount(&shared.experts_ready, 1);
   FenceBarrierInit();
   shared.exits = 0;
-  shared.pushed = 0;
   shared.phases_finished = 0;
   shared.state = {.position = program.position,
                   .tokens = {program.anchor},

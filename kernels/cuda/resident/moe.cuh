@@ -363,7 +363,6 @@ __device__ __forceinline__ bool StreamMoeDown(const Block& block, const Phase& p
 // Expert i is warp i % kConsumerWarps's, with all of the block's tiles.
 __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& phase,
                                              ConsumerClock& clock, int lane) {
-  constexpr int kAtOnce = 3;
   const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
   const int count = walk.OwnedCount(block.rank);
   if (count == 0) return;
@@ -371,33 +370,29 @@ __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& ph
   const int warp = Thread() / kWarpLanes,
             tile_bytes = phase.num_slabs * SlabBytes(WeightFormat::kMxfp4);
   auto* const results = reinterpret_cast<float*>(block.shared().exchange) + lane / 4;
+#pragma unroll 1
   for (int i = warp; i < choice.num_experts; i += kConsumerWarps) {
     const int8_t* const slot_of = choice.slot_of[i];
     const int slot =
         slot_of[lane / 4];  // a row that did not choose the expert has the last, of zeros
-    const uint8_t* const x =
+    const uint8_t* const fragments =
         block.shared().staging + (slot < 0 ? kSlotsMax : slot) * kSlotStride + lane % 4 * 16;
+    Columns x;
+    LoadColumns(fragments, phase.num_slabs, x);
     const int even = slot_of[lane % 4 * 2], odd = slot_of[lane % 4 * 2 + 1];
     const int place = i % kDownGroup;
-    const uint8_t* const data = clock.ring.Wait(block, i / kDownGroup) + place * count * tile_bytes;
-    for (int tile = 0; tile < count; tile += kAtOnce) {
-      const uint8_t* blocks[kAtOnce];
-#pragma unroll
-      for (int t = 0; t < kAtOnce; ++t) blocks[t] = data + min(tile + t, count - 1) * tile_bytes;
-      float v[kAtOnce][4] = {};
-      MultiplyBlocks<kAtOnce>(blocks, phase.num_slabs, x, lane, v);
-#pragma unroll
-      for (int t = 0; t < kAtOnce; ++t) {
-        if (tile + t >= count) break;
-        const auto store = [&](int to_slot, float low, float high) {
-          if (to_slot < 0) return;
-          float* const place = results + to_slot * kResultStride + (tile + t) * kTileRows;
-          place[0] = low;
-          place[8] = high;
-        };
-        store(even, v[t][0], v[t][2]);
-        store(odd, v[t][1], v[t][3]);
-      }
+    const uint8_t* data = clock.ring.Wait(block, i / kDownGroup) + place * count * tile_bytes;
+#pragma unroll 1
+    for (int tile = 0; tile < count; ++tile, data += tile_bytes) {
+      const float4 v = MultiplyBlock<WeightFormat::kMxfp4>(data, phase.num_slabs, x, lane);
+      const auto store = [&](int to_slot, float low, float high) {
+        if (to_slot < 0) return;
+        float* const result = results + to_slot * kResultStride + tile * kTileRows;
+        result[0] = low;
+        result[8] = high;
+      };
+      store(even, v.x, v.z);
+      store(odd, v.y, v.w);
     }
     const int readers = min(kDownGroup, choice.num_experts - (i - place));
     clock.ring.Release(block, i / kDownGroup, EntryArrivals(readers, place), lane);

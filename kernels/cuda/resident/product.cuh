@@ -26,22 +26,32 @@ struct FinisherClock {
   uint32_t moe_layers = 0;
 };
 
-// The partial of one block of (up to) two slabs; `x` as StagedFragments.
+// The lane's columns of a block of two slabs, groups of 32 columns ascending: a warp keeps its block
+// of the rows in registers for all tiles.
+using Columns = uint4[2 * kGroupsPerSlab];
+__device__ __forceinline__ void LoadColumns(const uint8_t* fragments, int num_slabs, Columns& x) {
+#pragma unroll
+  for (int i = 0; i < 2 * kGroupsPerSlab; ++i) {
+    x[i] = i < num_slabs * kGroupsPerSlab ? StagedGroup(fragments, i) : uint4{};
+  }
+}
+
+// The partial of one block of (up to) two slabs of a tile.
 template <WeightFormat kFormat>
 __device__ __forceinline__ float4 MultiplyBlock(const uint8_t* block, int num_slabs,
-                                                const uint8_t* x, int lane) {
+                                                const Columns& x, int lane) {
   if constexpr (kFormat == WeightFormat::kFp8Block128) {
     // Both slabs side by side; what a missing one gives is not taken.
     float sums[2][4] = {};
     const Slab<kFormat> slabs[2] = {Slab<kFormat>(block, lane),
                                     Slab<kFormat>(block + SlabBytes(kFormat), lane)};
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
+    for (int j = 0; j < kGroupsPerSlab; ++j) {
 #pragma unroll
       for (int s = 0; s < 2; ++s) {
         GroupFragments a;
         slabs[s].Group(j, a);
-        MmaGroup(sums[s], a, StagedGroup(x, 4 * s + j));
+        MmaGroup(sums[s], a, x[kGroupsPerSlab * s + j]);
       }
     }
     const float4 first = ScaledPartial(sums[0], slabs[0].Scales());
@@ -52,59 +62,27 @@ __device__ __forceinline__ float4 MultiplyBlock(const uint8_t* block, int num_sl
     for (int s = 0; s < 2; ++s) {
       if (s >= num_slabs) break;
       const Slab<kFormat> slab(block + s * SlabBytes(kFormat), lane);
+      if constexpr (kFormat == WeightFormat::kMxfp4) {
+        // All groups' chains overlap, scales come last.
+        float groups[kGroupsPerSlab][4] = {};
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        GroupFragments a;
-        slab.Group(j, a);
-        AddGroup<kFormat>(sum, slab, j, a, StagedGroup(x, 4 * s + j));
+        for (int j = 0; j < kGroupsPerSlab; ++j) {
+          GroupFragments a;
+          slab.Group(j, a);
+          MmaGroup(groups[j], a, x[kGroupsPerSlab * s + j]);
+        }
+#pragma unroll
+        for (int j = 0; j < kGroupsPerSlab; ++j) AddScaled(sum, slab, j, groups[j]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < kGroupsPerSlab; ++j) {
+          GroupFragments a;
+          slab.Group(j, a);
+          MmaGroup(sum, a, x[kGroupsPerSlab * s + j]);
+        }
       }
     }
     return {sum[0], sum[1], sum[2], sum[3]};
-  }
-}
-
-// The partials of the same block of two slabs of kTiles tiles of MXFP4: columns are read once, and
-// all chains of a slab overlap: what memory holds is asked for first, scales come last.
-template <int kTiles>
-__device__ __forceinline__ void MultiplyBlocks(const uint8_t* const (&blocks)[kTiles],
-                                               int num_slabs, const uint8_t* x, int lane,
-                                               float (&sums)[kTiles][4]) {
-  constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
-#pragma unroll
-  for (int s = 0; s < 2; ++s) {
-    if (s >= num_slabs) break;
-    Slab<kFormat> slabs[kTiles];
-    uint4 words[kTiles][2];  // [groups 2 i, 2 i + 1]
-    uint4 columns[4];
-#pragma unroll
-    for (int t = 0; t < kTiles; ++t) {
-      slabs[t] = Slab<kFormat>(blocks[t] + s * SlabBytes(kFormat), lane);
-      const auto* const pieces = reinterpret_cast<const uint4*>(slabs[t].bytes) + lane;
-      words[t][0] = pieces[0];
-      words[t][1] = pieces[kWarpLanes];
-    }
-#pragma unroll
-    for (int j = 0; j < 4; ++j) columns[j] = StagedGroup(x, 4 * s + j);
-    float groups[4][kTiles][4] = {};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) {
-        const uint4 w = words[t][j / 2];
-        uint32_t pairs[4];
-        GroupFragments a;
-        ExpandMxfp4(j % 2 == 0 ? w.x : w.z, pairs);
-        SetRow(a, 0, pairs);
-        ExpandMxfp4(j % 2 == 0 ? w.y : w.w, pairs);
-        SetRow(a, 1, pairs);
-        MmaGroup(groups[j][t], a, columns[j]);
-      }
-    }
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-#pragma unroll
-      for (int t = 0; t < kTiles; ++t) AddScaled(sums[t], slabs[t], j, groups[j][t]);
-    }
   }
 }
 
@@ -126,22 +104,10 @@ __device__ __forceinline__ PieceReader PieceOf(const Share& share, const Team& t
           .index = share.first - share.pass_first + team.part};
 }
 
-__device__ __forceinline__ void ReleaseAndSend(const Block& block, ConsumerClock& clock,
-                                               const TileWalk& walk, const PieceReader& piece,
-                                               int number, float4 partial, int lane) {
-  clock.ring.Release(block, walk.CountBefore(number) * piece.entries + piece.entry, piece.arrivals,
-                     lane);
-  const int owner = walk.Owner(number);
-  SendPartial(block, owner, clock.exchange.Use(owner, walk.Place(number)), piece.index, partial,
-              lane);
-}
-
 // What all warps together wait for before any gives an entry back must fit into the ring, beside
 // the room that a piece which is not cut leaves at its end.
-constexpr int TilesAtOnce(WeightFormat format) { return format == WeightFormat::kMxfp4 ? 2 : 1; }
 constexpr bool FitsRing(WeightFormat format) {
-  const int waited = kConsumerWarps * TilesAtOnce(format) * kBlockSlabs * SlabBytes(format);
-  return waited + PieceBlocks(format) * kBlockSlabs * SlabBytes(format) <= kRingBytes;
+  return (kConsumerWarps + PieceBlocks(format)) * kBlockSlabs * SlabBytes(format) <= kRingBytes;
 }
 static_assert(FitsRing(WeightFormat::kBf16) && FitsRing(WeightFormat::kFp8Block128) &&
               FitsRing(WeightFormat::kMxfp4));
@@ -154,28 +120,18 @@ __device__ __forceinline__ void MultiplyTiles(const Block& block, ConsumerClock&
   if (share.count > 0) {
     const int slabs = min(2, num_slabs - 2 * (share.first + team.part));
     const PieceReader piece = PieceOf<kFormat>(share, team);
-    const uint8_t* const x = StagedFragments(block, team.part, ShareSlabs(share, num_slabs), lane);
-    const auto wait = [&](int number) {
-      return clock.ring.Wait(block, walk.CountBefore(number) * piece.entries + piece.entry) +
-             piece.offset;
-    };
-    int i = team.works ? team.index : walk.end();
-    if constexpr (TilesAtOnce(kFormat) == 2) {  // all of a dealt order exist
-      for (; i + team.num_teams < walk.end(); i += 2 * team.num_teams) {
-        const uint8_t* const data[2] = {wait(i), wait(i + team.num_teams)};
-        float sums[2][4] = {};
-        MultiplyBlocks<2>(data, slabs, x, lane, sums);
-#pragma unroll
-        for (int t = 0; t < 2; ++t) {
-          ReleaseAndSend(block, clock, walk, piece, i + t * team.num_teams,
-                         {sums[t][0], sums[t][1], sums[t][2], sums[t][3]}, lane);
-        }
-      }
-    }
-    for (; i < walk.end(); i += team.num_teams) {
+    Columns x;
+    LoadColumns(StagedFragments(block, team.part, ShareSlabs(share, num_slabs), lane), slabs, x);
+#pragma unroll 1  // the loop has to fit into the nearest instruction cache, with the finishers' one
+    for (int i = team.works ? team.index : walk.end(); i < walk.end(); i += team.num_teams) {
       if (!walk.Exists(i)) continue;
-      const float4 partial = MultiplyBlock<kFormat>(wait(i), slabs, x, lane);
-      ReleaseAndSend(block, clock, walk, piece, i, partial, lane);
+      const uint32_t entry = walk.CountBefore(i) * piece.entries + piece.entry;
+      const uint8_t* const data = clock.ring.Wait(block, entry) + piece.offset;
+      const float4 partial = MultiplyBlock<kFormat>(data, slabs, x, lane);
+      clock.ring.Release(block, entry, piece.arrivals, lane);
+      const int owner = walk.Owner(i);
+      SendPartial(block, owner, clock.exchange.Use(owner, walk.Place(i)), piece.index, partial,
+                  lane);
     }
     clock.ring.Advance(walk.CountBefore(walk.end()) * piece.entries);
   }

@@ -20,6 +20,11 @@ __device__ __forceinline__ void BulkCopyOnce(void* shared, const void* global, u
       : "memory");
 }
 
+// Entries under way or being read. A reader waits for an entry by the parity of its barrier alone:
+// the entry's last use must be over by then. It is, because between two entries that a warp reads
+// in a phase lie fewer than this many, and all warps have met since the last phase.
+constexpr int kLiveEntries = kRingEntries / 2;
+
 // Lane 0 of the producer warp.
 class RingWriter {
  public:
@@ -41,7 +46,7 @@ class RingWriter {
       taken += kRingBytes - head_;
       offset = 0;
     }
-    while (used_ + taken > kRingBytes || next_ - oldest_ == kRingEntries) {
+    while (used_ + taken > kRingBytes || next_ - oldest_ == kLiveEntries) {
       if (!Reclaim()) return false;
     }
     Shared& shared = block_.shared();
@@ -55,7 +60,7 @@ class RingWriter {
       BulkCopyOnce(shared.ring + offset + i * piece_bytes, piece_at(i), piece_bytes,
                    &shared.full[entry], policy_);
     }
-    shared.pushed = ++next_;
+    ++next_;
     return true;
   }
   // Waits for copies that nobody will read: shared memory must outlive them.
@@ -95,13 +100,6 @@ class RingReader {
   // Entry `i` of this phase, when it is there. The whole warp calls it.
   __device__ __forceinline__ const uint8_t* Wait(const Block& block, uint32_t i) {
     const uint32_t entry = first_ + i;
-    // Parity alone could take the entry's last use for this one.
-    if (static_cast<int32_t>(pushed_ - entry) <= 0) {
-      block.Wait(WaitsFor::kWeights, [&] {
-        pushed_ = block.shared().pushed;
-        return static_cast<int32_t>(pushed_ - entry) > 0;
-      });
-    }
     block.WaitBarrier(WaitsFor::kWeights, &block.shared().full[entry % kRingEntries],
                       entry / kRingEntries & 1);
     __syncwarp();
@@ -116,7 +114,6 @@ class RingReader {
 
  private:
   uint32_t first_ = 0;
-  uint32_t pushed_ = 0;  // as last seen
 };
 
 }  // namespace ultraspeed::kernels::cuda::resident

@@ -138,14 +138,9 @@ struct Places {  // where the warps of this block stand: phase of producer, cons
   volatile int32_t phase[3];
 };
 
-// `since` is when the wait was first checked, 0 at first; gives the new value.
-__device__ __forceinline__ uint64_t CheckProgressInline(const Program& program,
-                                                        const Places& places, WaitsFor what,
-                                                        uint64_t since) {
-  const uint64_t now = GlobalNanoseconds();
-  if (since == 0) return now;
-  const bool others_stuck = *reinterpret_cast<volatile uint32_t*>(program.abort_word) != 0;
-  if (!others_stuck && now - since < program.wait_ns_max) return since;
+// Never returns, so that a wait saves no registers for it.
+[[noreturn]] static __device__ __noinline__ void GiveUp(const Program& program,
+                                                        const Places& places, WaitsFor what) {
   StuckReport::Place& place = program.stuck->places[blockIdx.x];
   for (int i = 0; i < 3; ++i) place.phase[i] = places.phase[i];
   place.waits_for = static_cast<int32_t>(what);
@@ -153,35 +148,25 @@ __device__ __forceinline__ uint64_t CheckProgressInline(const Program& program,
   __threadfence_system();
   atomicExch(program.abort_word, 1u);
   constexpr uint64_t kTimeForTheOthersNs = 50'000'000;
-  while (GlobalNanoseconds() - now < kTimeForTheOthersNs) __nanosleep(1000);
+  const uint64_t begin = GlobalNanoseconds();
+  while (GlobalNanoseconds() - begin < kTimeForTheOthersNs) __nanosleep(1000);
   __trap();
-  return since;
-}
-static __device__ __noinline__ uint64_t CheckProgress(const Program& program, const Places& places,
-                                                      WaitsFor what, uint64_t since) {
-  return CheckProgressInline(program, places, what, since);
+  __builtin_unreachable();
 }
 
-template <typename Ready, typename CheckFn>
-__device__ __forceinline__ void SpinUntil(Ready ready, CheckFn check) {
-  if (ready()) return;
-  constexpr uint32_t kSpinsPerCheck = 8192;
-  uint64_t since = 0;
-  for (uint32_t spins = 1; !ready(); ++spins) {
-    if (spins % kSpinsPerCheck == 0) since = check(since);
-  }
-}
 template <typename Ready>
 __device__ __forceinline__ void WaitUntil(const Program& program, const Places& places,
                                           WaitsFor what, Ready ready) {
-  SpinUntil(ready, [&](uint64_t since) { return CheckProgress(program, places, what, since); });
-}
-// The same without a call, which would make room for itself in the registers of those around it.
-template <typename Ready>
-__device__ __forceinline__ void WaitUntilInline(const Program& program, const Places& places,
-                                                WaitsFor what, Ready ready) {
-  SpinUntil(ready,
-            [&](uint64_t since) { return CheckProgressInline(program, places, what, since); });
+  constexpr uint32_t kSpinsPerCheck = 8192;
+  uint64_t since = 0;  // of the first check
+#pragma unroll 1
+  for (uint32_t spins = 1; !ready(); ++spins) {
+    if (spins % kSpinsPerCheck != 0) continue;
+    const uint64_t now = GlobalNanoseconds();
+    if (since == 0) since = now;
+    const bool others_stuck = *reinterpret_cast<volatile uint32_t*>(program.abort_word) != 0;
+    if (others_stuck || now - since >= program.wait_ns_max) GiveUp(program, places, what);
+  }
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident
