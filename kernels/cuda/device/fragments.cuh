@@ -137,11 +137,10 @@ __device__ __forceinline__ void MmaGroup(float (&sum)[4], const GroupFragments& 
 }
 
 // Adds the sum of group j, times its rows' scales, to a block's sum.
-__device__ __forceinline__ void AddScaled(float (&sum)[4],
-                                          const Slab<WeightFormat::kMxfp4>& weights, int j,
+__device__ __forceinline__ void AddScaled(float (&sum)[4], const uint32_t (&exponents)[2], int j,
                                           const float (&group)[4]) {
-  const float low = GroupFactor(weights.exponents[0], j);
-  const float high = GroupFactor(weights.exponents[1], j);
+  const float low = GroupFactor(exponents[0], j);
+  const float high = GroupFactor(exponents[1], j);
   sum[0] = __fmaf_rn(low, group[0], sum[0]);
   sum[1] = __fmaf_rn(low, group[1], sum[1]);
   sum[2] = __fmaf_rn(high, group[2], sum[2]);
@@ -155,7 +154,7 @@ __device__ __forceinline__ void AddGroup(float (&sum)[4], const Slab<kFormat>& w
   if constexpr (kFormat == WeightFormat::kMxfp4) {
     float group[4] = {};
     MmaGroup(group, a, x);
-    AddScaled(sum, weights, j, group);
+    AddScaled(sum, weights.exponents, j, group);
   } else {
     MmaGroup(sum, a, x);
   }

@@ -306,16 +306,16 @@ class ExchangeClock {
   uint32_t finished_[kClusterBlocks] = {};
 };
 
-// Sends the lane's part of a partial. `index`: of the block of slabs in its pass.
 __device__ __forceinline__ void WaitForExchange(const Block& block, int owner, uint32_t use) {
   block.WaitBarrier(WaitsFor::kExchangeFree,
                     &block.shared().exchange_free[owner][use % kExchangeBuffers],
                     use / kExchangeBuffers & 1);
   __syncwarp();
 }
+// Sends the lane's part of a partial, after WaitForExchange. `index`: of the block of slabs in its
+// pass.
 __device__ __forceinline__ void SendPartial(const Block& block, int owner, uint32_t use, int index,
                                             float4 partial, int lane) {
-  WaitForExchange(block, owner, use);
   Shared& shared = block.shared();
   const int buffer = use % kExchangeBuffers;
   StoreInCluster(&shared.exchange[buffer][index][lane], partial, &shared.exchange_full[buffer],

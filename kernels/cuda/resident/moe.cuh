@@ -275,7 +275,7 @@ __device__ __forceinline__ void MultiplyMoeUp(const Block& block, const Phase& p
   if (Thread() == 0) block.Stamp(phase_idx, kTraceInputReady);
   const TileWalk walk(block, TileOrder::kDealt,
                       block.shared().choice.num_experts * phase.num_tiles);
-  MultiplyTiles<WeightFormat::kMxfp4>(block, clock, walk, share, phase.num_slabs, team, lane);
+  MultiplyExpertTiles(block, clock, walk, share, phase.num_slabs, team, lane);
 }
 
 // Phases that multiply staged rows.
@@ -382,9 +382,13 @@ __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& ph
     const int even = slot_of[lane % 4 * 2], odd = slot_of[lane % 4 * 2 + 1];
     const int place = i % kDownGroup;
     const uint8_t* data = clock.ring.Wait(block, i / kDownGroup) + place * count * tile_bytes;
+    ExpertBlock weights;
+    weights.ReadFirst(data, lane);
 #pragma unroll 1
     for (int tile = 0; tile < count; ++tile, data += tile_bytes) {
-      const float4 v = MultiplyBlock<WeightFormat::kMxfp4>(data, phase.num_slabs, x, lane);
+      weights.Multiply(data, phase.num_slabs, x, lane);
+      if (tile + 1 < count) weights.ReadFirst(data + tile_bytes, lane);
+      const float4 v = weights.Partial();
       const auto store = [&](int to_slot, float low, float high) {
         if (to_slot < 0) return;
         float* const result = results + to_slot * kResultStride + tile * kTileRows;

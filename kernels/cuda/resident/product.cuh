@@ -26,8 +26,8 @@ struct FinisherClock {
   uint32_t moe_layers = 0;
 };
 
-// The lane's columns of a block of two slabs, groups of 32 columns ascending: a warp keeps its block
-// of the rows in registers for all tiles.
+// The lane's columns of a block of two slabs, groups of 32 columns ascending: a warp keeps its
+// block of the rows in registers for all tiles.
 using Columns = uint4[2 * kGroupsPerSlab];
 __device__ __forceinline__ void LoadColumns(const uint8_t* fragments, int num_slabs, Columns& x) {
 #pragma unroll
@@ -57,34 +57,108 @@ __device__ __forceinline__ float4 MultiplyBlock(const uint8_t* block, int num_sl
     const float4 first = ScaledPartial(sums[0], slabs[0].Scales());
     return num_slabs > 1 ? Add(first, ScaledPartial(sums[1], slabs[1].Scales())) : first;
   } else {
+    static_assert(kFormat == WeightFormat::kBf16);  // MXFP4: ExpertBlock
     float sum[4] = {};
 #pragma unroll
     for (int s = 0; s < 2; ++s) {
       if (s >= num_slabs) break;
       const Slab<kFormat> slab(block + s * SlabBytes(kFormat), lane);
-      if constexpr (kFormat == WeightFormat::kMxfp4) {
-        // All groups' chains overlap, scales come last.
-        float groups[kGroupsPerSlab][4] = {};
 #pragma unroll
-        for (int j = 0; j < kGroupsPerSlab; ++j) {
-          GroupFragments a;
-          slab.Group(j, a);
-          MmaGroup(groups[j], a, x[kGroupsPerSlab * s + j]);
-        }
-#pragma unroll
-        for (int j = 0; j < kGroupsPerSlab; ++j) AddScaled(sum, slab, j, groups[j]);
-      } else {
-#pragma unroll
-        for (int j = 0; j < kGroupsPerSlab; ++j) {
-          GroupFragments a;
-          slab.Group(j, a);
-          MmaGroup(sum, a, x[kGroupsPerSlab * s + j]);
-        }
+      for (int j = 0; j < kGroupsPerSlab; ++j) {
+        GroupFragments a;
+        slab.Group(j, a);
+        MmaGroup(sum, a, x[kGroupsPerSlab * s + j]);
       }
     }
     return {sum[0], sum[1], sum[2], sum[3]};
   }
 }
+
+// A block of (up to) two slabs of MXFP4 on its way through a warp. The experts' loops are bound by
+// how many of their instructions wait for the one before, so the steps are apart: a block's first
+// slab is read while the block before is multiplied, and sums are scaled long after the products.
+class ExpertBlock {
+ public:
+  __device__ __forceinline__ void ReadFirst(const uint8_t* block, int lane) {
+    ReadCodes(block, lane, first_);
+  }
+  // After ReadFirst of the same block; then the block's memory may be given back.
+  __device__ __forceinline__ void Multiply(const uint8_t* block, int num_slabs, const Columns& x,
+                                           int lane) {
+    const uint8_t* const last = block + (num_slabs > 1 ? kSlab : 0);
+    Codes second;
+    ReadCodes(last, lane, second);
+    uint32_t exponents[2];
+    ReadExponents(block, lane, exponents);
+    ReadExponents(last, lane, exponents_);
+    float groups[kGroupsPerSlab][4];
+    MultiplySlab(first_, x, 0, groups);
+    if (num_slabs > 1) {
+      MultiplySlab(second, x, kGroupsPerSlab, last_);
+      Scale(exponents, groups, {}, sum_);
+    } else {
+#pragma unroll
+      for (int j = 0; j < kGroupsPerSlab; ++j) Copy(groups[j], last_[j]);
+      Copy({}, sum_);
+    }
+  }
+  // Of the block that was multiplied last.
+  __device__ __forceinline__ float4 Partial() const {
+    float sum[4];
+    Scale(exponents_, last_, sum_, sum);
+    return {sum[0], sum[1], sum[2], sum[3]};
+  }
+
+ private:
+  static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
+  static constexpr int kSlab = SlabBytes(kFormat);
+  using Codes = uint4[2];         // of groups 2 i, 2 i + 1
+  using Exponents = uint32_t[2];  // of rows g and g + 8
+
+  static __device__ __forceinline__ void Copy(const float (&from)[4], float (&to)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to[i] = from[i];
+  }
+  static __device__ __forceinline__ void ReadCodes(const uint8_t* slab, int lane, Codes& codes) {
+    const auto* const words = reinterpret_cast<const uint4*>(slab) + lane;
+    codes[0] = words[0];
+    codes[1] = words[kWarpLanes];
+  }
+  static __device__ __forceinline__ void ReadExponents(const uint8_t* slab, int lane,
+                                                       Exponents& exponents) {
+    const auto* const words =
+        reinterpret_cast<const uint32_t*>(slab + SlabCodeBytes(kFormat)) + lane / 4;
+    exponents[0] = words[0];
+    exponents[1] = words[8];
+  }
+  static __device__ __forceinline__ void MultiplySlab(const Codes& codes, const Columns& x,
+                                                      int first_group,
+                                                      float (&groups)[kGroupsPerSlab][4]) {
+#pragma unroll
+    for (int j = 0; j < kGroupsPerSlab; ++j) {
+      const uint4 w = codes[j / 2];
+      uint32_t pairs[4];
+      GroupFragments a;
+      ExpandMxfp4(j % 2 == 0 ? w.x : w.z, pairs);
+      SetRow(a, 0, pairs);
+      ExpandMxfp4(j % 2 == 0 ? w.y : w.w, pairs);
+      SetRow(a, 1, pairs);
+      Copy({}, groups[j]);
+      MmaGroup(groups[j], a, x[first_group + j]);
+    }
+  }
+  static __device__ __forceinline__ void Scale(const Exponents& exponents,
+                                               const float (&groups)[kGroupsPerSlab][4],
+                                               const float (&before)[4], float (&sum)[4]) {
+    Copy(before, sum);
+#pragma unroll
+    for (int j = 0; j < kGroupsPerSlab; ++j) AddScaled(sum, exponents, j, groups[j]);
+  }
+
+  Codes first_;
+  float sum_[4], last_[kGroupsPerSlab][4];
+  Exponents exponents_;
+};
 
 // Where a warp finds its part of a tile in the ring, and where its partials go.
 struct PieceReader {
@@ -130,10 +204,45 @@ __device__ __forceinline__ void MultiplyTiles(const Block& block, ConsumerClock&
       const float4 partial = MultiplyBlock<kFormat>(data, slabs, x, lane);
       clock.ring.Release(block, entry, piece.arrivals, lane);
       const int owner = walk.Owner(i);
-      SendPartial(block, owner, clock.exchange.Use(owner, walk.Place(i)), piece.index, partial,
-                  lane);
+      const uint32_t use = clock.exchange.Use(owner, walk.Place(i));
+      WaitForExchange(block, owner, use);
+      SendPartial(block, owner, use, piece.index, partial, lane);
     }
     clock.ring.Advance(walk.CountBefore(walk.end()) * piece.entries);
+  }
+  clock.exchange.Advance(walk);
+}
+
+// The same for experts, whose tiles are dealt: all numbers of the walk exist.
+__device__ __forceinline__ void MultiplyExpertTiles(const Block& block, ConsumerClock& clock,
+                                                    const TileWalk& walk, const Share& share,
+                                                    int num_slabs, const Team& team, int lane) {
+  if (share.count > 0) {
+    const int slabs = min(2, num_slabs - 2 * (share.first + team.part));
+    const PieceReader piece = PieceOf<WeightFormat::kMxfp4>(share, team);
+    Columns x;
+    LoadColumns(StagedFragments(block, team.part, ShareSlabs(share, num_slabs), lane), slabs, x);
+    int i = team.works ? team.index : walk.end();
+    ExpertBlock weights;
+    const uint8_t* data = nullptr;
+    uint32_t entry = i * piece.entries + piece.entry;
+    const auto read_first = [&] {
+      data = clock.ring.Wait(block, entry) + piece.offset;
+      weights.ReadFirst(data, lane);
+    };
+    if (i < walk.end()) read_first();
+#pragma unroll 1
+    for (; i < walk.end(); i += team.num_teams) {
+      weights.Multiply(data, slabs, x, lane);
+      clock.ring.Release(block, entry, piece.arrivals, lane);
+      entry += team.num_teams * piece.entries;
+      if (i + team.num_teams < walk.end()) read_first();
+      const int owner = walk.Owner(i);
+      const uint32_t use = clock.exchange.Use(owner, walk.Place(i));
+      WaitForExchange(block, owner, use);
+      SendPartial(block, owner, use, piece.index, weights.Partial(), lane);
+    }
+    clock.ring.Advance(walk.end() * piece.entries);
   }
   clock.exchange.Advance(walk);
 }
