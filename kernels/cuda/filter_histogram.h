@@ -10,7 +10,7 @@ using Atomic64 = unsigned long long;  // what CUDA's 64-bit atomics take
 
 constexpr int kBins = 2048;
 
-struct FilterHistogram {
+struct alignas(16) FilterHistogram {  // copied in pieces of 16 bytes
   uint32_t counts[kBins];
   Atomic64 masses[kBins];
 };
