@@ -40,7 +40,9 @@ ABSL_FLAG(std::string, prompts, "held-out",
           "held-out (the folder's own prompts), or a file with one JSON prompt a line");
 ABSL_FLAG(int, max_tokens, 128, "completion tokens per prompt");
 ABSL_FLAG(int, threads, 0, "compute threads; 0 = all cores");
-ABSL_FLAG(double, temperature, 0, "0 = greedy");
+ABSL_FLAG(double, temperature, 0, "decode, rank: 0 = greedy");
+ABSL_FLAG(int, top_k, 0, "decode, rank: the most likely tokens that may be drawn; 0 = all");
+ABSL_FLAG(double, top_p, 1, "decode, rank: their share of the probability; 1 = all");
 ABSL_FLAG(int, repeats, 3, "passes over the prompts; the median pass is reported");
 ABSL_FLAG(std::string, shape, "mimo-v2.5-pro", "rank: the model's shape");
 ABSL_FLAG(int, rank_of, 8, "rank: GPUs that the shape is divided over");
@@ -88,15 +90,26 @@ struct Pass {
   double tokens_per_second() const { return tokens / seconds; }
 };
 
+absl::StatusOr<kernels::SamplingSpec> Sampling() {
+  const int top_k = absl::GetFlag(FLAGS_top_k);
+  const double top_p = absl::GetFlag(FLAGS_top_p);
+  if (top_k < 0)
+    return absl::InvalidArgumentError(absl::StrCat("--top_k: is ", top_k, "; must be at least 0"));
+  if (!(top_p > 0 && top_p <= 1))
+    return absl::InvalidArgumentError(absl::StrCat("--top_p: is ", top_p, "; must be in (0, 1]"));
+  return kernels::SamplingSpec{.temperature = static_cast<float>(absl::GetFlag(FLAGS_temperature)),
+                               .top_k = top_k,
+                               .top_p = static_cast<float>(top_p),
+                               .seed = kSeed};
+}
+
 Pass RunPass(worker::ModelExecutor& executor, const std::vector<HeldOutPrompt>& prompts, int block,
-             const std::string& label) {
+             const kernels::SamplingSpec& sampling, const std::string& label) {
   Pass pass;
   DecodeOptions options{.max_tokens = absl::GetFlag(FLAGS_max_tokens),
                         .block = block,
-                        .sampling = {},
+                        .sampling = sampling,
                         .statistics = &executor.statistics()};
-  options.sampling.temperature = static_cast<float>(absl::GetFlag(FLAGS_temperature));
-  options.sampling.seed = kSeed;
   for (size_t i = 0; i < prompts.size(); ++i) {
     if (isatty(STDERR_FILENO))
       std::fprintf(stderr, "\r%-28s %zu/%zu", label.c_str(), i + 1, prompts.size());
@@ -137,6 +150,7 @@ absl::Status RunRank() {
   ASSIGN_OR_RETURN(const worker::DeviceChoice choice, ChosenDevice());
   if (choice.device != worker::Device::kCuda)
     return absl::InvalidArgumentError("rank runs on --device=cuda only");
+  ASSIGN_OR_RETURN(const kernels::SamplingSpec sampling, Sampling());
   ASSIGN_OR_RETURN(const boost::json::object report,
                    MeasureRank({.shape = absl::GetFlag(FLAGS_shape),
                                 .num_ranks = absl::GetFlag(FLAGS_rank_of),
@@ -147,7 +161,8 @@ absl::Status RunRank() {
                                 .distinct_experts = absl::GetFlag(FLAGS_distinct_experts),
                                 .tokens_per_round = absl::GetFlag(FLAGS_tokens_per_round),
                                 .trace_file = absl::GetFlag(FLAGS_trace),
-                                .kv_fp8 = absl::GetFlag(FLAGS_kv_fp8)}));
+                                .kv_fp8 = absl::GetFlag(FLAGS_kv_fp8),
+                                .sampling = sampling}));
   Print(report);
   return absl::OkStatus();
 }
@@ -193,6 +208,7 @@ absl::Status RunDecode() {
     return absl::InvalidArgumentError("--max_tokens must be at least 2");
   if (absl::GetFlag(FLAGS_repeats) < 1)
     return absl::InvalidArgumentError("--repeats must be at least 1");
+  ASSIGN_OR_RETURN(const kernels::SamplingSpec sampling, Sampling());
 
   worker::ExecutorOptions executor_options;
   executor_options.model_folder = absl::GetFlag(FLAGS_model);
@@ -217,11 +233,12 @@ absl::Status RunDecode() {
 
   // Plain and speculative passes alternate, so that a change of the machine's load falls on both.
   std::vector<Pass> plain_passes, speculative_passes;
-  RunPass(*executor, {prompts.front()}, block, "warm-up");
+  RunPass(*executor, {prompts.front()}, block, sampling, "warm-up");
   for (int i = 0; i < absl::GetFlag(FLAGS_repeats); ++i) {
-    plain_passes.push_back(RunPass(*executor, prompts, 1, absl::StrCat("plain, pass ", i + 1)));
+    plain_passes.push_back(
+        RunPass(*executor, prompts, 1, sampling, absl::StrCat("plain, pass ", i + 1)));
     speculative_passes.push_back(
-        RunPass(*executor, prompts, block, absl::StrCat("speculative, pass ", i + 1)));
+        RunPass(*executor, prompts, block, sampling, absl::StrCat("speculative, pass ", i + 1)));
   }
   const Pass plain = MedianPass(plain_passes);
   const Pass speculative = MedianPass(speculative_passes);
@@ -237,7 +254,9 @@ absl::Status RunDecode() {
   const boost::json::object report = {
       {"device", executor->device()},
       {"prompts", prompts.size()},
-      {"temperature", absl::GetFlag(FLAGS_temperature)},
+      {"temperature", sampling.temperature},
+      {"top_k", sampling.top_k},
+      {"top_p", sampling.top_p},
       {"plain_tokens_per_second", plain.tokens_per_second()},
       {"speculative_tokens_per_second", speculative.tokens_per_second()},
       {"speedup", speculative.tokens_per_second() / plain.tokens_per_second()},
@@ -266,11 +285,12 @@ absl::Status RunDecode() {
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
       "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--device auto|cpu|cuda] "
-      "[--gpus N] [--prompts held-out|FILE] [--max_tokens N] [--temperature X] [--json]\n"
+      "[--gpus N] [--prompts held-out|FILE] [--max_tokens N] [--temperature X] [--top_k N] "
+      "[--top_p X] [--json]\n"
       "  ultraspeed-bench load --model DIR [--device auto|cpu|cuda] [--gpus N] [--read_threads N] "
       "[--experts as-stored|mxfp4] [--weights_cache DIR] [--stream_only] [--json]\n"
       "  ultraspeed-bench rank [--shape mimo-v2.5-pro] [--rank_of N] [--gpus N] [--context N] "
-      "[--json]\n"
+      "[--temperature X] [--top_k N] [--top_p X] [--json]\n"
       "  ultraspeed-bench allreduce --gpus N [--calls N] [--json]\n"
       "  ultraspeed-bench serving --api_key_file FILE [--target HOST:PORT] [--requests_per_second "
       "X] "

@@ -143,6 +143,7 @@ class RankRounds {
     step.num_tokens = 1;
     step.pages = pages_.data();
     step.num_pages = static_cast<int>(pages_.size());
+    step.sampling = options_.sampling;
     return step;
   }
 
@@ -224,6 +225,9 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
       {"gpus", options.num_gpus},
       {"context", options.context},
       {"kv", options.kv_fp8 ? "fp8" : "bf16"},
+      {"temperature", options.sampling.temperature},
+      {"top_k", options.sampling.top_k},
+      {"top_p", options.sampling.top_p},
       {"memory", model.memory},
       {"read_tb_per_second_ceiling", ceiling / 1e12},
       {"prefill_rows", options.prefill_tokens},

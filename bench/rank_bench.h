@@ -12,6 +12,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "kernels/ops.h"
 
 namespace ultraspeed::bench {
 
@@ -26,6 +27,7 @@ struct RankOptions {
   double tokens_per_round = 6.3;  // assumed, for tokens/s
   std::string trace_file;         // of one resident round; empty = none
   bool kv_fp8 = false;
+  kernels::SamplingSpec sampling = {};
 };
 
 absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options);

@@ -6,8 +6,6 @@
 // draw, sum of exponentials), then for rows with filters Histogram and Gather (see
 // sampling_filter.cuh), then Choose, a block per row. Plain rows leave Histogram and Gather at
 // once. Bytes: 4 V per row and pass, from L2.
-#include <climits>
-
 #include "kernels/check.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/sampling_filter.cuh"
@@ -16,12 +14,19 @@
 namespace ultraspeed::kernels::cuda {
 namespace {
 
-constexpr int kSlices = kWarpLanes;  // a warp merges them, a lane each
-constexpr int kSliceThreads = 256;
 constexpr int kChooseThreads = 1024;
 constexpr int kTopThreads = 512;
 constexpr int kTopMax = 8;
-constexpr int kNoToken = INT_MAX;
+static_assert(kSlices == kWarpLanes);  // a warp merges them, a lane each
+
+template <int kThreads>
+struct BlockOf {
+  static __device__ int Thread() { return static_cast<int>(threadIdx.x); }
+  static constexpr __device__ int NumThreads() { return kThreads; }
+  static __device__ void Sync() { __syncthreads(); }
+};
+using SliceBlock = BlockOf<kSliceThreads>;
+using RowBlock = BlockOf<kChooseThreads>;
 
 // What Scan finds in a slice, and Gather in a row with filters.
 struct Slice {
@@ -30,26 +35,23 @@ struct Slice {
   float sum;        // of exp(logit - greedy.value), if a log-probability is wanted
 };
 
-// Of a row with filters: totals over the bins before the undecided ones.
-struct Decided {
-  uint64_t count;
-  uint64_t mass;
-  uint64_t mass_of_all;
-  int num_undecided;
+// Of a row with filters.
+struct Undecided {
+  Decided decided;
+  int32_t count;
 };
 
 struct Workspace {
-  Slice* slices;        // [n, kSlices]
-  Decided* decided;     // [n]
-  uint32_t* counts;     // [n, kBins]
-  Atomic64* masses;     // [n, kBins]
-  uint64_t* undecided;  // [n, V] ranks
+  Slice* slices;                // [n, kSlices]
+  Undecided* undecided;         // [n]
+  FilterHistogram* histograms;  // [n]
+  uint64_t* undecided_ranks;    // [n, V]
 };
 
 struct SampleParams {
   const float* logits;
   int vocabulary, vocabulary_used;
-  int slice_width;  // tokens, a multiple of 4: one Philox block serves four
+  int slice_width;
   int32_t banned_token;
   const SampleRow* rows;
   int32_t* tokens;
@@ -62,6 +64,17 @@ struct SampleParams {
     return x != x || token == banned_token ? kMinusInfinity : x;
   }
 };
+
+// The block's slice, dealt to its threads in turn.
+template <typename Body>
+__device__ void ForEachOfSlice(const SampleParams& params, Body body) {
+  const int row = static_cast<int>(blockIdx.y);
+  const int begin = static_cast<int>(blockIdx.x) * params.slice_width;
+  const int end = min(begin + params.slice_width, params.vocabulary_used);
+  for (int token = begin + SliceBlock::Thread(); token < end; token += kSliceThreads) {
+    body(token, params.Logit(row, token));
+  }
+}
 
 __device__ Candidate MergedGreedy(const Slice* slices) {
   return WarpReduce(slices[threadIdx.x % kWarpLanes].greedy, BetterCandidate());
@@ -104,97 +117,37 @@ __global__ void __launch_bounds__(kSliceThreads) ScanKernel(SampleParams params)
   if (draws) drawn = BlockReduce(drawn, BetterCandidate(), candidates);
   float sum = 0.0f;
   if (spec.want_logprob != 0 && greedy.value > kMinusInfinity) {
-    for (int token = begin + static_cast<int>(threadIdx.x); token < end; token += kSliceThreads) {
-      sum += expf(params.Logit(row, token) - greedy.value);
-    }
-    sum = BlockReduce(sum, AddFloats(), sums);
+    sum = SumOfExponentials(
+        SliceBlock(), [&](auto body) { ForEachOfSlice(params, body); }, greedy.value, sums);
   }
   const Workspace& workspace = params.workspace;
   if (threadIdx.x == 0) workspace.slices[row * kSlices + slice] = {greedy, drawn, sum};
   if (!filters) return;
   constexpr int kBinsPerSlice = kBins / kSlices;
   if (threadIdx.x < kBinsPerSlice) {
-    const int bin = row * kBins + slice * kBinsPerSlice + static_cast<int>(threadIdx.x);
-    workspace.counts[bin] = 0;
-    workspace.masses[bin] = 0;
+    const int bin = slice * kBinsPerSlice + static_cast<int>(threadIdx.x);
+    workspace.histograms[row].counts[bin] = 0;
+    workspace.histograms[row].masses[bin] = 0;
   }
-  if (slice == 0 && threadIdx.x == 0) workspace.decided[row].num_undecided = 0;
+  if (slice == 0 && threadIdx.x == 0) workspace.undecided[row].count = 0;
 }
 
 // Adds a slice to its row's histogram.
 __global__ void __launch_bounds__(kSliceThreads) HistogramKernel(SampleParams params) {
-  const int row = static_cast<int>(blockIdx.y), slice = static_cast<int>(blockIdx.x);
+  const int row = static_cast<int>(blockIdx.y);
   const SamplingSpec& spec = params.rows[row].spec;
   if (!Filters(spec)) return;
   const Workspace& workspace = params.workspace;
   const float largest = MergedGreedy(workspace.slices + row * kSlices).value;
   if (largest == kMinusInfinity) return;
-  const float max = __fdiv_rn(largest, spec.temperature);
-  __shared__ uint32_t counts[kBins];
-  __shared__ Atomic64 masses[kBins];
-  for (int bin = threadIdx.x; bin < kBins; bin += kSliceThreads) {
-    counts[bin] = 0;
-    masses[bin] = 0;
-  }
-  __syncthreads();
-  const int begin = slice * params.slice_width;
-  const int end = min(begin + params.slice_width, params.vocabulary_used);
-  for (int token = begin + static_cast<int>(threadIdx.x); token < end; token += kSliceThreads) {
-    const float scaled = __fdiv_rn(params.Logit(row, token), spec.temperature);
-    const int bin = BinOf(scaled, max);
-    atomicAdd(&counts[bin], 1u);
-    atomicAdd(&masses[bin], static_cast<Atomic64>(MassOf(scaled, max)));
-  }
-  __syncthreads();
-  for (int bin = threadIdx.x; bin < kBins; bin += kSliceThreads) {
-    if (counts[bin] == 0) continue;
-    atomicAdd(&workspace.counts[row * kBins + bin], counts[bin]);
-    atomicAdd(&workspace.masses[row * kBins + bin], masses[bin]);
-  }
+  __shared__ FilterHistogram histogram;
+  AddToHistogram(
+      SliceBlock(), [&](auto body) { ForEachOfSlice(params, body); }, spec.temperature,
+      __fdiv_rn(largest, spec.temperature), histogram, workspace.histograms[row]);
 }
 
-// The bins where both filters' boundaries lie, inclusive.
-struct UndecidedBins {
-  int first, last;
-};
-
-// Decides all bins but a few: those before `first` are kept, those after `last` are not. Every
-// block of a row finds the same.
-__device__ UndecidedBins NarrowDown(const SampleParams& params, int row, Decided& decided) {
-  const SamplingSpec& spec = params.rows[row].spec;
-  const uint32_t* counts = params.workspace.counts + row * kBins;
-  const Atomic64* masses = params.workspace.masses + row * kBins;
-  __shared__ uint64_t scratch[kSliceThreads / kWarpLanes];
-  const auto sum_before = [&](const auto* amounts, int end) {
-    uint64_t sum = 0;
-    for (int bin = threadIdx.x; bin < end; bin += kSliceThreads) sum += amounts[bin];
-    return BlockReduce(sum, AddIntegers(), scratch);
-  };
-  decided.mass_of_all = sum_before(masses, kBins);
-  UndecidedBins bins = {kBins - 1, kBins - 1};
-  uint64_t mass_low = decided.mass_of_all, mass_high = decided.mass_of_all;
-  if (spec.top_k > 0) {
-    const int top_k = min(spec.top_k, params.vocabulary_used);
-    const int bin = FindCrossing<kSliceThreads>(counts, top_k).bin;
-    bins = {bin, bin};
-    mass_low = sum_before(masses, bin);
-    mass_high = mass_low + masses[bin];
-  }
-  if (spec.top_p < 1.0f) {
-    // What top-k keeps weighs between mass_low and mass_high, so top-p stops between these two.
-    const auto stop = [&](uint64_t mass) {
-      const uint64_t wanted = WantedMass(spec.top_p, mass);
-      return FindCrossing<kSliceThreads>(masses, wanted > 0 ? wanted : 1).bin;
-    };
-    bins.first = min(bins.first, stop(mass_low));
-    if (spec.top_k == 0) bins.last = stop(mass_high);
-  }
-  decided.count = sum_before(counts, bins.first);
-  decided.mass = sum_before(masses, bins.first);
-  return bins;
-}
-
-// Lets the tokens that are kept for certain compete, and lists the undecided.
+// Lets the tokens that are kept for certain compete, and lists the undecided. Every block of a row
+// decides the same bins.
 __global__ void __launch_bounds__(kSliceThreads) GatherKernel(SampleParams params) {
   const int row = static_cast<int>(blockIdx.y), slice = static_cast<int>(blockIdx.x);
   const SampleRow& spec = params.rows[row];
@@ -203,80 +156,18 @@ __global__ void __launch_bounds__(kSliceThreads) GatherKernel(SampleParams param
   Slice* slices = workspace.slices + row * kSlices;
   const float largest = MergedGreedy(slices).value;
   if (largest == kMinusInfinity) return;
-  const float max = __fdiv_rn(largest, spec.spec.temperature);
+  __shared__ FilterScratch scratch;
   Decided decided;
-  const UndecidedBins bins = NarrowDown(params, row, decided);
-  Decided& shared_decided = workspace.decided[row];
-  if (slice == 0 && threadIdx.x == 0) {
-    shared_decided.count = decided.count;
-    shared_decided.mass = decided.mass;
-    shared_decided.mass_of_all = decided.mass_of_all;
-  }
-  uint64_t* undecided = workspace.undecided + static_cast<int64_t>(row) * params.vocabulary;
-  const int begin = slice * params.slice_width;
-  const int end = min(begin + params.slice_width, params.vocabulary_used);
-  Candidate drawn = {kMinusInfinity, kNoToken};
-  for (int token = begin + static_cast<int>(threadIdx.x); token < end; token += kSliceThreads) {
-    const float scaled = __fdiv_rn(params.Logit(row, token), spec.spec.temperature);
-    const int bin = BinOf(scaled, max);
-    if (bin > bins.last) continue;
-    if (bin >= bins.first) {
-      undecided[atomicAdd(&shared_decided.num_undecided, 1)] = RankOf(scaled, token);
-      continue;
-    }
-    const float value =
-        __fadd_rn(scaled, PortableGumbelNoise(spec.spec.seed, spec.position, token));
-    if (value > drawn.value) drawn = {value, token};
-  }
-  __shared__ Candidate candidates[kSliceThreads / kWarpLanes];
-  drawn = BlockReduce(drawn, BetterCandidate(), candidates);
+  const UndecidedBins bins = NarrowDown(SliceBlock(), spec.spec, params.vocabulary_used,
+                                        workspace.histograms[row], scratch, decided);
+  Undecided& undecided = workspace.undecided[row];
+  if (slice == 0 && threadIdx.x == 0) undecided.decided = decided;
+  const Candidate drawn = Sift(
+      SliceBlock(), [&](auto body) { ForEachOfSlice(params, body); }, spec.spec, spec.position,
+      __fdiv_rn(largest, spec.spec.temperature), bins,
+      workspace.undecided_ranks + static_cast<int64_t>(row) * params.vocabulary, &undecided.count,
+      scratch);
   if (threadIdx.x == 0) slices[slice].drawn = drawn;
-}
-
-// Best draw of a row with filters: those kept for certain, and the undecided that both filters
-// keep.
-__device__ Candidate DrawFiltered(const SampleParams& params, int row, float max,
-                                  Candidate certain) {
-  const SampleRow& spec = params.rows[row];
-  const Decided& decided = params.workspace.decided[row];
-  const uint64_t* ranks =
-      params.workspace.undecided + static_cast<int64_t>(row) * params.vocabulary;
-  const int count = decided.num_undecided;
-  __shared__ uint64_t scratch[kChooseThreads / kWarpLanes];
-  __shared__ Candidate candidates[kChooseThreads / kWarpLanes];
-  const auto mass_of = [&](uint64_t rank) { return MassOf(ScaledOf(rank), max); };
-  uint64_t boundary = 0;
-  uint64_t mass = decided.mass_of_all;
-  if (spec.spec.top_k > 0) {
-    const int top_k = min(spec.spec.top_k, params.vocabulary_used);
-    boundary = FindBoundary<kChooseThreads>(ranks, count, top_k - decided.count,
-                                            [](uint64_t) { return uint64_t{1}; });
-    uint64_t own = 0;
-    for (int i = threadIdx.x; i < count; i += kChooseThreads) {
-      if (ranks[i] >= boundary) own += mass_of(ranks[i]);
-    }
-    mass = decided.mass + BlockReduce(own, AddIntegers(), scratch);
-  }
-  if (spec.spec.top_p < 1.0f) {
-    const uint64_t wanted = WantedMass(spec.spec.top_p, mass);
-    const uint64_t target = wanted > decided.mass ? wanted - decided.mass : 1;
-    boundary =
-        LargerInteger()(boundary, FindBoundary<kChooseThreads>(ranks, count, target, mass_of));
-  }
-  Candidate best = certain;
-  for (int i = threadIdx.x; i < count; i += kChooseThreads) {
-    const uint64_t rank = ranks[i];
-    if (rank < boundary) continue;
-    const int32_t token = TokenOf(rank);
-    const float value =
-        __fadd_rn(ScaledOf(rank), PortableGumbelNoise(spec.spec.seed, spec.position, token));
-    best = BetterCandidate()(best, {value, token});
-  }
-  return BlockReduce(best, BetterCandidate(), candidates);
-}
-
-__device__ float LogProbability(float logit, float max, float sum) {
-  return logit > kMinusInfinity ? logit - max - PortableLog(sum) : kMinusInfinity;
 }
 
 __global__ void __launch_bounds__(kChooseThreads) ChooseKernel(SampleParams params) {
@@ -288,24 +179,27 @@ __global__ void __launch_bounds__(kChooseThreads) ChooseKernel(SampleParams para
   if (spec.spec.temperature > 0.0f && greedy.value > kMinusInfinity) {
     chosen = WarpReduce(slices[threadIdx.x % kWarpLanes].drawn, BetterCandidate());
     if (Filters(spec.spec)) {
-      chosen = DrawFiltered(params, row, __fdiv_rn(greedy.value, spec.spec.temperature), chosen);
+      __shared__ FilterScratch scratch;
+      __shared__ Atomic64 amounts[kBins];
+      const Undecided& undecided = params.workspace.undecided[row];
+      const uint64_t* const ranks =
+          params.workspace.undecided_ranks + static_cast<int64_t>(row) * params.vocabulary;
+      chosen = DrawFiltered(
+          RowBlock(), spec.spec, spec.position, params.vocabulary_used,
+          __fdiv_rn(greedy.value, spec.spec.temperature), undecided.decided,
+          [ranks](int i) { return ranks[i]; }, undecided.count, chosen, amounts, scratch);
     }
   }
   if (threadIdx.x != 0) return;
   if (chosen.token == kNoToken) chosen.token = 0;  // nothing can be chosen
   params.tokens[row] = chosen.token;
   if (params.logprobs == nullptr) return;
-  float logprob = 0.0f;
-  if (spec.want_logprob != 0) {
-    float sum = 0.0f;
-    for (int slice = 0; slice < kSlices; ++slice) {
-      if (slices[slice].greedy.value > kMinusInfinity) {
-        sum = fmaf(slices[slice].sum, expf(slices[slice].greedy.value - greedy.value), sum);
-      }
-    }
-    logprob = LogProbability(params.Logit(row, chosen.token), greedy.value, sum);
-  }
-  params.logprobs[row] = logprob;
+  params.logprobs[row] =
+      spec.want_logprob == 0
+          ? 0.0f
+          : LogProbabilityOfSlices(params.Logit(row, chosen.token), greedy.value, [&](int slice) {
+              return SliceSum{slices[slice].greedy.value, slices[slice].sum};
+            });
 }
 
 // A block per row: each thread keeps the best n of its tokens, then n rounds of finding the best.
@@ -389,10 +283,9 @@ class Pieces {
 Workspace Divide(Pieces& pieces, size_t num_rows, size_t vocabulary) {
   Workspace workspace = {};
   workspace.slices = pieces.Take<Slice>(num_rows * kSlices);
-  workspace.decided = pieces.Take<Decided>(num_rows);
-  workspace.counts = pieces.Take<uint32_t>(num_rows * kBins);
-  workspace.masses = pieces.Take<Atomic64>(num_rows * kBins);
-  workspace.undecided = pieces.Take<uint64_t>(num_rows * vocabulary);
+  workspace.undecided = pieces.Take<Undecided>(num_rows);
+  workspace.histograms = pieces.Take<FilterHistogram>(num_rows);
+  workspace.undecided_ranks = pieces.Take<uint64_t>(num_rows * vocabulary);
   return workspace;
 }
 
@@ -414,7 +307,7 @@ void Sample(float* logits, int num_rows, int vocabulary, int vocabulary_used, in
   const SampleParams params = {.logits = logits,
                                .vocabulary = vocabulary,
                                .vocabulary_used = vocabulary_used,
-                               .slice_width = CeilDiv(vocabulary_used, 4 * kSlices) * 4,
+                               .slice_width = SliceWidth(vocabulary_used),
                                .banned_token = banned_token,
                                .rows = rows,
                                .tokens = tokens,

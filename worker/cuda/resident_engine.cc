@@ -30,6 +30,12 @@ bool Same(const kernels::SamplingSpec& a, const kernels::SamplingSpec& b) {
          a.seed == b.seed;
 }
 
+bool WantsLogprobs(const SequenceStep& step) { return step.logprobs >= 0; }
+
+RoundKind KindOf(const SequenceStep& step) {
+  return {.drafts = step.block > 1, .whole_rows = Filters(step.sampling) || WantsLogprobs(step)};
+}
+
 uint32_t ReadShared(const uint32_t& word) { return __atomic_load_n(&word, __ATOMIC_ACQUIRE); }
 void WriteShared(uint32_t& word, uint32_t value) {
   __atomic_store_n(&word, value, __ATOMIC_RELEASE);
@@ -65,9 +71,12 @@ ResidentEngine::ResidentEngine(const ModelConfig& config, const ModelWeights& we
   const AttentionTask* const append_tasks = arena.Upload(kKind, AppendTasks(model));
   for (const bool drafts : {false, true}) {
     if (drafts && weights.drafter.layers.empty()) continue;
-    ResidentSchedule& schedule = schedules_[drafts ? 1 : 0];
-    schedule = BuildSchedule(model, drafts, append_tasks);
-    device_phases_[drafts ? 1 : 0] = const_cast<Phase*>(arena.Upload(kKind, schedule.phases));
+    for (const bool whole_rows : {false, true}) {
+      const RoundKind kind{.drafts = drafts, .whole_rows = whole_rows};
+      Rounds& rounds = RoundsOf(kind);
+      rounds.schedule = BuildSchedule(model, kind, append_tasks);
+      rounds.device_phases = arena.Upload(kKind, rounds.schedule.phases);
+    }
   }
   device_pages_ = arena.Take<int32_t>(kKind, static_cast<size_t>(PagesOf(positions)));
   if (arena.counting()) return;
@@ -83,6 +92,7 @@ ResidentEngine::ResidentEngine(const ModelConfig& config, const ModelWeights& we
   collective_.inbox_rank_words = buffers_.inbox_rank_words;
   collective_.mail = buffers_.mail;
   collective_.embedding[ranks_.index] = weights_.target.embedding;
+  collective_.logits[ranks_.index] = buffers_.logits;
   for (int r = 0; r < ranks_.num_ranks && ranks_.alone; ++r) {  // this rank fills all places
     collective_.push[r] = buffers_.inbox + static_cast<size_t>(r) * buffers_.inbox_rank_words;
     collective_.mail_push[r] = buffers_.mail + r;
@@ -101,6 +111,7 @@ void ResidentEngine::Join(const std::vector<ResidentEngine*>& engines, NodeGroup
       engine.collective_.push[other] = peer.buffers_.inbox + r * peer.buffers_.inbox_rank_words;
       engine.collective_.mail_push[other] = peer.buffers_.mail + r;
       engine.collective_.embedding[other] = peer.weights_.target.embedding;
+      engine.collective_.logits[other] = peer.buffers_.logits;
     }
     engine.group_ = &group;
   }
@@ -117,8 +128,8 @@ ResidentEngine::~ResidentEngine() {
 bool ResidentEngine::Takes(const Round& round) const {
   if (num_blocks_ == 0 || round.steps.size() != 1) return false;
   const SequenceStep& step = round.steps[0];
-  return step.sample && step.num_tokens == 1 && step.logprobs < 0 && !Filters(step.sampling) &&
-         step.block <= resident::kRowsMax && (step.block == 1 || device_phases_[1] != nullptr);
+  return step.sample && step.num_tokens == 1 && step.logprobs <= 0 &&
+         step.block <= resident::kRowsMax && (step.block == 1 || !weights_.drafter.layers.empty());
 }
 
 ResidentEngine::Finished ResidentEngine::Run(const SequenceStep& step) {
@@ -136,8 +147,10 @@ ResidentEngine::Finished ResidentEngine::Run(const SequenceStep& step) {
   result.num_drafted = step.block - 1;
   result.num_accepted = record.num_tokens - 1;
   for (int i = 0; i < record.num_tokens; ++i) {
-    result.chosen.push_back(
-        {.token = record.tokens[i], .logprob = 0.0f, .top_tokens = {}, .top_logprobs = {}});
+    result.chosen.push_back({.token = record.tokens[i],
+                             .logprob = WantsLogprobs(step) ? record.logprobs[i] : 0.0f,
+                             .top_tokens = {},
+                             .top_logprobs = {}});
   }
   session_.num_taken += 1;
   session_.position += record.num_tokens;
@@ -149,14 +162,14 @@ ResidentEngine::Finished ResidentEngine::Run(const SequenceStep& step) {
 bool ResidentEngine::Continues(const SequenceStep& step) const {
   return running_ && session_.slot == step.slot && session_.block == step.block &&
          session_.position == step.computed && session_.anchor == step.tokens[0] &&
-         Same(session_.sampling, step.sampling);
+         Same(session_.sampling, step.sampling) && session_.wants_logprobs == WantsLogprobs(step);
 }
 
 resident::Program ResidentEngine::ProgramFor(const SequenceStep& step) {
-  const bool drafts = step.block > 1;
-  const ResidentSchedule& schedule = schedules_[drafts ? 1 : 0];
+  const RoundKind kind = KindOf(step);
+  const ResidentSchedule& schedule = RoundsOf(kind).schedule;
   resident::Program program;
-  program.phases = device_phases_[drafts ? 1 : 0];
+  program.phases = RoundsOf(kind).device_phases;
   program.num_phases = static_cast<int>(schedule.phases.size());
   program.counters = buffers_.words;
   std::copy(std::begin(schedule.totals), std::end(schedule.totals), std::begin(program.totals));
@@ -168,6 +181,11 @@ resident::Program ResidentEngine::ProgramFor(const SequenceStep& step) {
   program.mask_embedding = weights_.drafter.mask_embedding;
   program.draft_choices = buffers_.draft_choices;
   program.target_choices = buffers_.target_choices;
+  program.whole_row = buffers_.whole_row;
+  program.whole_row.in_use = kind.whole_rows;
+  program.whole_row.filters = Filters(step.sampling);
+  program.whole_row.wants_logprobs = WantsLogprobs(step);
+  program.whole_row.vocabulary_used = vocabulary_used_;
   constexpr size_t kWordsPerCounter = 32;
   program.decision = buffers_.words + kWordsPerCounter * resident::kNumCounters;
   program.abort_word = program.decision + kWordsPerCounter;
@@ -175,7 +193,7 @@ resident::Program ResidentEngine::ProgramFor(const SequenceStep& step) {
   program.decision_target = schedule.decision_target;
   program.collective = collective_;
   program.block = step.block;
-  program.draft_rows = drafts ? config_.drafter.block_size : 0;
+  program.draft_rows = kind.drafts ? config_.drafter.block_size : 0;
   program.position = step.computed;
   program.position_end = std::min<int64_t>(
       {int64_t{step.num_pages} * kPageTokens, config_.context_tokens, positions_ - kDraftBlockMax});
@@ -216,6 +234,7 @@ void ResidentEngine::Start(const SequenceStep& step) {
   session_ = {.slot = step.slot,
               .block = step.block,
               .sampling = step.sampling,
+              .wants_logprobs = WantsLogprobs(step),
               .position = step.computed,
               .anchor = step.tokens[0],
               .num_taken = 0};
@@ -287,7 +306,7 @@ void ResidentEngine::PrintStuck() const {
 
 ResidentTimes ResidentEngine::Measure(const SequenceStep& step, const ResidentMeasurement& what) {
   Yield();
-  const ResidentSchedule& schedule = schedules_[step.block > 1 ? 1 : 0];
+  const ResidentSchedule& schedule = RoundsOf(KindOf(step)).schedule;
   ResidentTimes times;
   times.num_blocks = num_blocks_;
   times.phases = schedule.phases;

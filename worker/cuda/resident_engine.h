@@ -55,8 +55,8 @@ class ResidentEngine {
   // before the others end. Engine r is on GPU r. REQUIRES: group.has_peers().
   static void Join(const std::vector<ResidentEngine*>& engines, NodeGroup& group);
 
-  // Whether the round is one that runs here: one sequence that decodes, no filter, no
-  // log-probabilities.
+  // Whether the round is one that runs here: one sequence that decodes, without alternatives to
+  // its choices.
   bool Takes(const Round& round) const;
   // REQUIRES: Takes. Blocks until the sequence's next round is finished.
   struct Finished {
@@ -75,6 +75,7 @@ class ResidentEngine {
     int slot = 0;
     int block = 1;
     kernels::SamplingSpec sampling;
+    bool wants_logprobs = false;
     int64_t position = 0;  // of the next round to take
     int32_t anchor = 0;
     uint32_t num_taken = 0;  // rounds of this launch
@@ -105,9 +106,15 @@ class ResidentEngine {
   kernels::cuda::resident::Collective collective_;
   std::vector<ResidentEngine*> joined_;  // all ranks', this one first; alone, this one
   NodeGroup* group_ = nullptr;           // null: alone
-  kernels::cuda::resident::Phase* device_phases_[2] = {};  // plain, drafting
-  int32_t* device_pages_ = nullptr;                        // [pages of the longest sequence]
-  ResidentSchedule schedules_[2];
+  // A round's schedule, and its phases in device memory; no schedule drafts without a drafter.
+  struct Rounds {
+    ResidentSchedule schedule;
+    const kernels::cuda::resident::Phase* device_phases = nullptr;
+  };
+  Rounds& RoundsOf(const RoundKind& kind) { return rounds_[kind.drafts][kind.whole_rows]; }
+
+  Rounds rounds_[2][2];
+  int32_t* device_pages_ = nullptr;  // [pages of the longest sequence]
   int num_blocks_ = 0;
 
   struct Pinned {

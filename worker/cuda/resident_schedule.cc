@@ -36,8 +36,8 @@ const char* Name(PhaseLabel label) {
   static constexpr const char* kNames[] = {
       "embed",         "qkv",          "attention", "combine",    "o_proj",     "dense up",
       "dense down",    "moe up",       "moe down",  "head",       "draft qkv",  "draft attention",
-      "draft combine", "draft o_proj", "draft up",  "draft down", "draft head", "commit",
-      "draft context"};
+      "draft combine", "draft o_proj", "draft up",  "draft down", "draft head", "choice",
+      "commit",        "draft context"};
   static_assert(std::size(kNames) == static_cast<size_t>(PhaseLabel::kCount));
   return kNames[static_cast<size_t>(label)];
 }
@@ -66,6 +66,11 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
   activations =
       arena.Take<bf16>(kKind, Size(kRowsMax * config.experts_per_token, config.expert_ffn_width));
   logits = floats(kRowsMax, config.vocabulary);
+  whole_row.tallies = arena.Take<resident::RowTally>(kKind, kRowsMax);
+  whole_row.undecided = arena.Take<uint64_t>(
+      kKind, Size(kRowsMax, static_cast<int64_t>(ranks.num_ranks) * config.vocabulary));
+  whole_row.slice_sums = arena.Take<ops::SliceSum>(kKind, Size(kRowsMax, ops::kSlices));
+  whole_row.logprobs = floats(kRowsMax, 1);
   int64_t carried_tiles = 0;
   const auto carry_for = [&](const ops::Matrix& matrix) {
     if (ops::NumSlabs(matrix.num_cols) > kPassSlabs)
@@ -211,6 +216,15 @@ class ScheduleBuilder {
     phase.output = OutputKind::kLogits;
     phase.is_draft = is_draft;
     Add(phase, all());
+  }
+
+  // Of rows whose choice takes more than their best token.
+  void ChooseFromWholeRows(bool is_draft) {
+    for (const PhaseKind kind : {PhaseKind::kTally, PhaseKind::kSift, PhaseKind::kDraw}) {
+      Phase phase = NewPhase(kind, PhaseLabel::kChoice);
+      phase.is_draft = is_draft;
+      Add(phase, all());
+    }
   }
 
   void Commit() {
@@ -400,17 +414,19 @@ class ScheduleBuilder {
 
 }  // namespace
 
-ResidentSchedule BuildSchedule(const ResidentModel& model, bool drafts,
+ResidentSchedule BuildSchedule(const ResidentModel& model, const RoundKind& kind,
                                const AttentionTask* append_tasks) {
   ScheduleBuilder builder(model);
-  if (drafts) {
+  if (kind.drafts) {
     builder.EmbedDraft();
     for (size_t l = 0; l < model.drafter.layers.size(); ++l) builder.DrafterLayerPhases(l);
     builder.Head(model.drafter.final_norm, model.config.drafter.norm_epsilon, /*is_draft=*/true);
+    if (kind.whole_rows) builder.ChooseFromWholeRows(/*is_draft=*/true);
   }
-  builder.EmbedTarget(/*waits=*/drafts);
+  builder.EmbedTarget(/*waits=*/kind.drafts);
   for (size_t l = 0; l < model.target.layers.size(); ++l) builder.TargetLayerPhases(l);
   builder.Head(model.target.final_norm, model.config.norm_epsilon, /*is_draft=*/false);
+  if (kind.whole_rows) builder.ChooseFromWholeRows(/*is_draft=*/false);
   builder.Commit();
   if (!model.drafter.layers.empty()) builder.DrafterContext(append_tasks);
   return builder.Take();

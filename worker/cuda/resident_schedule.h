@@ -37,6 +37,7 @@ enum class PhaseLabel : uint8_t {
   kDraftUp,
   kDraftDown,
   kDraftHead,
+  kChoice,
   kCommit,
   kContext,
   kCount,
@@ -73,6 +74,8 @@ struct ResidentBuffers {
   void* partials;              // of attention over long contexts
   int partials_stride;
   kernels::cuda::resident::RowChoice *draft_choices, *target_choices;  // [rows, blocks]
+  // Memory only; over the vocabulary of all ranks.
+  kernels::cuda::resident::WholeRow whole_row;
   uint32_t* words;  // counters, decision, abort word
   uint2* inbox;     // null with one rank, as is the mail
   size_t inbox_rank_words;
@@ -100,9 +103,14 @@ struct ResidentSchedule {
   std::string ToString() const;  // a line a phase
 };
 
-// `drafts`: rounds that draft and verify; else plain ones. `append_tasks`: where the drafter's
-// context tasks will lie in device memory, [layers].
-ResidentSchedule BuildSchedule(const ResidentModel& model, bool drafts,
+// What a round consists of.
+struct RoundKind {
+  bool drafts = false;      // drafts and verifies; else a plain round
+  bool whole_rows = false;  // chooses with phases of their own (resident::WholeRow)
+};
+
+// `append_tasks`: where the drafter's context tasks will lie in device memory, [layers].
+ResidentSchedule BuildSchedule(const ResidentModel& model, const RoundKind& kind,
                                const kernels::cuda::resident::AttentionTask* append_tasks);
 std::vector<kernels::cuda::resident::AttentionTask> AppendTasks(const ResidentModel& model);
 

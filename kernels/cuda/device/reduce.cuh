@@ -1,6 +1,7 @@
-// Reductions over a warp and over a block, in one fixed order that depends on the block size only.
+// Reductions over a warp and over a group of warps, in one fixed order that depends on the number
+// of warps only.
 //
-// Block versions: every thread calls them, every thread gets the result; `shared` has one element
+// Group versions: every thread calls them, every thread gets the result; `shared` has one element
 // per warp and may be used again at once.
 #pragma once
 
@@ -58,18 +59,30 @@ __device__ T WarpReduce(T value, Combine combine) {
   return value;
 }
 
-// REQUIRES: blockDim.x is a multiple of 32.
-template <typename T, typename Combine>
-__device__ T BlockReduce(T value, Combine combine, T* shared /*[warps]*/) {
+// Threads that work together; NumThreads is a multiple of 32. Kernels have groups of their own.
+struct ThreadBlock {
+  __device__ int Thread() const { return static_cast<int>(threadIdx.x); }
+  __device__ int NumThreads() const { return static_cast<int>(blockDim.x); }
+  __device__ void Sync() const { __syncthreads(); }
+};
+
+template <typename Group, typename T, typename Combine>
+__device__ T GroupReduce(Group group, T value, Combine combine, T* shared /*[warps]*/) {
   value = WarpReduce(value, combine);
-  if (threadIdx.x % kWarpLanes == 0) shared[threadIdx.x / kWarpLanes] = value;
-  __syncthreads();
+  const int thread = group.Thread();
+  if (thread % kWarpLanes == 0) shared[thread / kWarpLanes] = value;
+  group.Sync();
   value = shared[0];
-  for (int warp = 1; warp < static_cast<int>(blockDim.x) / kWarpLanes; ++warp) {
+  for (int warp = 1; warp < group.NumThreads() / kWarpLanes; ++warp) {
     value = combine(value, shared[warp]);
   }
-  __syncthreads();
+  group.Sync();
   return value;
+}
+
+template <typename T, typename Combine>
+__device__ T BlockReduce(T value, Combine combine, T* shared /*[warps]*/) {
+  return GroupReduce(ThreadBlock(), value, combine, shared);
 }
 
 }  // namespace ultraspeed::kernels::cuda

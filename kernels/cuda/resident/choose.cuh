@@ -3,6 +3,8 @@
 // Greedy, or Gumbel-max with the noise of kernels/gumbel.h. A maximum does not depend on the order
 // in which it is found, so the choice is the one that kernels/cuda/sampling.cu makes. Ranks share
 // the vocabulary: each finds the best of its part, tells it to all, and all take the best of those.
+// Choices that need more than one look at a row take phases of their own in between
+// (choose_whole_row.cuh), which leave the choice where ChosenToken looks for it.
 #pragma once
 
 #include "kernels/cuda/resident/rows.cuh"
@@ -11,8 +13,6 @@
 
 namespace ultraspeed::kernels::cuda::resident {
 
-constexpr int kNoToken = 0x7fffffff;
-
 __device__ __forceinline__ RowChoice Better(RowChoice a, RowChoice b) {
   const bool second = b.value > a.value || (b.value == a.value && b.token < a.token);
   return second ? b : a;
@@ -20,6 +20,11 @@ __device__ __forceinline__ RowChoice Better(RowChoice a, RowChoice b) {
 __device__ __forceinline__ RowChoice BetterOfLanes(RowChoice best, int mask) {
   return Better(best, {__shfl_xor_sync(kAllLanes, best.value, mask),
                        __shfl_xor_sync(kAllLanes, best.token, mask)});
+}
+
+// [rows, blocks]
+__device__ __forceinline__ RowChoice* ChoicesOf(const Program& program, bool is_draft) {
+  return is_draft ? program.draft_choices : program.target_choices;
 }
 
 // The lane's rows are 2 t and 2 t + 1.
@@ -51,9 +56,7 @@ class BestOfRows {
     RowChoice best = block.shared().best[0][lane];
 #pragma unroll
     for (int w = 1; w < kFinisherWarps; ++w) best = Better(best, block.shared().best[w][lane]);
-    RowChoice* const choices =
-        is_draft ? block.program().draft_choices : block.program().target_choices;
-    choices[lane * block.num_blocks + block.index] = best;
+    ChoicesOf(block.program(), is_draft)[lane * block.num_blocks + block.index] = best;
   }
 
  private:
@@ -61,7 +64,7 @@ class BestOfRows {
                                            float logit) {
     if (token >= program.token_end || token == program.banned_token || logit != logit) return;
     float value = logit;
-    if (program.sampling.temperature > 0.0f) {
+    if (program.sampling.temperature > 0.0f && !program.whole_row.filters) {
       value = __fadd_rn(__fdiv_rn(logit, program.sampling.temperature),
                         PortableGumbelNoise(program.sampling.seed, first_position_ + i, token));
     }
@@ -109,22 +112,33 @@ __device__ __forceinline__ RowChoice BestOfRanks(const Block& block, bool is_dra
   return theirs;
 }
 
-// The best of all blocks, and of all ranks, for row `row`, by one warp.
-__device__ __forceinline__ int32_t ChosenToken(const Block& block, bool is_draft, int row,
-                                               int lane) {
-  const RowChoice* const choices =
-      is_draft ? block.program().draft_choices : block.program().target_choices;
+// The best of all blocks for row `row`, by one warp.
+__device__ __forceinline__ RowChoice BestOfBlocks(const Block& block, bool is_draft, int row,
+                                                  int lane) {
+  const RowChoice* const choices = ChoicesOf(block.program(), is_draft) + row * block.num_blocks;
   RowChoice best = {kMinusInfinity, kNoToken};
   for (int b = lane; b < block.num_blocks; b += kWarpLanes) {
-    const float2 raw =
-        __ldcg(reinterpret_cast<const float2*>(choices + row * block.num_blocks + b));
+    const float2 raw = __ldcg(reinterpret_cast<const float2*>(choices + b));
     best = Better(best, {raw.x, __float_as_int(raw.y)});
   }
 #pragma unroll
   for (int mask = 16; mask > 0; mask /= 2) best = BetterOfLanes(best, mask);
-  if (block.program().collective.num_ranks > 1)
-    best = BestOfRanks(block, is_draft, row, lane, best);
+  return best;
+}
+
+// What is chosen when nothing can be is token 0.
+__device__ __forceinline__ int32_t TokenOrFirst(RowChoice best) {
   return best.token == kNoToken ? 0 : best.token;
+}
+
+// The best of all blocks, and of all ranks, for row `row`, by one warp.
+__device__ __forceinline__ int32_t ChosenToken(const Block& block, bool is_draft, int row,
+                                               int lane) {
+  const Program& program = block.program();
+  RowChoice best = BestOfBlocks(block, is_draft, row, lane);
+  if (program.collective.num_ranks > 1 && !program.whole_row.in_use)
+    best = BestOfRanks(block, is_draft, row, lane, best);
+  return TokenOrFirst(best);
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

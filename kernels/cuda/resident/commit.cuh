@@ -117,6 +117,10 @@ static __device__ __noinline__ void Commit(Block block, int which) {
     if (block.index == 0) {
       RoundRecord& record = program.results[round % kResultsMax];
       for (int i = 0; i <= accepted; ++i) record.tokens[i] = state.chosen[i];
+      if (program.whole_row.wants_logprobs) {
+        for (int i = 0; i <= accepted; ++i)
+          record.logprobs[i] = __ldcg(program.whole_row.logprobs + i);
+      }
       record.num_tokens = accepted + 1;
       record.num_experts = state.num_experts;
       record.end_ns = GlobalNanoseconds();

@@ -7,6 +7,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/resident/attend.cuh"
+#include "kernels/cuda/resident/choose_whole_row.cuh"
 #include "kernels/cuda/resident/commit.cuh"
 #include "kernels/cuda/resident/moe.cuh"
 
@@ -79,6 +80,11 @@ __device__ __forceinline__ void Consume(const Block& block) {
           break;
         case PhaseKind::kCombine:
           Combine(block, which);
+          break;
+        case PhaseKind::kTally:
+        case PhaseKind::kSift:
+        case PhaseKind::kDraw:
+          ChooseFromWholeRows(block, which);
           break;
         case PhaseKind::kCommit:
           Commit(block, which);
@@ -241,6 +247,10 @@ void Prepare(const Program& program, cudaStream_t stream) {
             "counters");
   CheckCuda(cudaMemsetAsync(program.decision, 0, sizeof(uint32_t), stream), "decision");
   CheckCuda(cudaMemsetAsync(program.abort_word, 0, sizeof(uint32_t), stream), "abort word");
+  if (program.whole_row.filters) {
+    CheckCuda(cudaMemsetAsync(program.whole_row.tallies, 0, kRowsMax * sizeof(RowTally), stream),
+              "tallies");
+  }
   const Collective& ranks = program.collective;
   if (ranks.num_ranks == 1) return;
   EmptyInbox<<<num_blocks, 256, 0, stream>>>(reinterpret_cast<uint32_t*>(ranks.inbox),

@@ -12,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cuda/filter_histogram.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/resident/attention.h"
 
@@ -33,6 +34,9 @@ enum class PhaseKind : uint8_t {
   kMoeDown,      // down of the chosen experts, weighted sum, residual
   kAttend,
   kCombine,  // folds the segments of a full layer's attention
+  kTally,    // of a choice that needs whole rows (WholeRow): counts how probable its tokens are
+  kSift,     // keeps tokens for certain, lists those that need a closer look
+  kDraw,     // takes that look; the choice, its log-probability
   kCommit,   // chooses, accepts, tells the host, decides whether there is another round
   kAppend,   // the drafter's context keys and values of the committed rows
 };
@@ -94,7 +98,7 @@ struct alignas(16) Phase {
   float* residual_squares = nullptr;  // [kRowsMax, H / 16]
   bf16* tap = nullptr;                // of the first column; null = not tapped
   int tap_stride = 0;
-  bool is_draft = false;  // kLogits: of the drafter
+  bool is_draft = false;  // kLogits, kTally, kSift, kDraw: of the drafter
 
   // MoE.
   const float* router = nullptr;       // [E, H]
@@ -119,6 +123,25 @@ struct RowChoice {
   int32_t token;
 };
 
+// What top-k and top-p find out about a row. Zero between rounds.
+struct RowTally {
+  FilterHistogram histogram;
+  int32_t num_undecided;
+};
+
+// Choices that need more than the best of each row: among the tokens that top-k and top-p keep, or
+// with a log-probability. Between a head and who chooses from it lie kTally, kSift and kDraw then.
+struct WholeRow {
+  bool in_use = false;
+  bool filters = false;
+  bool wants_logprobs = false;
+  int vocabulary_used = 0;         // tokens that may be chosen, of all ranks
+  RowTally* tallies = nullptr;     // [kRowsMax]
+  uint64_t* undecided = nullptr;   // [kRowsMax, V of all ranks] ranks (sampling_filter.cuh)
+  SliceSum* slice_sums = nullptr;  // [kRowsMax, kSlices], if log-probabilities are wanted
+  float* logprobs = nullptr;       // [kRowsMax] of the target's choices, likewise
+};
+
 // What one round gave, in pinned host memory.
 struct RoundRecord {
   int32_t tokens[kRowsMax];
@@ -126,6 +149,7 @@ struct RoundRecord {
   int32_t num_experts;  // read, of all layers together
   uint64_t end_ns;      // by the GPU's clock
   uint32_t sequence;    // round + 1, written last
+  float logprobs[kRowsMax];
 };
 
 // Written by the host while the kernel runs, in pinned memory.
@@ -164,6 +188,7 @@ struct Collective {
   RankMail* mail = nullptr;  // [ranks]
   // Each rank's part of the vocabulary, [V of a rank, H]; null: there is no such rank.
   const bf16* embedding[kRanksMax] = {};
+  const float* logits[kRanksMax] = {};  // likewise, [kRowsMax, V of a rank] of its last head
 };
 
 struct Program {
@@ -184,6 +209,7 @@ struct Program {
   int decision_counter = 0;              // its arrival, as in Phase
   uint32_t decision_target = 0;
   Collective collective;
+  WholeRow whole_row;
 
   // The sequence.
   int block = 1;       // rows of a round
@@ -212,8 +238,8 @@ enum TraceStamp { kTraceBegin, kTraceInputReady, kTraceWorkDone, kTraceFinished,
 // Blocks that fit on the device at once, a multiple of kClusterBlocks; 0: this device cannot run
 // the engine.
 int NumBlocks();
-// Enqueues what a launch begins with: counters, decision, abort word and mail zeroed, inbox
-// emptied. A rank with peers is launched when all of them have passed this.
+// Enqueues what a launch begins with: counters, decision, abort word, tallies and mail zeroed,
+// inbox emptied. A rank with peers is launched when all of them have passed this.
 void Prepare(const Program& program, cudaStream_t stream);
 void Launch(const Program& program, cudaStream_t stream);
 

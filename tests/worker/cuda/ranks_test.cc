@@ -532,6 +532,46 @@ TEST_F(CudaResidentRanksTest, TheBundledModelsTokensAreThoseOfSingleOperations) 
   }
 }
 
+// Over the whole vocabulary, of which each rank has a part.
+TEST_F(CudaResidentRanksTest, FiltersAndLogProbabilitiesAreThoseOfSingleOperations) {
+  const std::vector<kernels::SamplingSpec> ways = {
+      {.temperature = 0.0f},
+      {.temperature = 1.0f},
+      {.temperature = 1.0f, .top_k = 5},
+      {.temperature = 1.5f, .top_k = 300},
+      {.temperature = 0.7f, .top_p = 0.95f},
+      {.temperature = 1.0f, .top_p = 0.5f},
+      {.temperature = 1.0f, .top_p = 0.999999f},
+      {.temperature = 0.8f, .top_k = 20, .top_p = 0.9f}};
+  for (const int num_ranks : RankCounts()) {
+    const std::unique_ptr<NodeExecutor> ranks = LoadRanks(kBundledModel, num_ranks);
+    ASSERT_NE(ranks, nullptr);
+    ASSERT_NE(ranks->resident(), nullptr);
+    for (size_t i = 0; i < ways.size(); ++i) {
+      for (const size_t length : {5, 300}) {
+        for (const int block : {1, 8}) {
+          kernels::SamplingSpec sampling = ways[i];
+          sampling.seed = 10 * i + length;
+          const RunPlan plan{.prompt = Prompt(length + i, length),
+                             .num_new_tokens = 48,
+                             .block = block,
+                             .sampling = sampling};
+          for (const int logprobs : {-1, 0}) {
+            const RecordedRun got = Record(*ranks, plan, logprobs);
+            ranks->UseResident(false);
+            const RecordedRun want = Record(*ranks, plan, logprobs);
+            ranks->UseResident(true);
+            EXPECT_EQ(Difference(got, want), "")
+                << num_ranks << " ranks, way " << i << " length " << length << " block " << block
+                << " logprobs " << logprobs;
+            EXPECT_EQ(got.num_accepted, want.num_accepted);
+          }
+        }
+      }
+    }
+  }
+}
+
 // Prefills, ends in the middle and new requests between rounds, as an engine mixes them.
 TEST_F(CudaResidentRanksTest, ThousandsOfRoundsOfMixedRequests) {
   constexpr int kRounds = 4000;
@@ -544,7 +584,9 @@ TEST_F(CudaResidentRanksTest, ThousandsOfRoundsOfMixedRequests) {
     const RunPlan plan = {.prompt = RandomPrompt(10 + i * 23, n),
                           .num_new_tokens = 100,
                           .block = i % 4 == 3 ? 1 : 8,
-                          .sampling = {.temperature = i % 2 == 0 ? 0.0f : 1.0f, .seed = n},
+                          .sampling = {.temperature = i % 2 == 0 ? 0.0f : 1.0f,
+                                       .top_k = i % 4 == 1 ? 50 : 0,
+                                       .seed = n},
                           .slot = i % kSlots};
     runs.push_back({plan, Expected(*ranks, plan)});
   }

@@ -31,6 +31,10 @@ using resident::Phase;
 using resident::PhaseKind;
 
 constexpr int kNumBlocks = 132;  // of an H200
+constexpr RoundKind kAllRounds[] = {{.drafts = false, .whole_rows = false},
+                                    {.drafts = false, .whole_rows = true},
+                                    {.drafts = true, .whole_rows = false},
+                                    {.drafts = true, .whole_rows = true}};
 constexpr int kNumRanks = 8;
 constexpr int64_t kPositions = 1024;
 
@@ -88,8 +92,9 @@ class CountedModel {
             .ranks = ranks_,
             .num_blocks = num_blocks_};
   }
-  ResidentSchedule Schedule(bool drafts) const {
-    return BuildSchedule(Described(), drafts, nullptr);
+  ResidentSchedule Schedule(bool drafts) const { return Schedule(RoundKind{.drafts = drafts}); }
+  ResidentSchedule Schedule(const RoundKind& kind) const {
+    return BuildSchedule(Described(), kind, nullptr);
   }
 
  private:
@@ -232,11 +237,12 @@ TEST(ResidentScheduleTest, EveryWaitEndsWhenWhatItNeedsIsThereAndNoEarlier) {
   for (const auto& [name, shape] : shapes) {
     for (const int num_blocks : {4, 128, kNumBlocks}) {
       const CountedModel model(shape(), {}, num_blocks);
-      for (const bool drafts : {false, true}) {
-        if (drafts && !model.has_drafter()) continue;
-        SCOPED_TRACE(std::string(name) + (drafts ? ", drafting, " : ", plain, ") +
-                     std::to_string(num_blocks) + " blocks");
-        const ResidentSchedule schedule = model.Schedule(drafts);
+      for (const RoundKind& kind : kAllRounds) {
+        if (kind.drafts && !model.has_drafter()) continue;
+        SCOPED_TRACE(std::string(name) + (kind.drafts ? ", drafting, " : ", plain, ") +
+                     (kind.whole_rows ? "whole rows, " : "") + std::to_string(num_blocks) +
+                     " blocks");
+        const ResidentSchedule schedule = model.Schedule(kind);
         Walk(schedule, num_blocks).Run(/*num_rounds=*/2);
       }
     }
@@ -267,8 +273,8 @@ TEST(ResidentScheduleTest, TheWalkSeesABrokenSchedule) {
 
 TEST(ResidentScheduleTest, OnlyARoundsFirstPhaseAndTheFeaturesWaitForNothing) {
   const CountedModel model(ServedRank());
-  for (const bool drafts : {false, true}) {
-    const ResidentSchedule schedule = model.Schedule(drafts);
+  for (const RoundKind& kind : kAllRounds) {
+    const ResidentSchedule schedule = model.Schedule(kind);
     for (size_t i = 0; i < schedule.phases.size(); ++i) {
       const Phase& phase = schedule.phases[i];
       const bool free = i == 0 || phase.output == OutputKind::kFeatures;
@@ -279,18 +285,22 @@ TEST(ResidentScheduleTest, OnlyARoundsFirstPhaseAndTheFeaturesWaitForNothing) {
 
 // ---- Order
 
-std::vector<PhaseLabel> ExpectedLabels(const ModelConfig& config, bool drafts) {
+std::vector<PhaseLabel> ExpectedLabels(const ModelConfig& config, const RoundKind& kind) {
   std::vector<PhaseLabel> labels;
   const auto add = [&](std::initializer_list<PhaseLabel> more) {
     labels.insert(labels.end(), more);
   };
-  if (drafts) {
+  const auto add_choice = [&] {
+    if (kind.whole_rows) add({PhaseLabel::kChoice, PhaseLabel::kChoice, PhaseLabel::kChoice});
+  };
+  if (kind.drafts) {
     add({PhaseLabel::kEmbed});
     for (int l = 0; l < config.drafter.num_layers; ++l) {
       add({PhaseLabel::kDraftQkv, PhaseLabel::kDraftAttention, PhaseLabel::kDraftCombine,
            PhaseLabel::kDraftOutput, PhaseLabel::kDraftUp, PhaseLabel::kDraftDown});
     }
     add({PhaseLabel::kDraftHead});
+    add_choice();
   }
   add({PhaseLabel::kEmbed});
   for (size_t l = 0; l < config.attention.size(); ++l) {
@@ -303,7 +313,9 @@ std::vector<PhaseLabel> ExpectedLabels(const ModelConfig& config, bool drafts) {
       add({PhaseLabel::kDenseUp, PhaseLabel::kDenseDown});
     }
   }
-  add({PhaseLabel::kHead, PhaseLabel::kCommit});
+  add({PhaseLabel::kHead});
+  add_choice();
+  add({PhaseLabel::kCommit});
   if (config.drafter.num_layers > 0)
     add({PhaseLabel::kContext, PhaseLabel::kContext, PhaseLabel::kContext});
   return labels;
@@ -313,12 +325,13 @@ TEST(ResidentScheduleTest, EveryLayerHasItsPhasesInOrder) {
   for (const ModelConfig& config :
        {TinyMimo(), ServedRank(), WithoutDrafter(TinyMimo()), WithoutDrafter(ServedRank())}) {
     const CountedModel model(config);
-    for (const bool drafts : {false, true}) {
-      if (drafts && !model.has_drafter()) continue;
+    for (const RoundKind& kind : kAllRounds) {
+      if (kind.drafts && !model.has_drafter()) continue;
       std::vector<PhaseLabel> labels;
-      for (const Phase& phase : model.Schedule(drafts).phases)
+      for (const Phase& phase : model.Schedule(kind).phases)
         labels.push_back(static_cast<PhaseLabel>(phase.label));
-      EXPECT_EQ(labels, ExpectedLabels(config, drafts)) << config.name << " drafts " << drafts;
+      EXPECT_EQ(labels, ExpectedLabels(config, kind))
+          << config.name << " drafts " << kind.drafts << " whole rows " << kind.whole_rows;
     }
   }
 }
@@ -346,6 +359,28 @@ TEST(ResidentScheduleTest, ALayersAttentionIsItsOwnKind) {
     }
     EXPECT_EQ(target_layer, config.attention.size());
     EXPECT_EQ(draft_layers, config.drafter.num_layers);
+  }
+}
+
+// Each step of a choice comes after the head whose rows it is about.
+TEST(ResidentScheduleTest, ChoicesFromWholeRowsFollowTheirHeadInOrder) {
+  const CountedModel model(TinyMimo());
+  for (const bool drafts : {false, true}) {
+    const std::vector<Phase> phases = model.Schedule({.drafts = drafts, .whole_rows = true}).phases;
+    int heads = 0;
+    for (size_t i = 0; i < phases.size(); ++i) {
+      if (phases[i].output != OutputKind::kLogits) continue;
+      ++heads;
+      ASSERT_LT(i + 4, phases.size());
+      EXPECT_EQ(phases[i + 1].kind, PhaseKind::kTally);
+      EXPECT_EQ(phases[i + 2].kind, PhaseKind::kSift);
+      EXPECT_EQ(phases[i + 3].kind, PhaseKind::kDraw);
+      EXPECT_EQ(phases[i + 4].kind,
+                phases[i].is_draft ? PhaseKind::kEmbedTarget : PhaseKind::kCommit);
+      for (size_t step = 1; step <= 3; ++step)
+        EXPECT_EQ(phases[i + step].is_draft, phases[i].is_draft) << step;
+    }
+    EXPECT_EQ(heads, drafts ? 2 : 1);
   }
 }
 
@@ -502,19 +537,19 @@ TEST(ResidentScheduleTest, TheServedRanksRoundIsFifteenAndAHalfGigabytes) {
 
 // Kernels of two ranks walk the same phases, so their sums meet.
 TEST(ResidentScheduleTest, AllRanksWalkTheSamePhases) {
-  for (const bool drafts : {false, true}) {
-    const std::string first = CountedModel(ServedRank(), {.num_ranks = kNumRanks, .index = 0})
-                                  .Schedule(drafts)
-                                  .ToString();
+  for (const RoundKind& kind : kAllRounds) {
+    const std::string first =
+        CountedModel(ServedRank(), {.num_ranks = kNumRanks, .index = 0}).Schedule(kind).ToString();
     for (int rank = 1; rank < kNumRanks; ++rank) {
       const CountedModel model(ServedRank(), {.num_ranks = kNumRanks, .index = rank});
-      EXPECT_EQ(model.Schedule(drafts).ToString(), first) << rank;
+      EXPECT_EQ(model.Schedule(kind).ToString(), first) << rank;
     }
   }
 }
 
-// An inbox holds three turns of every rank's part of the residual stream.
-TEST(ResidentScheduleTest, RanksHaveInboxesAndMail) {
+// An inbox holds three turns of every rank's part of the residual stream; every rank has room for
+// the rows of all, of which top-k and top-p leave as much undecided as there is.
+TEST(ResidentScheduleTest, RanksHaveInboxesMailAndRoomForWholeRows) {
   const CountedModel one(ServedRank()), together(ServedRank(), kTogether);
   const size_t words = static_cast<size_t>(one.config().hidden / 16) * 32;
   EXPECT_EQ(CountedModel(ServedRank(), kTogether).buffers().inbox_rank_words, words);
@@ -522,9 +557,12 @@ TEST(ResidentScheduleTest, RanksHaveInboxesAndMail) {
     return model.taken()[MemoryKind::kActivations];
   };
   const size_t mail = kNumRanks * sizeof(resident::RankMail);
+  const auto vocabulary = static_cast<size_t>(one.config().vocabulary);
+  const size_t rows = kRowsMax * (kNumRanks - 1) * vocabulary * sizeof(uint64_t);
   const size_t more = activations(together) - activations(one);
-  EXPECT_GE(more, 3 * kNumRanks * words * sizeof(uint2) + mail);
-  EXPECT_LE(more, 3 * kNumRanks * words * sizeof(uint2) + mail + 2 * DeviceArena::kAlignment);
+  EXPECT_GE(more, 3 * kNumRanks * words * sizeof(uint2) + mail + rows);
+  EXPECT_LE(more,
+            3 * kNumRanks * words * sizeof(uint2) + mail + rows + 3 * DeviceArena::kAlignment);
 }
 
 // ---- The rest
@@ -606,9 +644,9 @@ TEST(ResidentEngineTest, OverACountingArenaTakesMemoryAndNoRounds) {
                               /*stream=*/nullptr);
   const MemoryPlan& after = model.arena().taken();
   EXPECT_GT(after[MemoryKind::kActivations], before[MemoryKind::kActivations]);
-  // At least both schedules.
-  const size_t num_phases =
-      model.Schedule(false).phases.size() + model.Schedule(true).phases.size();
+  // At least all schedules.
+  size_t num_phases = 0;
+  for (const RoundKind& kind : kAllRounds) num_phases += model.Schedule(kind).phases.size();
   EXPECT_GE(after[MemoryKind::kRoundData],
             before[MemoryKind::kRoundData] + num_phases * sizeof(Phase));
   EXPECT_EQ(after[MemoryKind::kWeights], before[MemoryKind::kWeights]);

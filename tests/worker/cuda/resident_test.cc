@@ -2,11 +2,13 @@
 // around it.
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "tests/worker/cpu/bundled_model.h"
 #include "tests/worker/cpu/recorded_run.h"
 #include "tests/worker/cuda/mixed_requests.h"
 #include "worker/cuda/cuda_executor.h"
 #include "worker/cuda/device.h"
+#include "worker/cuda/resident_engine.h"
 
 namespace ultraspeed::worker {
 namespace {
@@ -37,6 +39,13 @@ class ResidentTest : public testing::Test {
     std::vector<int32_t> output = RunAlone(*executor_, plan);
     executor_->UseResident(true);
     return output;
+  }
+
+  RecordedRun ExpectedRecord(const RunPlan& plan, int logprobs) {
+    executor_->UseResident(false);
+    RecordedRun run = Record(*executor_, plan, logprobs);
+    executor_->UseResident(true);
+    return run;
   }
 
   std::unique_ptr<cuda::CudaExecutor> executor_;
@@ -106,20 +115,142 @@ TEST_F(ResidentTest, TokensAreTheExecutorsAtAnyLength) {
   }
 }
 
-// Rounds that only the executor takes in between: filters, log-probabilities, two sequences.
-TEST_F(ResidentTest, HandsOverToTheExecutorAndBack) {
-  const RunPlan plan{.prompt = Prompt(3, 90),
-                     .num_new_tokens = 120,
-                     .block = 8,
-                     .sampling = {.temperature = 0.8f, .seed = 5}};
-  const std::vector<int32_t> want = Expected(plan);
-  RunningSequence sequence(*executor_, plan);
-  for (int i = 0; !sequence.done(); ++i) {
-    Round round{.steps = {sequence.Step()}};
-    if (i % 5 == 3) round.steps[0].logprobs = 2;
-    sequence.Take(round.steps[0], executor_->Run(round).sequences[0]);
+// ---- Top-k and top-p, log-probabilities
+
+// From one token to nearly all, with tokens that lie on both sides of every border.
+const std::vector<kernels::SamplingSpec> kFilters = {
+    {.temperature = 1.0f, .top_k = 1},
+    {.temperature = 1.0f, .top_k = 5},
+    {.temperature = 1.5f, .top_k = 300},
+    {.temperature = 1.0f, .top_k = 1 << 20},
+    {.temperature = 0.7f, .top_p = 0.95f},
+    {.temperature = 1.0f, .top_p = 0.5f},
+    {.temperature = 2.0f, .top_p = 0.9f},
+    {.temperature = 1.0f, .top_p = 1e-6f},
+    {.temperature = 1.0f, .top_p = 0.999999f},
+    {.temperature = 0.05f, .top_k = 4000, .top_p = 0.999f},
+    {.temperature = 0.8f, .top_k = 20, .top_p = 0.9f},
+    {.temperature = 1.5f, .top_k = 2000, .top_p = 0.6f},
+};
+
+std::string Text(const kernels::SamplingSpec& spec) {
+  return absl::StrCat("temperature ", spec.temperature, " top_k ", spec.top_k, " top_p ",
+                      spec.top_p, " seed ", spec.seed);
+}
+
+// Choices, accepted drafts and log-probabilities, bit for bit.
+TEST_F(ResidentTest, FiltersGiveTheExecutorsTokens) {
+  int num_accepted = 0;
+  for (size_t i = 0; i < kFilters.size(); ++i) {
+    for (const size_t length : {7, 200, 1100}) {
+      for (const int block : {1, 2, 3, 8}) {
+        kernels::SamplingSpec sampling = kFilters[i];
+        sampling.seed = 100 * i + length;
+        const RunPlan plan{.prompt = Prompt(13 * i + length, length),
+                           .num_new_tokens = 32,
+                           .block = block,
+                           .sampling = sampling,
+                           .slot = static_cast<int>(i) % kSlots};
+        for (const int logprobs : {-1, 0}) {
+          SCOPED_TRACE(absl::StrCat(Text(sampling), " length ", length, " block ", block,
+                                    " logprobs ", logprobs));
+          const RecordedRun want = ExpectedRecord(plan, logprobs);
+          const RecordedRun got = Record(*executor_, plan, logprobs);
+          EXPECT_EQ(Difference(got, want), "");
+          EXPECT_EQ(got.num_accepted, want.num_accepted);  // so the drafter chose the same too
+          num_accepted += got.num_accepted;
+        }
+      }
+    }
   }
-  EXPECT_EQ(sequence.output(), want);
+  EXPECT_GT(num_accepted, 0);
+}
+
+TEST_F(ResidentTest, LogProbabilitiesAreTheExecutors) {
+  for (const float temperature : {0.0f, 1.0f}) {
+    for (const size_t length : {3, 150, 900}) {
+      for (const int block : {1, 8}) {
+        const RunPlan plan{.prompt = Prompt(length, length),
+                           .num_new_tokens = 40,
+                           .block = block,
+                           .sampling = {.temperature = temperature, .seed = length}};
+        EXPECT_EQ(Difference(Record(*executor_, plan, 0), ExpectedRecord(plan, 0)), "")
+            << "temperature " << temperature << " length " << length << " block " << block;
+      }
+    }
+  }
+}
+
+// What the tests above compare: the resident engine takes these rounds, and only alternatives not.
+TEST_F(ResidentTest, TakesFiltersAndLogProbabilitiesButNoAlternatives) {
+  const RunPlan plan{.prompt = Prompt(0, 20), .num_new_tokens = 4, .block = 8};
+  RunningSequence sequence(*executor_, plan);
+  sequence.Take(sequence.Step(), executor_->Run({.steps = {sequence.Step()}}).sequences[0]);
+  Round round{.steps = {sequence.Step()}};
+  SequenceStep& step = round.steps[0];
+  for (const kernels::SamplingSpec& sampling : kFilters) {
+    step.sampling = sampling;
+    EXPECT_TRUE(executor_->resident()->Takes(round)) << Text(sampling);
+  }
+  step.logprobs = 0;
+  EXPECT_TRUE(executor_->resident()->Takes(round));
+  step.logprobs = 1;
+  EXPECT_FALSE(executor_->resident()->Takes(round));
+}
+
+// A seed's text is one text, whatever way of choosing another request had in the round before.
+TEST_F(ResidentTest, WaysOfChoosingTakeTurns) {
+  std::vector<RunPlan> plans;
+  std::vector<std::vector<int32_t>> want;
+  for (int i = 0; i < kSlots; ++i) {
+    const auto n = static_cast<size_t>(i);
+    const kernels::SamplingSpec ways[kSlots] = {{.temperature = 0.0f},
+                                                {.temperature = 1.0f, .top_p = 0.8f, .seed = 3},
+                                                {.temperature = 1.0f, .seed = 3},
+                                                {.temperature = 1.0f, .top_k = 30, .seed = 3}};
+    plans.push_back({.prompt = Prompt(50, 60 + 20 * n),
+                     .num_new_tokens = 60,
+                     .block = 8,
+                     .sampling = ways[i],
+                     .slot = i});
+    want.push_back(Expected(plans.back()));
+  }
+  std::vector<std::unique_ptr<RunningSequence>> sequences;
+  for (const RunPlan& plan : plans)
+    sequences.push_back(std::make_unique<RunningSequence>(*executor_, plan));
+  std::mt19937 random(2);
+  for (bool any = true; any;) {
+    any = false;
+    for (const std::unique_ptr<RunningSequence>& sequence : sequences) {
+      for (uint32_t rounds = random() % 3; rounds-- > 0 && !sequence->done();) {
+        Round round{.steps = {sequence->Step()}};
+        round.steps[0].logprobs = random() % 3 == 0 ? 0 : -1;
+        sequence->Take(round.steps[0], executor_->Run(round).sequences[0]);
+      }
+      any = any || !sequence->done();
+    }
+  }
+  for (size_t i = 0; i < plans.size(); ++i) EXPECT_EQ(sequences[i]->output(), want[i]) << i;
+}
+
+// ---- Between the engines
+
+// Rounds that only the executor takes in between: alternatives.
+TEST_F(ResidentTest, HandsOverToTheExecutorAndBack) {
+  for (const float top_p : {1.0f, 0.9f}) {
+    const RunPlan plan{.prompt = Prompt(3, 90),
+                       .num_new_tokens = 120,
+                       .block = 8,
+                       .sampling = {.temperature = 0.8f, .top_p = top_p, .seed = 5}};
+    const std::vector<int32_t> want = Expected(plan);
+    RunningSequence sequence(*executor_, plan);
+    for (int i = 0; !sequence.done(); ++i) {
+      Round round{.steps = {sequence.Step()}};
+      if (i % 5 == 3) round.steps[0].logprobs = 2;
+      sequence.Take(round.steps[0], executor_->Run(round).sequences[0]);
+    }
+    EXPECT_EQ(sequence.output(), want) << "top_p " << top_p;
+  }
 }
 
 // Prefills, ends in the middle and new requests between rounds, as an engine mixes them.
@@ -132,7 +263,9 @@ TEST_F(ResidentTest, TenThousandRoundsOfMixedRequests) {
     const RunPlan plan = {.prompt = Prompt(n * 31, 10 + n * 23),
                           .num_new_tokens = 150,
                           .block = i % 4 == 3 ? 1 : 8,
-                          .sampling = {.temperature = i % 2 == 0 ? 0.0f : 1.0f, .seed = n},
+                          .sampling = {.temperature = i % 2 == 0 ? 0.0f : 1.0f,
+                                       .top_p = i % 6 == 5 ? 0.9f : 1.0f,
+                                       .seed = n},
                           .slot = i % kSlots};
     runs.push_back({plan, Expected(plan)});
   }
