@@ -1,10 +1,9 @@
 // The expert router: fp32 logits, sigmoid, the K largest of score + bias.
 //
-// Logits: H is cut into blocks of 256 columns; within one, lane t of a quad adds the products of
-// columns 32 j + 8 t + (0..7), j ascending, and the quad's lanes meet in a tree; blocks ascending.
+// Logits: H is cut into blocks of 256 columns, added up as device/dot.cuh says; blocks ascending.
 // It is the order in which the resident engine's lanes hold a row. A warp keeps kExperts experts of
-// eight tokens, a quad each. For few tokens kExperts is 1 and the weights' bytes rule (E * H * 4),
-// for many it is 4 and multiply-adds do.
+// eight tokens, a quad each: lane t of it has columns 32 j + 8 t + (0..7). For few tokens kExperts
+// is 1 and the weights' bytes rule (E * H * 4), for many it is 4 and multiply-adds do.
 #include <cmath>
 
 #include "kernels/check.h"
@@ -42,21 +41,27 @@ __global__ void __launch_bounds__(kWarps * 32)
   }
   const bf16* const row = x + static_cast<size_t>(min(first_token + g, num_tokens - 1)) * hidden;
   for (int block = warp; block < num_blocks; block += kWarps) {
-    float sums[kExperts] = {};
-#pragma unroll 4
-    for (int j = 0; j < kBlockColumns / 32; ++j) {
+    constexpr int kPerLane = kBlockColumns / 32;
+    float sums[kExperts][kPerLane] = {};
+#pragma unroll
+    for (int j = 0; j < kPerLane; ++j) {
       const int column = block * kBlockColumns + 32 * j + 8 * t;
       if (column >= hidden) break;
       const uint4 input = *reinterpret_cast<const uint4*>(row + column);
 #pragma unroll
       for (int e = 0; e < kExperts; ++e) {
         const auto* const weights = reinterpret_cast<const float4*>(expert_rows[e] + column);
-        sums[e] = Dot8(input, weights[0], weights[1], sums[e]);
+        sums[e][j] = Dot8(input, weights[0], weights[1]);
       }
     }
 #pragma unroll
     for (int e = 0; e < kExperts; ++e) {
-      const float sum = QuadSum(sums[e]);
+#pragma unroll
+      for (int half = kPerLane / 2; half >= 1; half /= 2) {
+#pragma unroll
+        for (int j = 0; j < half; ++j) sums[e][j] = __fadd_rn(sums[e][j], sums[e][j + half]);
+      }
+      const float sum = QuadSum(sums[e][0]);
       if (t == 0) block_sums[block][e * kTokens + g] = sum;
     }
   }

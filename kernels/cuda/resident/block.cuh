@@ -184,7 +184,7 @@ __device__ __forceinline__ int ShareSlabs(const Share& share, int num_slabs) {
 
 // Blocks of slabs in one entry of the ring: about 25 KB, so that the ring holds several.
 constexpr int PieceBlocks(WeightFormat format) {
-  return format == WeightFormat::kBf16 ? 4 : format == WeightFormat::kFp8Block128 ? 6 : 12;
+  return format == WeightFormat::kBf16 ? 4 : format == WeightFormat::kFp8Block128 ? 4 : 12;
 }
 __device__ __forceinline__ int NumPieces(const Share& share, WeightFormat format) {
   return (share.count + PieceBlocks(format) - 1) / PieceBlocks(format);

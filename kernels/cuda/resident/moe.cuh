@@ -43,38 +43,42 @@ __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& 
                                                ConsumerClock& clock, const Share& share,
                                                const Team& team, int lane) {
   // A team takes every num_teams-th expert, kAtOnce of them together: a row's columns are widened
-  // once.
+  // once. A lane has eight columns of all rows.
   constexpr int kAtOnce = 3;
   const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
   const int columns = RouterColumns(share, block.program().hidden) - team.part * 2 * kSlabColumns;
-  const int offset = team.part * 2 * kSlabColumns * sizeof(float) + lane % 4 * 32;
+  const bool has_columns = lane * 8 < columns;  // an odd slab is half of a block
+  const int column = team.part * 2 * kSlabColumns + (has_columns ? lane * 8 : 0);
   const uint32_t arrivals = EntryArrivals(max(1, share.count), team.part);
-  const uint8_t* const x =
-      StagedFragments(block, team.part, ShareSlabs(share, phase.num_slabs), lane);
+  const int stride = StagingStride(ShareSlabs(share, phase.num_slabs) * kSlabColumns);
+  const uint8_t* const staged = block.shared().staging + column * 2;
   for (int first = team.works ? team.index : walk.end(); first < walk.end();
        first += kAtOnce * team.num_teams) {
-    const uint8_t* weights[kAtOnce];
-    float sums[kAtOnce] = {};
+    const auto number = [&](int e) { return first + e * team.num_teams; };
+    float4 weights[kAtOnce][2];
 #pragma unroll
     for (int e = 0; e < kAtOnce; ++e) {
-      const int i = first + e * team.num_teams;  // past the end: the last again, not sent
-      weights[e] = i < walk.end() ? clock.ring.Wait(block, i) + offset : weights[e > 0 ? e - 1 : 0];
-    }
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      if (32 * j < columns) {
-        const uint4 input = StagedGroup(x, j);
-#pragma unroll
-        for (int e = 0; e < kAtOnce; ++e) {
-          const auto* const w = reinterpret_cast<const float4*>(weights[e] + j * 128);
-          sums[e] = Dot8(input, w[0], w[1], sums[e]);
-        }
+      if (number(e) < walk.end()) {
+        const auto* const w = reinterpret_cast<const float4*>(clock.ring.Wait(block, number(e)) +
+                                                              column * sizeof(float));
+        weights[e][0] = w[0];
+        weights[e][1] = w[1];
+      } else {  // not sent
+        weights[e][0] = weights[e][1] = {};
       }
     }
+    float sums[kAtOnce][kRowsMax];
+#pragma unroll
+    for (int row = 0; row < kRowsMax; ++row) {
+      const uint4 x =
+          has_columns ? *reinterpret_cast<const uint4*>(staged + row * stride) : uint4{};
+#pragma unroll
+      for (int e = 0; e < kAtOnce; ++e) sums[e][row] = Dot8(x, weights[e][0], weights[e][1]);
+    }
 #pragma unroll
     for (int e = 0; e < kAtOnce; ++e) {
-      const int i = first + e * team.num_teams;
-      const float sum = QuadSum(sums[e]);
+      const float sum = TreeOfRows(sums[e], lane);
+      const int i = number(e);
       if (i >= walk.end()) continue;
       clock.ring.Release(block, i, arrivals, lane);
       const int owner = walk.Owner(i);
@@ -192,35 +196,46 @@ __device__ __forceinline__ void ForceExperts(const Block& block, const Phase& ph
       phase.num_experts;
 }
 
+// All consumers call it before they meet for MakeChoice, while the scores are not there yet.
+__device__ __forceinline__ void ClearChoice(const Block& block) {
+  const int thread = Thread();
+  ExpertChoice& choice = block.shared().choice;
+  if (thread < kExpertsMax / 32) choice.chosen[thread] = 0;
+  for (int i = thread; i < kSlotsMax * kRowsMax / 4; i += kConsumerThreads) {
+    reinterpret_cast<uint32_t*>(choice.slot_of)[i] = 0xffffffffu;
+  }
+}
+
 // Choice of all rows, then the list of experts and who of them serves whom. All consumers call it.
 __device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phase, int phase_idx) {
   const int thread = Thread(), warp = thread / kWarpLanes, lane = thread % kWarpLanes;
   ExpertChoice& choice = block.shared().choice;
   const int num_rows = block.program().block, per_row = phase.experts_per_token;
-  if (thread < kExpertsMax / 32) choice.chosen[thread] = 0;
-  for (int i = thread; i < kSlotsMax * kRowsMax / 4; i += kConsumerThreads) {
-    reinterpret_cast<uint32_t*>(choice.slot_of)[i] = 0xffffffffu;
-  }
   if (warp < num_rows) {
     ChooseExperts(block, phase, warp, lane);
     if (block.program().forced_distinct_experts > 0) {
       __syncwarp();
       ForceExperts(block, phase, phase_idx, warp, lane);
     }
+    __syncwarp();
+    if (lane < per_row) {
+      const int expert = choice.ids[warp * per_row + lane];
+      atomicOr(&choice.chosen[expert / 32], 1u << (expert % 32));
+    }
   }
-  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  const bool is_slot = thread < num_rows * per_row;
-  const int expert = is_slot ? choice.ids[thread] : 0;
-  if (is_slot) atomicOr(&choice.chosen[expert / 32], 1u << (expert % 32));
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   // Place of an expert in the list: the chosen ones before it.
   const auto place_of = [&](int e) {
-    int place = __popc(choice.chosen[e / 32] & ((1u << (e % 32)) - 1));
-    for (int w = 0; w < e / 32; ++w) place += __popc(choice.chosen[w]);
+    int place = 0;
+#pragma unroll
+    for (int w = 0; w < kExpertsMax / 32; ++w) {
+      const uint32_t before = w < e / 32 ? ~0u : w == e / 32 ? (1u << (e % 32)) - 1 : 0u;
+      place += __popc(choice.chosen[w] & before);
+    }
     return place;
   };
-  if (is_slot) {
-    const int place = place_of(expert);
+  if (thread < num_rows * per_row) {
+    const int expert = choice.ids[thread], place = place_of(expert);
     choice.experts[place] = expert;
     choice.slot_of[place][Quotient(thread, per_row)] = static_cast<int8_t>(thread);
   }
@@ -269,6 +284,7 @@ __device__ __forceinline__ void MultiplyMoeUp(const Block& block, const Phase& p
                                               ConsumerClock& clock, const Share& share,
                                               const Team& team, int lane) {
   MultiplyRouter(block, phase, clock, share, team, lane);
+  ClearChoice(block);
   if (Thread() == 0) block.WaitForArrivals(phase.inner_counter, phase.inner_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   MakeChoice(block, phase, phase_idx);
