@@ -402,7 +402,7 @@ __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& ph
     weights.ReadFirst(data, lane);
 #pragma unroll 1
     for (int tile = 0; tile < count; ++tile, data += tile_bytes) {
-      weights.Multiply(data, phase.num_slabs, x, lane);
+      weights.Multiply(data, phase.num_slabs, x, lane, [] {});
       if (tile + 1 < count) weights.ReadFirst(data + tile_bytes, lane);
       const float4 v = weights.Partial();
       const auto store = [&](int to_slot, float low, float high) {

@@ -82,9 +82,11 @@ class ExpertBlock {
   __device__ __forceinline__ void ReadFirst(const uint8_t* block, int lane) {
     ReadCodes(block, lane, first_);
   }
-  // After ReadFirst of the same block; then the block's memory may be given back.
+  // After ReadFirst of the same block. `all_read` is called when the block's memory may be given
+  // back.
+  template <typename AllRead>
   __device__ __forceinline__ void Multiply(const uint8_t* block, int num_slabs, const Columns& x,
-                                           int lane) {
+                                           int lane, AllRead all_read) {
     const uint8_t* const last = block + (num_slabs > 1 ? kSlab : 0);
     Codes second;
     ReadCodes(last, lane, second);
@@ -93,6 +95,7 @@ class ExpertBlock {
     ReadExponents(last, lane, exponents_);
     float groups[kGroupsPerSlab][4];
     MultiplySlab(first_, x, 0, groups);
+    all_read();
     if (num_slabs > 1) {
       MultiplySlab(second, x, kGroupsPerSlab, last_);
       Scale(exponents, groups, {}, sum_);
@@ -233,8 +236,8 @@ __device__ __forceinline__ void MultiplyExpertTiles(const Block& block, Consumer
     if (i < walk.end()) read_first();
 #pragma unroll 1
     for (; i < walk.end(); i += team.num_teams) {
-      weights.Multiply(data, slabs, x, lane);
-      clock.ring.Release(block, entry, piece.arrivals, lane);
+      weights.Multiply(data, slabs, x, lane,
+                       [&] { clock.ring.Release(block, entry, piece.arrivals, lane); });
       entry += team.num_teams * piece.entries;
       if (i + team.num_teams < walk.end()) read_first();
       const int owner = walk.Owner(i);
