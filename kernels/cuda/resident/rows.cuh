@@ -217,8 +217,8 @@ __device__ __forceinline__ float4 AddTiles(float4 a, float4 b) {
 }
 
 // The sum of all ranks' parts of a tile, each rounded to bf16. `operation` counts the sums since
-// the kernel's start; three inboxes take turns, and the one of the sum before is emptied, which no
-// rank can fill before it has seen this sum's data of ours.
+// the kernel's start; three inboxes take turns, and the one of the sum before is emptied while this
+// one's data is under way: no rank can fill it before it has seen our data of the next.
 __device__ __forceinline__ float4 SumOverRanks(const Block& block, uint32_t operation, int tile,
                                                int lane, float4 v) {
   const Collective& ranks = block.program().collective;
@@ -226,13 +226,21 @@ __device__ __forceinline__ float4 SumOverRanks(const Block& block, uint32_t oper
   const size_t inbox_words = ranks.num_ranks * ranks.inbox_rank_words;
   const size_t at = operation % 3 * inbox_words + static_cast<size_t>(tile) * 32 + lane;
   const size_t emptied = (operation + 2) % 3 * inbox_words + static_cast<size_t>(tile) * 32 + lane;
-#pragma unroll 1
-  for (int r = 0; r < ranks.num_ranks; ++r) {
+#pragma unroll
+  for (int r = 0; r < kRanksMax; ++r) {
+    if (r >= ranks.num_ranks) break;
     asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(ranks.push[r] + at), "r"(mine.x),
                  "r"(mine.y)
                  : "memory");
   }
   const auto place = [&](int r) { return ranks.inbox + r * ranks.inbox_rank_words; };
+#pragma unroll
+  for (int r = 0; r < kRanksMax; ++r) {
+    if (r >= ranks.num_ranks) break;
+    asm volatile("st.volatile.global.v2.u32 [%0], {%1, %1};" ::"l"(place(r) + emptied),
+                 "r"(kNotArrived)
+                 : "memory");
+  }
   uint2 parts[kRanksMax];
   block.Wait(WaitsFor::kPeers, [&] {  // all requested before the first is looked at
     bool arrived = true;
@@ -259,9 +267,6 @@ __device__ __forceinline__ float4 SumOverRanks(const Block& block, uint32_t oper
     const float4 wide = {__uint_as_float(part.x << 16), __uint_as_float(part.x & 0xffff0000u),
                          __uint_as_float(part.y << 16), __uint_as_float(part.y & 0xffff0000u)};
     sum = r == 0 ? wide : AddTiles(sum, wide);
-    asm volatile("st.volatile.global.v2.u32 [%0], {%1, %1};" ::"l"(place(r) + emptied),
-                 "r"(kNotArrived)
-                 : "memory");
   }
   return sum;
 }
