@@ -67,6 +67,7 @@ struct alignas(128) Shared {
   RowChoice best[kFinisherWarps][kRowsMax];
   float scale[kRowsMax];
   Places places;
+  volatile int32_t staged_phase;      // the consumers' last whose input is there
   volatile uint32_t phases_finished;  // by the finishers, of those that have work for them
   volatile uint32_t exits;            // the producer's sign to leave
 };

@@ -32,10 +32,10 @@ __device__ __forceinline__ void Produce(const Block& block) {
       if (lane == 0) {
         switch (phase.kind) {
           case PhaseKind::kProduct:
-            runs_on = StreamProduct(block, phase, ring);
+            runs_on = StreamProduct(block, phase, i, ring);
             break;
           case PhaseKind::kMoeUp:
-            runs_on = StreamMoeUp(block, phase, ring, moe_layers++);
+            runs_on = StreamMoeUp(block, phase, i, ring, moe_layers++);
             break;
           case PhaseKind::kMoeDown:
             runs_on = StreamMoeDown(block, phase, ring);
@@ -167,6 +167,7 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
   FenceBarrierInit();
   shared.exits = 0;
   shared.phases_finished = 0;
+  shared.staged_phase = -1;
   shared.state = {.position = program.position,
                   .tokens = {program.anchor},
                   .chosen = {},

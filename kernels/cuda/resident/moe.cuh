@@ -27,13 +27,14 @@ __device__ __forceinline__ int RouterColumns(const Share& share, int hidden) {
   return min(share.count * 2 * kSlabColumns, hidden - share.first * 2 * kSlabColumns);
 }
 
-__device__ __forceinline__ bool StreamRouter(const Block& block, const Phase& phase,
+__device__ __forceinline__ bool StreamRouter(const Block& block, const Phase& phase, int phase_idx,
                                              const Share& share, RingWriter& ring) {
   const int hidden = block.program().hidden;
   const uint32_t bytes = RouterColumns(share, hidden) * sizeof(float);
   const float* const first = phase.router + share.first * 2 * kSlabColumns;
   const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
   for (int i = 0; i < walk.end(); ++i) {
+    Pace(block, phase_idx, ring);
     if (!ring.Push(first + static_cast<size_t>(walk.Tile(i)) * hidden, bytes)) return false;
   }
   return true;
@@ -250,10 +251,10 @@ __device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phas
 
 // ---- Up
 
-__device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& phase,
+__device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& phase, int phase_idx,
                                             RingWriter& ring, uint32_t moe_layers) {
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
-  if (share.count > 0 && !StreamRouter(block, phase, share, ring)) return false;
+  if (share.count > 0 && !StreamRouter(block, phase, phase_idx, share, ring)) return false;
   bool chosen = false;
   block.Wait(WaitsFor::kExpertChoice, [&] {
     chosen = IsDone(&block.shared().experts_ready, moe_layers & 1);
@@ -303,6 +304,7 @@ __device__ __forceinline__ void ConsumeProduct(const Block& block, const Phase& 
     if (pass > 0) NamedBarrier<kConsumerBarrier, kConsumerThreads>();
     const Share share = ShareOf(phase.num_slabs, pass, block.rank);
     StageInput(block, phase, share);
+    if (pass == 0 && Thread() == 0) block.shared().staged_phase = phase_idx;
     const Team team = TeamOf(warp, share.count);
     if (phase.kind == PhaseKind::kMoeUp) {
       MultiplyMoeUp(block, phase, phase_idx, clock, share, team, lane);

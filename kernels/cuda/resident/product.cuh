@@ -264,7 +264,13 @@ __device__ __forceinline__ bool StreamTile(RingWriter& ring, const uint8_t* data
   return true;
 }
 
-__device__ __forceinline__ bool StreamProduct(const Block& block, const Phase& phase,
+// Weights that come long before their input are not in a hurry, and what the blocks tell each other
+// meanwhile is: one copy at a time.
+__device__ __forceinline__ void Pace(const Block& block, int phase_idx, RingWriter& ring) {
+  if (block.shared().staged_phase != phase_idx) ring.WaitForCopies(0);
+}
+
+__device__ __forceinline__ bool StreamProduct(const Block& block, const Phase& phase, int phase_idx,
                                               RingWriter& ring) {
   const TileWalk walk(block, phase.order, phase.num_tiles);
   const int slab_bytes = SlabBytes(phase.format);
@@ -274,7 +280,9 @@ __device__ __forceinline__ bool StreamProduct(const Block& block, const Phase& p
     if (share.count == 0) continue;
     const int share_slabs = ShareSlabs(share, phase.num_slabs);
     const uint8_t* const first = phase.weights + static_cast<size_t>(2 * share.first) * slab_bytes;
+    const bool is_short = walk.end() * share_slabs * slab_bytes <= 2 * kRingBytes;
     for (int i = 0; i < walk.end(); ++i) {
+      if (is_short) Pace(block, phase_idx, ring);
       if (walk.Exists(i) &&
           !StreamTile(ring, first + walk.Tile(i) * tile_bytes, share, share_slabs, phase.format)) {
         return false;

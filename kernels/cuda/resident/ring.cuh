@@ -63,6 +63,13 @@ class RingWriter {
     ++next_;
     return true;
   }
+  // Until at most `count` entries are under way.
+  __device__ __forceinline__ void WaitForCopies(uint32_t count) {
+    if (next_ < count + 1) return;
+    const uint32_t entry = next_ - 1 - count;
+    block_.WaitBarrier(WaitsFor::kWeights, &block_.shared().full[entry % kRingEntries],
+                       entry / kRingEntries & 1);
+  }
   // Waits for copies that nobody will read: shared memory must outlive them.
   __device__ void Drain() {
     for (; oldest_ != next_; ++oldest_) {
