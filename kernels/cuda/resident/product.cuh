@@ -280,6 +280,7 @@ __device__ __forceinline__ bool StreamProduct(const Block& block, const Phase& p
     if (share.count == 0) continue;
     const int share_slabs = ShareSlabs(share, phase.num_slabs);
     const uint8_t* const first = phase.weights + static_cast<size_t>(2 * share.first) * slab_bytes;
+    // A head is bound by its reading; its first copies are few beside the rest.
     const bool is_short = walk.end() * share_slabs * slab_bytes <= 2 * kRingBytes;
     for (int i = 0; i < walk.end(); ++i) {
       if (is_short) Pace(block, phase_idx, ring);
