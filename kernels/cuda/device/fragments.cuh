@@ -48,6 +48,15 @@ __device__ __forceinline__ void ExpandMxfp4(uint32_t w, uint32_t (&pairs)[4]) {
   pairs[3] = (w << 4 & (kMask ^ kMantissa)) | (w >> 4 & kMantissa);
 }
 
+// One group of a lane: words of rows g and g + 8.
+__device__ __forceinline__ void ExpandMxfp4Group(uint32_t low, uint32_t high, GroupFragments& a) {
+  uint32_t pairs[4];
+  ExpandMxfp4(low, pairs);
+  SetRow(a, 0, pairs);
+  ExpandMxfp4(high, pairs);
+  SetRow(a, 1, pairs);
+}
+
 // Exponent fields of a row's four groups -> the factor of group j.
 __device__ __forceinline__ float GroupFactor(uint32_t exponents, int j) {
   return __uint_as_float(__funnelshift_l(exponents, exponents, 8 * j) & 0x7f800000u);
@@ -87,11 +96,7 @@ struct Slab {
       SetRow(a, 1, pairs);
     } else {
       const uint2 v = reinterpret_cast<const uint2*>(bytes)[(j / 2 * 32 + lane) * 2 + j % 2];
-      uint32_t pairs[4];
-      ExpandMxfp4(v.x, pairs);
-      SetRow(a, 0, pairs);
-      ExpandMxfp4(v.y, pairs);
-      SetRow(a, 1, pairs);
+      ExpandMxfp4Group(v.x, v.y, a);
     }
   }
 

@@ -183,10 +183,8 @@ __device__ __forceinline__ int ShareSlabs(const Share& share, int num_slabs) {
   return min(2 * share.count, num_slabs - 2 * share.first);
 }
 
-// Blocks of slabs in one entry of the ring: about 25 KB, so that the ring holds several.
-constexpr int PieceBlocks(WeightFormat format) {
-  return format == WeightFormat::kBf16 ? 4 : format == WeightFormat::kFp8Block128 ? 4 : 12;
-}
+// Blocks of slabs in one entry of the ring: 16 to 33 KB, so that the ring holds several.
+constexpr int PieceBlocks(WeightFormat format) { return format == WeightFormat::kMxfp4 ? 12 : 4; }
 __device__ __forceinline__ int NumPieces(const Share& share, WeightFormat format) {
   return (share.count + PieceBlocks(format) - 1) / PieceBlocks(format);
 }

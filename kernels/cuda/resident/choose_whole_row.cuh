@@ -59,6 +59,12 @@ __device__ __forceinline__ RowPart PartOf(const Block& block, bool is_draft) {
   return part;
 }
 
+// Where a row's undecided tokens are listed.
+__device__ __forceinline__ uint64_t* UndecidedOf(const Program& program, int row) {
+  return program.whole_row.undecided +
+         row * (static_cast<int64_t>(program.vocabulary) * program.collective.num_ranks);
+}
+
 // Logits of a row in the memory of the ranks that have them.
 class RowLogits {
  public:
@@ -188,9 +194,7 @@ __device__ __forceinline__ RowChoice SiftPart(const Block& block, const RowPart&
   const RowLogits logits(block, part.row);
   const Candidate best = Sift(
       Consumers(), [&](auto body) { logits.ForEach<kConsumerThreads>(part.begin, part.end, body); },
-      program.sampling, part.position, max, bins,
-      program.whole_row.undecided +
-          part.row * (static_cast<int64_t>(program.vocabulary) * program.collective.num_ranks),
+      program.sampling, part.position, max, bins, UndecidedOf(program, part.row),
       &tally.num_undecided, scratch.filter);
   return {best.value, best.token};
 }
@@ -224,9 +228,7 @@ __device__ __forceinline__ RowChoice DrawRow(const Block& block, const RowPart& 
   if (max == kMinusInfinity) return {kMinusInfinity, kNoToken};
   const RowChoice certain = BestOfBlocks(block, is_draft, part.row, Thread() % kWarpLanes);
   RowTally& tally = program.whole_row.tallies[part.row];
-  const uint64_t* const ranks =
-      program.whole_row.undecided +
-      part.row * (static_cast<int64_t>(program.vocabulary) * program.collective.num_ranks);
+  const uint64_t* const ranks = UndecidedOf(program, part.row);
   const Candidate best = DrawFiltered(
       Consumers(), program.sampling, part.position, program.whole_row.vocabulary_used, max,
       scratch.decided, [ranks](int i) { return __ldcg(ranks + i); }, __ldcg(&tally.num_undecided),

@@ -90,15 +90,14 @@ class ExpertBlock {
     const uint8_t* const last = block + (num_slabs > 1 ? kSlab : 0);
     Codes second;
     ReadCodes(last, lane, second);
-    uint32_t exponents[2];
-    ReadExponents(block, lane, exponents);
-    ReadExponents(last, lane, exponents_);
+    const Slab<kFormat> first_slab(block, lane);
+    last_slab_ = Slab<kFormat>(last, lane);
     float groups[kGroupsPerSlab][4];
     MultiplySlab(first_, x, 0, groups);
     all_read();
     if (num_slabs > 1) {
       MultiplySlab(second, x, kGroupsPerSlab, last_);
-      Scale(exponents, groups, {}, sum_);
+      Scale(first_slab, groups, {}, sum_);
     } else {
 #pragma unroll
       for (int j = 0; j < kGroupsPerSlab; ++j) Copy(groups[j], last_[j]);
@@ -108,15 +107,14 @@ class ExpertBlock {
   // Of the block that was multiplied last.
   __device__ __forceinline__ float4 Partial() const {
     float sum[4];
-    Scale(exponents_, last_, sum_, sum);
+    Scale(last_slab_, last_, sum_, sum);
     return {sum[0], sum[1], sum[2], sum[3]};
   }
 
  private:
   static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
   static constexpr int kSlab = SlabBytes(kFormat);
-  using Codes = uint4[2];         // of groups 2 i, 2 i + 1
-  using Exponents = uint32_t[2];  // of rows g and g + 8
+  using Codes = uint4[2];  // of groups 2 i, 2 i + 1
 
   static __device__ __forceinline__ void Copy(const float (&from)[4], float (&to)[4]) {
 #pragma unroll
@@ -127,40 +125,29 @@ class ExpertBlock {
     codes[0] = words[0];
     codes[1] = words[kWarpLanes];
   }
-  static __device__ __forceinline__ void ReadExponents(const uint8_t* slab, int lane,
-                                                       Exponents& exponents) {
-    const auto* const words =
-        reinterpret_cast<const uint32_t*>(slab + SlabCodeBytes(kFormat)) + lane / 4;
-    exponents[0] = words[0];
-    exponents[1] = words[8];
-  }
   static __device__ __forceinline__ void MultiplySlab(const Codes& codes, const Columns& x,
                                                       int first_group,
                                                       float (&groups)[kGroupsPerSlab][4]) {
 #pragma unroll
     for (int j = 0; j < kGroupsPerSlab; ++j) {
       const uint4 w = codes[j / 2];
-      uint32_t pairs[4];
       GroupFragments a;
-      ExpandMxfp4(j % 2 == 0 ? w.x : w.z, pairs);
-      SetRow(a, 0, pairs);
-      ExpandMxfp4(j % 2 == 0 ? w.y : w.w, pairs);
-      SetRow(a, 1, pairs);
+      ExpandMxfp4Group(j % 2 == 0 ? w.x : w.z, j % 2 == 0 ? w.y : w.w, a);
       Copy({}, groups[j]);
       MmaGroup(groups[j], a, x[first_group + j]);
     }
   }
-  static __device__ __forceinline__ void Scale(const Exponents& exponents,
+  static __device__ __forceinline__ void Scale(const Slab<kFormat>& slab,
                                                const float (&groups)[kGroupsPerSlab][4],
                                                const float (&before)[4], float (&sum)[4]) {
     Copy(before, sum);
 #pragma unroll
-    for (int j = 0; j < kGroupsPerSlab; ++j) AddScaled(sum, exponents, j, groups[j]);
+    for (int j = 0; j < kGroupsPerSlab; ++j) AddScaled(sum, slab.exponents, j, groups[j]);
   }
 
   Codes first_;
   float sum_[4], last_[kGroupsPerSlab][4];
-  Exponents exponents_;
+  Slab<kFormat> last_slab_;  // its exponents
 };
 
 // Where a warp finds its part of a tile in the ring, and where its partials go.
