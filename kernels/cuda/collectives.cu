@@ -5,7 +5,7 @@
 
 #include "kernels/check.h"
 #include "kernels/cuda/collectives.h"
-#include "kernels/cuda/device/rank_words.cuh"
+#include "kernels/cuda/device/flagged_words.cuh"
 #include "kernels/cuda/launch.h"
 
 namespace ultraspeed::kernels::cuda {
@@ -30,9 +30,6 @@ __device__ __forceinline__ uint4 LoadArriving(const uint32_t* place) {
                : "memory");
   return v;
 }
-__device__ __forceinline__ bool HasArrived(uint4 v) {
-  return v.x != kNotArrived && v.y != kNotArrived && v.z != kNotArrived && v.w != kNotArrived;
-}
 __device__ __forceinline__ uint64_t Nanoseconds() {
   uint64_t ns;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
@@ -50,10 +47,10 @@ struct SumOperation {
     if (i + kSumCount <= count) {
       const auto* const from = reinterpret_cast<const float4*>(data + i);
       const float4 a = from[0], b = from[1];
-      return {PairWord(a.x, a.y), PairWord(a.z, a.w), PairWord(b.x, b.y), PairWord(b.z, b.w)};
+      return {FlaggedWord(a.x, a.y), FlaggedWord(a.z, a.w), FlaggedWord(b.x, b.y), FlaggedWord(b.z, b.w)};
     }
-    return {PairWord(Number(i), Number(i + 1)), PairWord(Number(i + 2), Number(i + 3)),
-            PairWord(Number(i + 4), Number(i + 5)), PairWord(Number(i + 6), Number(i + 7))};
+    return {FlaggedWord(Number(i), Number(i + 1)), FlaggedWord(Number(i + 2), Number(i + 3)),
+            FlaggedWord(Number(i + 4), Number(i + 5)), FlaggedWord(Number(i + 6), Number(i + 7))};
   }
   template <typename PartOf>
   __device__ __forceinline__ void Store(uint32_t vector, int num_ranks, PartOf part_of) const {

@@ -70,9 +70,9 @@ __device__ void NormRow(const float4* row, const float* weight, float epsilon, i
   for (int i = threadIdx.x; i < hidden / kVector; i += kThreads) {
     const float4 x = row[i];
     const float4 w = reinterpret_cast<const float4*>(weight)[i];
-    reinterpret_cast<uint2*>(out)[i] =
-        RoundFour({NormElement(x.x, scale, w.x), NormElement(x.y, scale, w.y),
-                   NormElement(x.z, scale, w.z), NormElement(x.w, scale, w.w)});
+    reinterpret_cast<uint2*>(out)[i] = RoundFour(
+        {NormElement(RoundedToBf16(x.x), scale, w.x), NormElement(RoundedToBf16(x.y), scale, w.y),
+         NormElement(RoundedToBf16(x.z), scale, w.z), NormElement(RoundedToBf16(x.w), scale, w.w)});
   }
 }
 

@@ -171,6 +171,7 @@ resident::Program ResidentEngine::ProgramFor(const SequenceStep& step) {
   resident::Program program;
   program.phases = RoundsOf(kind).device_phases;
   program.num_phases = static_cast<int>(schedule.phases.size());
+  program.of_round = schedule.of_round;
   program.counters = buffers_.words;
   std::copy(std::begin(schedule.totals), std::end(schedule.totals), std::begin(program.totals));
   program.hidden = config_.hidden;
@@ -192,6 +193,8 @@ resident::Program ResidentEngine::ProgramFor(const SequenceStep& step) {
   program.decision_counter = schedule.decision_counter;
   program.decision_target = schedule.decision_target;
   program.collective = collective_;
+  program.rows = buffers_.rows;
+  program.moe = buffers_.moe;
   program.block = step.block;
   program.draft_rows = kind.drafts ? config_.drafter.block_size : 0;
   program.position = step.computed;
@@ -288,11 +291,10 @@ void ResidentEngine::CheckAlive(cudaError_t status) const {
 
 void ResidentEngine::PrintStuck() const {
   if (pinned_->stuck.is_stuck == 0) return;
-  static constexpr const char* kWaits[] = {"nothing",      "room in the ring",
-                                           "weights",      "the experts' choice",
-                                           "partial sums", "the exchange",
-                                           "other blocks", "finishers",
-                                           "results",      "peers"};
+  static constexpr const char* kWaits[] = {
+      "nothing",      "room in the ring", "weights",      "the experts' choice",
+      "partial sums", "the exchange",     "other blocks", "finishers",
+      "peers",        "experts' rows",    "consumers"};
   for (int b = 0; b < num_blocks_; ++b) {
     const resident::StuckReport::Place& place = pinned_->stuck.places[b];
     const auto wait = static_cast<size_t>(place.waits_for);

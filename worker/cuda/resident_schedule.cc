@@ -51,9 +51,8 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
     return arena.Take<float>(kKind, Size(rows, columns));
   };
   residual = floats(kRowsMax, config.hidden);
-  residual_squares = floats(kRowsMax, config.hidden / kTileColumns);
-  features = floats(kRowsMax, config.hidden);
-  features_squares = floats(kRowsMax, config.hidden / kTileColumns);
+  rows.rows = arena.Take<uint32_t>(kKind, Size(2 * kRowsMax, config.hidden / 2));
+  rows.squares = arena.Take<uint32_t>(kKind, Size(2 * kRowsMax, config.hidden / kTileColumns));
   qkv = floats(kRowsMax, std::max(config.num_kv_heads * QkvGroupRows(config),
                                   (draft.num_q_heads + 2 * draft.num_kv_heads) * draft.head_dim));
   attended = arena.Take<bf16>(kKind, Size(kRowsMax, std::max(config.num_q_heads * config.v_head_dim,
@@ -62,9 +61,9 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
   context_kv = floats(kRowsMax, drafter.context_kv.num_rows);
   taps = arena.Take<bf16>(
       kKind, Size(kRowsMax, static_cast<int64_t>(draft.target_layer_ids.size()) * config.hidden));
-  router_scores = arena.Take<uint2>(kKind, Size(kRowsMax, config.num_experts));
-  activations =
-      arena.Take<bf16>(kKind, Size(kRowsMax * config.experts_per_token, config.expert_ffn_width));
+  moe.scores = arena.Take<uint2>(kKind, 2 * resident::kNumScores);
+  moe.num_activations = Size(kRowsMax * config.experts_per_token, config.expert_ffn_width) / 2;
+  moe.activations = arena.Take<uint32_t>(kKind, 2 * moe.num_activations);
   logits = floats(kRowsMax, config.vocabulary);
   whole_row.tallies = arena.Take<resident::RowTally>(kKind, kRowsMax);
   whole_row.undecided = arena.Take<uint64_t>(
@@ -243,14 +242,10 @@ class ScheduleBuilder {
     features.x = buffers_.taps;
     features.x_stride = drafter.features.num_cols;
     features.output = OutputKind::kFeatures;
-    features.residual = buffers_.features;
-    features.residual_squares = buffers_.features_squares;
     Add(features, all(), /*waits=*/false);  // taps are older than the choice that was waited for
-    Phase context = Normed(Product(drafter.context_kv, PhaseLabel::kContext), drafter.features_norm,
-                           config_.drafter.norm_epsilon, buffers_.context_kv);
-    context.x = buffers_.features;
-    context.squares = buffers_.features_squares;
-    Add(context, all());
+    Add(Normed(Product(drafter.context_kv, PhaseLabel::kContext), drafter.features_norm,
+               config_.drafter.norm_epsilon, buffers_.context_kv),
+        all());
     Phase append = NewPhase(PhaseKind::kAppend, PhaseLabel::kContext);
     append.append_tasks = append_tasks;
     append.num_append_tasks = static_cast<int>(drafter.layers.size());
@@ -294,9 +289,7 @@ class ScheduleBuilder {
   // Reads the residual stream through a norm and stores fp32 rows.
   Phase Normed(Phase phase, const float* norm, float epsilon, float* out) const {
     phase.input = InputKind::kNorm;
-    phase.x = buffers_.residual;
     phase.x_stride = config_.hidden;
-    phase.squares = buffers_.residual_squares;
     phase.norm_weight = norm;
     phase.epsilon = epsilon;
     phase.out = out;
@@ -308,7 +301,6 @@ class ScheduleBuilder {
     phase.output = OutputKind::kResidual;
     phase.order = TileOrder::kOwned;
     phase.residual = buffers_.residual;
-    phase.residual_squares = buffers_.residual_squares;
     phase.tap =
         tap < 0 || buffers_.taps == nullptr ? nullptr : buffers_.taps + tap * config_.hidden;
     phase.tap_stride = static_cast<int>(config_.drafter.target_layer_ids.size()) * config_.hidden;
@@ -361,15 +353,13 @@ class ScheduleBuilder {
     up.num_slabs = ops::NumSlabs(experts.hidden);
     up.router = layer.router;
     up.router_bias = layer.router_bias;
-    up.router_scores = buffers_.router_scores;
     up.num_experts = experts.num_experts;
     up.experts_per_token = config_.experts_per_token;
     up.ffn_width = experts.ffn_width;
-    up.activations = buffers_.activations;
     const Arrival inner = Take(all());
     up.inner_counter = inner.counter;
     up.inner_target = inner.target;
-    Add(up, all());
+    Add(up, 0);
     Phase down = NewPhase(PhaseKind::kMoeDown, PhaseLabel::kMoeDown);
     down.format = experts.format;
     down.weights = static_cast<const uint8_t*>(experts.down);
@@ -380,9 +370,8 @@ class ScheduleBuilder {
     down.num_experts = experts.num_experts;
     down.experts_per_token = config_.experts_per_token;
     down.ffn_width = experts.ffn_width;
-    down.activations = buffers_.activations;
     WriteResidual(down, tap);
-    Add(down, all());
+    Add(down, all(), /*waits=*/false);  // what it reads of `up` is its own flag
   }
 
   Arrival Take(uint32_t arrivals) {
@@ -401,7 +390,19 @@ class ScheduleBuilder {
       previous_ = Take(arrivals);
       phase.arrive_counter = previous_.counter;
     }
+    phase.index = static_cast<int>(schedule_.phases.size());
+    phase.before = schedule_.of_round;
+    Count(phase, schedule_.of_round);
     schedule_.phases.push_back(phase);
+  }
+  static void Count(const Phase& phase, resident::Tally& tally) {
+    const bool is_down = phase.kind == PhaseKind::kMoeDown;
+    const bool is_product =
+        phase.kind == PhaseKind::kProduct || phase.kind == PhaseKind::kMoeUp || is_down;
+    tally.products += is_product;
+    tally.sums += is_product && phase.output == OutputKind::kResidual;
+    tally.moe_layers += is_down;
+    tally.rows += phase.output == OutputKind::kResidual || phase.output == OutputKind::kFeatures;
   }
 
   const ResidentModel& model_;

@@ -58,20 +58,17 @@ struct ResidentBuffers {
                   const DrafterWeights& drafter, int64_t positions, const ResidentRanks& ranks,
                   DeviceArena& arena);
 
-  float* residual;          // [rows, H]
-  float* residual_squares;  // [rows, H / 16]
-  float* features;          // likewise
-  float* features_squares;
-  float* qkv;                  // [rows, widest projection]
-  kernels::bf16* attended;     // [rows, widest Hq * Dv]
-  float* gate_up;              // [rows, 2F] of the dense MLPs
-  float* context_kv;           // [rows, layers * 2 * Hkv * D]
-  kernels::bf16* taps;         // [rows, taps * H]
-  uint2* router_scores;        // [rows, E]
-  kernels::bf16* activations;  // [slots, F] of the experts
-  float* logits;               // [rows, V]
-  float4* carry;               // sums of products wider than one pass
-  void* partials;              // of attention over long contexts
+  float* residual;  // [rows, H]
+  kernels::cuda::resident::RowMail rows;
+  float* qkv;               // [rows, widest projection]
+  kernels::bf16* attended;  // [rows, widest Hq * Dv]
+  float* gate_up;           // [rows, 2F] of the dense MLPs
+  float* context_kv;        // [rows, layers * 2 * Hkv * D]
+  kernels::bf16* taps;      // [rows, taps * H]
+  kernels::cuda::resident::MoeMail moe;
+  float* logits;   // [rows, V]
+  float4* carry;   // sums of products wider than one pass
+  void* partials;  // of attention over long contexts
   int partials_stride;
   kernels::cuda::resident::RowChoice *draft_choices, *target_choices;  // [rows, blocks]
   // Memory only; over the vocabulary of all ranks.
@@ -96,6 +93,7 @@ struct ResidentModel {
 
 struct ResidentSchedule {
   std::vector<kernels::cuda::resident::Phase> phases;
+  kernels::cuda::resident::Tally of_round;
   uint32_t totals[kernels::cuda::resident::kNumCounters] = {};
   int decision_counter = 0;
   uint32_t decision_target = 0;

@@ -59,7 +59,10 @@ __device__ __forceinline__ void ExpandMxfp4Group(uint32_t low, uint32_t high, Gr
 
 // Exponent fields of a row's four groups -> the factor of group j.
 __device__ __forceinline__ float GroupFactor(uint32_t exponents, int j) {
-  return __uint_as_float(__funnelshift_l(exponents, exponents, 8 * j) & 0x7f800000u);
+  // A plain shift where that does: it can be a multiplication, for which there is another pipe.
+  const uint32_t shifted =
+      j < 3 ? exponents << (8 * j) : __funnelshift_l(exponents, exponents, 8 * j);
+  return __uint_as_float(shifted & 0x7f800000u);
 }
 
 template <WeightFormat kFormat>

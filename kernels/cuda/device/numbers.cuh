@@ -15,6 +15,7 @@ __device__ __forceinline__ bf16 RoundToBf16(float x) {
 }
 
 __device__ __forceinline__ float Bf16ToFloat(bf16 x) { return __uint_as_float(uint32_t{x} << 16); }
+__device__ __forceinline__ float RoundedToBf16(float x) { return Bf16ToFloat(RoundToBf16(x)); }
 
 __device__ __forceinline__ float Sigmoid(float x) {
   return __fdiv_rn(1.0f, __fadd_rn(1.0f, expf(-x)));
@@ -25,6 +26,8 @@ __device__ __forceinline__ float NormScale(float squares, int count, float epsil
   return __fdiv_rn(1.0f,
                    __fsqrt_rn(__fadd_rn(__fdiv_rn(squares, static_cast<float>(count)), epsilon)));
 }
+// `x` is rounded to bf16 first where it is the residual stream: the resident engine's blocks send
+// each other the stream so.
 __device__ __forceinline__ float NormElement(float x, float scale, float weight) {
   return __fmul_rn(__fmul_rn(x, scale), weight);
 }

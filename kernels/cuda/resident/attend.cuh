@@ -24,12 +24,9 @@ __device__ __forceinline__ void ArriveAsConsumers(const Block& block, const Phas
 // more, and one wait for the projections, as late as a unit allows.
 class UnitRunner {
  public:
-  __device__ __forceinline__ UnitRunner(const Block& block, const Phase& phase, int phase_idx,
-                                        uint32_t products_before)
-      : block_(block), phase_(phase), phase_idx_(phase_idx) {
-    block.Wait(WaitsFor::kFinishers, [&] {
-      return static_cast<int32_t>(block.shared().phases_finished - products_before) >= 0;
-    });
+  __device__ __forceinline__ UnitRunner(const Block& block, const Phase& phase)
+      : block_(block), phase_(phase) {
+    block.WaitForFinishers(phase);
   }
   __device__ __forceinline__ uint8_t* scratch() const {
     return reinterpret_cast<uint8_t*>(block_.shared().exchange);
@@ -38,13 +35,12 @@ class UnitRunner {
   __device__ __forceinline__ void Wait() const {
     if (Thread() % kWarpLanes != 0) return;
     block_.WaitForArrivals(phase_.wait_counter, phase_.wait_target);
-    block_.Stamp(phase_idx_, kTraceInputReady);
+    block_.Stamp(phase_.index, kTraceInputReady);
   }
 
  private:
   const Block& block_;
   const Phase& phase_;
-  const int phase_idx_;
 };
 
 // Runs `attend(unit, wait)` for units first, first + stride, ... and arrives. A block that has no
@@ -68,15 +64,14 @@ __device__ __forceinline__ void RunUnits(const Block& block, const Phase& phase,
 }
 
 template <int kDim>
-__device__ __noinline__ void AttendWindows(Block block, int which, int phase_idx,
-                                           uint32_t products_before) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+__device__ __noinline__ void AttendWindows(Block block) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer);
   const AttentionTask& task = phase.attention;
   // Units are dealt to clusters first, so that few of them slow down no cluster twice.
   const int first = block.rank * block.num_clusters + block.cluster;
   if (first >= phase.attention_units_max) return;  // arrives nowhere: never has a unit
   const RoundView round = ViewOf(block, task.drafter);
-  const UnitRunner runner(block, phase, phase_idx, products_before);
+  const UnitRunner runner(block, phase);
   RunUnits(block, phase, runner, first, WindowUnits(task, round.num_rows),
            [&](int unit, const auto& wait) {
              AttendWindow<kDim>(task, round, unit, runner.scratch(), wait);
@@ -84,13 +79,12 @@ __device__ __noinline__ void AttendWindows(Block block, int which, int phase_idx
 }
 
 template <int kDim, bool kOneChunk>
-__device__ __noinline__ void AttendParts(Block block, int which, int phase_idx,
-                                         uint32_t products_before) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+__device__ __noinline__ void AttendParts(Block block) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer);
   const AttentionTask& task = phase.attention;
   const RoundView round = ViewOf(block, task.drafter);
   const PartPlan plan = PartPlanOf(task, round.position, round.num_rows, block.num_blocks);
-  const UnitRunner runner(block, phase, phase_idx, products_before);
+  const UnitRunner runner(block, phase);
   RunUnits(block, phase, runner, block.index, plan.num_units, [&](int unit, const auto& wait) {
     AttendPart<kDim, kOneChunk>(task, round, plan, unit, runner.scratch(), wait);
   });
@@ -98,31 +92,29 @@ __device__ __noinline__ void AttendParts(Block block, int which, int phase_idx,
 
 // By the shape of the heads and, in parts, by their size: both leave out code and registers.
 template <int kDim>
-__device__ __forceinline__ void AttendOfDim(const Block& block, int which, int phase_idx,
-                                            uint32_t products_before) {
-  const AttentionTask& task = block.PhaseOf(Role::kConsumer, which).attention;
+__device__ __forceinline__ void AttendOfDim(const Block& block) {
+  const AttentionTask& task = block.PhaseOf(Role::kConsumer).attention;
   if (!task.has_parts) {
-    AttendWindows<kDim>(block, which, phase_idx, products_before);
+    AttendWindows<kDim>(block);
     return;
   }
   const RoundView round = ViewOf(block, task.drafter);
   if (PartChunks(task, static_cast<int>(round.position), round.num_rows) == 1) {
-    AttendParts<kDim, true>(block, which, phase_idx, products_before);
+    AttendParts<kDim, true>(block);
   } else {
-    AttendParts<kDim, false>(block, which, phase_idx, products_before);
+    AttendParts<kDim, false>(block);
   }
 }
-__device__ __forceinline__ void Attend(const Block& block, int which, int phase_idx,
-                                       uint32_t products_before) {
-  if (block.PhaseOf(Role::kConsumer, which).attention.qk_head_dim == 192) {
-    AttendOfDim<192>(block, which, phase_idx, products_before);
+__device__ __forceinline__ void Attend(const Block& block) {
+  if (block.PhaseOf(Role::kConsumer).attention.qk_head_dim == 192) {
+    AttendOfDim<192>(block);
   } else {
-    AttendOfDim<128>(block, which, phase_idx, products_before);
+    AttendOfDim<128>(block);
   }
 }
 
-static __device__ __noinline__ void Combine(Block block, int which) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+static __device__ __noinline__ void Combine(Block block) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer);
   const AttentionTask& task = phase.attention;
   const RoundView round = ViewOf(block, task.drafter);
   const PartPlan plan = PartPlanOf(task, round.position, round.num_rows, block.num_blocks);
@@ -138,8 +130,8 @@ static __device__ __noinline__ void Combine(Block block, int which) {
 }
 
 // Keys and values of the committed rows into the drafter's cache: a warp per head, row and kind.
-static __device__ __noinline__ void Append(Block block, int which) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+static __device__ __noinline__ void Append(Block block) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer);
   if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;

@@ -10,14 +10,6 @@
 
 namespace ultraspeed::kernels::cuda::resident {
 
-constexpr int kConsumerWarps = kConsumerThreads / 32;
-constexpr int kProducerWarp = kConsumerWarps;
-constexpr int kFirstFinisherWarp = kProducerWarp + 1;
-constexpr int kFinisherWarps = 3;
-constexpr int kFinisherThreads = kFinisherWarps * 32;
-constexpr int kWorkerThreads = kConsumerThreads + kFinisherThreads;
-constexpr int kThreads = (kFirstFinisherWarp + kFinisherWarps) * 32;
-
 constexpr int kPassBlocks = 24;  // blocks of two slabs that a cluster multiplies in one pass
 constexpr int kShareBlocksMax = kPassBlocks / kClusterBlocks;  // of them, a thread block's
 static_assert(kShareBlocksMax <= kConsumerWarps);
@@ -25,9 +17,8 @@ constexpr int kExchangeBuffers = 3;  // tiles whose partials may be under way to
 constexpr int kRingEntries = 32;
 constexpr int kRingBytes = 134 * 1024;
 constexpr int kStagingBytes = 49 * 1024;
+constexpr int kPhaseSlots = 3;
 constexpr int kSlotStride = 576;  // bytes of a slot's activations in the staging area
-
-enum class Role : int { kProducer, kConsumer, kFinisher };
 
 // What the sequence and its next round look like; every block keeps its own copy, all equal.
 struct RoundState {
@@ -54,8 +45,7 @@ struct alignas(128) Shared {
   uint8_t ring[kRingBytes];
   float4 exchange[kExchangeBuffers][kPassBlocks][32];
   uint8_t staging[kStagingBytes];
-  // Descriptors of the current and the next phase, for each role.
-  Phase phases[3][2];
+  Phase phases[3][kPhaseSlots];  // the current and the next, for each role (PhaseWalk)
   uint64_t full[kRingEntries], empty[kRingEntries];
   uint64_t exchange_full[kExchangeBuffers];
   uint64_t exchange_free[kClusterBlocks][kExchangeBuffers];  // of the finishers of the cluster
@@ -95,8 +85,20 @@ struct Block {
     return *static_cast<Shared*>(__cvta_shared_to_generic(shared_base));
   }
   __device__ __forceinline__ const Program& program() const { return shared().program; }
-  __device__ __forceinline__ const Phase& PhaseOf(Role role, int which) const {
-    return shared().phases[static_cast<int>(role)][which];
+  // The phase that the warp has entered: in shared memory, because across the work of a phase a
+  // register would not hold it, and what spills comes back from L2.
+  __device__ __forceinline__ int Entered() const {
+    return shared().places.phase[Thread() / kWarpLanes];
+  }
+  // Its descriptor; `role` is the warp's.
+  __device__ __forceinline__ const Phase& PhaseOf(Role role) const {
+    return shared().phases[static_cast<int>(role)][SlotOf(Entered())];
+  }
+  static __device__ __forceinline__ int SlotOf(int phase) { return phase == 0 ? 2 : phase % 2; }
+  // How often something has happened since the kernel's start: `of_round` times in every round,
+  // `before` times in this one. Not for the producer, which runs ahead of the round.
+  __device__ __forceinline__ uint32_t SinceStart(uint32_t Tally::*of, const Phase& phase) const {
+    return shared().state.round * (program().of_round.*of) + phase.before.*of;
   }
 
   template <typename Ready>
@@ -116,6 +118,17 @@ struct Block {
     Wait(WaitsFor::kOtherBlocks,
          [&] { return static_cast<int32_t>(PollCounter(word) - wanted) >= 0; });
   }
+  // Until the consumers have the phase's input. Finishers that had nothing to do would arrive
+  // before it otherwise, phases ahead, at counters that are still in use.
+  __device__ __forceinline__ void WaitForInput(const Phase& phase) const {
+    Wait(WaitsFor::kConsumers, [&] { return shared().staged_phase == phase.index; });
+  }
+  // Until the finishers are done with all phases before `phase`.
+  __device__ __forceinline__ void WaitForFinishers(const Phase& phase) const {
+    const uint32_t wanted = SinceStart(&Tally::products, phase);
+    Wait(WaitsFor::kFinishers,
+         [&] { return static_cast<int32_t>(shared().phases_finished - wanted) >= 0; });
+  }
   __device__ __forceinline__ void Stamp(int phase, TraceStamp stamp) const {
     uint64_t* const trace = program().trace;
     if (trace == nullptr) return;
@@ -126,36 +139,32 @@ struct Block {
 
 // ---- Walks over descriptors. A role reads phase i from shared memory while phase i + 1 arrives.
 
-template <Role kRole, int kRoleThreads>
-class PhaseReader {
+template <Role kRole, int kFirstWarp, int kNumWarps>
+class PhaseWalk {
  public:
-  __device__ PhaseReader(const Block& block, int thread) : block_(block), thread_(thread) {
-    Fetch(0);
-  }
+  __device__ explicit PhaseWalk(const Block& block) : block_(block) { Fetch(0); }
   // The role's threads call it together; `sync` is their barrier.
   template <typename Sync>
-  __device__ int Enter(int phase, Sync sync) {
+  __device__ void Enter(int phase, Sync sync) const {
     WaitCopies<0>();
     sync();
-    if (thread_ == 0) block_.shared().places.phase[static_cast<int>(kRole)] = phase;
+    if (Thread() % kWarpLanes == 0) block_.shared().places.phase[Thread() / kWarpLanes] = phase;
     Fetch(phase + 1 < block_.program().num_phases ? phase + 1 : 0);
-    return current_ ^= 1;  // for Block::PhaseOf
+    __syncwarp();
   }
 
  private:
-  __device__ void Fetch(int phase) {
+  __device__ void Fetch(int phase) const {
     constexpr int kPieces = sizeof(Phase) / 16;
-    auto* const to =
-        reinterpret_cast<uint8_t*>(&block_.shared().phases[static_cast<int>(kRole)][fetched_ ^= 1]);
+    auto* const to = reinterpret_cast<uint8_t*>(
+        &block_.shared().phases[static_cast<int>(kRole)][Block::SlotOf(phase)]);
     const auto* const from = reinterpret_cast<const uint8_t*>(block_.program().phases + phase);
-    for (int i = thread_; i < kPieces; i += kRoleThreads)
+    for (int i = Thread() - kFirstWarp * kWarpLanes; i < kPieces; i += kNumWarps * kWarpLanes)
       CopyAsync16(to + i * 16, from + i * 16, true);
     CommitCopies();
   }
 
   const Block block_;
-  const int thread_;
-  int current_ = 1, fetched_ = 1;  // the first fetch goes to 0
 };
 
 // ---- Who multiplies what
@@ -305,7 +314,11 @@ class ExchangeClock {
   uint32_t finished_[kClusterBlocks] = {};
 };
 
-__device__ __forceinline__ void WaitForExchange(const Block& block, int owner, uint32_t use) {
+// `place`: of the tile. The first ones of a phase find their buffers free: all blocks have finished
+// what was before.
+__device__ __forceinline__ void WaitForExchange(const Block& block, const Share& share, int owner,
+                                                int place, uint32_t use) {
+  if (share.pass_first == 0 && place < kExchangeBuffers) return;
   block.WaitBarrier(WaitsFor::kExchangeFree,
                     &block.shared().exchange_free[owner][use % kExchangeBuffers],
                     use / kExchangeBuffers & 1);

@@ -270,8 +270,8 @@ static __device__ __noinline__ void DrawRows(Block block, bool is_draft) {
   if (thread == 0) whole_row.logprobs[part.row] = logprob;
 }
 
-static __device__ __noinline__ void ChooseFromWholeRows(Block block, int which) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+static __device__ __noinline__ void ChooseFromWholeRows(Block block) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer);
   if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   Consumers::Sync();
   if (phase.kind == PhaseKind::kTally) {

@@ -24,8 +24,8 @@ __device__ __forceinline__ void PublishRows(const Block& block, const Phase& pha
   if (Thread() == 0) ArriveEverywhere(block.Counter(phase.arrive_counter));
 }
 
-static __device__ __noinline__ void EmbedDraft(Block block, int which) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+static __device__ __noinline__ void EmbedDraft(Block block) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer);
   const Program& program = block.program();
   EmbedRows(block, phase, [&](int row) {
     return row == 0                   ? EmbeddingOf(program, block.shared().state.tokens[0])
@@ -35,8 +35,8 @@ static __device__ __noinline__ void EmbedDraft(Block block, int which) {
   PublishRows(block, phase);
 }
 
-static __device__ __noinline__ void EmbedTarget(Block block, int which) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+static __device__ __noinline__ void EmbedTarget(Block block) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer);
   const Program& program = block.program();
   RoundState& state = block.shared().state;
   if (program.block > 1) {
@@ -91,8 +91,8 @@ __device__ __forceinline__ bool RanksMayRun(const Block& block, uint32_t round, 
   return (decision & 1) != 0;
 }
 
-static __device__ __noinline__ void Commit(Block block, int which) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+static __device__ __noinline__ void Commit(Block block) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer);
   const Program& program = block.program();
   RoundState& state = block.shared().state;
   if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);

@@ -22,20 +22,21 @@ __device__ bool HasFinishersWork(PhaseKind kind) {
 
 __device__ __forceinline__ void Produce(const Block& block) {
   const int lane = Thread() % kWarpLanes;
-  PhaseReader<Role::kProducer, kWarpLanes> reader(block, lane);
+  const PhaseWalk<Role::kProducer, kProducerWarp, 1> walk(block);
   RingWriter ring(block);
   uint32_t moe_layers = 0;
   bool runs_on = true;
   while (runs_on) {
     for (int i = 0; runs_on && i < block.program().num_phases; ++i) {
-      const Phase& phase = block.PhaseOf(Role::kProducer, reader.Enter(i, [] { __syncwarp(); }));
+      walk.Enter(i, [] { __syncwarp(); });
+      const Phase& phase = block.PhaseOf(Role::kProducer);
       if (lane == 0) {
         switch (phase.kind) {
           case PhaseKind::kProduct:
-            runs_on = StreamProduct(block, phase, i, ring);
+            runs_on = StreamProduct(block, phase, ring);
             break;
           case PhaseKind::kMoeUp:
-            runs_on = StreamMoeUp(block, phase, i, ring, moe_layers++);
+            runs_on = StreamMoeUp(block, phase, ring, moe_layers++);
             break;
           case PhaseKind::kMoeDown:
             runs_on = StreamMoeDown(block, phase, ring);
@@ -54,47 +55,48 @@ __device__ __forceinline__ void Produce(const Block& block) {
 
 __device__ __forceinline__ void Consume(const Block& block) {
   const auto barrier = [] { NamedBarrier<kConsumerBarrier, kConsumerThreads>(); };
-  PhaseReader<Role::kConsumer, kConsumerThreads> reader(block, Thread());
+  const PhaseWalk<Role::kConsumer, 0, kConsumerWarps> walk(block);
   ConsumerClock clock;
   do {
-    for (int i = 0; i < block.program().num_phases; ++i) {
-      const int which = reader.Enter(i, barrier);
-      const PhaseKind kind = block.PhaseOf(Role::kConsumer, which).kind;
+    for (int i = 0; i < block.program().num_phases; i = block.Entered() + 1) {
+      walk.Enter(i, barrier);
       if (Thread() == 0) block.Stamp(i, kTraceBegin);
-      switch (kind) {
+      switch (block.PhaseOf(Role::kConsumer).kind) {
         case PhaseKind::kEmbedDraft:
-          EmbedDraft(block, which);
+          EmbedDraft(block);
           break;
         case PhaseKind::kEmbedTarget:
-          EmbedTarget(block, which);
+          EmbedTarget(block);
           break;
         case PhaseKind::kProduct:
         case PhaseKind::kMoeUp:
-          ConsumeProduct(block, block.PhaseOf(Role::kConsumer, which), i, clock);
+          ConsumeProduct(block, block.PhaseOf(Role::kConsumer), clock);
           break;
         case PhaseKind::kMoeDown:
-          ConsumeMoeDown(block, which, i, clock);
+          ConsumeMoeDown(block, clock);
           break;
         case PhaseKind::kAttend:
-          Attend(block, which, i, clock.products);
+          Attend(block);
           break;
         case PhaseKind::kCombine:
-          Combine(block, which);
+          Combine(block);
           break;
         case PhaseKind::kTally:
         case PhaseKind::kSift:
         case PhaseKind::kDraw:
-          ChooseFromWholeRows(block, which);
+          ChooseFromWholeRows(block);
           break;
         case PhaseKind::kCommit:
-          Commit(block, which);
+          Commit(block);
           break;
         case PhaseKind::kAppend:
-          Append(block, which);
+          Append(block);
           break;
       }
-      if (HasFinishersWork(kind)) clock.products += 1;
-      if (Thread() == 0 && kind != PhaseKind::kMoeDown) block.Stamp(i, kTraceWorkDone);
+      if (Thread() == 0) {
+        const Phase& phase = block.PhaseOf(Role::kConsumer);
+        if (phase.kind != PhaseKind::kMoeDown) block.Stamp(phase.index, kTraceWorkDone);
+      }
     }
     EndRound(block);
   } while (block.shared().state.runs_on);
@@ -104,21 +106,21 @@ __device__ __forceinline__ void Consume(const Block& block) {
 __device__ __forceinline__ void Finish(const Block& block) {
   const auto barrier = [] { NamedBarrier<kFinisherBarrier, kFinisherThreads>(); };
   const int thread = Thread() - kFirstFinisherWarp * kWarpLanes;
-  PhaseReader<Role::kFinisher, kFinisherThreads> reader(block, thread);
+  const PhaseWalk<Role::kFinisher, kFirstFinisherWarp, kFinisherWarps> walk(block);
   FinisherClock clock;
   do {
-    for (int i = 0; i < block.program().num_phases; ++i) {
-      const int which = reader.Enter(i, barrier);
-      const Phase& phase = block.PhaseOf(Role::kFinisher, which);
+    for (int i = 0; i < block.program().num_phases; i = block.Entered() + 1) {
+      walk.Enter(i, barrier);
+      const Phase& phase = block.PhaseOf(Role::kFinisher);
       switch (phase.kind) {
         case PhaseKind::kProduct:
-          FinishProduct(block, which, clock);
+          FinishProduct(block, clock);
           break;
         case PhaseKind::kMoeUp:
-          FinishMoeUp(block, which, clock);
+          FinishMoeUp(block, clock);
           break;
         case PhaseKind::kMoeDown:
-          FinishMoeDown(block, which, clock);
+          FinishMoeDown(block);
           break;
         case PhaseKind::kEmbedDraft:
         case PhaseKind::kEmbedTarget:
@@ -135,9 +137,14 @@ __device__ __forceinline__ void Finish(const Block& block) {
         barrier();
       }
       if (thread == 0) {
+        if (phase.kind == PhaseKind::kProduct) block.WaitForInput(phase);
         block.shared().phases_finished = block.shared().phases_finished + 1;
-        ArriveEverywhere(block.Counter(phase.arrive_counter));
-        block.Stamp(i, kTraceFinished);
+        if (phase.output == OutputKind::kResidual) {
+          Announce(block.Counter(phase.arrive_counter));
+        } else if (phase.arrive_counter >= 0) {
+          ArriveEverywhere(block.Counter(phase.arrive_counter));
+        }
+        block.Stamp(phase.index, kTraceFinished);
       }
     }
     NamedBarrier<kWorkerBarrier, kWorkerThreads>();  // EndRound
@@ -201,7 +208,7 @@ __global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kThread
   ClusterBarrier();  // nor into memory that is gone
 }
 
-__global__ void EmptyInbox(uint32_t* words, size_t count) {
+__global__ void EmptyWords(uint32_t* words, size_t count) {
   const size_t stride = static_cast<size_t>(gridDim.x) * blockDim.x;
   for (size_t i = static_cast<size_t>(blockIdx.x) * blockDim.x + Thread(); i < count; i += stride)
     words[i] = kNotArrived;
@@ -252,11 +259,18 @@ void Prepare(const Program& program, cudaStream_t stream) {
     CheckCuda(cudaMemsetAsync(program.whole_row.tallies, 0, kRowsMax * sizeof(RowTally), stream),
               "tallies");
   }
+  const auto empty = [&](void* words, size_t count) {
+    EmptyWords<<<num_blocks, 256, 0, stream>>>(static_cast<uint32_t*>(words), count);
+    CheckLaunch("EmptyWords");
+  };
+  empty(program.rows.rows, kRowsMax * program.hidden);
+  empty(program.rows.squares, 2 * kRowsMax * program.hidden / 16);
+  const MoeMail& moe = program.moe;
+  CheckCuda(cudaMemsetAsync(moe.scores, 0, 2 * kNumScores * sizeof(uint2), stream), "scores");
+  if (moe.num_activations > 0) empty(moe.activations, 2 * moe.num_activations);
   const Collective& ranks = program.collective;
   if (ranks.num_ranks == 1) return;
-  EmptyInbox<<<num_blocks, 256, 0, stream>>>(reinterpret_cast<uint32_t*>(ranks.inbox),
-                                             3 * ranks.num_ranks * ranks.inbox_rank_words * 2);
-  CheckLaunch("EmptyInbox");
+  empty(ranks.inbox, 3 * ranks.num_ranks * ranks.inbox_rank_words * 2);
   CheckCuda(cudaMemsetAsync(ranks.mail, 0, ranks.num_ranks * sizeof(*ranks.mail), stream), "mail");
 }
 

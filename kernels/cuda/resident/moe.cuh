@@ -18,7 +18,7 @@ constexpr int kExpertsPerLane = kExpertsMax / kWarpLanes;
 constexpr int kResultStride = 132;  // floats of a slot's results in the exchange area
 constexpr int kDownTilesMax = kResultStride / kTileRows;
 static_assert(kSlotsMax * kResultStride * sizeof(float) <= sizeof(Shared::exchange));
-static_assert((kSlotsMax + 1) * kSlotStride <= kStagingBytes);
+static_assert(kSlotsMax * kSlotStride <= kStagingBytes);
 
 // ---- Router
 
@@ -27,14 +27,14 @@ __device__ __forceinline__ int RouterColumns(const Share& share, int hidden) {
   return min(share.count * 2 * kSlabColumns, hidden - share.first * 2 * kSlabColumns);
 }
 
-__device__ __forceinline__ bool StreamRouter(const Block& block, const Phase& phase, int phase_idx,
+__device__ __forceinline__ bool StreamRouter(const Block& block, const Phase& phase,
                                              const Share& share, RingWriter& ring) {
   const int hidden = block.program().hidden;
   const uint32_t bytes = RouterColumns(share, hidden) * sizeof(float);
   const float* const first = phase.router + share.first * 2 * kSlabColumns;
   const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
   for (int i = 0; i < walk.end(); ++i) {
-    Pace(block, phase_idx, ring);
+    Pace(block, phase, ring);
     if (!ring.Push(first + static_cast<size_t>(walk.Tile(i)) * hidden, bytes)) return false;
   }
   return true;
@@ -44,7 +44,8 @@ __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& 
                                                ConsumerClock& clock, const Share& share,
                                                const Team& team, int lane) {
   // A team takes every num_teams-th expert, kAtOnce of them together: a row's columns are widened
-  // once. A lane has eight columns of all rows.
+  // once, and what a warp does for an expert lanes do side by side. A lane has eight columns of all
+  // rows.
   constexpr int kAtOnce = 3;
   const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
   const int columns = RouterColumns(share, block.program().hidden) - team.part * 2 * kSlabColumns;
@@ -53,20 +54,21 @@ __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& 
   const uint32_t arrivals = EntryArrivals(max(1, share.count), team.part);
   const int stride = StagingStride(ShareSlabs(share, phase.num_slabs) * kSlabColumns);
   const uint8_t* const staged = block.shared().staging + column * 2;
+  Shared& shared = block.shared();
+#pragma unroll 1  // its code is fetched anew in every layer
   for (int first = team.works ? team.index : walk.end(); first < walk.end();
        first += kAtOnce * team.num_teams) {
     const auto number = [&](int e) { return first + e * team.num_teams; };
+    const bool has_entry = lane < kAtOnce && number(lane) < walk.end();
+    clock.ring.WaitForLanes(block, has_entry, number(lane));
     float4 weights[kAtOnce][2];
 #pragma unroll
-    for (int e = 0; e < kAtOnce; ++e) {
-      if (number(e) < walk.end()) {
-        const auto* const w = reinterpret_cast<const float4*>(clock.ring.Wait(block, number(e)) +
-                                                              column * sizeof(float));
-        weights[e][0] = w[0];
-        weights[e][1] = w[1];
-      } else {  // not sent
-        weights[e][0] = weights[e][1] = {};
-      }
+    for (int e = 0; e < kAtOnce; ++e) {  // one that was not sent is multiplied like the first
+      const int i = number(e) < walk.end() ? number(e) : first;
+      const auto* const w =
+          reinterpret_cast<const float4*>(clock.ring.At(block, i) + column * sizeof(float));
+      weights[e][0] = w[0];
+      weights[e][1] = w[1];
     }
     float sums[kAtOnce][kRowsMax];
 #pragma unroll
@@ -76,25 +78,59 @@ __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& 
 #pragma unroll
       for (int e = 0; e < kAtOnce; ++e) sums[e][row] = Dot8(x, weights[e][0], weights[e][1]);
     }
-#pragma unroll
-    for (int e = 0; e < kAtOnce; ++e) {
-      const float sum = TreeOfRows(sums[e], lane);
-      const int i = number(e);
-      if (i >= walk.end()) continue;
-      clock.ring.Release(block, i, arrivals, lane);
-      const int owner = walk.Owner(i);
-      const uint32_t use = clock.exchange.Use(owner, walk.Place(i));
-      WaitForExchange(block, owner, use);
-      const int buffer = use % kExchangeBuffers;
-      if (lane % 4 == 0) {
-        auto* const place = reinterpret_cast<float*>(block.shared().exchange[buffer]) +
-                            (share.first + team.part) * kRowsMax + lane / 4;
-        StoreInCluster(place, sum, &block.shared().exchange_full[buffer], owner);
-      }
+    const float sum = TreesOfRows(sums, lane);
+    __syncwarp();
+    if (has_entry) clock.ring.ReleaseAsLane(block, number(lane), arrivals);
+
+    const int i = number(lane % 4 == 0 ? 0 : lane % 4 == 2 ? 1 : 2);  // the expert that it has
+    const bool sends = lane % 4 < 3 && i < walk.end();
+    const int owner = walk.Owner(i), place = walk.Place(i);
+    const uint32_t use = clock.exchange.Use(owner, place);
+    const int buffer = use % kExchangeBuffers;
+    block.Wait(WaitsFor::kExchangeFree, [&] {
+      const bool is_free = !sends || place < kExchangeBuffers ||
+                           IsDone(&shared.exchange_free[owner][buffer], use / kExchangeBuffers & 1);
+      return __all_sync(kAllLanes, is_free) != 0;
+    });
+    if (sends) {
+      auto* const to = reinterpret_cast<float*>(shared.exchange[buffer]) +
+                       (share.first + team.part) * kRowsMax + lane / 4;
+      StoreInCluster(to, sum, &shared.exchange_full[buffer], owner);
     }
   }
   if (share.count > 0) clock.ring.Advance(walk.end());
   clock.exchange.Advance(walk);
+}
+
+// ---- Mail between blocks (MoeMail)
+
+// Of the phase's layer, or of the one after it.
+__device__ __forceinline__ uint2* MoeScores(const Block& block, const Phase& phase, int later = 0) {
+  const MoeMail& mail = block.program().moe;
+  const uint32_t layer = block.SinceStart(&Tally::moe_layers, phase) + later;
+  return mail.scores + layer % 2 * kNumScores;
+}
+__device__ __forceinline__ uint32_t* MoeActivations(const Block& block, const Phase& phase,
+                                                    int later = 0) {
+  const MoeMail& mail = block.program().moe;
+  const uint32_t layer = block.SinceStart(&Tally::moe_layers, phase) + later;
+  return mail.activations + layer % 2 * mail.num_activations;
+}
+
+// The finishers of all blocks empty the mail of the layer before, which everybody has read, for the
+// layer after this one: who writes it then has seen this block arrive in between.
+__device__ __forceinline__ void EmptyOtherMail(const Block& block, const Phase& phase) {
+  const MoeMail& mail = block.program().moe;
+  const auto fill = [&](void* words, size_t bytes, uint32_t value) {
+    const uint32_t count = bytes / sizeof(uint4);
+    const uint32_t thread = Thread() - kFirstFinisherWarp * kWarpLanes;
+    for (uint32_t i = block.index + thread * block.num_blocks; i < count;
+         i += kFinisherThreads * block.num_blocks) {
+      static_cast<uint4*>(words)[i] = {value, value, value, value};
+    }
+  };
+  fill(MoeScores(block, phase, 1), kNumScores * sizeof(uint2), 0);
+  fill(MoeActivations(block, phase, 1), mail.num_activations * sizeof(uint32_t), kNotArrived);
 }
 
 // Larger floats give larger numbers; both zeros the same; 0 is below all of them.
@@ -122,7 +158,7 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
       constexpr float kUndo = 1.0f / kInputGainFloat;  // the rows came with the experts' input gain
       const float score = Sigmoid(__fmul_rn(sum, kUndo));
       const float biased = __fadd_rn(score, bias);
-      phase.router_scores[lane * phase.num_experts + expert] = {
+      MoeScores(block, phase)[lane * kExpertsMax + expert] = {
           __float_as_uint(score), Ascending(biased == biased ? biased : kMinusInfinity)};
     }
     FreeExchange(block, buffer, lane);
@@ -137,63 +173,89 @@ __device__ __forceinline__ void ChooseExperts(const Block& block, const Phase& p
                                               int lane) {
   ExpertChoice& choice = block.shared().choice;
   const int num_experts = phase.num_experts, per_row = phase.experts_per_token;
-  float scores[kExpertsPerLane];
-  uint32_t keys[kExpertsPerLane];
+  const uint2* const mail = MoeScores(block, phase) + row * kExpertsMax + lane;
+  uint2 found[kExpertsPerLane];             // score, key
+  block.Wait(WaitsFor::kOtherBlocks, [&] {  // all requested before the first is looked at
+#pragma unroll
+    for (int i = 0; i < kExpertsPerLane; ++i) found[i] = PollPair(mail + i * kWarpLanes);
+    bool arrived = true;
+#pragma unroll
+    for (int i = 0; i < kExpertsPerLane; ++i) {
+      arrived &= found[i].y != 0 || i * kWarpLanes + lane >= num_experts;
+    }
+    return __all_sync(kAllLanes, arrived) != 0;
+  });
+  // A lane offers its largest key that is not taken, the first of equals, and has the second ready.
+  struct Offer {
+    uint32_t key = 0, score = 0;
+    int expert = 0;
+  } best, second;
+  const auto is_larger = [](uint2 candidate, const Offer& than) { return candidate.y > than.key; };
 #pragma unroll
   for (int i = 0; i < kExpertsPerLane; ++i) {
-    const int e = i * kWarpLanes + lane;
-    const uint2 found =
-        e < num_experts ? __ldcg(phase.router_scores + row * num_experts + e) : uint2{0, 0};
-    scores[i] = __uint_as_float(found.x);
-    keys[i] = found.y;
+    const Offer here = {found[i].y, found[i].x, i * kWarpLanes + lane};
+    const bool first = is_larger(found[i], best);
+    second = first ? best : is_larger(found[i], second) ? here : second;
+    best = first ? here : best;
   }
+  Offer mine;          // lane k's: the k-th choice
   uint32_t taken = 0;  // bit i: expert 32 i + lane
+#pragma unroll 1
   for (int k = 0; k < per_row; ++k) {
-    uint32_t best = keys[0];
-#pragma unroll
-    for (int i = 1; i < kExpertsPerLane; ++i) best = max(best, keys[i]);
-    const uint32_t winner = __reduce_max_sync(kAllLanes, best);
-    uint32_t place = kExpertsPerLane;  // the lane's first that has it
-#pragma unroll
-    for (int i = kExpertsPerLane - 1; i >= 0; --i) place = keys[i] == winner ? i : place;
-    const uint32_t expert = __reduce_min_sync(kAllLanes, place * kWarpLanes + lane);
+    const uint32_t winner = __reduce_max_sync(kAllLanes, best.key);
+    const int expert =
+        static_cast<int>(__reduce_min_sync(kAllLanes, best.key == winner ? best.expert : ~0u));
+    const uint32_t score = __shfl_sync(kAllLanes, best.score, expert % kWarpLanes);
+    if (lane == k) mine = {winner, score, expert};
     if (expert % kWarpLanes == lane) {
       taken |= 1u << (expert / kWarpLanes);
+      best = second;
+      second = {};
+      if (best.key == 0) {  // the second is gone too
 #pragma unroll
-      for (int i = 0; i < kExpertsPerLane; ++i) keys[i] = i == place ? 0 : keys[i];
+        for (int i = 0; i < kExpertsPerLane; ++i) {
+          if ((taken >> i & 1) == 0 && is_larger(found[i], best)) {
+            best = {found[i].y, found[i].x, i * kWarpLanes + lane};
+          }
+        }
+      }
     }
+    __syncwarp();
   }
 
-  int before = 0;
+  int place = 0;  // of the lane's choice, ids ascending
 #pragma unroll
-  for (int i = 0; i < kExpertsPerLane; ++i) {
-    const bool mine = taken >> i & 1;
-    const uint32_t lanes = __ballot_sync(kAllLanes, mine);
-    if (mine) {
-      const int slot = row * per_row + before + __popc(lanes & ((1u << lane) - 1));
-      choice.ids[slot] = i * kWarpLanes + lane;
-      choice.weights[slot] = scores[i];
-    }
-    before += __popc(lanes);
+  for (int k = 0; k < kSlotsMax / kRowsMax; ++k) {
+    const int other = __shfl_sync(kAllLanes, mine.expert, k);
+    place += k < per_row && other < mine.expert;
+  }
+  const int slot = row * per_row + place;
+  if (lane < per_row) {
+    choice.ids[slot] = mine.expert;
+    choice.weights[slot] = __uint_as_float(mine.score);
   }
   __syncwarp();
   float sum = 0.0f;
-  for (int k = 0; k < per_row; ++k) sum += choice.weights[row * per_row + k];
-  const float own = lane < per_row ? choice.weights[row * per_row + lane] : 0.0f;
+#pragma unroll
+  for (int k = 0; k < kSlotsMax / kRowsMax; ++k) {  // all requested before the first is added
+    if (k < per_row) sum += choice.weights[row * per_row + k];
+  }
   __syncwarp();
-  if (lane < per_row) choice.weights[row * per_row + lane] = __fdiv_rn(own, sum + 1e-20f);
+  if (lane < per_row) {
+    choice.weights[slot] = __fdiv_rn(__uint_as_float(mine.score), sum + 1e-20f);
+  }
 }
 
 // A benchmark's choice: row r takes experts so that all rows together take
 // `forced_distinct_experts`, spread over the experts and moving from layer to layer.
-__device__ __forceinline__ void ForceExperts(const Block& block, const Phase& phase, int phase_idx,
-                                             int row, int lane) {
+__device__ __forceinline__ void ForceExperts(const Block& block, const Phase& phase, int row,
+                                             int lane) {
   ExpertChoice& choice = block.shared().choice;
   const int per_row = phase.experts_per_token, distinct = block.program().forced_distinct_experts;
   if (lane >= per_row) return;
   const int which = (row * per_row + lane) % distinct;
   choice.ids[row * per_row + lane] =
-      (which * phase.num_experts / distinct + phase_idx * 37 + block.shared().state.round * 11) %
+      (which * phase.num_experts / distinct + phase.index * 37 + block.shared().state.round * 11) %
       phase.num_experts;
 }
 
@@ -208,7 +270,7 @@ __device__ __forceinline__ void ClearChoice(const Block& block) {
 }
 
 // Choice of all rows, then the list of experts and who of them serves whom. All consumers call it.
-__device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phase, int phase_idx) {
+__device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phase) {
   const int thread = Thread(), warp = thread / kWarpLanes, lane = thread % kWarpLanes;
   ExpertChoice& choice = block.shared().choice;
   const int num_rows = block.program().block, per_row = phase.experts_per_token;
@@ -216,7 +278,7 @@ __device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phas
     ChooseExperts(block, phase, warp, lane);
     if (block.program().forced_distinct_experts > 0) {
       __syncwarp();
-      ForceExperts(block, phase, phase_idx, warp, lane);
+      ForceExperts(block, phase, warp, lane);
     }
     __syncwarp();
     if (lane < per_row) {
@@ -251,10 +313,10 @@ __device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phas
 
 // ---- Up
 
-__device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& phase, int phase_idx,
+__device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& phase,
                                             RingWriter& ring, uint32_t moe_layers) {
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
-  if (share.count > 0 && !StreamRouter(block, phase, phase_idx, share, ring)) return false;
+  if (share.count > 0 && !StreamRouter(block, phase, share, ring)) return false;
   bool chosen = false;
   block.Wait(WaitsFor::kExpertChoice, [&] {
     chosen = IsDone(&block.shared().experts_ready, moe_layers & 1);
@@ -281,15 +343,15 @@ __device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& pha
   }
 }
 
-__device__ __forceinline__ void MultiplyMoeUp(const Block& block, const Phase& phase, int phase_idx,
+__device__ __forceinline__ void MultiplyMoeUp(const Block& block, const Phase& phase,
                                               ConsumerClock& clock, const Share& share,
                                               const Team& team, int lane) {
   MultiplyRouter(block, phase, clock, share, team, lane);
   ClearChoice(block);
   if (Thread() == 0) block.WaitForArrivals(phase.inner_counter, phase.inner_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  MakeChoice(block, phase, phase_idx);
-  if (Thread() == 0) block.Stamp(phase_idx, kTraceInputReady);
+  MakeChoice(block, phase);
+  if (Thread() == 0) block.Stamp(phase.index, kTraceInputReady);
   const TileWalk walk(block, TileOrder::kDealt,
                       block.shared().choice.num_experts * phase.num_tiles);
   MultiplyExpertTiles(block, clock, walk, share, phase.num_slabs, team, lane);
@@ -297,48 +359,52 @@ __device__ __forceinline__ void MultiplyMoeUp(const Block& block, const Phase& p
 
 // Phases that multiply staged rows.
 __device__ __forceinline__ void ConsumeProduct(const Block& block, const Phase& phase,
-                                               int phase_idx, ConsumerClock& clock) {
+                                               ConsumerClock& clock) {
   const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
   for (int pass = 0; pass < NumPasses(phase.num_slabs); ++pass) {
     // The staging area is written again only when all warps are done with it.
     if (pass > 0) NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+    StageInput(block, phase, pass);
     const Share share = ShareOf(phase.num_slabs, pass, block.rank);
-    StageInput(block, phase, share);
-    if (pass == 0 && Thread() == 0) block.shared().staged_phase = phase_idx;
+    if (pass == 0 && Thread() == 0) block.shared().staged_phase = phase.index;
     const Team team = TeamOf(warp, share.count);
     if (phase.kind == PhaseKind::kMoeUp) {
-      MultiplyMoeUp(block, phase, phase_idx, clock, share, team, lane);
+      MultiplyMoeUp(block, phase, clock, share, team, lane);
     } else {
-      if (pass == 0 && Thread() == 0) block.Stamp(phase_idx, kTraceInputReady);
+      if (pass == 0 && Thread() == 0) block.Stamp(phase.index, kTraceInputReady);
       MultiplyProduct(block, phase, clock, share, team, lane);
     }
   }
-  if (phase.output == OutputKind::kResidual) clock.sums += 1;
 }
 
-// Gate (rows g) times up (rows g + 8) of the rows that chose the expert.
-__device__ __forceinline__ void StoreActivations(const Block& block, const Phase& phase, int tile,
-                                                 int lane, float4 v) {
+// Gate (rows g) times up (rows g + 8) of the rows that chose the expert. A lane and the one four
+// further have neighbouring columns of two rows: each sends the pair of one row.
+__device__ __forceinline__ void SendActivations(const Block& block, const Phase& phase, int tile,
+                                                int lane, float4 v) {
   const int expert = Quotient(tile, phase.num_tiles);
-  const int8_t* const slot_of = block.shared().choice.slot_of[expert];
-  const int column = (tile - expert * phase.num_tiles) * 8 + lane / 4, row = lane % 4 * 2;
-  if (column >= phase.ffn_width) return;
-  if (slot_of[row] >= 0) {
-    phase.activations[slot_of[row] * phase.ffn_width + column] = SwiGluProduct(v.x, v.z);
-  }
-  if (slot_of[row + 1] >= 0) {
-    phase.activations[slot_of[row + 1] * phase.ffn_width + column] = SwiGluProduct(v.y, v.w);
-  }
+  const bool takes_odd = lane / 4 % 2 != 0;
+  const uint32_t even = SwiGluProduct(v.x, v.z), odd = SwiGluProduct(v.y, v.w);
+  const uint32_t other = __shfl_xor_sync(kAllLanes, takes_odd ? even : odd, 4);
+  const uint32_t pair = takes_odd ? other | odd << 16 : even | other << 16;
+  const int slot = block.shared().choice.slot_of[expert][lane % 4 * 2 + takes_odd];
+  if (slot < 0) return;
+  const int pair_idx = (tile - expert * phase.num_tiles) * 4 + lane / 8;
+  __stcg(MoeActivations(block, phase) + slot * (phase.ffn_width / 2) + pair_idx,
+         FlaggedWord(MultiplyBf16x2(pair, kInputGain)));
 }
 
-__device__ __forceinline__ void FinishMoeUp(const Block& block, int which, FinisherClock& clock) {
-  const Phase& phase = block.PhaseOf(Role::kFinisher, which);
+__device__ __forceinline__ void FinishMoeUp(const Block& block, FinisherClock& clock) {
+  const Phase& phase = block.PhaseOf(Role::kFinisher);
   const int warp = Thread() / kWarpLanes - kFirstFinisherWarp, lane = Thread() % kWarpLanes;
-  MakeScales(block, phase);
   FinishRouter(block, phase, clock);
   NamedBarrier<kFinisherBarrier, kFinisherThreads>();
-  if (warp == 0 && lane == 0) ArriveEverywhere(block.Counter(phase.inner_counter));
-  block.WaitBarrier(WaitsFor::kExpertChoice, &block.shared().experts_ready, clock.moe_layers & 1);
+  if (warp == 0 && lane == 0) {
+    block.WaitForInput(phase);
+    Announce(block.Counter(phase.inner_counter));
+  }
+  block.WaitBarrier(WaitsFor::kExpertChoice, &block.shared().experts_ready,
+                    block.SinceStart(&Tally::moe_layers, phase) & 1);
+  EmptyOtherMail(block, phase);
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
   const TileWalk walk(block, TileOrder::kDealt,
                       block.shared().choice.num_experts * phase.num_tiles);
@@ -348,7 +414,7 @@ __device__ __forceinline__ void FinishMoeUp(const Block& block, int which, Finis
                                        share.pass_count * 32 * sizeof(float4), lane);
     AddPartials(block, buffer, share, kPassBlocks, lane, sum);
     FreeExchange(block, buffer, lane);
-    StoreActivations(block, phase, walk.TileAt(block.rank, place), lane, sum.total);
+    SendActivations(block, phase, walk.TileAt(block.rank, place), lane, sum.total);
   }
   clock.exchange.Advance(walk);
 }
@@ -378,7 +444,48 @@ __device__ __forceinline__ bool StreamMoeDown(const Block& block, const Phase& p
   return true;
 }
 
-// Expert i is warp i % kConsumerWarps's, with all of the block's tiles.
+// A warp's part of the mail: the rows of one expert, on their way into the staging area. A lane
+// has the row lane / 4 of the round, if that chose the expert.
+class ExpertRows {
+ public:
+  __device__ __forceinline__ ExpertRows(const Block& block, const Phase& phase, int lane)
+      : from_(reinterpret_cast<const uint8_t*>(MoeActivations(block, phase)) + lane % 4 * 16),
+        staged_(block.shared().staging + lane % 4 * 16),
+        row_bytes_(phase.ffn_width * sizeof(bf16)) {}
+
+  __device__ __forceinline__ void Request(int slot) const {
+    if (slot >= 0) {
+#pragma unroll
+      for (int j = 0; j < 2 * kGroupsPerSlab; ++j) {  // past the width: zeros
+        CopyAsync16(staged_ + slot * kSlotStride + j * 64, from_ + slot * row_bytes_ + j * 64,
+                    j * 64 < row_bytes_);
+      }
+    }
+    CommitCopies();
+  }
+  // Whether all that was requested has been sent before; requests it again if not. The whole warp
+  // calls it; rows that did not choose the expert are zeros.
+  __device__ __forceinline__ bool Take(int slot, Columns& x) const {
+    WaitCopies<0>();
+    bool arrived = true;
+#pragma unroll
+    for (int j = 0; j < 2 * kGroupsPerSlab; ++j) {
+      x[j] = slot >= 0 ? StagedGroup(staged_ + slot * kSlotStride, j) : uint4{};
+      arrived = arrived && HasArrived(x[j]);
+    }
+    if (__all_sync(kAllLanes, arrived)) return true;
+    Request(slot);
+    return false;
+  }
+
+ private:
+  const uint8_t* const from_;
+  uint8_t* const staged_;
+  const int row_bytes_;
+};
+
+// Expert i is warp i % kConsumerWarps's, with all of the block's tiles. Its rows may still be under
+// way when its turn comes: the phase before ends while this one goes on.
 __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& phase,
                                              ConsumerClock& clock, int lane) {
   const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
@@ -388,20 +495,23 @@ __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& ph
   const int warp = Thread() / kWarpLanes,
             tile_bytes = phase.num_slabs * SlabBytes(WeightFormat::kMxfp4);
   auto* const results = reinterpret_cast<float*>(block.shared().exchange) + lane / 4;
+  const ExpertRows rows(block, phase, lane);
+  const auto request = [&](int i) {
+    if (i < choice.num_experts) rows.Request(choice.slot_of[i][lane / 4]);
+  };
+  request(warp);
 #pragma unroll 1
   for (int i = warp; i < choice.num_experts; i += kConsumerWarps) {
     const int8_t* const slot_of = choice.slot_of[i];
-    const int slot =
-        slot_of[lane / 4];  // a row that did not choose the expert has the last, of zeros
-    const uint8_t* const fragments =
-        block.shared().staging + (slot < 0 ? kSlotsMax : slot) * kSlotStride + lane % 4 * 16;
     Columns x;
-    LoadColumns(fragments, phase.num_slabs, x);
+    block.Wait(WaitsFor::kExpertRows, [&] { return rows.Take(slot_of[lane / 4], x); });
+    request(i + kConsumerWarps);
     const int even = slot_of[lane % 4 * 2], odd = slot_of[lane % 4 * 2 + 1];
     const int place = i % kDownGroup;
     const uint8_t* data = clock.ring.Wait(block, i / kDownGroup) + place * count * tile_bytes;
     ExpertBlock weights;
     weights.ReadFirst(data, lane);
+    block.WaitForFinishers(phase);  // of the phase before: results lie where its sums did
 #pragma unroll 1
     for (int tile = 0; tile < count; ++tile, data += tile_bytes) {
       weights.Multiply(data, phase.num_slabs, x, lane, [] {});
@@ -425,9 +535,8 @@ __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& ph
 // The block's tiles of the residual stream. A tile takes a round trip to the other ranks, so all of
 // them are finished at once: by the finishers, and by consumers that have multiplied theirs.
 constexpr int kDownWarps = kFinisherWarps + kConsumerWarps;
-static __device__ __noinline__ void FinishDown(Block block, int role, int which, uint32_t sums,
-                                               int member) {
-  const Phase& phase = block.PhaseOf(static_cast<Role>(role), which);
+static __device__ __noinline__ void FinishDown(Block block, int role, int member) {
+  const Phase& phase = block.PhaseOf(static_cast<Role>(role));
   const int lane = Thread() % kWarpLanes;
   const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
   const int count = walk.OwnedCount(block.rank), first = walk.FirstOwned(block.rank);
@@ -454,45 +563,22 @@ static __device__ __noinline__ void FinishDown(Block block, int role, int which,
       add(row + 1, sum.y, sum.w);
     }
     if (i != member) before = ReadResidualTile(phase, block.program().hidden, first + i, lane);
-    AddToResidual(block, phase, sums, first + i, before, sum);
+    AddToResidual(block, phase, first + i, before, sum);
   }
 }
 
-__device__ __forceinline__ void ConsumeMoeDown(const Block& block, int which, int phase_idx,
-                                               ConsumerClock& clock) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer, which);
+__device__ __forceinline__ void ConsumeMoeDown(const Block& block, ConsumerClock& clock) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer);
   const int thread = Thread(), lane = thread % kWarpLanes;
-  if (thread == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
-  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  // A warp per slot; what is past the width is zeros.
-  const int num_slots = block.program().block * phase.experts_per_token;
-  if (lane * 8 < phase.num_slabs * kSlabColumns) {
-#pragma unroll 2
-    for (int slot = thread / kWarpLanes; slot < num_slots; slot += kConsumerWarps) {
-      const auto* const row =
-          reinterpret_cast<const uint4*>(phase.activations + slot * phase.ffn_width);
-      *reinterpret_cast<uint4*>(block.shared().staging + slot * kSlotStride + lane * 16) =
-          lane * 8 < phase.ffn_width ? GainedEight(__ldcg(row + lane), kInputGain) : uint4{};
-    }
-  }
-  if (thread < kSlotStride / 16) {  // the row of those that did not choose an expert
-    reinterpret_cast<uint4*>(block.shared().staging + kSlotsMax * kSlotStride)[thread] = {};
-  }
-  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  if (thread == 0) block.Stamp(phase_idx, kTraceInputReady);
+  if (thread == 0) block.Stamp(phase.index, kTraceInputReady);
   MultiplyDown(block, phase, clock, lane);
-  if (thread == 0) block.Stamp(phase_idx, kTraceWorkDone);
-  FinishDown(block, static_cast<int>(Role::kConsumer), which, clock.sums,
-             kFinisherWarps + Thread() / kWarpLanes);
+  if (thread == 0) block.Stamp(phase.index, kTraceWorkDone);
+  FinishDown(block, static_cast<int>(Role::kConsumer), kFinisherWarps + Thread() / kWarpLanes);
   NamedBarrier<kWorkerBarrier, kWorkerThreads>();
-  clock.sums += 1;
 }
 
-__device__ __forceinline__ void FinishMoeDown(const Block& block, int which, FinisherClock& clock) {
-  FinishDown(block, static_cast<int>(Role::kFinisher), which, clock.sums,
-             Thread() / kWarpLanes - kFirstFinisherWarp);
-  clock.sums += 1;
-  clock.moe_layers += 1;
+__device__ __forceinline__ void FinishMoeDown(const Block& block) {
+  FinishDown(block, static_cast<int>(Role::kFinisher), Thread() / kWarpLanes - kFirstFinisherWarp);
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

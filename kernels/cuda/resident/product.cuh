@@ -17,13 +17,9 @@ namespace ultraspeed::kernels::cuda::resident {
 struct ConsumerClock {
   RingReader ring;
   ExchangeClock exchange;
-  uint32_t products = 0;  // phases with finishers' work so far
-  uint32_t sums = 0;      // over ranks
 };
 struct FinisherClock {
   ExchangeClock exchange;
-  uint32_t sums = 0;
-  uint32_t moe_layers = 0;
 };
 
 // The lane's columns of a block of two slabs, groups of 32 columns ascending: a warp keeps its
@@ -195,7 +191,7 @@ __device__ __forceinline__ void MultiplyTiles(const Block& block, ConsumerClock&
       clock.ring.Release(block, entry, piece.arrivals, lane);
       const int owner = walk.Owner(i);
       const uint32_t use = clock.exchange.Use(owner, walk.Place(i));
-      WaitForExchange(block, owner, use);
+      WaitForExchange(block, share, owner, walk.Place(i), use);
       SendPartial(block, owner, use, piece.index, partial, lane);
     }
     clock.ring.Advance(walk.CountBefore(walk.end()) * piece.entries);
@@ -229,7 +225,7 @@ __device__ __forceinline__ void MultiplyExpertTiles(const Block& block, Consumer
       if (i + team.num_teams < walk.end()) read_first();
       const int owner = walk.Owner(i);
       const uint32_t use = clock.exchange.Use(owner, walk.Place(i));
-      WaitForExchange(block, owner, use);
+      WaitForExchange(block, share, owner, walk.Place(i), use);
       SendPartial(block, owner, use, piece.index, weights.Partial(), lane);
     }
     clock.ring.Advance(walk.end() * piece.entries);
@@ -253,11 +249,11 @@ __device__ __forceinline__ bool StreamTile(RingWriter& ring, const uint8_t* data
 
 // Weights that come long before their input are not in a hurry, and what the blocks tell each other
 // meanwhile is: one copy at a time.
-__device__ __forceinline__ void Pace(const Block& block, int phase_idx, RingWriter& ring) {
-  if (block.shared().staged_phase != phase_idx) ring.WaitForCopies(0);
+__device__ __forceinline__ void Pace(const Block& block, const Phase& phase, RingWriter& ring) {
+  if (block.shared().staged_phase != phase.index) ring.WaitForCopies(0);
 }
 
-__device__ __forceinline__ bool StreamProduct(const Block& block, const Phase& phase, int phase_idx,
+__device__ __forceinline__ bool StreamProduct(const Block& block, const Phase& phase,
                                               RingWriter& ring) {
   const TileWalk walk(block, phase.order, phase.num_tiles);
   const int slab_bytes = SlabBytes(phase.format);
@@ -270,7 +266,7 @@ __device__ __forceinline__ bool StreamProduct(const Block& block, const Phase& p
     // A head is bound by its reading; its first copies are few beside the rest.
     const bool is_short = walk.end() * share_slabs * slab_bytes <= 2 * kRingBytes;
     for (int i = 0; i < walk.end(); ++i) {
-      if (is_short) Pace(block, phase_idx, ring);
+      if (is_short) Pace(block, phase, ring);
       if (walk.Exists(i) &&
           !StreamTile(ring, first + walk.Tile(i) * tile_bytes, share, share_slabs, phase.format)) {
         return false;
@@ -317,14 +313,13 @@ __device__ __forceinline__ void StoreTile(float* out, int stride, int num_rows, 
 }
 
 // A finished tile goes where the phase's output goes.
-__device__ __forceinline__ void FinishTile(const Block& block, const Phase& phase, uint32_t sums,
-                                           int tile, int lane, float4 before, float4 v,
-                                           BestOfRows& best) {
+__device__ __forceinline__ void FinishTile(const Block& block, const Phase& phase, int tile,
+                                           int lane, float4 before, float4 v, BestOfRows& best) {
   if (phase.output == OutputKind::kResidual) {
-    AddToResidual(block, phase, sums, tile, before, v);
+    AddToResidual(block, phase, tile, before, v);
   } else if (phase.output == OutputKind::kFeatures) {
     for (int copy = 0; copy < phase.num_copies; ++copy) {
-      WriteResidualTile(phase, block.program().hidden, tile + copy * phase.num_tiles, lane, v);
+      WriteResidualTile(block, phase, tile + copy * phase.num_tiles, lane, v);
     }
   } else {
     StoreTile(phase.out, phase.out_stride, phase.num_rows, tile, lane, v);
@@ -332,12 +327,11 @@ __device__ __forceinline__ void FinishTile(const Block& block, const Phase& phas
   }
 }
 
-__device__ __forceinline__ void FinishProduct(const Block& block, int which, FinisherClock& clock) {
-  const Phase& phase = block.PhaseOf(Role::kFinisher, which);
+__device__ __forceinline__ void FinishProduct(const Block& block, FinisherClock& clock) {
+  const Phase& phase = block.PhaseOf(Role::kFinisher);
   const int thread = Thread();
   const int warp = thread / kWarpLanes - kFirstFinisherWarp, lane = thread % kWarpLanes;
   const int num_passes = NumPasses(phase.num_slabs);
-  if (phase.input == InputKind::kNorm) MakeScales(block, phase);  // of one pass (resident_schedule)
   const TileWalk walk(block, phase.order, phase.num_tiles);
   const int count = walk.OwnedCount(block.rank);
   BestOfRows best(block.program(), block.shared().state, phase.is_draft, lane);
@@ -365,12 +359,11 @@ __device__ __forceinline__ void FinishProduct(const Block& block, int which, Fin
         continue;
       }
       const bool one_segment = (phase.num_slabs + 1) / 2 <= phase.segment_blocks;
-      FinishTile(block, phase, clock.sums, tile, lane, before,
+      FinishTile(block, phase, tile, lane, before,
                  one_segment ? sum.total : AddTiles(sum.sum, sum.total), best);
     }
     clock.exchange.Advance(walk);
   }
-  if (phase.output == OutputKind::kResidual) clock.sums += 1;
   if (phase.output == OutputKind::kLogits) best.Publish(block, warp, lane, phase.is_draft);
 }
 

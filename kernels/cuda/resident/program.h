@@ -24,6 +24,7 @@ constexpr int kNumCounters = 8;  // arrival counters, used in turn
 constexpr int kRanksMax = 8;
 constexpr int kSlotsMax = 64;  // (row, expert) choices of a round: kRowsMax * K
 constexpr int kExpertsMax = 384;
+constexpr int kNumScores = kRowsMax * kExpertsMax;
 constexpr int kResultsMax = 64;  // of the ring of finished rounds
 
 enum class PhaseKind : uint8_t {
@@ -60,6 +61,14 @@ enum class TileOrder : uint8_t {
   kOwned,  // block s finishes an equal, contiguous part: the same rows of the residual always
 };
 
+// Phases of some kinds, counted.
+struct Tally {
+  uint32_t products = 0;    // with work for finishers
+  uint32_t sums = 0;        // over ranks
+  uint32_t moe_layers = 0;  // that are over
+  uint32_t rows = 0;        // that write the residual stream
+};
+
 struct alignas(16) Phase {
   PhaseKind kind = PhaseKind::kProduct;
   WeightFormat format = WeightFormat::kBf16;
@@ -67,6 +76,9 @@ struct alignas(16) Phase {
   OutputKind output = OutputKind::kStore;
   TileOrder order = TileOrder::kDealt;
   uint8_t label = 0;  // PhaseLabel, for tables and traces
+
+  int index = 0;  // in the program
+  Tally before;   // phases of this round that come before it
 
   // Arrivals are counted over rounds: a wait is over when counter `wait_counter` has reached
   // round * totals + wait_target. -1 = waits for nothing, arrives nowhere.
@@ -83,9 +95,8 @@ struct alignas(16) Phase {
   float4* carry = nullptr;  // [tiles, 2, 32] sums between passes; more than 24 blocks only
 
   // Input rows.
-  const void* x = nullptr;
+  const void* x = nullptr;             // not kNorm, which reads RowMail
   int x_stride = 0;                    // elements; kSwiGlu: gate, then up, each half of it
-  const float* squares = nullptr;      // kNorm: [kRowsMax, H / 16] of x
   const float* norm_weight = nullptr;  // kNorm: [H]
   float epsilon = 0;
 
@@ -94,19 +105,16 @@ struct alignas(16) Phase {
   int out_stride = 0;
   int num_copies =
       1;  // kFeatures of a sharded matrix that stands alone: each rank's rows are these
-  float* residual = nullptr;          // kResidual, kFeatures, kEmbed*: [kRowsMax, H]
-  float* residual_squares = nullptr;  // [kRowsMax, H / 16]
-  bf16* tap = nullptr;                // of the first column; null = not tapped
+  float* residual = nullptr;  // kResidual, kEmbed*: [kRowsMax, H], for who writes it next
+  bf16* tap = nullptr;        // of the first column; null = not tapped
   int tap_stride = 0;
   bool is_draft = false;  // kLogits, kTally, kSift, kDraw: of the drafter
 
   // MoE.
   const float* router = nullptr;       // [E, H]
   const float* router_bias = nullptr;  // [E]
-  uint2* router_scores = nullptr;      // [kRowsMax, E] score, rank of score + bias
   int num_experts = 0, experts_per_token = 0, ffn_width = 0;
-  size_t expert_bytes = 0;      // from one expert's matrix to the next
-  bf16* activations = nullptr;  // [kSlotsMax, F]
+  size_t expert_bytes = 0;  // from one expert's matrix to the next
 
   AttentionTask attention = {};
   int attention_units_max = 0;
@@ -191,9 +199,28 @@ struct Collective {
   const float* logits[kRanksMax] = {};  // likewise, [kRowsMax, V of a rank] of its last head
 };
 
+// The residual stream as all blocks read it: rounded to bf16, with the sums of squares of its
+// tiles. Two of each take turns, write by write; who writes a tile of one empties it in the other,
+// which everybody has read by then, since between two writes lies an arrival of all blocks that
+// have read. The data is its own flag: who reads it polls it until nothing is kNotArrived
+// (device/flagged_words.cuh).
+struct RowMail {
+  uint32_t* rows = nullptr;     // [2, kRowsMax, H / 2] pairs of bf16
+  uint32_t* squares = nullptr;  // [2, kRowsMax, H / 16] fp32
+};
+
+// What the MoE phases tell each other. Two of each take turns, layer by layer, and a layer empties
+// the other one. As RowMail, but a score has not arrived while its rank is 0.
+struct MoeMail {
+  uint2* scores = nullptr;          // [2, kRowsMax, kExpertsMax] score, rank of score + bias
+  uint32_t* activations = nullptr;  // [2, slots, F / 2] pairs of bf16 with kInputGain
+  size_t num_activations = 0;       // words of one
+};
+
 struct Program {
   const Phase* phases = nullptr;
-  int num_phases = 0;
+  int num_phases = 0;  // at least 2
+  Tally of_round;
   uint32_t* counters = nullptr;        // [kNumCounters], 32 words apart
   uint32_t totals[kNumCounters] = {};  // arrivals of a round
 
@@ -209,6 +236,8 @@ struct Program {
   int decision_counter = 0;              // its arrival, as in Phase
   uint32_t decision_target = 0;
   Collective collective;
+  RowMail rows;
+  MoeMail moe;
   WholeRow whole_row;
 
   // The sequence.
@@ -238,8 +267,8 @@ enum TraceStamp { kTraceBegin, kTraceInputReady, kTraceWorkDone, kTraceFinished,
 // Blocks that fit on the device at once, a multiple of kClusterBlocks; 0: this device cannot run
 // the engine.
 int NumBlocks();
-// Enqueues what a launch begins with: counters, decision, abort word, tallies and mail zeroed,
-// inbox emptied. A rank with peers is launched when all of them have passed this.
+// Enqueues what a launch begins with: counters, decision, abort word, tallies and what ranks tell
+// each other zeroed, inbox and mail emptied. A rank with peers is launched when all of them have passed this.
 void Prepare(const Program& program, cudaStream_t stream);
 void Launch(const Program& program, cudaStream_t stream);
 

@@ -105,17 +105,33 @@ class RingWriter {
 class RingReader {
  public:
   // Entry `i` of this phase, when it is there. The whole warp calls it.
-  __device__ __forceinline__ const uint8_t* Wait(const Block& block, uint32_t i) {
+  __device__ __forceinline__ const uint8_t* Wait(const Block& block, uint32_t i) const {
     const uint32_t entry = first_ + i;
     block.WaitBarrier(WaitsFor::kWeights, &block.shared().full[entry % kRingEntries],
                       entry / kRingEntries & 1);
     __syncwarp();
-    return block.shared().ring + block.shared().entry_offset[entry % kRingEntries];
+    return At(block, i);
   }
   __device__ __forceinline__ void Release(const Block& block, uint32_t i, uint32_t arrivals,
                                           int lane) const {
     __syncwarp();
-    if (lane == 0) Arrive(&block.shared().empty[(first_ + i) % kRingEntries], arrivals);
+    if (lane == 0) ReleaseAsLane(block, i, arrivals);
+  }
+  // The same for several entries at once: each lane waits for one of its own, or for none.
+  __device__ __forceinline__ void WaitForLanes(const Block& block, bool waits, uint32_t i) const {
+    const uint32_t entry = first_ + i;
+    block.Wait(WaitsFor::kWeights, [&] {
+      const bool is_there =
+          !waits || IsDone(&block.shared().full[entry % kRingEntries], entry / kRingEntries & 1);
+      return __all_sync(kAllLanes, is_there) != 0;
+    });
+  }
+  __device__ __forceinline__ const uint8_t* At(const Block& block, uint32_t i) const {
+    return block.shared().ring + block.shared().entry_offset[(first_ + i) % kRingEntries];
+  }
+  __device__ __forceinline__ void ReleaseAsLane(const Block& block, uint32_t i,
+                                                uint32_t arrivals) const {
+    Arrive(&block.shared().empty[(first_ + i) % kRingEntries], arrivals);
   }
   __device__ __forceinline__ void Advance(uint32_t count) { first_ += count; }
 

@@ -4,9 +4,9 @@
 // The same scalar operations in the same order as kernels/cuda/rows.cu.
 #pragma once
 
+#include "kernels/cuda/device/flagged_words.cuh"
 #include "kernels/cuda/device/fragments.cuh"
 #include "kernels/cuda/device/numbers.cuh"
-#include "kernels/cuda/device/rank_words.cuh"
 #include "kernels/cuda/device/reduce.cuh"
 #include "kernels/cuda/resident/block.cuh"
 
@@ -40,9 +40,18 @@ __device__ __forceinline__ uint4 GainedEight(uint4 x, uint32_t gain) {
   const uint2 low = GainedFour({x.x, x.y}, gain), high = GainedFour({x.z, x.w}, gain);
   return {low.x, low.y, high.x, high.y};
 }
-__device__ __forceinline__ uint2 NormFour(float4 x, float scale, float4 w) {
-  return {PackBf16(NormElement(x.x, scale, w.x), NormElement(x.y, scale, w.y)),
-          PackBf16(NormElement(x.z, scale, w.z), NormElement(x.w, scale, w.w))};
+__device__ __forceinline__ float4 Scaled(float4 x, float factor) {
+  return {__fmul_rn(x.x, factor), __fmul_rn(x.y, factor), __fmul_rn(x.z, factor),
+          __fmul_rn(x.w, factor)};
+}
+// Eight columns of the stream, two of a word.
+__device__ __forceinline__ uint4 NormEight(uint4 x, float scale, const float4 (&w)[2]) {
+  const auto pair = [&](uint32_t word, float low, float high) {
+    return PackBf16(NormElement(__uint_as_float(word << 16), scale, low),
+                    NormElement(__uint_as_float(word & 0xffff0000u), scale, high));
+  };
+  return {pair(x.x, w[0].x, w[0].y), pair(x.y, w[0].z, w[0].w), pair(x.z, w[1].x, w[1].y),
+          pair(x.w, w[1].z, w[1].w)};
 }
 __device__ __forceinline__ uint2 SwiGluFour(float4 gate, float4 up) {
   const auto pair = [](float g0, float u0, float g1, float u1) {
@@ -51,40 +60,40 @@ __device__ __forceinline__ uint2 SwiGluFour(float4 gate, float4 up) {
   return {pair(gate.x, up.x, gate.y, up.y), pair(gate.z, up.z, gate.w, up.w)};
 }
 
-// Scale of each row from the sums of squares of its tiles. Finishers make them while consumers load
-// the rows: both meet before, when the input is there, and after.
-__device__ __forceinline__ void MakeScales(const Block& block, const Phase& phase) {
-  const int warp = Thread() / kWarpLanes - kFirstFinisherWarp, lane = Thread() % kWarpLanes;
-  constexpr int kRows = (kRowsMax + kFinisherWarps - 1) / kFinisherWarps;
-  constexpr int kTilesPerLane = kPassBlocks * 2 * kSlabColumns / kTileRows / kWarpLanes;
-  const int num_tiles = block.program().hidden / kTileRows;
-  NamedBarrier<kWorkerBarrier, kWorkerThreads>();
-  float squares[kRows][kTilesPerLane];  // requested together
+// ---- The residual stream between blocks (RowMail)
+
+// As the phase writes it, or as the write before left it.
+enum class RowTurn : uint32_t { kThis, kBefore };
+__device__ __forceinline__ uint32_t TurnOf(const Block& block, const Phase& phase, RowTurn turn) {
+  return (block.SinceStart(&Tally::rows, phase) + static_cast<uint32_t>(turn)) % 2;
+}
+__device__ __forceinline__ uint32_t* MailRows(const Block& block, const Phase& phase,
+                                              RowTurn turn) {
+  const Program& program = block.program();
+  return program.rows.rows + TurnOf(block, phase, turn) * (kRowsMax * program.hidden / 2);
+}
+__device__ __forceinline__ uint32_t* MailSquares(const Block& block, const Phase& phase,
+                                                 RowTurn turn) {
+  const Program& program = block.program();
+  return program.rows.squares + TurnOf(block, phase, turn) * (kRowsMax * program.hidden / 16);
+}
+
+// Sums of squares of a row's tiles, a few a lane, on their way.
+constexpr int kSquaresPerLane = kPassBlocks * 2 * kSlabColumns / kTileRows / kWarpLanes;
+using Squares = uint32_t[kSquaresPerLane];
+__device__ __forceinline__ void PollSquares(const uint32_t* row, int num_tiles, int lane,
+                                            Squares& squares) {
 #pragma unroll
-  for (int i = 0; i < kRows; ++i) {
-    const float* const row =
-        phase.squares + min(warp + i * kFinisherWarps, kRowsMax - 1) * num_tiles + lane;
-#pragma unroll
-    for (int j = 0; j < kTilesPerLane; ++j) {
-      squares[i][j] = j * kWarpLanes + lane < num_tiles ? __ldcg(row + j * kWarpLanes) : 0.0f;
-    }
+  for (int j = 0; j < kSquaresPerLane; ++j) {
+    squares[j] = j * kWarpLanes + lane < num_tiles ? PollWord(row + j * kWarpLanes + lane) : 0u;
   }
-  float sums[kRows] = {};
+}
+// The row's scale from them.
+__device__ __forceinline__ float ScaleOf(const Squares& squares, int hidden, float epsilon) {
+  float sum = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kRows; ++i) {
-#pragma unroll
-    for (int j = 0; j < kTilesPerLane; ++j) sums[i] = __fadd_rn(sums[i], squares[i][j]);
-  }
-  float sum = 0.0f;  // lane i's: of the warp's i-th row
-#pragma unroll
-  for (int i = 0; i < kRows; ++i) {
-    const float all = WarpReduce(sums[i], AddFloats());
-    sum = lane == i ? all : sum;
-  }
-  const int row = warp + lane * kFinisherWarps;
-  if (lane < kRows && row < kRowsMax)
-    block.shared().scale[row] = NormScale(sum, block.program().hidden, phase.epsilon);
-  NamedBarrier<kWorkerBarrier, kWorkerThreads>();
+  for (int j = 0; j < kSquaresPerLane; ++j) sum = __fadd_rn(sum, __uint_as_float(squares[j]));
+  return NormScale(WarpReduce(sum, AddFloats()), hidden, epsilon);
 }
 
 // Waits for the phase's input and brings this thread block's share of its columns into the staging
@@ -93,48 +102,60 @@ __device__ __forceinline__ void MakeScales(const Block& block, const Phase& phas
 //
 // Inlined at its one call, as all large functions here: shared memory leaves L1 next to nothing, so
 // registers that a call saves or that spill go to L2.
-__device__ __forceinline__ void StageInput(const Block& block, const Phase& phase,
-                                           const Share& share) {
+__device__ __forceinline__ void StageInput(const Block& block, const Phase& phase, int pass) {
+  const Share share = ShareOf(phase.num_slabs, pass, block.rank);
   const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
   const int share_slabs = ShareSlabs(share, phase.num_slabs);
   const int slabs = warp < share.count ? min(2, share_slabs - 2 * warp) : 0;
-  // Missing slabs are read at places that exist, and not stored.
   const int first = slabs > 0 ? (share.first + warp) * 2 * kSlabColumns : 0;
-  const int second = slabs > 1 ? kSlabColumns : 0;
-  const uint32_t gain = HasInputGain(phase.format) ? kInputGain : kNoInputGain;
   const int stride = StagingStride(share_slabs * kSlabColumns);
   uint8_t* staged = block.shared().staging + warp * 4 * kSlabColumns;
+  const bool has_eight = lane * 8 < slabs * kSlabColumns;  // columns
   if (phase.input == InputKind::kNorm) {
-    const auto* const norm = phase.norm_weight + first + lane * 4;
-    const float4 weights[2] = {__ldg(reinterpret_cast<const float4*>(norm)),
-                               __ldg(reinterpret_cast<const float4*>(norm + second))};
+    // Those of a lane that has none are read where some are, and not stored.
+    const int column = has_eight ? first + lane * 8 : 0;
+    const auto* const norm = reinterpret_cast<const float4*>(phase.norm_weight + column);
+    const float gain = HasInputGain(phase.format) ? kInputGainFloat : 1.0f;  // changes no bit
+    const float4 weights[2] = {Scaled(__ldg(norm), gain), Scaled(__ldg(norm + 1), gain)};
+    const int hidden = block.program().hidden, num_tiles = hidden / kTileRows;
+    const uint32_t* const x = MailRows(block, phase, RowTurn::kBefore) + column / 2;
+    // A warp makes the scale of one row.
+    static_assert(kRowsMax <= kConsumerWarps);
+    const uint32_t* const row_squares =
+        MailSquares(block, phase, RowTurn::kBefore) + min(warp, kRowsMax - 1) * num_tiles;
     if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
-    NamedBarrier<kWorkerBarrier, kWorkerThreads>();
-    const float* x = static_cast<const float*>(phase.x) + first + lane * 4;
-    float4 in[kRowsMax][2];
+    NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+    Squares squares;
+    uint4 in[kRowsMax];
+    block.Wait(WaitsFor::kOtherBlocks, [&] {  // all requested before the first is looked at
+      PollSquares(row_squares, num_tiles, lane, squares);
 #pragma unroll
-    for (int row = 0; row < kRowsMax; ++row, x += phase.x_stride) {
-      in[row][0] = LoadFour(x);
-      in[row][1] = LoadFour(x + second);
+      for (int row = 0; row < kRowsMax; ++row) in[row] = PollFour(x + row * (hidden / 2));
+      bool arrived = true;
+#pragma unroll
+      for (int j = 0; j < kSquaresPerLane; ++j) arrived &= HasArrived(squares[j]);
+#pragma unroll
+      for (int row = 0; row < kRowsMax; ++row) arrived &= HasArrived(in[row]);
+      return __all_sync(kAllLanes, arrived) != 0;
+    });
+    if (warp < kRowsMax) {
+      const float scale = ScaleOf(squares, hidden, phase.epsilon);
+      if (lane == 0) block.shared().scale[warp] = scale;
     }
-    NamedBarrier<kWorkerBarrier, kWorkerThreads>();  // scales (MakeScales)
-    if (slabs > 0) {
+    NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+    if (has_eight) {
 #pragma unroll
       for (int row = 0; row < kRowsMax; ++row, staged += stride) {
-        const float scale = block.shared().scale[row];
-        const auto store = [&](int h) {
-          *reinterpret_cast<uint2*>(staged + h * 2 * kSlabColumns + lane * 8) =
-              GainedFour(NormFour(in[row][h], scale, weights[h]), gain);
-        };
-        store(0);
-        if (slabs > 1) store(1);
+        *reinterpret_cast<uint4*>(staged + lane * 16) =
+            NormEight(in[row], block.shared().scale[row], weights);
       }
     }
   } else {
+    const uint32_t gain = HasInputGain(phase.format) ? kInputGain : kNoInputGain;
     if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
     if (phase.input == InputKind::kBf16) {
-      if (lane * 8 < slabs * kSlabColumns) {
+      if (has_eight) {
         const bf16* const x = static_cast<const bf16*>(phase.x) + first + lane * 8;
         uint4 in[kRowsMax];
 #pragma unroll
@@ -146,12 +167,18 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
       }
     } else {
       const float* gate = static_cast<const float*>(phase.x) + first + lane * 4;
-#pragma unroll 2
-      for (int row = 0; row < kRowsMax; ++row, gate += phase.x_stride, staged += stride) {
-        for (int h = 0; h < slabs; ++h) {
-          const float* const from = gate + h * kSlabColumns;
-          *reinterpret_cast<uint2*>(staged + h * 2 * kSlabColumns + lane * 8) =
-              GainedFour(SwiGluFour(LoadFour(from), LoadFour(from + phase.x_stride / 2)), gain);
+#pragma unroll 1
+      for (int h = 0; h < slabs; ++h, gate += kSlabColumns, staged += 2 * kSlabColumns) {
+        float4 gates[kRowsMax], ups[kRowsMax];  // all requested before the first is looked at
+#pragma unroll
+        for (int row = 0; row < kRowsMax; ++row) {
+          gates[row] = LoadFour(gate + row * phase.x_stride);
+          ups[row] = LoadFour(gate + row * phase.x_stride + phase.x_stride / 2);
+        }
+#pragma unroll
+        for (int row = 0; row < kRowsMax; ++row) {
+          *reinterpret_cast<uint2*>(staged + row * stride + lane * 8) =
+              GainedFour(SwiGluFour(gates[row], ups[row]), gain);
         }
       }
     }
@@ -173,16 +200,23 @@ __device__ __forceinline__ uint4 StagedGroup(const uint8_t* fragments, int j) {
 // ---- Out
 
 // A finished tile of the residual stream, by one warp: v.x, v.y belong to column tile * 16 + g of
-// rows 2 t, 2 t + 1; v.z, v.w to column + 8. Writes values, sums of squares and tap.
-__device__ __forceinline__ void WriteResidualTile(const Phase& phase, int hidden, int tile,
+// rows 2 t, 2 t + 1; v.z, v.w to column + 8. Writes values, tap and mail, and empties the other
+// mail.
+__device__ __forceinline__ void WriteResidualTile(const Block& block, const Phase& phase, int tile,
                                                   int lane, float4 v) {
+  const int hidden = block.program().hidden;
   const int g = lane / 4, row = lane % 4 * 2, column = tile * 16 + g;
-  float* const low = phase.residual + static_cast<int64_t>(row) * hidden + column;
-  float* const high = low + hidden;
-  low[0] = v.x;
-  high[0] = v.y;
-  low[8] = v.z;
-  high[8] = v.w;
+  // A lane and the one four further have neighbouring columns: each sends the pairs of one row.
+  const bool takes_odd = g % 2 != 0;
+  const auto pair = [&](float even, float odd) {
+    const float other = __shfl_xor_sync(kAllLanes, takes_odd ? even : odd, 4);
+    return takes_odd ? FlaggedWord(other, odd) : FlaggedWord(even, other);
+  };
+  const uint32_t low_pair = pair(v.x, v.y), high_pair = pair(v.z, v.w);
+  const int word = (row + takes_odd) * (hidden / 2) + column / 2;
+  uint32_t* const mail = MailRows(block, phase, RowTurn::kThis) + word;
+  __stcg(mail, low_pair);
+  __stcg(mail + 4, high_pair);
   float even = __fmaf_rn(v.z, v.z, __fmul_rn(v.x, v.x));
   float odd = __fmaf_rn(v.w, v.w, __fmul_rn(v.y, v.y));
 #pragma unroll
@@ -190,10 +224,22 @@ __device__ __forceinline__ void WriteResidualTile(const Phase& phase, int hidden
     even = __fadd_rn(even, __shfl_xor_sync(kAllLanes, even, mask));
     odd = __fadd_rn(odd, __shfl_xor_sync(kAllLanes, odd, mask));
   }
-  if (g == 0) {
-    float* const squares = phase.residual_squares + row * (hidden / 16) + tile;
-    squares[0] = even;
-    squares[hidden / 16] = odd;
+  if (g < 2) {
+    const int of_row = (row + g) * (hidden / 16) + tile;
+    __stcg(MailSquares(block, phase, RowTurn::kThis) + of_row,
+           __float_as_uint(g == 0 ? even : odd));
+    __stcg(MailSquares(block, phase, RowTurn::kBefore) + of_row, kNotArrived);
+  }
+  uint32_t* const emptied = MailRows(block, phase, RowTurn::kBefore) + word;
+  __stcg(emptied, kNotArrived);
+  __stcg(emptied + 4, kNotArrived);
+  if (phase.residual != nullptr) {
+    float* const low = phase.residual + static_cast<int64_t>(row) * hidden + column;
+    float* const high = low + hidden;
+    low[0] = v.x;
+    high[0] = v.y;
+    low[8] = v.z;
+    high[8] = v.w;
   }
   if (phase.tap != nullptr) {
     bf16* const tap = phase.tap + static_cast<int64_t>(row) * phase.tap_stride + column;
@@ -222,7 +268,7 @@ __device__ __forceinline__ float4 AddTiles(float4 a, float4 b) {
 __device__ __forceinline__ float4 SumOverRanks(const Block& block, uint32_t operation, int tile,
                                                int lane, float4 v) {
   const Collective& ranks = block.program().collective;
-  const uint2 mine = {PairWord(v.x, v.y), PairWord(v.z, v.w)};
+  const uint2 mine = {FlaggedWord(v.x, v.y), FlaggedWord(v.z, v.w)};
   const size_t inbox_words = ranks.num_ranks * ranks.inbox_rank_words;
   const size_t at = operation % 3 * inbox_words + static_cast<size_t>(tile) * 32 + lane;
   const size_t emptied = (operation + 2) % 3 * inbox_words + static_cast<size_t>(tile) * 32 + lane;
@@ -247,15 +293,12 @@ __device__ __forceinline__ float4 SumOverRanks(const Block& block, uint32_t oper
 #pragma unroll
     for (int r = 0; r < kRanksMax; ++r) {
       if (r >= ranks.num_ranks) break;
-      asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];"
-                   : "=r"(parts[r].x), "=r"(parts[r].y)
-                   : "l"(place(r) + at)
-                   : "memory");
+      parts[r] = PollPair(place(r) + at);
     }
 #pragma unroll
     for (int r = 0; r < kRanksMax; ++r) {
       if (r >= ranks.num_ranks) break;
-      arrived = arrived && parts[r].x != kNotArrived && parts[r].y != kNotArrived;
+      arrived = arrived && HasArrived(parts[r].x) && HasArrived(parts[r].y);
     }
     return arrived;
   });
@@ -272,12 +315,13 @@ __device__ __forceinline__ float4 SumOverRanks(const Block& block, uint32_t oper
 }
 
 // The residual stream's end of a product.
-static __device__ __noinline__ void AddToResidual(Block block, const Phase& phase,
-                                                  uint32_t operation, int tile, float4 before,
-                                                  float4 v) {
+static __device__ __noinline__ void AddToResidual(Block block, const Phase& phase, int tile,
+                                                  float4 before, float4 v) {
   const int lane = Thread() % kWarpLanes;
-  if (block.program().collective.num_ranks > 1) v = SumOverRanks(block, operation, tile, lane, v);
-  WriteResidualTile(phase, block.program().hidden, tile, lane, AddTiles(before, v));
+  if (block.program().collective.num_ranks > 1) {
+    v = SumOverRanks(block, block.SinceStart(&Tally::sums, phase), tile, lane, v);
+  }
+  WriteResidualTile(block, phase, tile, lane, AddTiles(before, v));
 }
 
 // ---- Embeddings: each block writes its part of the residual stream, a warp per tile.
@@ -297,7 +341,7 @@ __device__ __forceinline__ void EmbedRows(const Block& block, const Phase& phase
       return row == nullptr ? 0.0f : Bf16ToFloat(__ldg(row + c));
     };
     WriteResidualTile(
-        phase, hidden, first + i, lane,
+        block, phase, first + i, lane,
         {value(even, column), value(odd, column), value(even, column + 8), value(odd, column + 8)});
   }
 }

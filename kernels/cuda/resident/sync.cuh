@@ -17,6 +17,17 @@ __device__ __forceinline__ int Thread() {
   return thread;
 }
 
+// ---- Roles of a block's warps (block.cuh)
+
+enum class Role : int { kProducer, kConsumer, kFinisher };
+constexpr int kConsumerWarps = kConsumerThreads / 32;
+constexpr int kProducerWarp = kConsumerWarps;
+constexpr int kFirstFinisherWarp = kProducerWarp + 1;
+constexpr int kFinisherWarps = 3;
+constexpr int kFinisherThreads = kFinisherWarps * 32;
+constexpr int kWorkerThreads = kConsumerThreads + kFinisherThreads;
+constexpr int kThreads = (kFirstFinisherWarp + kFinisherWarps) * 32;
+
 // ---- Named barriers of a block (0 is __syncthreads)
 
 constexpr int kConsumerBarrier = 1;
@@ -99,6 +110,31 @@ __device__ __forceinline__ void ClusterBarrier() {
 __device__ __forceinline__ void ArriveEverywhere(uint32_t* counter) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
+// Tells that data which is its own flag is on its way: orders nothing, so it waits for nothing.
+__device__ __forceinline__ void Announce(uint32_t* counter) {
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
+}
+__device__ __forceinline__ uint32_t PollWord(const uint32_t* word) {
+  uint32_t value;
+  asm volatile("ld.volatile.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+  return value;
+}
+__device__ __forceinline__ uint4 PollFour(const uint32_t* words) {
+  uint4 value;
+  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(words)
+               : "memory");
+  return value;
+}
+__device__ __forceinline__ uint2 PollPair(const uint2* pair) {
+  uint2 value;
+  asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];"
+               : "=r"(value.x), "=r"(value.y)
+               : "l"(pair)
+               : "memory");
+  return value;
+}
 // What others wrote before they arrived is read past L1 everywhere (__ldcg), so a poll need not be
 // an acquire, which would empty L1 every time.
 __device__ __forceinline__ uint32_t PollCounter(const uint32_t* word) {
@@ -132,17 +168,21 @@ enum class WaitsFor : int32_t {
   kOtherBlocks,
   kFinishers,
   kPeers,
+  kExpertRows,
+  kConsumers,
 };
 
-struct Places {  // where the warps of this block stand: phase of producer, consumers, finishers
-  volatile int32_t phase[3];
+struct Places {  // where the warps of this block stand
+  volatile int32_t phase[kThreads / 32];
 };
 
 // Never returns, so that a wait saves no registers for it.
 [[noreturn]] static __device__ __noinline__ void GiveUp(const Program& program,
                                                         const Places& places, WaitsFor what) {
   StuckReport::Place& place = program.stuck->places[blockIdx.x];
-  for (int i = 0; i < 3; ++i) place.phase[i] = places.phase[i];
+  constexpr int kWarpOfRole[] = {kProducerWarp, 0, kFirstFinisherWarp};
+#pragma unroll
+  for (int i = 0; i < 3; ++i) place.phase[i] = places.phase[kWarpOfRole[i]];
   place.waits_for = static_cast<int32_t>(what);
   program.stuck->is_stuck = 1;
   __threadfence_system();

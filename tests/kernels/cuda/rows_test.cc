@@ -53,7 +53,7 @@ void ExpectNormed(const std::vector<bf16>& got, size_t got_row, const std::vecto
   for (int i = 0; i < hidden; ++i) squares += double{x[x_row * hidden + i]} * x[x_row * hidden + i];
   const double scale = 1 / std::sqrt(squares / hidden + 1e-5);
   for (int i = 0; i < hidden; ++i) {
-    const double exact = x[x_row * hidden + i] * scale * weight[i];
+    const double exact = FromBf16(ToBf16(x[x_row * hidden + i])) * scale * weight[i];
     ASSERT_NEAR(FromBf16(got[got_row * hidden + i]), exact, std::fabs(exact) / 250 + 1e-9);
   }
 }

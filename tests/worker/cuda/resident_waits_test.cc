@@ -36,6 +36,8 @@ uint32_t ArrivalsOf(const Phase& phase, int num_blocks) {
       return 1;  // block 0 decides
     case PhaseKind::kAppend:
       return 0;  // read by this block alone, in the next round
+    case PhaseKind::kMoeUp:
+      return 0;  // what it gives is its own flag
     case PhaseKind::kAttend: {
       if (phase.attention.has_parts) return static_cast<uint32_t>(num_blocks);
       // A unit is 16 of the (row, query head) pairs of a key head and 32 of 128 value dims.
@@ -175,15 +177,48 @@ TEST(ResidentWaitsTest, TheWalkSeesABrokenSchedule) {
   EXPECT_GT(failures([](ResidentSchedule& s) { s.phases.back().wait_counter = -1; }), 0);
 }
 
-TEST(ResidentWaitsTest, OnlyARoundsFirstPhaseAndTheFeaturesWaitForNothing) {
+TEST(ResidentWaitsTest, WaitForNothingARoundsFirstPhaseTheFeaturesAndTheExpertsDown) {
   const CountedModel model(ServedRank());
   for (const RoundKind& kind : kAllRounds) {
     const ResidentSchedule schedule = model.Schedule(kind);
     for (size_t i = 0; i < schedule.phases.size(); ++i) {
       const Phase& phase = schedule.phases[i];
-      const bool free = i == 0 || phase.output == OutputKind::kFeatures;
+      const bool free = i == 0 || phase.output == OutputKind::kFeatures ||
+                        phase.kind == PhaseKind::kMoeDown;  // its input is its own flag
       EXPECT_EQ(phase.wait_counter < 0, free) << i;
     }
+  }
+}
+
+// What roles count by: the number of earlier phases that finishers work for, of sums over ranks, of
+// layers of experts that are over and of writes of the residual stream.
+TEST(ResidentWaitsTest, PhasesKnowWhatLiesBeforeThem) {
+  const CountedModel model(ServedRank());
+  const int num_moe = static_cast<int>(
+      std::count(model.config().is_moe.begin(), model.config().is_moe.end(), true));
+  const uint32_t num_layers = static_cast<uint32_t>(model.config().num_layers);
+  const uint32_t num_drafter_layers = static_cast<uint32_t>(model.config().drafter.num_layers);
+  for (const RoundKind& kind : kAllRounds) {
+    const ResidentSchedule schedule = model.Schedule(kind);
+    uint32_t products = 0, sums = 0, moe_layers = 0, rows = 0;
+    for (size_t i = 0; i < schedule.phases.size(); ++i) {
+      const Phase& phase = schedule.phases[i];
+      EXPECT_EQ(phase.index, static_cast<int>(i));
+      EXPECT_EQ(phase.before.products, products);
+      EXPECT_EQ(phase.before.sums, sums);
+      EXPECT_EQ(phase.before.moe_layers, moe_layers);
+      EXPECT_EQ(phase.before.rows, rows);
+      if (phase.num_tiles > 0) products += 1;
+      if (phase.num_tiles > 0 && phase.output == OutputKind::kResidual) sums += 1;
+      if (phase.kind == PhaseKind::kMoeDown) moe_layers += 1;
+      if (phase.output == OutputKind::kResidual || phase.output == OutputKind::kFeatures) rows += 1;
+    }
+    EXPECT_EQ(schedule.of_round.products, products);
+    EXPECT_EQ(schedule.of_round.sums, sums);
+    EXPECT_EQ(schedule.of_round.rows, rows);
+    EXPECT_EQ(rows, sums + 2 + (kind.drafts ? 1 : 0));  // embeddings, features
+    EXPECT_EQ(sums, 2 * (num_layers + (kind.drafts ? num_drafter_layers : 0)));
+    EXPECT_EQ(schedule.of_round.moe_layers, static_cast<uint32_t>(num_moe));
   }
 }
 
