@@ -17,6 +17,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "worker/model/dropping_packer.h"
 #include "worker/model/shared_reads.h"
 #include "worker/model/weights_loader.h"
 
@@ -106,37 +107,13 @@ absl::Status ReadRaw(const std::vector<File>& files, int num_threads, bool direc
   return status;
 }
 
-struct Nowhere {};
-// Takes what the loader has read and checked, and drops it.
-struct DroppingPacker {
-  struct Storage {
-    using Floats = Nowhere;
-    using Bf16s = Nowhere;
-    using Matrix = Nowhere;
-    using Mlp = Nowhere;
-    using Experts = Nowhere;
-  };
-  template <typename T>
-  Nowhere Floats(const T& /*values*/) {
-    return {};
-  }
-  template <typename T>
-  Nowhere Bf16s(const T& /*values*/) {
-    return {};
-  }
-  Nowhere Matrix(const worker::StoredMatrix& /*matrix*/) { return {}; }
-  Nowhere Mlp(const worker::StoredMlp& /*mlp*/) { return {}; }
-  Nowhere NewExperts(const worker::ModelConfig& /*config*/) { return {}; }
-  void AddExpert(Nowhere& /*experts*/, int /*expert*/, const worker::StoredMlp& /*mlp*/) {}
-};
-
 absl::Status StreamOnly(const worker::ModelConfig& config, const worker::ExecutorOptions& options) {
   worker::SharedReads reads(options.num_ranks, options.reads);
   std::vector<absl::Status> statuses(static_cast<size_t>(options.num_ranks));
   std::vector<std::thread> threads;
   for (int index = 0; index < options.num_ranks; ++index) {
     threads.emplace_back([&, index] {
-      DroppingPacker drop;
+      worker::DroppingPacker drop;  // what was read and checked
       const worker::Rank rank = {.index = index, .count = options.num_ranks};
       statuses[static_cast<size_t>(index)] =
           worker::LoadModelWeightsWith(drop, options.model_folder, config,

@@ -5,14 +5,13 @@
 
 #include <boost/json.hpp>
 #include <csignal>
-#include <cstdlib>
-#include <filesystem>
 #include <fstream>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "tests/cluster/eventually.h"
 #include "tests/cluster/process.h"
+#include "tests/temporary_folder.h"
 
 namespace ultraspeed::testing {
 namespace {
@@ -30,9 +29,6 @@ class AdminClientTest : public ::testing::Test {
   };
 
   void SetUp() override {
-    char folder[] = "/tmp/ultraspeed-admin-XXXXXX";
-    ASSERT_NE(mkdtemp(folder), nullptr);
-    folder_ = folder;
     std::ofstream(folder_ + "/pepper") << "a pepper of some length";
     std::ofstream(folder_ + "/tokens") << "alice 0123456789abcdef0123456789abcdef\n";
     router_ = std::make_unique<Server>(
@@ -44,11 +40,6 @@ class AdminClientTest : public ::testing::Test {
     ASSERT_TRUE(router_->AwaitReady()) << router_->process().Log();
     ASSERT_NE(router_->admin_port(), 0);
   }
-  void TearDown() override {
-    router_.reset();
-    std::filesystem::remove_all(folder_);
-  }
-
   Ran Run(std::vector<std::string> command, const std::string& api_key = "") {
     command.insert(command.begin(), BinFile("ultraspeed"));
     Process process(folder_, "client", std::move(command), {{"ULTRASPEED_API_KEY", api_key}});
@@ -68,7 +59,8 @@ class AdminClientTest : public ::testing::Test {
     return Run({"models", "--server=" + router_->address()}, api_key).exit_status;
   }
 
-  std::string folder_;
+  const TemporaryFolder temporary_;
+  const std::string folder_ = temporary_.path();
   std::unique_ptr<Server> router_;
 };
 

@@ -3,8 +3,6 @@
 #include <signal.h>
 
 #include <algorithm>
-#include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <iterator>
 
@@ -64,19 +62,10 @@ FakeWorker::Script PacedScript(absl::Duration interval) {
   };
 }
 
-BillingCluster::BillingCluster() {
-  std::string pattern = absl::StrCat(::testing::TempDir(), "/ultraspeed-billing.XXXXXX");
-  folder_ = mkdtemp(pattern.data());
-}
-
 BillingCluster::~BillingCluster() {
   routers_.clear();
   workers_.clear();
-  if (HasFailure()) {
-    std::cout << "logs are kept in " << folder_ << "\n";
-  } else {
-    std::filesystem::remove_all(folder_);
-  }
+  if (HasFailure()) temporary_.Keep();
 }
 
 void BillingCluster::SetUp() {

@@ -15,6 +15,7 @@
 #include "tests/cluster/process.h"
 #include "tests/cluster/redis_server.h"
 #include "tests/fake_worker/fake_worker.h"
+#include "tests/temporary_folder.h"
 #include "ultraspeed/v1/inference.grpc.pb.h"
 
 namespace ultraspeed::testing {
@@ -48,7 +49,6 @@ struct ClientPlan {
 
 class BillingCluster : public ::testing::Test {
  protected:
-  BillingCluster();
   ~BillingCluster() override;
   void SetUp() override;
 
@@ -81,7 +81,8 @@ class BillingCluster : public ::testing::Test {
   int64_t LeasesInRedis();
   std::string MetricsOf(size_t router_idx);
 
-  std::string folder_;
+  TemporaryFolder temporary_;
+  const std::string folder_ = temporary_.path();
   std::string store_url_;
   std::unique_ptr<router::Store> store_;
   RedisServer redis_;

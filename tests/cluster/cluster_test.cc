@@ -5,8 +5,6 @@
 
 #include <boost/json.hpp>
 #include <cmath>
-#include <cstdlib>
-#include <filesystem>
 #include <fstream>
 #include <thread>
 
@@ -19,6 +17,7 @@
 #include "grpcpp/security/credentials.h"
 #include "tests/cluster/eventually.h"
 #include "tests/cluster/process.h"
+#include "tests/temporary_folder.h"
 #include "ultraspeed/v1/inference.grpc.pb.h"
 #include "ultraspeed/v1/worker.grpc.pb.h"
 
@@ -54,9 +53,6 @@ struct Answer {
 class ClusterTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    std::string pattern = absl::StrCat(::testing::TempDir(), "/ultraspeed-cluster.XXXXXX");
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
     std::ofstream(folder_ + "/pepper") << kPepper;
     Process hash(folder_, "hash-key",
                  {BinFile("ultraspeed-router"), "hash-key", "--pepper-file=" + folder_ + "/pepper",
@@ -68,11 +64,7 @@ class ClusterTest : public ::testing::Test {
   void TearDown() override {
     router_.reset();
     workers_.clear();
-    if (!HasFailure()) {
-      std::filesystem::remove_all(folder_);
-    } else {
-      std::cout << "logs are kept in " << folder_ << "\n";
-    }
+    if (HasFailure()) temporary_.Keep();
   }
 
   // port 0 = a free one.
@@ -208,7 +200,8 @@ class ClusterTest : public ::testing::Test {
         << answer.status.error_message();
   }
 
-  std::string folder_;
+  TemporaryFolder temporary_;
+  const std::string folder_ = temporary_.path();
   std::vector<std::unique_ptr<Server>> workers_;
   std::unique_ptr<Server> router_;
   std::unique_ptr<v1::Inference::Stub> stub_;

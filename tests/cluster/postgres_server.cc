@@ -5,7 +5,6 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <utility>
 #include <vector>
@@ -67,16 +66,9 @@ PostgresServer::PostgresServer() : bin_folder_(FindBinFolder()) {
     error_ = "no PostgreSQL server below /usr/lib/postgresql; run scripts/setup.sh";
     return;
   }
-  // Not TMPDIR: a socket's path has at most 107 bytes, and the server's user must reach it.
-  char folder[] = "/tmp/ultraspeed-postgres-XXXXXX";
-  if (mkdtemp(folder) == nullptr) {
-    error_ = "cannot make a folder below /tmp";
-    return;
-  }
-  folder_ = folder;
   if (geteuid() == 0) {
     const passwd* const user = ServerUser();
-    if (chown(folder, user->pw_uid, user->pw_gid) != 0) {
+    if (chown(folder_.c_str(), user->pw_uid, user->pw_gid) != 0) {
       error_ = "cannot give the data folder to the server's user";
       return;
     }
@@ -92,11 +84,7 @@ PostgresServer::PostgresServer() : bin_folder_(FindBinFolder()) {
   Start();
 }
 
-PostgresServer::~PostgresServer() {
-  Stop();
-  std::error_code ignored;
-  if (!folder_.empty()) fs::remove_all(folder_, ignored);
-}
+PostgresServer::~PostgresServer() { Stop(); }
 
 bool PostgresServer::Start() {
   server_ = std::make_unique<Process>(

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "tests/cluster/process.h"
+#include "tests/temporary_folder.h"
 
 namespace ultraspeed::testing {
 
@@ -32,7 +33,9 @@ class PostgresServer {
  private:
   std::string Url(const std::string& database) const;
 
-  std::string folder_;
+  // Not below TMPDIR: a socket's path has at most 107 bytes, and the server's user must reach it.
+  const TemporaryFolder temporary_{"/tmp"};
+  const std::string folder_ = temporary_.path();
   std::string bin_folder_;
   std::string error_;
   int num_databases_ = 0;

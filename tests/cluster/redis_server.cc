@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <cstdlib>
-#include <filesystem>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -58,17 +57,11 @@ std::string FindProgram(const std::string& name) {
 }  // namespace
 
 RedisServer::RedisServer() {
-  std::string pattern =
-      absl::StrCat(std::filesystem::temp_directory_path().string(), "/ultraspeed_redis_XXXXXX");
-  folder_ = mkdtemp(pattern.data());
   port_ = FreePort();
   Start();
 }
 
-RedisServer::~RedisServer() {
-  Kill();
-  std::filesystem::remove_all(folder_);
-}
+RedisServer::~RedisServer() { Kill(); }
 
 bool RedisServer::Start() {
   process_ = std::make_unique<Process>(

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "tests/cluster/process.h"
+#include "tests/temporary_folder.h"
 
 namespace ultraspeed::testing {
 
@@ -27,7 +28,8 @@ class RedisServer {
   std::string log() const { return process_ == nullptr ? "not started" : process_->Output(); }
 
  private:
-  std::string folder_;
+  const TemporaryFolder temporary_;
+  const std::string folder_ = temporary_.path();
   int port_ = 0;
   std::unique_ptr<Process> process_;
 };

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "absl/strings/str_cat.h"
+#include "tests/temporary_folder.h"
 #include "tests/worker/model/damaged_files.h"
 #include "worker/sha256.h"
 

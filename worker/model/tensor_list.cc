@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
+#include "worker/model/dropping_packer.h"
 #include "worker/model/weights_loader.h"
 
 namespace ultraspeed::worker {
@@ -78,22 +79,6 @@ class TensorLister {
   std::vector<TensorSpec> tensors_;
 };
 
-struct NothingPacker {
-  struct Storage {
-    using Floats = Nothing;
-    using Bf16s = Nothing;
-    using Matrix = Nothing;
-    using Mlp = Nothing;
-    using Experts = Nothing;
-  };
-  Nothing Floats(Nothing) { return {}; }
-  Nothing Bf16s(Nothing) { return {}; }
-  Nothing Matrix(Nothing) { return {}; }
-  Nothing Mlp(Nothing) { return {}; }
-  Nothing NewExperts(const ModelConfig& /*config*/) { return {}; }
-  void AddExpert(Nothing& /*experts*/, int /*expert*/, Nothing) {}
-};
-
 }  // namespace
 
 int64_t TensorSpec::bytes() const {
@@ -104,7 +89,7 @@ int64_t TensorSpec::bytes() const {
 
 std::vector<TensorSpec> TargetTensors(const ModelConfig& config) {
   TensorLister list;
-  NothingPacker pack;
+  DroppingPacker pack;
   ReadTarget(list, pack, config, [](int /*layer*/) {});
   return list.Take();
 }
@@ -112,7 +97,7 @@ std::vector<TensorSpec> TargetTensors(const ModelConfig& config) {
 std::vector<TensorSpec> DrafterTensors(const DrafterConfig& config) {
   if (config.num_layers == 0) return {};
   TensorLister list;
-  NothingPacker pack;
+  DroppingPacker pack;
   ReadDrafter(list, pack, config, [](int /*layer*/) {});
   return list.Take();
 }

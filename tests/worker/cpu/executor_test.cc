@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "tests/temporary_folder.h"
 #include "tests/worker/cpu/sequence_runner.h"
 #include "tests/worker/model/synthetic_checkpoint.h"
 #include "worker/cpu/cpu_executor.h"

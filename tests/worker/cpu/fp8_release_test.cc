@@ -10,6 +10,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "tests/temporary_folder.h"
 #include "tests/worker/cpu/rank_comparison.h"
 #include "tests/worker/model/synthetic_checkpoint.h"
 #include "worker/cpu/cpu_executor.h"

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <random>
 
+#include "tests/temporary_folder.h"
 #include "tests/worker/cpu/recorded_run.h"
 #include "tests/worker/model/synthetic_checkpoint.h"
 #include "worker/executor.h"

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/temporary_folder.h"
 #include "tests/worker/cpu/rank_comparison.h"
 #include "tests/worker/cpu/recorded_run.h"
 #include "tests/worker/model/synthetic_checkpoint.h"

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "bench/held_out.h"
 #include "kernels/gumbel.h"
+#include "tests/temporary_folder.h"
 #include "tests/worker/cpu/bundled_model.h"
 #include "tests/worker/cpu/rank_comparison.h"
 #include "tests/worker/cuda/cpu_comparison.h"

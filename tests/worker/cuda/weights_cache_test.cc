@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "tests/temporary_folder.h"
 #include "tests/worker/cuda/cpu_comparison.h"
 #include "tests/worker/model/synthetic_checkpoint.h"
 #include "worker/cuda/cached_weights.h"

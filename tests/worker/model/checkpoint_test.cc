@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 
+#include "tests/temporary_folder.h"
 #include "tests/worker/model/synthetic_checkpoint.h"
 #include "worker/model/safetensors.h"
 #include "worker/model/weights.h"

@@ -7,6 +7,7 @@
 
 #include <functional>
 
+#include "tests/temporary_folder.h"
 #include "tests/worker/model/synthetic_checkpoint.h"
 #include "worker/model/vocabulary.h"
 

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "tests/temporary_folder.h"
 #include "tests/worker/model/synthetic_checkpoint.h"
 #include "worker/model/config.h"
 #include "worker/model/vocabulary.h"

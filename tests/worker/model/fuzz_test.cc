@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <random>
 
+#include "tests/temporary_folder.h"
 #include "tests/worker/model/damaged_files.h"
 #include "worker/model/mask_embedding.h"
 #include "worker/model/safetensors.h"

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/temporary_folder.h"
 #include "tests/worker/model/damaged_files.h"
 #include "worker/model/mask_embedding.h"
 #include "worker/model/safetensors.h"

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/temporary_folder.h"
 #include "tests/worker/model/synthetic_checkpoint.h"
 
 namespace ultraspeed::worker {

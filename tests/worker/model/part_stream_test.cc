@@ -11,6 +11,7 @@
 #include <random>
 
 #include "absl/strings/str_cat.h"
+#include "tests/temporary_folder.h"
 #include "tests/worker/model/synthetic_checkpoint.h"
 
 namespace ultraspeed::worker {

@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "tests/temporary_folder.h"
 #include "tests/worker/model/damaged_files.h"
 #include "worker/model/checkpoint.h"
 #include "worker/model/shared_reads.h"

@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "tests/temporary_folder.h"
 #include "tests/worker/model/synthetic_checkpoint.h"
 
 namespace ultraspeed::worker {

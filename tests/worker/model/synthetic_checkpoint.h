@@ -98,17 +98,4 @@ std::vector<int32_t> RandomPrompt(int count, uint64_t seed);
 std::string SafetensorsBytes(const std::map<std::string, SyntheticTensor>& tensors);
 void WriteBytes(const std::string& path, const std::string& bytes);
 
-// A folder of its own under the system's temporary folder, removed at the end.
-class TemporaryFolder {
- public:
-  TemporaryFolder();
-  ~TemporaryFolder();
-  TemporaryFolder(const TemporaryFolder&) = delete;
-  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
-  const std::string& path() const { return path_; }
-
- private:
-  std::string path_;
-};
-
 }  // namespace ultraspeed::worker

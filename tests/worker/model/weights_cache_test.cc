@@ -16,6 +16,7 @@
 #include <random>
 
 #include "absl/strings/str_cat.h"
+#include "tests/temporary_folder.h"
 #include "tests/worker/model/damaged_files.h"
 
 namespace ultraspeed::worker {
