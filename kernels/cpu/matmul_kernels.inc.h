@@ -16,7 +16,33 @@ struct Bf16Tile {
   INLINE void Decode(const uint8_t* unit, W* pairs) { pairs[0] = LoadW(unit); }
 };
 
-#if !defined(__AVX512VBMI__)
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// Here a vector of 64 bytes is two registers, and the compiler keeps such a vector in memory: what
+// is done for every weight is written with halves of it.
+INLINE void StoreWords(void* to, __m256i words) {
+  _mm256_storeu_si256(static_cast<__m256i*>(to), words);
+}
+// One e4m3fn code per 16-bit word, to bf16: the fields lie side by side in both; a subnormal, m
+// times 2^-9, comes from a table of its two bytes.
+INLINE __m256i E4m3ToBf16(__m256i codes) {
+  const __m256i low = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 0, -128, -64, 0, 32, 64, 96, 0, 0, -128, -64, 0, 32, 64, 96));
+  const __m256i high = _mm256_broadcastsi128_si256(
+      _mm_setr_epi8(0, 59, 59, 59, 60, 60, 60, 60, 0, 59, 59, 59, 60, 60, 60, 60));
+  const __m256i magnitude = _mm256_and_si256(codes, _mm256_set1_epi16(0x7f));
+  const __m256i normal =
+      _mm256_add_epi16(_mm256_slli_epi16(magnitude, 4), _mm256_set1_epi16(120 << 7));
+  const __m256i subnormal =
+      _mm256_or_si256(_mm256_shuffle_epi8(low, magnitude),
+                      _mm256_slli_epi16(_mm256_shuffle_epi8(high, magnitude), 8));
+  __m256i bits =
+      _mm256_blendv_epi8(normal, subnormal, _mm256_cmpgt_epi16(_mm256_set1_epi16(8), magnitude));
+  bits = _mm256_blendv_epi8(bits, _mm256_set1_epi16(0x7fc0),
+                            _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f)));
+  return _mm256_or_si256(bits,
+                         _mm256_slli_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(0x80)), 8));
+}
+#elif !defined(__AVX512VBMI__)
 // One e4m3fn code per lane (bits 0..7) to fp32, by moving the fields; a subnormal is 2^-6 (1 + m/8)
 // - 2^-6.
 INLINE F E4m3ToFloat(U code) {
@@ -51,6 +77,14 @@ struct Fp8Tile {
     high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8);
     pairs[0] = reinterpret_cast<W>(_mm512_unpacklo_epi8(low, high));
     pairs[1] = reinterpret_cast<W>(_mm512_unpackhi_epi8(low, high));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    for (int half = 0; half < 2; ++half) {
+      const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit + half * 32));
+      const __m256i zero = _mm256_setzero_si256();
+      auto* const to = reinterpret_cast<uint8_t*>(pairs) + half * 32;
+      StoreWords(to, E4m3ToBf16(_mm256_unpacklo_epi8(codes, zero)));
+      StoreWords(to + sizeof(W), E4m3ToBf16(_mm256_unpackhi_epi8(codes, zero)));
+    }
 #else
     // Byte 16 g + 8 s + j is word 8 g + j of pair s.
     using Quads = uint8_t __attribute__((vector_size(32)));
@@ -76,8 +110,8 @@ struct Mxfp4Tile {
   static constexpr int kPairs = 4;
   static constexpr int kBlockColumns = 32;
   INLINE void Decode(const uint8_t* unit, W* pairs) {
-    const W nibbles = LoadW(unit);
 #if defined(__AVX512BW__)
+    const W nibbles = LoadW(unit);
     // The table holds every entry twice, so the fifth bit, which belongs to the next nibble, does
     // not matter.
     const __m512i table = _mm512_load_si512(kE2m1Table.value);
@@ -86,7 +120,23 @@ struct Mxfp4Tile {
       pairs[s] = reinterpret_cast<W>(
           _mm512_permutexvar_epi16(reinterpret_cast<__m512i>(nibbles >> (4 * s)), table));
     }
+#elif defined(__AVX2__)
+    const __m256i low = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 0, -128, -64, 0, 64, -128, -64, 0, 0, -128, -64, 0, 64, -128, -64));
+    const __m256i high = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 63, 63, 63, 64, 64, 64, 64, -128, -65, -65, -65, -64, -64, -64, -64));
+    for (int half = 0; half < 2; ++half) {
+      __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit + half * 32));
+      for (int s = 0; s < 4; ++s) {
+        const __m256i code = _mm256_and_si256(codes, _mm256_set1_epi16(15));
+        StoreWords(reinterpret_cast<uint8_t*>(pairs + s) + half * 32,
+                   _mm256_or_si256(_mm256_shuffle_epi8(low, code),
+                                   _mm256_slli_epi16(_mm256_shuffle_epi8(high, code), 8)));
+        codes = _mm256_srli_epi16(codes, 4);
+      }
+    }
 #else
+    const W nibbles = LoadW(unit);
     for (int s = 0; s < 4; ++s) {
       const W code = nibbles >> (4 * s);
       const W magnitude = code & 7;
@@ -230,18 +280,122 @@ void MatMulFormat(const MatrixView& w, int tile, int end, const bf16* const* x, 
   }
 }
 
-#else
+#elif defined(__AVX2__)
+
+// The inner loop has the halves of its sums in registers, for kTiles * kTokens = 4.
+struct Halves {
+  __m256 low, high;
+};
+INLINE Halves HalvesOf(F v) {
+  Halves halves;
+  __builtin_memcpy(&halves, &v, sizeof(v));
+  return halves;
+}
+INLINE Halves Fma(Halves a, Halves b, Halves c) {
+  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
+
+// As AddColumns.
+template <typename Tile, int kTiles, int kTokens>
+INLINE void AddColumnHalves(const uint8_t* codes, size_t tile_bytes, const bf16* const* x,
+                            int begin, int end, Halves (&acc)[kTiles][kTokens]) {
+  constexpr int kColumns = 2 * Tile::kPairs;
+  const __m256i odd_mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  for (int column = begin; column < end; column += kColumns) {
+    const uint8_t* unit = codes + column / kColumns * 64;
+    W weights[kTiles][Tile::kPairs];
+#pragma GCC unroll 4
+    for (int i = 0; i < kTiles; ++i) Tile::Decode(unit + i * tile_bytes, weights[i]);
+#pragma GCC unroll 4
+    for (int p = 0; p < Tile::kPairs; ++p) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kTiles; ++i) {
+        const auto* const pairs = reinterpret_cast<const __m256i*>(&weights[i][p]);
+        const __m256i low = _mm256_load_si256(pairs), high = _mm256_load_si256(pairs + 1);
+        const Halves odd = {_mm256_castsi256_ps(_mm256_and_si256(low, odd_mask)),
+                            _mm256_castsi256_ps(_mm256_and_si256(high, odd_mask))};
+        const Halves even = {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
+                             _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
+#pragma GCC unroll 4
+        for (int t = 0; t < kTokens; ++t) {
+          uint32_t input;
+          __builtin_memcpy(&input, x[t] + column + 2 * p, sizeof(input));
+          const auto splat = [](uint32_t bits) {
+            const __m256 all = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(bits)));
+            return Halves{all, all};
+          };
+          acc[i][t] = Fma(odd, splat(input & 0xffff0000u), acc[i][t]);
+          acc[i][t] = Fma(even, splat(input << 16), acc[i][t]);
+        }
+      }
+    }
+  }
+}
+
+template <typename Tile, int kTiles, int kTokens>
+void TileHalves(const MatrixView& w, int tile, const bf16* const* x_rows, float* const* out) {
+  const bf16* x[kTokens];
+#pragma GCC unroll 4
+  for (int t = 0; t < kTokens; ++t) x[t] = x_rows[t];
+  const uint8_t* codes = w.codes + static_cast<size_t>(tile) * w.tile_bytes;
+  const Halves zero = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+  Halves total[kTiles][kTokens];
+#pragma GCC unroll 4
+  for (auto& of_tile : total) {
+    for (Halves& sum : of_tile) sum = zero;
+  }
+  if constexpr (Tile::kFormat == WeightFormat::kBf16) {
+    AddColumnHalves<Tile>(codes, w.tile_bytes, x, 0, w.num_cols, total);
+  } else {
+    constexpr int kBlock = Tile::kBlockColumns;
+    const int num_blocks = (w.num_cols + kBlock - 1) / kBlock;
+    for (int block = 0; block < num_blocks; ++block) {
+      Halves acc[kTiles][kTokens];
+#pragma GCC unroll 4
+      for (auto& of_tile : acc) {
+        for (Halves& sum : of_tile) sum = zero;
+      }
+      const int end = (block + 1) * kBlock;
+      AddColumnHalves<Tile>(codes, w.tile_bytes, x, block * kBlock,
+                            end < w.num_cols ? end : w.num_cols, acc);
+#pragma GCC unroll 4
+      for (int i = 0; i < kTiles; ++i) {
+        const Halves scale = HalvesOf(Tile::Scale(w, tile + i, block, num_blocks));
+#pragma GCC unroll 4
+        for (int t = 0; t < kTokens; ++t) total[i][t] = Fma(scale, acc[i][t], total[i][t]);
+      }
+    }
+  }
+  for (int i = 0; i < kTiles; ++i) {
+    const int row = (tile + i) * kLanes;
+    for (int t = 0; t < kTokens; ++t) {
+      F whole;
+      __builtin_memcpy(&whole, &total[i][t], sizeof(whole));
+      StorePart(out[t] + row, whole, w.num_rows - row);
+    }
+  }
+}
 
 template <typename Tile>
 void MatMulFormat(const MatrixView& w, int tile, int end, const bf16* const* x, int num_tokens,
                   float* const* out) {
   int t = 0;
-#if defined(__AVX2__)
   for (; t + 4 <= num_tokens; t += 4) {
-    for (int i = tile; i < end; ++i) Tiles<Tile, 1, 4>(w, i, x + t, out + t);
+    for (int i = tile; i < end; ++i) TileHalves<Tile, 1, 4>(w, i, x + t, out + t);
   }
-#endif
   for (; t < num_tokens; ++t) {
+    int i = tile;
+    for (; i + 4 <= end; i += 4) TileHalves<Tile, 4, 1>(w, i, x + t, out + t);
+    for (; i < end; ++i) TileHalves<Tile, 1, 1>(w, i, x + t, out + t);
+  }
+}
+
+#else
+
+template <typename Tile>
+void MatMulFormat(const MatrixView& w, int tile, int end, const bf16* const* x, int num_tokens,
+                  float* const* out) {
+  for (int t = 0; t < num_tokens; ++t) {
     for (int i = tile; i < end; ++i) Tiles<Tile, 1, 1>(w, i, x + t, out + t);
   }
 }
