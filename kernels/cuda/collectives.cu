@@ -22,14 +22,6 @@ __device__ __forceinline__ void StoreToPeer(uint32_t* place, uint4 v) {
                "r"(v.z), "r"(v.w)
                : "memory");
 }
-__device__ __forceinline__ uint4 LoadArriving(const uint32_t* place) {
-  uint4 v;
-  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(place)
-               : "memory");
-  return v;
-}
 __device__ __forceinline__ uint64_t Nanoseconds() {
   uint64_t ns;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(ns));
@@ -47,7 +39,8 @@ struct SumOperation {
     if (i + kSumCount <= count) {
       const auto* const from = reinterpret_cast<const float4*>(data + i);
       const float4 a = from[0], b = from[1];
-      return {FlaggedWord(a.x, a.y), FlaggedWord(a.z, a.w), FlaggedWord(b.x, b.y), FlaggedWord(b.z, b.w)};
+      return {FlaggedWord(a.x, a.y), FlaggedWord(a.z, a.w), FlaggedWord(b.x, b.y),
+              FlaggedWord(b.z, b.w)};
     }
     return {FlaggedWord(Number(i), Number(i + 1)), FlaggedWord(Number(i + 2), Number(i + 3)),
             FlaggedWord(Number(i + 4), Number(i + 5)), FlaggedWord(Number(i + 6), Number(i + 7))};
@@ -146,7 +139,7 @@ __device__ __forceinline__ void Await(const PeerInbox& peers, const uint32_t* fi
 #pragma unroll
     for (int r = 0; r < kPeersMax; ++r) {
       if (r >= peers.num_ranks) break;
-      arrived.parts[r] = LoadArriving(first + static_cast<size_t>(r) * peers.capacity);
+      arrived.parts[r] = PollFour(first + static_cast<size_t>(r) * peers.capacity);
     }
 #pragma unroll
     for (int r = 0; r < kPeersMax; ++r) {

@@ -16,6 +16,7 @@ __device__ __forceinline__ float AddDot4(uint2 x, float4 w, float sum) {
   sum = __fmaf_rn(even(x.y), w.z, sum);
   return __fmaf_rn(odd(x.y), w.w, sum);
 }
+// The products of eight consecutive columns.
 __device__ __forceinline__ float Dot8(uint4 x, float4 low, float4 high) {
   return AddDot4({x.z, x.w}, high, AddDot4({x.x, x.y}, low, 0.0f));
 }

@@ -1,6 +1,6 @@
 // What travels when data is its own flag: pairs of bf16, among which one word never occurs. Both
-// ways of summing over ranks, collectives.cu and the resident engine, send these, and so do the
-// resident engine's experts.
+// ways of summing over ranks, collectives.cu and the resident engine, send these, and the resident
+// engine's blocks each other (program.h).
 #pragma once
 
 #include <cstdint>
@@ -28,6 +28,29 @@ __device__ __forceinline__ uint32_t FlaggedWord(float low, float high) {
 __device__ __forceinline__ bool HasArrived(uint32_t word) { return word != kNotArrived; }
 __device__ __forceinline__ bool HasArrived(uint4 words) {
   return HasArrived(words.x) && HasArrived(words.y) && HasArrived(words.z) && HasArrived(words.w);
+}
+
+// Reads of words that others may be writing, each time anew.
+__device__ __forceinline__ uint32_t PollWord(const uint32_t* word) {
+  uint32_t value;
+  asm volatile("ld.volatile.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+  return value;
+}
+__device__ __forceinline__ uint4 PollFour(const uint32_t* words) {
+  uint4 value;
+  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(words)
+               : "memory");
+  return value;
+}
+__device__ __forceinline__ uint2 PollPair(const uint2* pair) {
+  uint2 value;
+  asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];"
+               : "=r"(value.x), "=r"(value.y)
+               : "l"(pair)
+               : "memory");
+  return value;
 }
 
 }  // namespace ultraspeed::kernels::cuda

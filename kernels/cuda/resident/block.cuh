@@ -94,6 +94,7 @@ struct Block {
   __device__ __forceinline__ const Phase& PhaseOf(Role role) const {
     return shared().phases[static_cast<int>(role)][SlotOf(Entered())];
   }
+  // A round may have an odd number of phases, so its first has a slot of its own.
   static __device__ __forceinline__ int SlotOf(int phase) { return phase == 0 ? 2 : phase % 2; }
   // How often something has happened since the kernel's start: `of_round` times in every round,
   // `before` times in this one. Not for the producer, which runs ahead of the round.

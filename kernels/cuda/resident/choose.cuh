@@ -97,10 +97,7 @@ __device__ __forceinline__ RowChoice BestOfRanks(const Block& block, bool is_dra
     }
     uint2 word;
     block.Wait(WaitsFor::kPeers, [&] {
-      asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];"
-                   : "=r"(word.x), "=r"(word.y)
-                   : "l"(&ranks.mail[lane].choices[which][row])
-                   : "memory");
+      word = PollPair(&ranks.mail[lane].choices[which][row]);
       return word.y >> kTokenBits == mark;
     });
     const uint32_t token = word.y & kTokenMask;

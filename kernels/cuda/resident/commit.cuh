@@ -81,10 +81,7 @@ __device__ __forceinline__ bool RanksMayRun(const Block& block, uint32_t round, 
     }
   } else {
     block.Wait(WaitsFor::kPeers, [&] {
-      asm volatile("ld.volatile.global.u32 %0, [%1];"
-                   : "=r"(decision)
-                   : "l"(&ranks.mail[0].decision)
-                   : "memory");
+      decision = PollWord(&ranks.mail[0].decision);
       return decision >> 1 == (round & 0x7fffffffu);
     });
   }

@@ -107,17 +107,17 @@ __device__ __forceinline__ void Finish(const Block& block) {
   const auto barrier = [] { NamedBarrier<kFinisherBarrier, kFinisherThreads>(); };
   const int thread = Thread() - kFirstFinisherWarp * kWarpLanes;
   const PhaseWalk<Role::kFinisher, kFirstFinisherWarp, kFinisherWarps> walk(block);
-  FinisherClock clock;
+  ExchangeClock exchange;
   do {
     for (int i = 0; i < block.program().num_phases; i = block.Entered() + 1) {
       walk.Enter(i, barrier);
       const Phase& phase = block.PhaseOf(Role::kFinisher);
       switch (phase.kind) {
         case PhaseKind::kProduct:
-          FinishProduct(block, clock);
+          FinishProduct(block, exchange);
           break;
         case PhaseKind::kMoeUp:
-          FinishMoeUp(block, clock);
+          FinishMoeUp(block, exchange);
           break;
         case PhaseKind::kMoeDown:
           FinishMoeDown(block);

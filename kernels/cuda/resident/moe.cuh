@@ -140,14 +140,14 @@ __device__ __forceinline__ uint32_t Ascending(float x) {
 }
 
 __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& phase,
-                                             FinisherClock& clock) {
+                                             ExchangeClock& exchange) {
   const int warp = Thread() / kWarpLanes - kFirstFinisherWarp, lane = Thread() % kWarpLanes;
   const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
   const int num_blocks = (phase.num_slabs + 1) / 2;
   for (int place = warp; place < walk.OwnedCount(block.rank); place += kFinisherWarps) {
     const int expert = walk.TileAt(block.rank, place);
     const float bias = __ldg(phase.router_bias + expert);
-    const int buffer = ReceivePartials(block, clock.exchange.Use(block.rank, place),
+    const int buffer = ReceivePartials(block, exchange.Use(block.rank, place),
                                        num_blocks * kRowsMax * sizeof(float), lane);
     if (lane < kRowsMax) {
       const auto* const parts =
@@ -163,7 +163,7 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
     }
     FreeExchange(block, buffer, lane);
   }
-  clock.exchange.Advance(walk);
+  exchange.Advance(walk);
 }
 
 // ---- Choice
@@ -393,10 +393,10 @@ __device__ __forceinline__ void SendActivations(const Block& block, const Phase&
          FlaggedWord(MultiplyBf16x2(pair, kInputGain)));
 }
 
-__device__ __forceinline__ void FinishMoeUp(const Block& block, FinisherClock& clock) {
+__device__ __forceinline__ void FinishMoeUp(const Block& block, ExchangeClock& exchange) {
   const Phase& phase = block.PhaseOf(Role::kFinisher);
   const int warp = Thread() / kWarpLanes - kFirstFinisherWarp, lane = Thread() % kWarpLanes;
-  FinishRouter(block, phase, clock);
+  FinishRouter(block, phase, exchange);
   NamedBarrier<kFinisherBarrier, kFinisherThreads>();
   if (warp == 0 && lane == 0) {
     block.WaitForInput(phase);
@@ -410,13 +410,13 @@ __device__ __forceinline__ void FinishMoeUp(const Block& block, FinisherClock& c
                       block.shared().choice.num_experts * phase.num_tiles);
   for (int place = warp; place < walk.OwnedCount(block.rank); place += kFinisherWarps) {
     TileSum sum = {};
-    const int buffer = ReceivePartials(block, clock.exchange.Use(block.rank, place),
+    const int buffer = ReceivePartials(block, exchange.Use(block.rank, place),
                                        share.pass_count * 32 * sizeof(float4), lane);
     AddPartials(block, buffer, share, kPassBlocks, lane, sum);
     FreeExchange(block, buffer, lane);
     SendActivations(block, phase, walk.TileAt(block.rank, place), lane, sum.total);
   }
-  clock.exchange.Advance(walk);
+  exchange.Advance(walk);
 }
 
 // ---- Down

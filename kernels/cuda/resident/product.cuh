@@ -13,12 +13,9 @@
 
 namespace ultraspeed::kernels::cuda::resident {
 
-// What a role carries from phase to phase.
+// What a consumer carries from phase to phase; a finisher, the exchange's alone.
 struct ConsumerClock {
   RingReader ring;
-  ExchangeClock exchange;
-};
-struct FinisherClock {
   ExchangeClock exchange;
 };
 
@@ -327,7 +324,7 @@ __device__ __forceinline__ void FinishTile(const Block& block, const Phase& phas
   }
 }
 
-__device__ __forceinline__ void FinishProduct(const Block& block, FinisherClock& clock) {
+__device__ __forceinline__ void FinishProduct(const Block& block, ExchangeClock& exchange) {
   const Phase& phase = block.PhaseOf(Role::kFinisher);
   const int thread = Thread();
   const int warp = thread / kWarpLanes - kFirstFinisherWarp, lane = thread % kWarpLanes;
@@ -349,7 +346,7 @@ __device__ __forceinline__ void FinishProduct(const Block& block, FinisherClock&
       float4* const carry = phase.carry + static_cast<int64_t>(tile) * 64 + lane;
       TileSum sum = {};
       if (pass > 0) sum = {carry[0], carry[32]};
-      const int buffer = ReceivePartials(block, clock.exchange.Use(block.rank, place),
+      const int buffer = ReceivePartials(block, exchange.Use(block.rank, place),
                                          share.pass_count * 32 * sizeof(float4), lane);
       AddPartials(block, buffer, share, phase.segment_blocks, lane, sum);
       FreeExchange(block, buffer, lane);
@@ -362,7 +359,7 @@ __device__ __forceinline__ void FinishProduct(const Block& block, FinisherClock&
       FinishTile(block, phase, tile, lane, before,
                  one_segment ? sum.total : AddTiles(sum.sum, sum.total), best);
     }
-    clock.exchange.Advance(walk);
+    exchange.Advance(walk);
   }
   if (phase.output == OutputKind::kLogits) best.Publish(block, warp, lane, phase.is_draft);
 }

@@ -114,27 +114,6 @@ __device__ __forceinline__ void ArriveEverywhere(uint32_t* counter) {
 __device__ __forceinline__ void Announce(uint32_t* counter) {
   asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
 }
-__device__ __forceinline__ uint32_t PollWord(const uint32_t* word) {
-  uint32_t value;
-  asm volatile("ld.volatile.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
-  return value;
-}
-__device__ __forceinline__ uint4 PollFour(const uint32_t* words) {
-  uint4 value;
-  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(words)
-               : "memory");
-  return value;
-}
-__device__ __forceinline__ uint2 PollPair(const uint2* pair) {
-  uint2 value;
-  asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];"
-               : "=r"(value.x), "=r"(value.y)
-               : "l"(pair)
-               : "memory");
-  return value;
-}
 // What others wrote before they arrived is read past L1 everywhere (__ldcg), so a poll need not be
 // an acquire, which would empty L1 every time.
 __device__ __forceinline__ uint32_t PollCounter(const uint32_t* word) {
