@@ -160,6 +160,71 @@ struct Mxfp4Tile {
 // ---- kTiles tiles of 16 rows by kTokens tokens
 // --------------------------------------------------------------------------------------
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+
+// Sums in registers, for kTiles * kTokens = 4.
+struct Halves {
+  __m256 low, high;
+};
+using Sums = Halves;
+INLINE Halves SumsOf(F v) {
+  Halves halves;
+  __builtin_memcpy(&halves, &v, sizeof(v));
+  return halves;
+}
+INLINE Halves Fma(Halves a, Halves b, Halves c) {
+  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
+
+INLINE F Whole(Halves sum) {
+  F whole;
+  __builtin_memcpy(&whole, &sum, sizeof(whole));
+  return whole;
+}
+
+// acc += the columns [begin, end) of the tiles. REQUIRES: both are multiples of 8.
+template <typename Tile, int kTiles, int kTokens>
+INLINE void AddColumns(const uint8_t* codes, size_t tile_bytes, const bf16* const* x, int begin,
+                       int end, Halves (*acc)[kTokens]) {
+  constexpr int kColumns = 2 * Tile::kPairs;
+  const __m256i odd_mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+  for (int column = begin; column < end; column += kColumns) {
+    const uint8_t* unit = codes + column / kColumns * 64;
+    W weights[kTiles][Tile::kPairs];
+#pragma GCC unroll 4
+    for (int i = 0; i < kTiles; ++i) Tile::Decode(unit + i * tile_bytes, weights[i]);
+#pragma GCC unroll 4
+    for (int p = 0; p < Tile::kPairs; ++p) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kTiles; ++i) {
+        const auto* const pairs = reinterpret_cast<const __m256i*>(&weights[i][p]);
+        const __m256i low = _mm256_load_si256(pairs), high = _mm256_load_si256(pairs + 1);
+        const Halves odd = {_mm256_castsi256_ps(_mm256_and_si256(low, odd_mask)),
+                            _mm256_castsi256_ps(_mm256_and_si256(high, odd_mask))};
+        const Halves even = {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
+                             _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
+#pragma GCC unroll 4
+        for (int t = 0; t < kTokens; ++t) {
+          uint32_t input;
+          __builtin_memcpy(&input, x[t] + column + 2 * p, sizeof(input));
+          const auto splat = [](uint32_t bits) {
+            const __m256 all = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(bits)));
+            return Halves{all, all};
+          };
+          acc[i][t] = Fma(odd, splat(input & 0xffff0000u), acc[i][t]);
+          acc[i][t] = Fma(even, splat(input << 16), acc[i][t]);
+        }
+      }
+    }
+  }
+}
+
+#else
+
+using Sums = F;
+INLINE F SumsOf(F v) { return v; }
+INLINE F Whole(F sum) { return sum; }
+
 INLINE W BroadcastPair(const bf16* x) {
   uint32_t pair;
   __builtin_memcpy(&pair, x, 4);
@@ -209,26 +274,28 @@ INLINE void AddColumns(const uint8_t* codes, size_t tile_bytes, const bf16* cons
   }
 }
 
+#endif
+
 template <typename Tile, int kTiles, int kTokens>
 void Tiles(const MatrixView& w, int tile, const bf16* const* x_rows, float* const* out) {
   const bf16* x[kTokens];
 #pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) x[t] = x_rows[t];
   const uint8_t* codes = w.codes + static_cast<size_t>(tile) * w.tile_bytes;
-  F total[kTiles][kTokens] = {};
+  Sums total[kTiles][kTokens] = {};
   if constexpr (Tile::kFormat == WeightFormat::kBf16) {
     AddColumns<Tile, kTiles, kTokens>(codes, w.tile_bytes, x, 0, w.num_cols, total);
   } else {
     constexpr int kBlock = Tile::kBlockColumns;
     const int num_blocks = (w.num_cols + kBlock - 1) / kBlock;
     for (int block = 0; block < num_blocks; ++block) {
-      F acc[kTiles][kTokens] = {};
+      Sums acc[kTiles][kTokens] = {};
       const int end = (block + 1) * kBlock;
       AddColumns<Tile, kTiles, kTokens>(codes, w.tile_bytes, x, block * kBlock,
                                         end < w.num_cols ? end : w.num_cols, acc);
 #pragma GCC unroll 8
       for (int i = 0; i < kTiles; ++i) {
-        const F scale = Tile::Scale(w, tile + i, block, num_blocks);
+        const Sums scale = SumsOf(Tile::Scale(w, tile + i, block, num_blocks));
 #pragma GCC unroll 8
         for (int t = 0; t < kTokens; ++t) total[i][t] = Fma(scale, acc[i][t], total[i][t]);
       }
@@ -236,7 +303,7 @@ void Tiles(const MatrixView& w, int tile, const bf16* const* x_rows, float* cons
   }
   for (int i = 0; i < kTiles; ++i) {
     const int row = (tile + i) * kLanes;
-    for (int t = 0; t < kTokens; ++t) StorePart(out[t] + row, total[i][t], w.num_rows - row);
+    for (int t = 0; t < kTokens; ++t) StorePart(out[t] + row, Whole(total[i][t]), w.num_rows - row);
   }
 }
 
@@ -282,111 +349,17 @@ void MatMulFormat(const MatrixView& w, int tile, int end, const bf16* const* x, 
 
 #elif defined(__AVX2__)
 
-// The inner loop has the halves of its sums in registers, for kTiles * kTokens = 4.
-struct Halves {
-  __m256 low, high;
-};
-INLINE Halves HalvesOf(F v) {
-  Halves halves;
-  __builtin_memcpy(&halves, &v, sizeof(v));
-  return halves;
-}
-INLINE Halves Fma(Halves a, Halves b, Halves c) {
-  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
-}
-
-// As AddColumns.
-template <typename Tile, int kTiles, int kTokens>
-INLINE void AddColumnHalves(const uint8_t* codes, size_t tile_bytes, const bf16* const* x,
-                            int begin, int end, Halves (&acc)[kTiles][kTokens]) {
-  constexpr int kColumns = 2 * Tile::kPairs;
-  const __m256i odd_mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-  for (int column = begin; column < end; column += kColumns) {
-    const uint8_t* unit = codes + column / kColumns * 64;
-    W weights[kTiles][Tile::kPairs];
-#pragma GCC unroll 4
-    for (int i = 0; i < kTiles; ++i) Tile::Decode(unit + i * tile_bytes, weights[i]);
-#pragma GCC unroll 4
-    for (int p = 0; p < Tile::kPairs; ++p) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kTiles; ++i) {
-        const auto* const pairs = reinterpret_cast<const __m256i*>(&weights[i][p]);
-        const __m256i low = _mm256_load_si256(pairs), high = _mm256_load_si256(pairs + 1);
-        const Halves odd = {_mm256_castsi256_ps(_mm256_and_si256(low, odd_mask)),
-                            _mm256_castsi256_ps(_mm256_and_si256(high, odd_mask))};
-        const Halves even = {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
-                             _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
-#pragma GCC unroll 4
-        for (int t = 0; t < kTokens; ++t) {
-          uint32_t input;
-          __builtin_memcpy(&input, x[t] + column + 2 * p, sizeof(input));
-          const auto splat = [](uint32_t bits) {
-            const __m256 all = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(bits)));
-            return Halves{all, all};
-          };
-          acc[i][t] = Fma(odd, splat(input & 0xffff0000u), acc[i][t]);
-          acc[i][t] = Fma(even, splat(input << 16), acc[i][t]);
-        }
-      }
-    }
-  }
-}
-
-template <typename Tile, int kTiles, int kTokens>
-void TileHalves(const MatrixView& w, int tile, const bf16* const* x_rows, float* const* out) {
-  const bf16* x[kTokens];
-#pragma GCC unroll 4
-  for (int t = 0; t < kTokens; ++t) x[t] = x_rows[t];
-  const uint8_t* codes = w.codes + static_cast<size_t>(tile) * w.tile_bytes;
-  const Halves zero = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-  Halves total[kTiles][kTokens];
-#pragma GCC unroll 4
-  for (auto& of_tile : total) {
-    for (Halves& sum : of_tile) sum = zero;
-  }
-  if constexpr (Tile::kFormat == WeightFormat::kBf16) {
-    AddColumnHalves<Tile>(codes, w.tile_bytes, x, 0, w.num_cols, total);
-  } else {
-    constexpr int kBlock = Tile::kBlockColumns;
-    const int num_blocks = (w.num_cols + kBlock - 1) / kBlock;
-    for (int block = 0; block < num_blocks; ++block) {
-      Halves acc[kTiles][kTokens];
-#pragma GCC unroll 4
-      for (auto& of_tile : acc) {
-        for (Halves& sum : of_tile) sum = zero;
-      }
-      const int end = (block + 1) * kBlock;
-      AddColumnHalves<Tile>(codes, w.tile_bytes, x, block * kBlock,
-                            end < w.num_cols ? end : w.num_cols, acc);
-#pragma GCC unroll 4
-      for (int i = 0; i < kTiles; ++i) {
-        const Halves scale = HalvesOf(Tile::Scale(w, tile + i, block, num_blocks));
-#pragma GCC unroll 4
-        for (int t = 0; t < kTokens; ++t) total[i][t] = Fma(scale, acc[i][t], total[i][t]);
-      }
-    }
-  }
-  for (int i = 0; i < kTiles; ++i) {
-    const int row = (tile + i) * kLanes;
-    for (int t = 0; t < kTokens; ++t) {
-      F whole;
-      __builtin_memcpy(&whole, &total[i][t], sizeof(whole));
-      StorePart(out[t] + row, whole, w.num_rows - row);
-    }
-  }
-}
-
 template <typename Tile>
 void MatMulFormat(const MatrixView& w, int tile, int end, const bf16* const* x, int num_tokens,
                   float* const* out) {
   int t = 0;
   for (; t + 4 <= num_tokens; t += 4) {
-    for (int i = tile; i < end; ++i) TileHalves<Tile, 1, 4>(w, i, x + t, out + t);
+    for (int i = tile; i < end; ++i) Tiles<Tile, 1, 4>(w, i, x + t, out + t);
   }
   for (; t < num_tokens; ++t) {
     int i = tile;
-    for (; i + 4 <= end; i += 4) TileHalves<Tile, 4, 1>(w, i, x + t, out + t);
-    for (; i < end; ++i) TileHalves<Tile, 1, 1>(w, i, x + t, out + t);
+    for (; i + 4 <= end; i += 4) Tiles<Tile, 4, 1>(w, i, x + t, out + t);
+    for (; i < end; ++i) Tiles<Tile, 1, 1>(w, i, x + t, out + t);
   }
 }
 
