@@ -14,7 +14,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kBlocksMax = 128;
 constexpr int kWords = 4;                       // of a vector
-constexpr uint32_t kInsteadOfIt = 0x80000000u;  // as a float: minus zero for a denormal
+constexpr uint32_t kInsteadOfIt = 0;  // as a float: zero for minus zero
 constexpr int kSumCount = 2 * kWords;           // numbers of a vector of a sum
 
 __device__ __forceinline__ void StoreToPeer(uint32_t* place, uint4 v) {

@@ -9,10 +9,11 @@
 
 namespace ultraspeed::kernels::cuda {
 
-// A word that holds it has not arrived: two minus zeros, which are never sent.
-constexpr uint32_t kNotArrived = 0x80008000u;
+// A word that holds it has not arrived: a minus zero above a zero, which is never sent. The least
+// of all words as signed numbers, so that the least of many tells of all.
+constexpr uint32_t kNotArrived = 0x80000000u;
 
-// A pair as it travels: two minus zeros as zeros.
+// A pair as it travels: that one as two zeros.
 __device__ __forceinline__ uint32_t FlaggedWord(uint32_t pair) {
   return pair == kNotArrived ? 0u : pair;
 }
@@ -26,8 +27,26 @@ __device__ __forceinline__ uint32_t FlaggedWord(float low, float high) {
 }
 
 __device__ __forceinline__ bool HasArrived(uint32_t word) { return word != kNotArrived; }
+__device__ __forceinline__ int32_t LeastOf(uint4 words) {
+  return min(min(static_cast<int32_t>(words.x), static_cast<int32_t>(words.y)),
+             min(static_cast<int32_t>(words.z), static_cast<int32_t>(words.w)));
+}
 __device__ __forceinline__ bool HasArrived(uint4 words) {
-  return HasArrived(words.x) && HasArrived(words.y) && HasArrived(words.z) && HasArrived(words.w);
+  return HasArrived(static_cast<uint32_t>(LeastOf(words)));
+}
+// All of an array, by a tree.
+template <int kCount>
+__device__ __forceinline__ bool HaveArrived(const uint4 (&words)[kCount]) {
+  static_assert((kCount & (kCount - 1)) == 0);
+  int32_t least[kCount];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) least[i] = LeastOf(words[i]);
+#pragma unroll
+  for (int half = kCount / 2; half > 0; half /= 2) {
+#pragma unroll
+    for (int i = 0; i < half; ++i) least[i] = min(least[i], least[i + half]);
+  }
+  return HasArrived(static_cast<uint32_t>(least[0]));
 }
 
 // Reads of words that others may be writing, each time anew.

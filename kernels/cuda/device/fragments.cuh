@@ -48,7 +48,18 @@ __device__ __forceinline__ void ExpandMxfp4(uint32_t w, uint32_t (&pairs)[4]) {
   pairs[3] = (w << 4 & (kMask ^ kMantissa)) | (w >> 4 & kMantissa);
 }
 
-// One group of a lane: words of rows g and g + 8.
+// One group of a lane, from the words of rows g and g + 8.
+__device__ __forceinline__ void CopyBf16Group(uint4 low, uint4 high, GroupFragments& a) {
+  SetRow(a, 0, {low.x, low.y, low.z, low.w});
+  SetRow(a, 1, {high.x, high.y, high.z, high.w});
+}
+__device__ __forceinline__ void ExpandFp8Group(uint4 words, GroupFragments& a) {
+  uint32_t pairs[4];
+  ExpandFp8(words.x, words.y, pairs);
+  SetRow(a, 0, pairs);
+  ExpandFp8(words.z, words.w, pairs);
+  SetRow(a, 1, pairs);
+}
 __device__ __forceinline__ void ExpandMxfp4Group(uint32_t low, uint32_t high, GroupFragments& a) {
   uint32_t pairs[4];
   ExpandMxfp4(low, pairs);
@@ -83,20 +94,10 @@ struct Slab {
 
   __device__ __forceinline__ void Group(int j, GroupFragments& a) const {
     if constexpr (kFormat == WeightFormat::kBf16) {
-      const auto* pieces = reinterpret_cast<const uint4*>(bytes);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const uint4 v = pieces[(2 * j + h) * 32 + lane];
-        const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
-        SetRow(a, h, pairs);
-      }
+      const auto* const words = reinterpret_cast<const uint4*>(bytes) + 2 * j * 32 + lane;
+      CopyBf16Group(words[0], words[32], a);
     } else if constexpr (kFormat == WeightFormat::kFp8Block128) {
-      const uint4 v = reinterpret_cast<const uint4*>(bytes)[j * 32 + lane];
-      uint32_t pairs[4];
-      ExpandFp8(v.x, v.y, pairs);
-      SetRow(a, 0, pairs);
-      ExpandFp8(v.z, v.w, pairs);
-      SetRow(a, 1, pairs);
+      ExpandFp8Group(reinterpret_cast<const uint4*>(bytes)[j * 32 + lane], a);
     } else {
       const uint2 v = reinterpret_cast<const uint2*>(bytes)[(j / 2 * 32 + lane) * 2 + j % 2];
       ExpandMxfp4Group(v.x, v.y, a);

@@ -127,8 +127,11 @@ struct Block {
   // Until the finishers are done with all phases before `phase`.
   __device__ __forceinline__ void WaitForFinishers(const Phase& phase) const {
     const uint32_t wanted = SinceStart(&Tally::products, phase);
-    Wait(WaitsFor::kFinishers,
-         [&] { return static_cast<int32_t>(shared().phases_finished - wanted) >= 0; });
+    Wait(WaitsFor::kFinishers, [&] { return FinishersAreDone(wanted); });
+  }
+  // Whether they are done with `count` phases since the start.
+  __device__ __forceinline__ bool FinishersAreDone(uint32_t count) const {
+    return static_cast<int32_t>(shared().phases_finished - count) >= 0;
   }
   __device__ __forceinline__ void Stamp(int phase, TraceStamp stamp) const {
     uint64_t* const trace = program().trace;
@@ -296,10 +299,22 @@ class TileWalk {
 
 // ---- The exchange: partial sums of a tile on their way to its finisher
 
+// Where a tile's partials go, and the phase of `exchange_free` that makes it free.
+struct ExchangeSlot {
+  uint32_t owner, buffer, parity;
+  __device__ __forceinline__ BarrierPhase Free(const Block& block) const {
+    return {SharedAddress(&block.shared().exchange_free[owner][buffer]), parity};
+  }
+};
 // How many tiles each block of the cluster has finished since the kernel's start: says which buffer
 // a tile takes and how often that was used before. All roles count alike.
 class ExchangeClock {
  public:
+  // Of tile number i.
+  __device__ __forceinline__ ExchangeSlot SlotOf(uint32_t i) const {
+    const uint32_t owner = i % kClusterBlocks, use = Use(owner, i / kClusterBlocks);
+    return {owner, use % kExchangeBuffers, use / kExchangeBuffers & 1};
+  }
   __device__ __forceinline__ uint32_t Use(int owner, int place) const {
     uint32_t finished = finished_[0];
 #pragma unroll
@@ -315,24 +330,13 @@ class ExchangeClock {
   uint32_t finished_[kClusterBlocks] = {};
 };
 
-// `place`: of the tile. The first ones of a phase find their buffers free: all blocks have finished
-// what was before.
-__device__ __forceinline__ void WaitForExchange(const Block& block, const Share& share, int owner,
-                                                int place, uint32_t use) {
-  if (share.pass_first == 0 && place < kExchangeBuffers) return;
-  block.WaitBarrier(WaitsFor::kExchangeFree,
-                    &block.shared().exchange_free[owner][use % kExchangeBuffers],
-                    use / kExchangeBuffers & 1);
-  __syncwarp();
-}
-// Sends the lane's part of a partial, after WaitForExchange. `index`: of the block of slabs in its
+// Sends the lane's part of a partial when the slot is free. `index`: of the block of slabs in its
 // pass.
-__device__ __forceinline__ void SendPartial(const Block& block, int owner, uint32_t use, int index,
+__device__ __forceinline__ void SendPartial(const Block& block, const ExchangeSlot& slot, int index,
                                             float4 partial, int lane) {
   Shared& shared = block.shared();
-  const int buffer = use % kExchangeBuffers;
-  StoreInCluster(&shared.exchange[buffer][index][lane], partial, &shared.exchange_full[buffer],
-                 owner);
+  StoreInCluster(&shared.exchange[slot.buffer][index][lane], partial,
+                 &shared.exchange_full[slot.buffer], slot.owner);
 }
 // A finisher warp waits for its tile's partials, and gives the buffer back.
 __device__ __forceinline__ int ReceivePartials(const Block& block, uint32_t use, uint32_t bytes,

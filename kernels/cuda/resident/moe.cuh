@@ -463,19 +463,15 @@ class ExpertRows {
     }
     CommitCopies();
   }
-  // Whether all that was requested has been sent before; requests it again if not. The whole warp
-  // calls it; rows that did not choose the expert are zeros.
+  // Whether the lane's part of what was requested had been sent by then; rows that did not choose
+  // the expert are zeros.
   __device__ __forceinline__ bool Take(int slot, Columns& x) const {
     WaitCopies<0>();
-    bool arrived = true;
 #pragma unroll
     for (int j = 0; j < 2 * kGroupsPerSlab; ++j) {
       x[j] = slot >= 0 ? StagedGroup(staged_ + slot * kSlotStride, j) : uint4{};
-      arrived = arrived && HasArrived(x[j]);
     }
-    if (__all_sync(kAllLanes, arrived)) return true;
-    Request(slot);
-    return false;
+    return HaveArrived(x);
   }
 
  private:
@@ -492,44 +488,60 @@ __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& ph
   const int count = walk.OwnedCount(block.rank);
   if (count == 0) return;
   const ExpertChoice& choice = block.shared().choice;
-  const int warp = Thread() / kWarpLanes,
-            tile_bytes = phase.num_slabs * SlabBytes(WeightFormat::kMxfp4);
+  const int num_experts = choice.num_experts;
+  const int tile_bytes = phase.num_slabs * SlabBytes(WeightFormat::kMxfp4);
+  const int last_slab = (phase.num_slabs - 1) * SlabBytes(WeightFormat::kMxfp4);
   auto* const results = reinterpret_cast<float*>(block.shared().exchange) + lane / 4;
   const ExpertRows rows(block, phase, lane);
+  const uint32_t products_before = block.SinceStart(&Tally::products, phase);
   const auto request = [&](int i) {
-    if (i < choice.num_experts) rows.Request(choice.slot_of[i][lane / 4]);
+    if (i < num_experts) rows.Request(choice.slot_of[i][lane / 4]);
   };
-  request(warp);
+  Columns x;
+  // Results lie where the sums of the phase before did: its finishers must be done.
+  const auto is_ready = [&](int i) {
+    const bool has_weights = clock.ring.IsThere(block, i / kDownGroup);
+    const bool has_rows = rows.Take(choice.slot_of[i][lane / 4], x);
+    return has_weights && has_rows && block.FinishersAreDone(products_before);
+  };
+  int i = Thread() / kWarpLanes;
+  request(i);
+  while (__any_sync(kAllLanes, i < num_experts)) {
 #pragma unroll 1
-  for (int i = warp; i < choice.num_experts; i += kConsumerWarps) {
-    const int8_t* const slot_of = choice.slot_of[i];
-    Columns x;
-    block.Wait(WaitsFor::kExpertRows, [&] { return rows.Take(slot_of[lane / 4], x); });
-    request(i + kConsumerWarps);
-    const int even = slot_of[lane % 4 * 2], odd = slot_of[lane % 4 * 2 + 1];
-    const int place = i % kDownGroup;
-    const uint8_t* data = clock.ring.Wait(block, i / kDownGroup) + place * count * tile_bytes;
-    ExpertBlock weights;
-    weights.ReadFirst(data, lane);
-    block.WaitForFinishers(phase);  // of the phase before: results lie where its sums did
+    for (; i < num_experts; i += kConsumerWarps) {
+      const int8_t* const slot_of = choice.slot_of[i];
+      if (!__all_sync(kAllLanes, is_ready(i))) break;
+      request(i + kConsumerWarps);
+      const int even = slot_of[lane % 4 * 2], odd = slot_of[lane % 4 * 2 + 1];
+      const int place = i % kDownGroup;
+      const uint8_t* data = clock.ring.At(block, i / kDownGroup) + place * count * tile_bytes;
+      ExpertBlock weights;
+      weights.ReadFirst(data, lane);
 #pragma unroll 1
-    for (int tile = 0; tile < count; ++tile, data += tile_bytes) {
-      weights.Multiply(data, phase.num_slabs, x, lane, [] {});
-      if (tile + 1 < count) weights.ReadFirst(data + tile_bytes, lane);
-      const float4 v = weights.Partial();
-      const auto store = [&](int to_slot, float low, float high) {
-        if (to_slot < 0) return;
-        float* const result = results + to_slot * kResultStride + tile * kTileRows;
-        result[0] = low;
-        result[8] = high;
-      };
-      store(even, v.x, v.z);
-      store(odd, v.y, v.w);
+      for (int tile = 0; tile < count; ++tile, data += tile_bytes) {
+        weights.Multiply(data, last_slab, x, lane, [] {});
+        if (tile + 1 < count) weights.ReadFirst(data + tile_bytes, lane);
+        const float4 v = weights.Partial();
+        const auto store = [&](int to_slot, float low, float high) {
+          if (to_slot < 0) return;
+          float* const result = results + to_slot * kResultStride + tile * kTileRows;
+          result[0] = low;
+          result[8] = high;
+        };
+        store(even, v.x, v.z);
+        store(odd, v.y, v.w);
+      }
+      const int readers = min(kDownGroup, num_experts - (i - place));
+      clock.ring.Release(block, i / kDownGroup, EntryArrivals(readers, place), lane);
     }
-    const int readers = min(kDownGroup, choice.num_experts - (i - place));
-    clock.ring.Release(block, i / kDownGroup, EntryArrivals(readers, place), lane);
+    if (__any_sync(kAllLanes, i < num_experts)) {
+      block.Wait(WaitsFor::kExpertRows, [&] {
+        request(i);
+        return __all_sync(kAllLanes, is_ready(i)) != 0;
+      });
+    }
   }
-  clock.ring.Advance((choice.num_experts + kDownGroup - 1) / kDownGroup);
+  clock.ring.Advance((num_experts + kDownGroup - 1) / kDownGroup);
 }
 
 // The block's tiles of the residual stream. A tile takes a round trip to the other ranks, so all of

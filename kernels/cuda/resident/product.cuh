@@ -6,7 +6,7 @@
 // weight_layout.h. Bytes: the matrix once; the rows from L2, once per cluster.
 #pragma once
 
-#include "kernels/cuda/device/fragments.cuh"
+#include "kernels/cuda/resident/block_product.cuh"
 #include "kernels/cuda/resident/choose.cuh"
 #include "kernels/cuda/resident/ring.cuh"
 #include "kernels/cuda/resident/rows.cuh"
@@ -17,130 +17,6 @@ namespace ultraspeed::kernels::cuda::resident {
 struct ConsumerClock {
   RingReader ring;
   ExchangeClock exchange;
-};
-
-// The lane's columns of a block of two slabs, groups of 32 columns ascending: a warp keeps its
-// block of the rows in registers for all tiles.
-using Columns = uint4[2 * kGroupsPerSlab];
-__device__ __forceinline__ void LoadColumns(const uint8_t* fragments, int num_slabs, Columns& x) {
-#pragma unroll
-  for (int i = 0; i < 2 * kGroupsPerSlab; ++i) {
-    x[i] = i < num_slabs * kGroupsPerSlab ? StagedGroup(fragments, i) : uint4{};
-  }
-}
-
-// The partial of one block of (up to) two slabs of a tile.
-template <WeightFormat kFormat>
-__device__ __forceinline__ float4 MultiplyBlock(const uint8_t* block, int num_slabs,
-                                                const Columns& x, int lane) {
-  if constexpr (kFormat == WeightFormat::kFp8Block128) {
-    // Both slabs side by side; what a missing one gives is not taken.
-    float sums[2][4] = {};
-    const Slab<kFormat> slabs[2] = {Slab<kFormat>(block, lane),
-                                    Slab<kFormat>(block + SlabBytes(kFormat), lane)};
-#pragma unroll
-    for (int j = 0; j < kGroupsPerSlab; ++j) {
-#pragma unroll
-      for (int s = 0; s < 2; ++s) {
-        GroupFragments a;
-        slabs[s].Group(j, a);
-        MmaGroup(sums[s], a, x[kGroupsPerSlab * s + j]);
-      }
-    }
-    const float4 first = ScaledPartial(sums[0], slabs[0].Scales());
-    return num_slabs > 1 ? Add(first, ScaledPartial(sums[1], slabs[1].Scales())) : first;
-  } else {
-    static_assert(kFormat == WeightFormat::kBf16);  // MXFP4: ExpertBlock
-    float sum[4] = {};
-#pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      if (s >= num_slabs) break;
-      const Slab<kFormat> slab(block + s * SlabBytes(kFormat), lane);
-#pragma unroll
-      for (int j = 0; j < kGroupsPerSlab; ++j) {
-        GroupFragments a;
-        slab.Group(j, a);
-        MmaGroup(sum, a, x[kGroupsPerSlab * s + j]);
-      }
-    }
-    return {sum[0], sum[1], sum[2], sum[3]};
-  }
-}
-
-// A block of (up to) two slabs of MXFP4 on its way through a warp. The experts' loops are bound by
-// how many of their instructions wait for the one before, so the steps are apart: a block's first
-// slab is read while the block before is multiplied, and sums are scaled long after the products.
-class ExpertBlock {
- public:
-  __device__ __forceinline__ void ReadFirst(const uint8_t* block, int lane) {
-    ReadCodes(block, lane, first_);
-  }
-  // After ReadFirst of the same block. `all_read` is called when the block's memory may be given
-  // back.
-  template <typename AllRead>
-  __device__ __forceinline__ void Multiply(const uint8_t* block, int num_slabs, const Columns& x,
-                                           int lane, AllRead all_read) {
-    const uint8_t* const last = block + (num_slabs > 1 ? kSlab : 0);
-    Codes second;
-    ReadCodes(last, lane, second);
-    const Slab<kFormat> first_slab(block, lane);
-    last_slab_ = Slab<kFormat>(last, lane);
-    float groups[kGroupsPerSlab][4];
-    MultiplySlab(first_, x, 0, groups);
-    all_read();
-    if (num_slabs > 1) {
-      MultiplySlab(second, x, kGroupsPerSlab, last_);
-      Scale(first_slab, groups, {}, sum_);
-    } else {
-#pragma unroll
-      for (int j = 0; j < kGroupsPerSlab; ++j) Copy(groups[j], last_[j]);
-      Copy({}, sum_);
-    }
-  }
-  // Of the block that was multiplied last.
-  __device__ __forceinline__ float4 Partial() const {
-    float sum[4];
-    Scale(last_slab_, last_, sum_, sum);
-    return {sum[0], sum[1], sum[2], sum[3]};
-  }
-
- private:
-  static constexpr WeightFormat kFormat = WeightFormat::kMxfp4;
-  static constexpr int kSlab = SlabBytes(kFormat);
-  using Codes = uint4[2];  // of groups 2 i, 2 i + 1
-
-  static __device__ __forceinline__ void Copy(const float (&from)[4], float (&to)[4]) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = from[i];
-  }
-  static __device__ __forceinline__ void ReadCodes(const uint8_t* slab, int lane, Codes& codes) {
-    const auto* const words = reinterpret_cast<const uint4*>(slab) + lane;
-    codes[0] = words[0];
-    codes[1] = words[kWarpLanes];
-  }
-  static __device__ __forceinline__ void MultiplySlab(const Codes& codes, const Columns& x,
-                                                      int first_group,
-                                                      float (&groups)[kGroupsPerSlab][4]) {
-#pragma unroll
-    for (int j = 0; j < kGroupsPerSlab; ++j) {
-      const uint4 w = codes[j / 2];
-      GroupFragments a;
-      ExpandMxfp4Group(j % 2 == 0 ? w.x : w.z, j % 2 == 0 ? w.y : w.w, a);
-      Copy({}, groups[j]);
-      MmaGroup(groups[j], a, x[first_group + j]);
-    }
-  }
-  static __device__ __forceinline__ void Scale(const Slab<kFormat>& slab,
-                                               const float (&groups)[kGroupsPerSlab][4],
-                                               const float (&before)[4], float (&sum)[4]) {
-    Copy(before, sum);
-#pragma unroll
-    for (int j = 0; j < kGroupsPerSlab; ++j) AddScaled(sum, slab.exponents, j, groups[j]);
-  }
-
-  Codes first_;
-  float sum_[4], last_[kGroupsPerSlab][4];
-  Slab<kFormat> last_slab_;  // its exponents
 };
 
 // Where a warp finds its part of a tile in the ring, and where its partials go.
@@ -186,46 +62,73 @@ __device__ __forceinline__ void MultiplyTiles(const Block& block, ConsumerClock&
       const uint8_t* const data = clock.ring.Wait(block, entry) + piece.offset;
       const float4 partial = MultiplyBlock<kFormat>(data, slabs, x, lane);
       clock.ring.Release(block, entry, piece.arrivals, lane);
-      const int owner = walk.Owner(i);
-      const uint32_t use = clock.exchange.Use(owner, walk.Place(i));
-      WaitForExchange(block, share, owner, walk.Place(i), use);
-      SendPartial(block, owner, use, piece.index, partial, lane);
+      const ExchangeSlot slot = clock.exchange.SlotOf(i);
+      // The first ones find their buffers free: all blocks have finished what was before.
+      if (share.pass_first > 0 || i >= kExchangeCycle) {
+        block.Wait(WaitsFor::kExchangeFree, [&] { return IsDone(slot.Free(block)); });
+        __syncwarp();
+      }
+      SendPartial(block, slot, piece.index, partial, lane);
     }
     clock.ring.Advance(walk.CountBefore(walk.end()) * piece.entries);
   }
   clock.exchange.Advance(walk);
 }
 
-// The same for experts, whose tiles are dealt: all numbers of the walk exist.
+// The same for experts, whose tiles are dealt: all numbers of the walk exist. They are many, and
+// what a warp waits for between two of them it asks for together; all lanes' answers end the inner
+// loop. A branch that lanes might take apart, or the code of a wait within the loop, costs as much
+// as the products of a group of columns.
 __device__ __forceinline__ void MultiplyExpertTiles(const Block& block, ConsumerClock& clock,
                                                     const TileWalk& walk, const Share& share,
                                                     int num_slabs, const Team& team, int lane) {
   if (share.count > 0) {
     const int slabs = min(2, num_slabs - 2 * (share.first + team.part));
+    const int last_slab = (slabs - 1) * SlabBytes(WeightFormat::kMxfp4);
     const PieceReader piece = PieceOf<WeightFormat::kMxfp4>(share, team);
     Columns x;
     LoadColumns(StagedFragments(block, team.part, ShareSlabs(share, num_slabs), lane), slabs, x);
-    int i = team.works ? team.index : walk.end();
     ExpertBlock weights;
     const uint8_t* data = nullptr;
-    uint32_t entry = i * piece.entries + piece.entry;
-    const auto read_first = [&] {
-      data = clock.ring.Wait(block, entry) + piece.offset;
+    ExchangeSlot slot = {};
+    const auto entry_of = [&](uint32_t i) { return i * piece.entries + piece.entry; };
+    const uint32_t end = walk.end();
+    uint32_t next = team.works ? team.index : end;
+    const auto read_next = [&] {
+      data = clock.ring.At(block, entry_of(next)) + piece.offset;
       weights.ReadFirst(data, lane);
     };
-    if (i < walk.end()) read_first();
-#pragma unroll 1
-    for (; i < walk.end(); i += team.num_teams) {
-      weights.Multiply(data, slabs, x, lane,
-                       [&] { clock.ring.Release(block, entry, piece.arrivals, lane); });
-      entry += team.num_teams * piece.entries;
-      if (i + team.num_teams < walk.end()) read_first();
-      const int owner = walk.Owner(i);
-      const uint32_t use = clock.exchange.Use(owner, walk.Place(i));
-      WaitForExchange(block, share, owner, walk.Place(i), use);
-      SendPartial(block, owner, use, piece.index, weights.Partial(), lane);
+    const auto send = [&] { SendPartial(block, slot, piece.index, weights.Partial(), lane); };
+    // Lane 0 answers for the weights of the next tile, the others for the room for the partial.
+    const auto is_ready = [&] {
+      const BarrierPhase weights_there = clock.ring.Full(block, entry_of(next));
+      return IsDone(lane == 0 && next < end ? weights_there : slot.Free(block));
+    };
+    bool goes_on = __any_sync(kAllLanes, next < end);
+    if (goes_on) {
+      clock.ring.Wait(block, entry_of(next));
+      read_next();
     }
-    clock.ring.Advance(walk.end() * piece.entries);
+    while (goes_on) {
+      for (;;) {
+        const uint32_t entry = entry_of(next);
+        slot = clock.exchange.SlotOf(next);
+        next += team.num_teams;
+        bool ready = false;
+        weights.Multiply(data, last_slab, x, lane, [&] {
+          ready = is_ready();
+          clock.ring.Release(block, entry, piece.arrivals, lane);
+        });
+        if (!__all_sync(kAllLanes, ready && next < end)) break;
+        read_next();
+        send();
+      }
+      block.Wait(WaitsFor::kWeights, [&] { return __all_sync(kAllLanes, is_ready()) != 0; });
+      goes_on = __any_sync(kAllLanes, next < end);
+      if (goes_on) read_next();
+      send();
+    }
+    clock.ring.Advance(end * piece.entries);
   }
   clock.exchange.Advance(walk);
 }

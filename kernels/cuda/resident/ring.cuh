@@ -112,6 +112,9 @@ class RingReader {
     __syncwarp();
     return At(block, i);
   }
+  __device__ __forceinline__ bool IsThere(const Block& block, uint32_t i) const {
+    return IsDone(Full(block, i));
+  }
   __device__ __forceinline__ void Release(const Block& block, uint32_t i, uint32_t arrivals,
                                           int lane) const {
     __syncwarp();
@@ -132,6 +135,10 @@ class RingReader {
   __device__ __forceinline__ void ReleaseAsLane(const Block& block, uint32_t i,
                                                 uint32_t arrivals) const {
     Arrive(&block.shared().empty[(first_ + i) % kRingEntries], arrivals);
+  }
+  __device__ __forceinline__ BarrierPhase Full(const Block& block, uint32_t i) const {
+    const uint32_t entry = first_ + i;
+    return {SharedAddress(&block.shared().full[entry % kRingEntries]), entry / kRingEntries & 1};
   }
   __device__ __forceinline__ void Advance(uint32_t count) { first_ += count; }
 

@@ -131,11 +131,9 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
       PollSquares(row_squares, num_tiles, lane, squares);
 #pragma unroll
       for (int row = 0; row < kRowsMax; ++row) in[row] = PollFour(x + row * (hidden / 2));
-      bool arrived = true;
+      bool arrived = HaveArrived(in);
 #pragma unroll
       for (int j = 0; j < kSquaresPerLane; ++j) arrived &= HasArrived(squares[j]);
-#pragma unroll
-      for (int row = 0; row < kRowsMax; ++row) arrived &= HasArrived(in[row]);
       return __all_sync(kAllLanes, arrived) != 0;
     });
     if (warp < kRowsMax) {

@@ -57,15 +57,22 @@ __device__ __forceinline__ void ArriveExpecting(uint64_t* barrier, uint32_t byte
                "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ bool IsDone(uint64_t* barrier, uint32_t parity) {
+// A phase of a barrier in shared memory, by its parity.
+struct BarrierPhase {
+  uint32_t address, parity;
+};
+__device__ __forceinline__ bool IsDone(BarrierPhase phase) {
   uint32_t done;
   asm volatile(
       "{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; "
       "selp.u32 %0, 1, 0, p; }"
       : "=r"(done)
-      : "r"(SharedAddress(barrier)), "r"(parity)
+      : "r"(phase.address), "r"(phase.parity)
       : "memory");
   return done != 0;
+}
+__device__ __forceinline__ bool IsDone(uint64_t* barrier, uint32_t parity) {
+  return IsDone({SharedAddress(barrier), parity});
 }
 
 // ---- Shared memory of the cluster's other blocks
