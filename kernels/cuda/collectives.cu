@@ -13,9 +13,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kBlocksMax = 128;
-constexpr int kWords = 4;                       // of a vector
-constexpr uint32_t kInsteadOfIt = 0;  // as a float: zero for minus zero
-constexpr int kSumCount = 2 * kWords;           // numbers of a vector of a sum
+constexpr int kWords = 4;              // of a vector
+constexpr int kSumCount = 2 * kWords;  // numbers of a vector of a sum
 
 __device__ __forceinline__ void StoreToPeer(uint32_t* place, uint4 v) {
   asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(place), "r"(v.x), "r"(v.y),
@@ -82,8 +81,7 @@ struct GatherOperation {
   float* out;
 
   __device__ __forceinline__ uint32_t Word(size_t i) const {
-    const uint32_t word = i < count ? __float_as_uint(part[first + i]) : 0u;
-    return word == kNotArrived ? kInsteadOfIt : word;
+    return i < count ? FlaggedWord(__float_as_uint(part[first + i])) : 0u;
   }
   __device__ __forceinline__ uint4 Load(uint32_t vector) const {
     const size_t i = static_cast<size_t>(vector) * kWords;
@@ -235,9 +233,8 @@ __global__ void __launch_bounds__(kThreads)
   for (size_t i = static_cast<size_t>(blockIdx.x) * kThreads + threadIdx.x; i < num_ranks * count;
        i += stride) {
     const size_t rank = i / count, row = i % count / columns, column = i % columns;
-    const uint32_t word = __float_as_uint(parts[i]);
     out[(row * num_ranks + rank) * columns + column] =
-        __uint_as_float(word == kNotArrived ? kInsteadOfIt : word);
+        __uint_as_float(FlaggedWord(__float_as_uint(parts[i])));
   }
 }
 

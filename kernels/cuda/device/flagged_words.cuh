@@ -13,7 +13,7 @@ namespace ultraspeed::kernels::cuda {
 // of all words as signed numbers, so that the least of many tells of all.
 constexpr uint32_t kNotArrived = 0x80000000u;
 
-// A pair as it travels: that one as two zeros.
+// A pair, or an fp32 number, as it travels: that one (as a number, minus zero) as zero.
 __device__ __forceinline__ uint32_t FlaggedWord(uint32_t pair) {
   return pair == kNotArrived ? 0u : pair;
 }

@@ -51,7 +51,7 @@ struct alignas(128) Shared {
   uint64_t exchange_free[kClusterBlocks][kExchangeBuffers];  // of the finishers of the cluster
   uint64_t experts_ready;
   Program program;  // a parameter's address would cost every thread a copy of it
-  uint32_t entry_offset[kRingEntries], entry_bytes[kRingEntries];
+  uint32_t entry_offset[kRingEntries];
   ExpertChoice choice;
   RoundState state;
   RowChoice best[kFinisherWarps][kRowsMax];

@@ -23,32 +23,30 @@ __device__ bool HasFinishersWork(PhaseKind kind) {
 __device__ __forceinline__ void Produce(const Block& block) {
   const int lane = Thread() % kWarpLanes;
   const PhaseWalk<Role::kProducer, kProducerWarp, 1> walk(block);
-  RingWriter ring(block);
+  RingWriter ring(block, lane);
   uint32_t moe_layers = 0;
   bool runs_on = true;
   while (runs_on) {
     for (int i = 0; runs_on && i < block.program().num_phases; ++i) {
       walk.Enter(i, [] { __syncwarp(); });
       const Phase& phase = block.PhaseOf(Role::kProducer);
-      if (lane == 0) {
-        switch (phase.kind) {
-          case PhaseKind::kProduct:
-            runs_on = StreamProduct(block, phase, ring);
-            break;
-          case PhaseKind::kMoeUp:
-            runs_on = StreamMoeUp(block, phase, ring, moe_layers++);
-            break;
-          case PhaseKind::kMoeDown:
-            runs_on = StreamMoeDown(block, phase, ring);
-            break;
-          default:
-            break;
-        }
+      switch (phase.kind) {
+        case PhaseKind::kProduct:
+          runs_on = StreamProduct(block, phase, ring);
+          break;
+        case PhaseKind::kMoeUp:
+          runs_on = StreamMoeUp(block, phase, ring, moe_layers++);
+          break;
+        case PhaseKind::kMoeDown:
+          runs_on = StreamMoeDown(block, phase, ring, lane);
+          break;
+        default:
+          break;
       }
-      runs_on = __shfl_sync(kAllLanes, static_cast<int>(runs_on), 0) != 0;
+      __syncwarp();
     }
   }
-  if (lane == 0) ring.Drain();
+  ring.Drain();
   WaitCopies<0>();
   __syncwarp();
 }

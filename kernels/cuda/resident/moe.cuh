@@ -320,27 +320,32 @@ __device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& pha
   bool chosen = false;
   block.Wait(WaitsFor::kExpertChoice, [&] {
     chosen = IsDone(&block.shared().experts_ready, moe_layers & 1);
-    return chosen || block.shared().exits != 0;
+    return __all_sync(kAllLanes, chosen || block.shared().exits != 0) != 0;
   });
-  if (!chosen) return false;
+  if (!__all_sync(kAllLanes, chosen)) return false;
   if (share.count == 0) return true;
   constexpr int kSlabSize = SlabBytes(WeightFormat::kMxfp4);
-  const int num_tiles = phase.num_tiles, share_slabs = ShareSlabs(share, phase.num_slabs);
+  static_assert(PieceBlocks(WeightFormat::kMxfp4) >= kShareBlocksMax);  // a tile is one entry
   const uint32_t tile_bytes = phase.num_slabs * kSlabSize;
+  const uint32_t entry_bytes = ShareSlabs(share, phase.num_slabs) * kSlabSize;
   const size_t expert_bytes = phase.expert_bytes;
   const uint8_t* const weights = phase.weights + 2 * share.first * kSlabSize;
   const ExpertChoice& choice = block.shared().choice;
-  const int num_experts = choice.num_experts;
+  const int num_experts = choice.num_experts, num_tiles = phase.num_tiles;
   // Tiles cluster, cluster + num_clusters, ... of all experts' in a row.
-  int expert = 0;
-  for (int tile = block.cluster;; tile += block.num_clusters) {
-    for (; tile >= num_tiles; tile -= num_tiles) ++expert;
-    if (expert >= num_experts) return true;
+  const int expert_step = Quotient(block.num_clusters, num_tiles);
+  const int tile_step = block.num_clusters - expert_step * num_tiles;
+  int expert = Quotient(block.cluster, num_tiles), tile = block.cluster - expert * num_tiles;
+#pragma unroll 1
+  while (expert < num_experts) {
     const uint8_t* const data = weights + choice.experts[expert] * expert_bytes;
-    if (!StreamTile(ring, data + tile * tile_bytes, share, share_slabs, WeightFormat::kMxfp4)) {
-      return false;
-    }
+    if (!ring.Push(data + tile * tile_bytes, entry_bytes)) return false;
+    tile += tile_step;
+    const bool wraps = tile >= num_tiles;
+    tile -= wraps ? num_tiles : 0;
+    expert += expert_step + wraps;
   }
+  return true;
 }
 
 __device__ __forceinline__ void MultiplyMoeUp(const Block& block, const Phase& phase,
@@ -426,7 +431,7 @@ static_assert(kConsumerWarps % kDownGroup == 0);
 
 // The block's tiles of every expert, an entry for a few of them.
 __device__ __forceinline__ bool StreamMoeDown(const Block& block, const Phase& phase,
-                                              RingWriter& ring) {
+                                              RingWriter& ring, int lane) {
   const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
   const int count = walk.OwnedCount(block.rank);
   if (count == 0) return true;
@@ -436,10 +441,11 @@ __device__ __forceinline__ bool StreamMoeDown(const Block& block, const Phase& p
   const size_t expert_bytes = phase.expert_bytes;
   const uint8_t* const tiles =
       phase.weights + static_cast<size_t>(walk.FirstOwned(block.rank)) * tile_bytes;
+#pragma unroll 1
   for (int i = 0; i < num_experts; i += kDownGroup) {
     const int group = min(kDownGroup, num_experts - i);
-    const auto piece = [&](int e) { return tiles + choice.experts[i + e] * expert_bytes; };
-    if (!ring.PushSeveral(group, count * tile_bytes, piece)) return false;
+    const int expert = choice.experts[i + min(lane, group - 1)];
+    if (!ring.PushSeveral(group, count * tile_bytes, tiles + expert * expert_bytes)) return false;
   }
   return true;
 }

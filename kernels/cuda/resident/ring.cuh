@@ -25,41 +25,43 @@ __device__ __forceinline__ void BulkCopyOnce(void* shared, const void* global, u
 // in a phase lie fewer than this many, and all warps have met since the last phase.
 constexpr int kLiveEntries = kRingEntries / 2;
 
-// Lane 0 of the producer warp.
+// The producer warp's view; all of its lanes call everything together. It has little time for an
+// entry: a tile of an expert is multiplied in less than a microsecond.
 class RingWriter {
  public:
-  __device__ explicit RingWriter(const Block& block) : block_(block) {
+  __device__ RingWriter(const Block& block, int lane) : block_(block), lane_(lane) {
+    static_assert(kRingEntries == kWarpLanes);
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy_));
   }
 
   // False: the kernel is about to end.
   __device__ __forceinline__ bool Push(const void* data, uint32_t bytes) {
-    return PushSeveral(1, bytes, [data](int) { return data; });
+    return PushSeveral(1, bytes, data);
   }
-  // One entry of `count` pieces of `bytes` each, one behind the other.
-  template <typename PieceAt>
-  __device__ __forceinline__ bool PushSeveral(int count, uint32_t piece_bytes, PieceAt piece_at) {
+  // One entry of `count` pieces of `bytes` each, one behind the other; lane i names piece i.
+  __device__ __forceinline__ bool PushSeveral(int count, uint32_t piece_bytes, const void* data) {
     const uint32_t bytes = count * piece_bytes;
     const uint32_t size = (bytes + 127) / 128 * 128;
-    uint32_t offset = head_, taken = size;
-    if (head_ + size > kRingBytes) {  // a piece is not cut: the end stays empty
-      taken += kRingBytes - head_;
-      offset = 0;
-    }
+    // A piece is not cut: the end of the ring stays empty.
+    const bool wraps = head_ + size > kRingBytes;
+    const uint32_t offset = wraps ? 0 : head_;
+    const uint32_t taken = wraps ? size + kRingBytes - head_ : size;
     while (used_ + taken > kRingBytes || next_ - oldest_ == kLiveEntries) {
       if (!Reclaim()) return false;
     }
     Shared& shared = block_.shared();
     const int entry = next_ % kRingEntries;
-    head_ = offset + size;
-    used_ += taken;
-    shared.entry_bytes[entry] = taken;
-    shared.entry_offset[entry] = offset;
-    ArriveExpecting(&shared.full[entry], bytes);
-    for (int i = 0; i < count; ++i) {
-      BulkCopyOnce(shared.ring + offset + i * piece_bytes, piece_at(i), piece_bytes,
+    if (lane_ == entry) taken_ = taken;
+    if (lane_ < count) {
+      if (lane_ == 0) {
+        shared.entry_offset[entry] = offset;
+        ArriveExpecting(&shared.full[entry], bytes);
+      }
+      BulkCopyOnce(shared.ring + offset + lane_ * piece_bytes, data, piece_bytes,
                    &shared.full[entry], policy_);
     }
+    head_ = offset + size;
+    used_ += taken;
     ++next_;
     return true;
   }
@@ -87,16 +89,18 @@ class RingWriter {
     bool is_free = false;
     block_.Wait(WaitsFor::kRoomInRing, [&] {
       is_free = IsDone(&block_.shared().empty[entry], parity);
-      return is_free || block_.shared().exits != 0;
+      return __all_sync(kAllLanes, is_free || block_.shared().exits != 0) != 0;
     });
-    if (!is_free) return false;
-    used_ -= block_.shared().entry_bytes[entry];
+    if (!__all_sync(kAllLanes, is_free)) return false;
+    used_ -= __shfl_sync(kAllLanes, taken_, entry);
     ++oldest_;
     return true;
   }
 
   const Block block_;
+  const int lane_;
   uint64_t policy_;
+  uint32_t taken_ = 0;  // of entry number lane_
   uint32_t head_ = 0, used_ = 0;
   uint32_t next_ = 0, oldest_ = 0;
 };
