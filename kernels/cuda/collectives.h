@@ -10,8 +10,8 @@
 //
 // Numerics: a sum's parts are rounded to bf16 on their way (minus zero becomes zero) and added in
 // fp32 in rank order, ((r0 + r1) + r2) + ..., which is what the resident engine does: the same bits
-// on every rank, in every run and in any company. A gather's parts travel as they are, minus zero as
-// zero.
+// on every rank, in every run and in any company. A gather's parts travel as they are, minus zero
+// as zero.
 #pragma once
 
 #include <cuda_runtime.h>
