@@ -122,6 +122,11 @@ __device__ __forceinline__ float4 Add(float4 a, float4 b) {
   return {__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w)};
 }
 
+__device__ __forceinline__ void Clear(float (&sum)[4]) {
+#pragma unroll
+  for (float& element : sum) element = 0.0f;
+}
+
 // Moves the scaled sum of a slab into its block's partial, where a slab has scales of its own.
 template <WeightFormat kFormat>
 __device__ __forceinline__ void EndSlab(float4& partial, float (&sum)[4], float2 scales,
@@ -129,8 +134,7 @@ __device__ __forceinline__ void EndSlab(float4& partial, float (&sum)[4], float2
   if constexpr (ScalesEverySlab(kFormat)) {
     const float4 scaled = ScaledPartial(sum, scales);
     partial = first_of_block ? scaled : Add(partial, scaled);
-#pragma unroll
-    for (float& element : sum) element = 0.0f;
+    Clear(sum);
   }
 }
 // The partial of a block whose slabs have all ended.

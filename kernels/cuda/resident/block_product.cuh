@@ -18,11 +18,6 @@ __device__ __forceinline__ void LoadColumns(const uint8_t* fragments, int num_sl
   }
 }
 
-__device__ __forceinline__ void Clear(float (&sum)[4]) {
-#pragma unroll
-  for (float& element : sum) element = 0.0f;
-}
-
 // The partial of one block of (up to) two slabs of a tile.
 template <WeightFormat kFormat>
 __device__ __forceinline__ float4 MultiplyBlock(const uint8_t* block, int num_slabs,

@@ -38,7 +38,7 @@ class RingWriter {
   __device__ __forceinline__ bool Push(const void* data, uint32_t bytes) {
     return PushSeveral(1, bytes, data);
   }
-  // One entry of `count` pieces of `bytes` each, one behind the other; lane i names piece i.
+  // One entry of `count` pieces, one behind the other; lane i names piece i.
   __device__ __forceinline__ bool PushSeveral(int count, uint32_t piece_bytes, const void* data) {
     const uint32_t bytes = count * piece_bytes;
     const uint32_t size = (bytes + 127) / 128 * 128;
@@ -110,9 +110,8 @@ class RingReader {
  public:
   // Entry `i` of this phase, when it is there. The whole warp calls it.
   __device__ __forceinline__ const uint8_t* Wait(const Block& block, uint32_t i) const {
-    const uint32_t entry = first_ + i;
-    block.WaitBarrier(WaitsFor::kWeights, &block.shared().full[entry % kRingEntries],
-                      entry / kRingEntries & 1);
+    const BarrierPhase full = Full(block, i);
+    block.Wait(WaitsFor::kWeights, [&] { return IsDone(full); });
     __syncwarp();
     return At(block, i);
   }
@@ -126,10 +125,9 @@ class RingReader {
   }
   // The same for several entries at once: each lane waits for one of its own, or for none.
   __device__ __forceinline__ void WaitForLanes(const Block& block, bool waits, uint32_t i) const {
-    const uint32_t entry = first_ + i;
+    const BarrierPhase full = Full(block, i);
     block.Wait(WaitsFor::kWeights, [&] {
-      const bool is_there =
-          !waits || IsDone(&block.shared().full[entry % kRingEntries], entry / kRingEntries & 1);
+      const bool is_there = !waits || IsDone(full);
       return __all_sync(kAllLanes, is_there) != 0;
     });
   }
