@@ -69,7 +69,8 @@ void MeasureExperts(const Bench& bench, const Buffer& weights, int tokens) {
   const size_t slots = static_cast<size_t>(tokens) * kPerToken;
   const Buffer device_ids = bench.Allocate(ids.size() * 4),
                expert_weights = bench.Allocate(slots * 4),
-               x = bench.Allocate(size_t{2} * tokens * kHidden),
+               x = bench.Allocate(size_t{4} * tokens * kHidden),
+               scales = bench.Allocate(size_t{4} * tokens),
                out = bench.Allocate(size_t{4} * tokens * kHidden),
                workspace = bench.Allocate(MoeWorkspaceBytes(experts, kPerToken, tokens));
   bench.Upload(device_ids, ids.data(), ids.size() * 4);
@@ -101,9 +102,18 @@ void MeasureRouter(const Bench& bench, int tokens) {
                weights = bench.Allocate(size_t{4} * tokens * kPerToken),
                workspace = bench.Allocate(RouteWorkspaceBytes(tokens, kExperts));
   const double seconds = bench.SecondsOf(kCopies, [&](int i) {
-    RouteTopK(x.as<bf16>(), w.as<float>() + size_t{kExperts} * kHidden * i, bias.as<float>(),
-              tokens, kHidden, kExperts, kPerToken, ids.as<int32_t>(), weights.as<float>(),
-              workspace.as<void>(), bench.stream());
+    RouteTopK({.residual = x.as<float>(),
+               .scales = scales.as<float>(),
+               .packed = w.as<float>() + size_t{kExperts} * kHidden * i,
+               .bias = bias.as<float>(),
+               .num_tokens = tokens,
+               .hidden = kHidden,
+               .num_experts = kExperts,
+               .experts_per_token = kPerToken,
+               .expert_ids = ids.as<int32_t>(),
+               .expert_weights = weights.as<float>(),
+               .workspace = workspace.as<void>()},
+              bench.stream());
   });
   bench.Report("router fp32 384x6144", tokens, seconds, 4.0 * kExperts * kHidden,
                2.0 * tokens * kExperts * kHidden);

@@ -78,12 +78,26 @@ void SwiGlu(const float* gate_up, int num_tokens, int ffn_width, bf16* out, cuda
 
 // ---- Mixture of experts (router.cu, experts.cu)
 
-// As kernels::RouteTopK: fp32 logits, sigmoid, K largest of score + bias (ties: lower id), written
-// in ascending id with weights score / (sum of the chosen + 1e-20).
-void RouteTopK(const bf16* x /*[T, H]*/, const float* w /*[E, H]*/, const float* bias /*[E]*/,
-               int num_tokens, int hidden, int num_experts, int experts_per_token,
-               int32_t* expert_ids /*[T, K]*/, float* expert_weights /*[T, K]*/,
-               void* workspace /*RouteWorkspaceBytes*/, cudaStream_t stream);
+// The router [E, H] as its product takes it (router_product.cuh), times the weights of the norm
+// before it. All pointers are the device's; H is a multiple of 16.
+void PackRouter(const float* w /*[E, H]*/, const float* norm /*[H]*/, int num_experts, int hidden,
+                float* packed /*[PackedRouterFloats]*/, cudaStream_t stream);
+size_t PackedRouterFloats(int num_experts, int hidden);
+
+// As kernels::RouteTopK of the normed rows, which are not rounded here: fp32 logits, sigmoid, K
+// largest of score + bias (ties: lower id), written in ascending id with weights score / (sum of
+// the chosen + 1e-20).
+struct RouteParams {
+  const float* residual;  // [T, H], rounded to bf16 on the way in
+  const float* scales;    // [T] AddNorm's
+  const float* packed;    // [E, H] by PackRouter
+  const float* bias;      // [E]
+  int num_tokens, hidden, num_experts, experts_per_token;
+  int32_t* expert_ids;    // [T, K]
+  float* expert_weights;  // [T, K]
+  void* workspace;        // RouteWorkspaceBytes
+};
+void RouteTopK(const RouteParams& params, cudaStream_t stream);
 size_t RouteWorkspaceBytes(int num_tokens_max, int num_experts);
 
 // out[T, H] = sum over k in ascending expert id of weights[t, k] * expert(ids[t, k])(x[t]), each
@@ -131,6 +145,7 @@ struct AddNormParams {
   bf16* normed;  // [T, H] or null
   bf16* tap;     // [T, tap_stride] or null
   int tap_offset, tap_stride;
+  float* scales = nullptr;  // [T] or null: what the norm multiplies a row by, before the weights
 };
 void AddNorm(const AddNormParams& params, cudaStream_t stream);
 

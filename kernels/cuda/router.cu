@@ -1,77 +1,99 @@
 // The expert router: fp32 logits, sigmoid, the K largest of score + bias.
 //
-// Logits: H is cut into blocks of 256 columns, added up as device/dot.cuh says; blocks ascending.
-// It is the order in which the resident engine's lanes hold a row. A warp keeps kExperts experts of
-// eight tokens, a quad each: lane t of it has columns 32 j + 8 t + (0..7). For few tokens kExperts
-// is 1 and the weights' bytes rule (E * H * 4), for many it is 4 and multiply-adds do.
+// Logits: a thread block has 16 experts and up to 32 tokens, its warps two slots each
+// (router_product.cuh). For few tokens the weights' bytes rule (E * H * 4).
 #include <cmath>
 
 #include "kernels/check.h"
-#include "kernels/cuda/device/dot.cuh"
 #include "kernels/cuda/device/numbers.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/router_product.cuh"
 
 namespace ultraspeed::kernels::cuda {
 namespace {
 
-constexpr int kWarps = 4;  // of a thread block of LogitsKernel; blocks of columns are dealt to them
-constexpr int kTokens = 8;  // of a thread block
-constexpr int kBlockColumns = 256;
-constexpr int kBlocksMax = 64;
-constexpr int kFewTokens = 32;
+constexpr int kWarps = kRouterSlots / 2;  // of a thread block of LogitsKernel
+constexpr int kGroupTokens = 8;
+constexpr int kManyGroups = 4;
 constexpr int kTopWarps = 4;
 constexpr int kExpertsPerLane = 32;  // E <= 1024
 constexpr int kExpertsPerTokenMax = 64;
 
-template <int kExperts>
-__global__ void __launch_bounds__(kWarps * 32)
-    LogitsKernel(const bf16* x, const float* w, int num_tokens, int hidden, int num_experts,
-                 float* logits) {
-  __shared__ float block_sums[kBlocksMax][kExperts * kTokens];
-  const int first_expert = blockIdx.x * kExperts, first_token = blockIdx.y * kTokens;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int num_blocks = (hidden + kBlockColumns - 1) / kBlockColumns;
+__device__ float4 Add(float4 a, float4 b) {
+  return {__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w)};
+}
+__device__ uint32_t RoundPair(const float* pair) {
+  const float2 x = *reinterpret_cast<const float2*>(pair);
+  return RoundToBf16(x.x) | uint32_t{RoundToBf16(x.y)} << 16;
+}
 
-  // Rows past the end repeat the last one and are not stored.
-  const float* expert_rows[kExperts];
+// kGroups: of eight tokens, that share a weight's terms.
+template <int kGroups>
+__global__ void __launch_bounds__(kWarps * 32)
+    LogitsKernel(const float* x, const float* scales, const uint4* w, int num_tokens, int hidden,
+                 int num_experts, float* logits) {
+  __shared__ float4 sums[kWarps][kGroups][32];
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int first_token = blockIdx.y * kGroups * kGroupTokens;
+  const int num_tiles = hidden / kRouterTileColumns, num_chunks = NumRouterChunks(num_tiles);
+  const uint4* const experts = w + static_cast<size_t>(blockIdx.x) * kExpertTileVectors;
+  const size_t tile_vectors = static_cast<size_t>(NumExpertTiles(num_experts)) * kExpertTileVectors;
+  const float* rows[kGroups];
 #pragma unroll
-  for (int e = 0; e < kExperts; ++e) {
-    expert_rows[e] = w + static_cast<size_t>(min(first_expert + e, num_experts - 1)) * hidden;
+  for (int i = 0; i < kGroups; ++i) {  // rows past the end repeat the last one and are not stored
+    const int token = min(first_token + i * kGroupTokens + g, num_tokens - 1);
+    rows[i] = x + static_cast<size_t>(token) * hidden + 2 * t;
   }
-  const bf16* const row = x + static_cast<size_t>(min(first_token + g, num_tokens - 1)) * hidden;
-  for (int block = warp; block < num_blocks; block += kWarps) {
-    constexpr int kPerLane = kBlockColumns / 32;
-    float sums[kExperts][kPerLane] = {};
+  float4 slots[2][kGroups] = {};
 #pragma unroll
-    for (int j = 0; j < kPerLane; ++j) {
-      const int column = block * kBlockColumns + 32 * j + 8 * t;
-      if (column >= hidden) break;
-      const uint4 input = *reinterpret_cast<const uint4*>(row + column);
+  for (int slot = 0; slot < 2; ++slot) {
+    for (int chunk = warp + slot * kWarps; chunk < num_chunks; chunk += kRouterSlots) {
+      RouterChunkSum chunk_sums[kGroups];
 #pragma unroll
-      for (int e = 0; e < kExperts; ++e) {
-        const auto* const weights = reinterpret_cast<const float4*>(expert_rows[e] + column);
-        sums[e][j] = Dot8(input, weights[0], weights[1]);
+      for (int j = 0; j < kRouterChunkTiles; ++j) {
+        const int tile = chunk * kRouterChunkTiles + j;
+        if (tile >= num_tiles) break;
+        const uint4* const operands = experts + tile * tile_vectors + lane;
+        const uint4 terms[2] = {operands[0], operands[32]};
+#pragma unroll
+        for (int i = 0; i < kGroups; ++i) {
+          const float* const columns = rows[i] + tile * kRouterTileColumns;
+          chunk_sums[i].Add(terms, RoundPair(columns), RoundPair(columns + 8));
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kGroups; ++i) {
+        const RouterChunkSum& sum = chunk_sums[i];
+        slots[slot][i] =
+            Add(slots[slot][i], {sum.Total(0), sum.Total(1), sum.Total(2), sum.Total(3)});
       }
     }
+  }
 #pragma unroll
-    for (int e = 0; e < kExperts; ++e) {
+  for (int i = 0; i < kGroups; ++i) sums[warp][i][lane] = Add(slots[0][i], slots[1][i]);
+  for (int half = kWarps / 2; half >= 1; half /= 2) {
+    __syncthreads();
+    if (warp >= half) continue;
 #pragma unroll
-      for (int half = kPerLane / 2; half >= 1; half /= 2) {
-#pragma unroll
-        for (int j = 0; j < half; ++j) sums[e][j] = __fadd_rn(sums[e][j], sums[e][j + half]);
-      }
-      const float sum = QuadSum(sums[e][0]);
-      if (t == 0) block_sums[block][e * kTokens + g] = sum;
+    for (int i = 0; i < kGroups; ++i) {
+      sums[warp][i][lane] = Add(sums[warp][i][lane], sums[warp + half][i][lane]);
     }
   }
-  __syncthreads();
-  for (int i = threadIdx.x; i < kExperts * kTokens; i += kWarps * 32) {
-    const int expert = first_expert + i / kTokens, token = first_token + i % kTokens;
-    if (expert >= num_experts || token >= num_tokens) continue;
-    float sum = block_sums[0][i];
-    for (int block = 1; block < num_blocks; ++block) sum = __fadd_rn(sum, block_sums[block][i]);
-    logits[static_cast<size_t>(token) * num_experts + expert] = sum;
+  if (warp > 0) return;
+#pragma unroll
+  for (int i = 0; i < kGroups; ++i) {
+    const float4 sum = sums[0][i][lane];
+    const auto store = [&](int row, int expert, float value) {
+      const int token = first_token + i * kGroupTokens + row;
+      expert += blockIdx.x * 16;
+      if (token >= num_tokens || expert >= num_experts) return;
+      logits[static_cast<size_t>(token) * num_experts + expert] = __fmul_rn(scales[token], value);
+    };
+    store(2 * t, g, sum.x);
+    store(2 * t + 1, g, sum.y);
+    store(2 * t, g + 8, sum.z);
+    store(2 * t + 1, g + 8, sum.w);
   }
 }
 
@@ -147,35 +169,69 @@ __global__ void __launch_bounds__(kTopWarps * 32)
   }
 }
 
-template <int kExperts>
-void LaunchLogits(const bf16* x, const float* w, int num_tokens, int hidden, int num_experts,
-                  float* logits, cudaStream_t stream) {
-  const dim3 grid(CeilDiv(num_experts, kExperts), CeilDiv(num_tokens, kTokens));
-  LogitsKernel<kExperts>
-      <<<grid, kWarps * 32, 0, stream>>>(x, w, num_tokens, hidden, num_experts, logits);
+// A warp a tile of 16 experts and 16 columns.
+__global__ void PackRouterKernel(const float* w, const float* norm, int num_experts, int hidden,
+                                 uint4* packed) {
+  const int lane = threadIdx.x, expert_tile = blockIdx.x, tile = blockIdx.y;
+  const int expert = expert_tile * 16 + lane / 4;
+  const int column = tile * kRouterTileColumns + lane % 4 * 2;
+  const auto weight = [&](int e, int c) {
+    return e < num_experts ? __fmul_rn(w[static_cast<size_t>(e) * hidden + c], norm[c]) : 0.0f;
+  };
+  const auto pair = [&](int term, int e, int c) {
+    const auto part = [&](float x) {
+      return RoundToBf16(term == 0 ? x : __fsub_rn(x, RoundedToBf16(x)));
+    };
+    return part(weight(e, c)) | uint32_t{part(weight(e, c + 1))} << 16;
+  };
+  uint4* const to =
+      packed + (static_cast<size_t>(tile) * gridDim.x + expert_tile) * kExpertTileVectors + lane;
+  for (int term = 0; term < 2; ++term) {
+    to[term * 32] = {pair(term, expert, column), pair(term, expert + 8, column),
+                     pair(term, expert, column + 8), pair(term, expert + 8, column + 8)};
+  }
+}
+
+template <int kGroups>
+void LaunchLogits(const float* x, const float* scales, const float* w, int num_tokens, int hidden,
+                  int num_experts, float* logits, cudaStream_t stream) {
+  const dim3 grid(NumExpertTiles(num_experts), CeilDiv(num_tokens, kGroups * kGroupTokens));
+  LogitsKernel<kGroups><<<grid, kWarps * 32, 0, stream>>>(
+      x, scales, reinterpret_cast<const uint4*>(w), num_tokens, hidden, num_experts, logits);
   CheckLaunch("LogitsKernel");
 }
 
 }  // namespace
 
-void RouteTopK(const bf16* x, const float* w, const float* bias, int num_tokens, int hidden,
-               int num_experts, int experts_per_token, int32_t* expert_ids, float* expert_weights,
-               void* workspace, cudaStream_t stream) {
-  KERNELS_CHECK(hidden % 8, ==, 0);
-  KERNELS_CHECK(hidden, <=, kBlockColumns * kBlocksMax);
+void PackRouter(const float* w, const float* norm, int num_experts, int hidden, float* packed,
+                cudaStream_t stream) {
+  KERNELS_CHECK(hidden % kRouterTileColumns, ==, 0);
+  const dim3 grid(NumExpertTiles(num_experts), hidden / kRouterTileColumns);
+  PackRouterKernel<<<grid, 32, 0, stream>>>(w, norm, num_experts, hidden,
+                                            reinterpret_cast<uint4*>(packed));
+  CheckLaunch("PackRouterKernel");
+}
+
+size_t PackedRouterFloats(int num_experts, int hidden) {
+  return static_cast<size_t>(NumExpertTiles(num_experts)) * 16 * hidden;
+}
+
+void RouteTopK(const RouteParams& params, cudaStream_t stream) {
+  const int num_tokens = params.num_tokens, num_experts = params.num_experts;
+  const int experts_per_token = params.experts_per_token;
+  KERNELS_CHECK(params.hidden % kRouterTileColumns, ==, 0);
   KERNELS_CHECK(num_experts, <=, 32 * kExpertsPerLane);
   KERNELS_CHECK(experts_per_token, >, 0);
   KERNELS_CHECK(experts_per_token, <=, num_experts);
   KERNELS_CHECK(experts_per_token, <=, kExpertsPerTokenMax);
   if (num_tokens == 0) return;
-  auto* const logits = static_cast<float*>(workspace);
-  if (num_tokens <= kFewTokens) {
-    LaunchLogits<1>(x, w, num_tokens, hidden, num_experts, logits, stream);
-  } else {
-    LaunchLogits<4>(x, w, num_tokens, hidden, num_experts, logits, stream);
-  }
+  auto* const logits = static_cast<float*>(params.workspace);
+  const auto launch = num_tokens <= kGroupTokens ? LaunchLogits<1> : LaunchLogits<kManyGroups>;
+  launch(params.residual, params.scales, params.packed, num_tokens, params.hidden, num_experts,
+         logits, stream);
   TopKKernel<<<CeilDiv(num_tokens, kTopWarps), kTopWarps * 32, 0, stream>>>(
-      logits, bias, num_tokens, num_experts, experts_per_token, expert_ids, expert_weights);
+      logits, params.bias, num_tokens, num_experts, experts_per_token, params.expert_ids,
+      params.expert_weights);
   CheckLaunch("TopKKernel");
 }
 

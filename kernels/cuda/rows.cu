@@ -44,10 +44,10 @@ __device__ float SquaresOf16(const float* columns, int count) {
   return __fadd_rn(__fadd_rn(add(0, 1), add(2, 3)), __fadd_rn(add(4, 5), add(6, 7)));
 }
 
-// Writes bf16(RMS norm) of the row that this block holds in shared memory. All threads call it once
-// the row is complete, before any barrier.
+// Writes bf16(RMS norm) of the row that this block holds in shared memory, and the norm's scale, if
+// that is wanted. All threads call it once the row is complete, before any barrier.
 __device__ void NormRow(const float4* row, const float* weight, float epsilon, int hidden,
-                        bf16* out) {
+                        bf16* out, float* scale_out = nullptr) {
   __shared__ float tile_squares[kHiddenMax / 16];
   __shared__ float row_squares;
   __syncthreads();
@@ -67,6 +67,7 @@ __device__ void NormRow(const float4* row, const float* weight, float epsilon, i
   }
   __syncthreads();
   const float scale = NormScale(row_squares, hidden, epsilon);
+  if (scale_out != nullptr && threadIdx.x == 0) *scale_out = scale;
   for (int i = threadIdx.x; i < hidden / kVector; i += kThreads) {
     const float4 x = row[i];
     const float4 w = reinterpret_cast<const float4*>(weight)[i];
@@ -125,7 +126,8 @@ __global__ void __launch_bounds__(kThreads) AddNormKernel(AddNormParams params) 
     row[i] = x;
   }
   if (params.normed != nullptr) {
-    NormRow(row, params.weight, params.epsilon, params.hidden, params.normed + begin);
+    NormRow(row, params.weight, params.epsilon, params.hidden, params.normed + begin,
+            params.scales == nullptr ? nullptr : params.scales + blockIdx.x);
   }
 }
 

@@ -53,7 +53,8 @@ constexpr int SlabCodeBytes(WeightFormat format) {
 }
 
 // kFp8Block128: fp32 scale of rows 0-7, of rows 8-15, 8 bytes of nothing. kMxfp4: [16 rows] a
-// word of the exponent fields of its four groups, ascending from bit 30 down, around the word's end.
+// word of the exponent fields of its four groups, ascending from bit 30 down, around the word's
+// end.
 constexpr int SlabBytes(WeightFormat format) {
   switch (format) {
     case WeightFormat::kBf16:
@@ -64,6 +65,13 @@ constexpr int SlabBytes(WeightFormat format) {
       return SlabCodeBytes(format) + kTileRows * 4;
   }
   return 0;
+}
+
+// Tiles of the residual stream whose columns the router's product adds up first
+// (router_product.cuh).
+constexpr int kRouterChunkTiles = 3;
+constexpr int NumRouterChunks(int num_tiles) {
+  return (num_tiles + kRouterChunkTiles - 1) / kRouterChunkTiles;
 }
 
 constexpr int kBlockSlabs = 2;

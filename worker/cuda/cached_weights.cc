@@ -60,6 +60,11 @@ StoredMatrix ProbeMatrix(WeightFormat format, int rows, int columns) {
 }
 
 void PlaceProbe(DevicePacker& pack) {
+  std::vector<float> router, norm;
+  for (const uint8_t byte : ProbeBytes(kProbeRows * kProbeColumns))
+    router.push_back(static_cast<float>(byte) / 3.0f);
+  for (const uint8_t byte : ProbeBytes(kProbeColumns)) norm.push_back(static_cast<float>(byte) / 7);
+  pack.Router(router, pack.Floats(norm), kProbeRows);
   for (const WeightFormat format :
        {WeightFormat::kBf16, WeightFormat::kFp8Block128, WeightFormat::kMxfp4}) {
     pack.Matrix(ProbeMatrix(format, kProbeRows, kProbeColumns));

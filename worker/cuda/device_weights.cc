@@ -70,6 +70,35 @@ const kernels::bf16* DevicePacker::Bf16s(const ShapedValues& shape) {
   return place;
 }
 
+template <typename FillFn>
+const float* DevicePacker::PlaceRouter(size_t count, const float* norm, int num_experts,
+                                       FillFn fill) {
+  if (count == 0) return nullptr;  // an earlier tensor was refused
+  staging_bytes_ = std::max(staging_bytes_, Aligned(count * sizeof(float)));
+  const int hidden = static_cast<int>(count / static_cast<size_t>(num_experts));
+  auto* const place =
+      arena_.Take<float>(MemoryKind::kWeights, ops::PackedRouterFloats(num_experts, hidden));
+  if (!writes()) return place;
+  auto* const values = reinterpret_cast<float*>(staging_);
+  fill(values);
+  ops::PackRouter(values, norm, num_experts, hidden, place, stream_);
+  return place;
+}
+
+const float* DevicePacker::Router(const std::vector<float>& values, const float* norm,
+                                  int num_experts) {
+  return PlaceRouter(values.size(), norm, num_experts, [&](float* to) {
+    CUDA_CHECK(cudaMemcpyAsync(to, values.data(), values.size() * sizeof(float),
+                               cudaMemcpyHostToDevice, stream_));
+  });
+}
+
+const float* DevicePacker::Router(const ShapedValues& shape, const float* norm, int num_experts) {
+  return PlaceRouter(shape.count, norm, num_experts, [&](float* to) {
+    ops::FillUniform(to, shape.count, shape.mean, shape.spread, seed_++, stream_);
+  });
+}
+
 void DevicePacker::KeepUntilCopied(std::initializer_list<const StoredMatrix*> sources) {
   std::vector<std::shared_ptr<const uint8_t>> leases;
   for (const StoredMatrix* source : sources)

@@ -63,6 +63,9 @@ class DevicePacker {
     return arena_.Upload(MemoryKind::kWeights, values);
   }
   const float* Floats(const ShapedValues& shape);
+  // [E, H] as PackRouter packs it; `norm`: the device's, of the norm before the router.
+  const float* Router(const std::vector<float>& values, const float* norm, int num_experts);
+  const float* Router(const ShapedValues& shape, const float* norm, int num_experts);
   const kernels::bf16* Bf16s(const ShapedValues& shape);
 
   // Source: StoredMatrix or ShapedMatrix.
@@ -93,6 +96,9 @@ class DevicePacker {
   bool writes() const { return !arena_.counting() && fill_shapes_; }
   void KeepUntilCopied(std::initializer_list<const StoredMatrix*> sources);
   void KeepUntilCopied(std::initializer_list<const ShapedMatrix*> /*sources*/) {}
+  // `fill(values)` puts the router's rows into the staging area.
+  template <typename FillFn>
+  const float* PlaceRouter(size_t count, const float* norm, int num_experts, FillFn fill);
   // The matrices one below the other, as one.
   kernels::cuda::Matrix Place(std::initializer_list<kernels::CheckpointMatrix> parts);
   void PlaceExpert(const kernels::cuda::Experts& experts, int expert,

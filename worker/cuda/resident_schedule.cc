@@ -64,6 +64,8 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
   moe.scores = arena.Take<uint2>(kKind, 2 * resident::kNumScores);
   moe.num_activations = Size(kRowsMax * config.experts_per_token, config.expert_ffn_width) / 2;
   moe.activations = arena.Take<uint32_t>(kKind, 2 * moe.num_activations);
+  moe.num_partials = resident::NumRouterPartials(config.num_experts, config.hidden);
+  moe.partials = arena.Take<uint32_t>(kKind, 2 * moe.num_partials);
   logits = floats(kRowsMax, config.vocabulary);
   whole_row.tallies = arena.Take<resident::RowTally>(kKind, kRowsMax);
   whole_row.undecided = arena.Take<uint64_t>(

@@ -73,6 +73,7 @@ TargetForward::TargetForward(const ModelConfig& config, const TargetWeights& wei
   constexpr MemoryKind kKind = MemoryKind::kActivations;
   residual_ = arena.Take<float>(kKind, Size(rows, config.hidden));
   normed_ = arena.Take<bf16>(kKind, Size(std::max(rows, limits.max_logits), config.hidden));
+  scales_ = arena.Take<float>(kKind, static_cast<size_t>(rows));
   qkv_ = arena.Take<float>(kKind, Size(rows, config.num_kv_heads, QkvGroupRows(config)));
   q_ = arena.Take<bf16>(kKind, Size(rows, config.num_q_heads, config.qk_head_dim));
   attended_ = arena.Take<bf16>(kKind, Size(rows, config.num_q_heads, config.v_head_dim));
@@ -121,7 +122,8 @@ void TargetForward::Run(const int32_t* tokens, int num_rows, const ops::Sequence
                               .normed = normed_,
                               .tap = nullptr,
                               .tap_offset = 0,
-                              .tap_stride = tap_width_};
+                              .tap_stride = tap_width_,
+                              .scales = scales_};
   ops::AddNorm(add_norm, stream);
   add_norm.delta = delta_;
   int moe_layer = 0;
@@ -221,9 +223,18 @@ void TargetForward::FeedForward(size_t layer_idx, int num_rows, int moe_layer,
     return;
   }
   int32_t* const ids = expert_ids_ + Size(moe_layer, num_rows, config_.experts_per_token);
-  ops::RouteTopK(normed_, layer.router, layer.router_bias, num_rows, config_.hidden,
-                 config_.num_experts, config_.experts_per_token, ids, expert_weights_,
-                 workspace_.data(), stream);
+  ops::RouteTopK({.residual = residual_,
+                  .scales = scales_,
+                  .packed = layer.router,
+                  .bias = layer.router_bias,
+                  .num_tokens = num_rows,
+                  .hidden = config_.hidden,
+                  .num_experts = config_.num_experts,
+                  .experts_per_token = config_.experts_per_token,
+                  .expert_ids = ids,
+                  .expert_weights = expert_weights_,
+                  .workspace = workspace_.data()},
+                 stream);
   ops::MixtureOfExperts({.experts = layer.experts,
                          .experts_per_token = config_.experts_per_token,
                          .x = normed_,

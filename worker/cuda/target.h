@@ -84,6 +84,7 @@ class TargetForward {
 
   float* residual_;          // [T, H]
   kernels::bf16* normed_;    // [T, H]
+  float* scales_;            // [T] of normed_
   float* qkv_;               // [T, Hkv * group rows]
   kernels::bf16* q_;         // [T, Hq, D]
   kernels::bf16* attended_;  // [T, Hq, Dv]

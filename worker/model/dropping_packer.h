@@ -24,6 +24,10 @@ struct DroppingPacker {
     return {};
   }
   template <typename T>
+  Dropped Router(const T& /*values*/, Dropped /*norm*/, int /*num_experts*/) {
+    return {};
+  }
+  template <typename T>
   Dropped Matrix(const T& /*matrix*/) {
     return {};
   }

@@ -15,6 +15,10 @@ struct HostPacker {
   using Storage = HostStorage;
 
   std::vector<float> Floats(std::vector<float> values) { return values; }
+  std::vector<float> Router(std::vector<float> values, const std::vector<float>& /*norm*/,
+                            int /*num_experts*/) {
+    return values;
+  }
   std::vector<kernels::bf16> Bf16s(std::vector<kernels::bf16> values) { return values; }
   kernels::PackedMatrix Matrix(const StoredMatrix& source) {
     if (source.empty()) return {};

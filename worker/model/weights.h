@@ -28,7 +28,7 @@ struct TargetLayerOf {
   typename Storage::Matrix output = {};       // [H, Hq * Dv]
   typename Storage::Floats sinks = {};        // [Hq]; empty on full layers
   typename Storage::Mlp mlp = {};             // dense layers only
-  typename Storage::Floats router = {};       // [E, H]; MoE layers only, as are the next two
+  typename Storage::Floats router = {};       // [E, H], packed; MoE layers only, as the next two
   typename Storage::Floats router_bias = {};  // [E]
   typename Storage::Experts experts = {};     // [E]
 };

@@ -51,7 +51,8 @@ TargetLayerOf<typename Packer::Storage> ReadTargetLayer(Reader& read, Packer& pa
         read.Mlp(kernels::WeightFormat::kFp8Block128, mlp, config.dense_ffn_width, config.hidden));
     return layer;
   }
-  layer.router = pack.Floats(read.Router(mlp + "gate.weight", config.num_experts, config.hidden));
+  layer.router = pack.Router(read.Router(mlp + "gate.weight", config.num_experts, config.hidden),
+                             layer.post_attention_norm, config.num_experts);
   layer.router_bias =
       pack.Floats(read.F32(mlp + "gate.e_score_correction_bias", {config.num_experts}));
   layer.experts = pack.NewExperts(config);

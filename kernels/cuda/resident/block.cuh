@@ -18,6 +18,7 @@ constexpr int kRingEntries = 32;
 constexpr int kRingBytes = 134 * 1024;
 constexpr int kStagingBytes = 49 * 1024;
 constexpr int kPhaseSlots = 3;
+constexpr int kOwnedTilesMax = 2 * kRouterChunkTiles;  // of the residual stream
 constexpr int kSlotStride = 576;  // bytes of a slot's activations in the staging area
 
 // What the sequence and its next round look like; every block keeps its own copy, all equal.
@@ -56,8 +57,10 @@ struct alignas(128) Shared {
   RoundState state;
   RowChoice best[kFinisherWarps][kRowsMax];
   float scale[kRowsMax];
+  // The block's tiles of the residual stream, tile i at i % kOwnedTilesMax, as pairs of bf16.
+  uint32_t owned[kOwnedTilesMax][kRowsMax][kTileRows / 2];
   Places places;
-  volatile int32_t staged_phase;      // the consumers' last whose input is there
+  volatile int32_t input_phase;       // the consumers' last whose input is there
   volatile uint32_t phases_finished;  // by the finishers, of those that have work for them
   volatile uint32_t exits;            // the producer's sign to leave
 };
@@ -122,7 +125,7 @@ struct Block {
   // Until the consumers have the phase's input. Finishers that had nothing to do would arrive
   // before it otherwise, phases ahead, at counters that are still in use.
   __device__ __forceinline__ void WaitForInput(const Phase& phase) const {
-    Wait(WaitsFor::kConsumers, [&] { return shared().staged_phase == phase.index; });
+    Wait(WaitsFor::kConsumers, [&] { return shared().input_phase == phase.index; });
   }
   // Until the finishers are done with all phases before `phase`.
   __device__ __forceinline__ void WaitForFinishers(const Phase& phase) const {
@@ -236,35 +239,37 @@ __device__ __forceinline__ Team TeamOf(int warp, int parts) {
   return team;
 }
 
-// The tiles of a cluster in the order in which its blocks multiply them: numbers [0, end), of which
-// an owned order may lack some among the last kClusterBlocks. Tiles that use one exchange buffer
-// one after the other are a multiple of kExchangeCycle numbers apart.
+// The tiles of a cluster in the order in which its blocks multiply them: numbers [0, end), the
+// blocks' in turn. Where one of them finishes fewer tiles, its numbers are missing in the end.
+// Tiles that use one exchange buffer one after the other are a multiple of kExchangeCycle numbers
+// apart.
 class TileWalk {
  public:
   __device__ __forceinline__ TileWalk(const Block& block, TileOrder order, int num_tiles)
-      : block_(block), order_(order) {
+      : block_(block), order_(order), num_tiles_(num_tiles) {
     if (order == TileOrder::kDealt) {
       end_ = Quotient(num_tiles - block.cluster + block.num_clusters - 1, block.num_clusters);
-      full_ = end_;
+      for (int owner = 0; owner < kClusterBlocks; ++owner)
+        counts_[owner] = (end_ - owner + kClusterBlocks - 1) / kClusterBlocks;
       return;
     }
-    each_ = Quotient(num_tiles, block.num_blocks);
-    extra_ = num_tiles - each_ * block.num_blocks;
-    int places = 0;
-    for (int owner = 0; owner < kClusterBlocks; ++owner) places = max(places, OwnedCount(owner));
-    for (int owner = 0; owner < kClusterBlocks; ++owner)
-      last_owners_ |= OwnedCount(owner) == places ? 1u << owner : 0u;
-    end_ = places * kClusterBlocks;
-    full_ = max(0, end_ - kClusterBlocks);
+    const int num_chunks = NumRouterChunks(num_tiles);
+    each_ = Quotient(num_chunks, block.num_blocks);
+    extra_ = num_chunks - each_ * block.num_blocks;
+    for (int owner = 0; owner < kClusterBlocks; ++owner) {
+      counts_[owner] = FirstOwned(owner + 1) - FirstOwned(owner);
+      end_ = max(end_, counts_[owner] * kClusterBlocks);
+    }
   }
   __device__ __forceinline__ int end() const { return end_; }
-  __device__ __forceinline__ bool Exists(int i) const {
-    return i < full_ || (last_owners_ >> Owner(i) & 1) != 0;
-  }
+  __device__ __forceinline__ bool Exists(int i) const { return Place(i) < OwnedCount(Owner(i)); }
   // Tiles before number i; of number end, all of them.
   __device__ __forceinline__ int CountBefore(int i) const {
-    if (i <= full_) return i;
-    return full_ + __popc(last_owners_ & ((1u << (i - full_)) - 1));
+    int count = 0;
+#pragma unroll
+    for (int owner = 0; owner < kClusterBlocks; ++owner)
+      count += min((i + kClusterBlocks - 1 - owner) / kClusterBlocks, counts_[owner]);
+    return count;
   }
   __device__ __forceinline__ int Owner(int i) const { return i % kClusterBlocks; }
   __device__ __forceinline__ int Place(int i) const {
@@ -279,22 +284,22 @@ class TileWalk {
   // kOwned: FirstOwned(kClusterBlocks) ends the cluster's tiles.
   __device__ __forceinline__ int FirstOwned(int owner) const {
     const int index = block_.cluster * kClusterBlocks + owner;
-    return index * each_ + min(index, extra_);
+    return min((index * each_ + min(index, extra_)) * kRouterChunkTiles, num_tiles_);
   }
   __device__ __forceinline__ int OwnedCount(int owner) const {
-    if (order_ == TileOrder::kDealt) {
-      return max(0, (end_ - owner + kClusterBlocks - 1) / kClusterBlocks);
-    }
-    return FirstOwned(owner + 1) - FirstOwned(owner);
+    int count = counts_[0];
+#pragma unroll
+    for (int i = 1; i < kClusterBlocks; ++i) count = owner == i ? counts_[i] : count;
+    return count;
   }
 
  private:
   const Block block_;
   const TileOrder order_;
-  int each_ = 0, extra_ = 0;  // kOwned: a block's tiles, and blocks that have one more
+  const int num_tiles_;
+  int each_ = 0, extra_ = 0;    // kOwned: a block's chunks, and blocks that have one more
+  int counts_[kClusterBlocks];  // tiles that each block finishes
   int end_ = 0;
-  int full_ = 0;              // all numbers below it exist
-  uint32_t last_owners_ = 0;  // bit o: number full_ + o exists
 };
 
 // ---- The exchange: partial sums of a tile on their way to its finisher

@@ -2,94 +2,89 @@
 // choice, which every block makes for itself.
 #pragma once
 
-#include "kernels/cuda/device/dot.cuh"
 #include "kernels/cuda/resident/moe_mail.cuh"
 #include "kernels/cuda/resident/product.cuh"
+#include "kernels/cuda/router_product.cuh"
 
 namespace ultraspeed::kernels::cuda::resident {
 
 constexpr int kExpertsPerLane = kExpertsMax / kWarpLanes;
 
-// ---- Router
+// ---- Router: router_product.cuh. A block multiplies the columns that it finished in the phase
+// before, so its product begins before the rows have reached anyone; an expert's sums over chunks
+// meet in one block.
 
-// Floats of a router row that a thread block multiplies.
-__device__ __forceinline__ int RouterColumns(const Share& share, int hidden) {
-  return min(share.count * 2 * kSlabColumns, hidden - share.first * 2 * kSlabColumns);
+// Of the block's chunks of the residual stream.
+__device__ __forceinline__ TileWalk OwnedTiles(const Block& block) {
+  return TileWalk(block, TileOrder::kOwned, block.program().hidden / kTileRows);
 }
 
 __device__ __forceinline__ bool StreamRouter(const Block& block, const Phase& phase,
-                                             const Share& share, RingWriter& ring) {
-  const int hidden = block.program().hidden;
-  const uint32_t bytes = RouterColumns(share, hidden) * sizeof(float);
-  const float* const first = phase.router + share.first * 2 * kSlabColumns;
-  const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
-  for (int i = 0; i < walk.end(); ++i) {
+                                             RingWriter& ring) {
+  const TileWalk walk = OwnedTiles(block);
+  const int count = walk.OwnedCount(block.rank);
+  const uint32_t tile_floats = NumExpertTiles(phase.num_experts) * kExpertTileVectors * 4;
+  const float* tile = phase.router + static_cast<size_t>(walk.FirstOwned(block.rank)) * tile_floats;
+  for (int i = 0; i < count; ++i, tile += tile_floats) {
     Pace(block, phase, ring);
-    if (!ring.Push(first + static_cast<size_t>(walk.Tile(i)) * hidden, bytes)) return false;
+    if (!ring.Push(tile, tile_floats * sizeof(float))) return false;
   }
   return true;
 }
 
 __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& phase,
-                                               ConsumerClock& clock, const Share& share,
-                                               const Team& team, int lane) {
-  // A team takes every num_teams-th expert, kAtOnce of them together: a row's columns are widened
-  // once, and what a warp does for an expert lanes do side by side. A lane has eight columns of all
-  // rows.
-  constexpr int kAtOnce = 3;
-  const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
-  const int columns = RouterColumns(share, block.program().hidden) - team.part * 2 * kSlabColumns;
-  const bool has_columns = lane * 8 < columns;  // an odd slab is half of a block
-  const int column = team.part * 2 * kSlabColumns + (has_columns ? lane * 8 : 0);
-  const uint32_t arrivals = EntryArrivals(max(1, share.count), team.part);
-  const int stride = StagingStride(ShareSlabs(share, phase.num_slabs) * kSlabColumns);
-  const uint8_t* const staged = block.shared().staging + column * 2;
-  Shared& shared = block.shared();
+                                               ConsumerClock& clock, int warp, int lane) {
+  constexpr int kAtOnce = 2;  // tiles of 16 experts
+  const TileWalk walk = OwnedTiles(block);
+  const int count = walk.OwnedCount(block.rank), first = walk.FirstOwned(block.rank);
+  const int num_chunks = NumRouterChunks(block.program().hidden / kTileRows);
+  const int num_expert_tiles = NumExpertTiles(phase.num_experts);
+  const int g = lane / 4, t = lane % 4;
+  block.WaitForFinishers(phase);  // whose columns these are
+  __syncwarp();
+#pragma unroll 1
+  for (int begin = 0; begin < count; begin += kRouterChunkTiles) {
+    const int num_tiles = min(kRouterChunkTiles, count - begin);
+    const bool has_entry = lane < num_tiles;
+    clock.ring.WaitForLanes(block, has_entry, begin + lane);
+    uint32_t* const chunk =
+        RouterPartials(block, phase) + (first + begin) / kRouterChunkTiles * kRowsMax + 2 * t;
+#pragma unroll 1
+    for (int experts = warp; experts < num_expert_tiles; experts += kAtOnce * kConsumerWarps) {
+      RouterChunkSum sums[kAtOnce];
 #pragma unroll 1  // its code is fetched anew in every layer
-  for (int first = team.works ? team.index : walk.end(); first < walk.end();
-       first += kAtOnce * team.num_teams) {
-    const auto number = [&](int e) { return first + e * team.num_teams; };
-    const bool has_entry = lane < kAtOnce && number(lane) < walk.end();
-    clock.ring.WaitForLanes(block, has_entry, number(lane));
-    float4 weights[kAtOnce][2];
+      for (int j = 0; j < num_tiles; ++j) {
+        const auto* const columns =
+            block.shared().owned[(first + begin + j) % kOwnedTilesMax][g] + t;
+        const uint32_t low = columns[0], high = columns[4];
+        const auto* const tile =
+            reinterpret_cast<const uint4*>(clock.ring.At(block, begin + j)) + lane;
 #pragma unroll
-    for (int e = 0; e < kAtOnce; ++e) {  // one that was not sent is multiplied like the first
-      const int i = number(e) < walk.end() ? number(e) : first;
-      const auto* const w =
-          reinterpret_cast<const float4*>(clock.ring.At(block, i) + column * sizeof(float));
-      weights[e][0] = w[0];
-      weights[e][1] = w[1];
+        for (int i = 0; i < kAtOnce; ++i) {  // one that is not there is multiplied like the last
+          const int at = min(experts + i * kConsumerWarps, num_expert_tiles - 1);
+          const uint4* const operands = tile + at * kExpertTileVectors;
+          const uint4 terms[2] = {operands[0], operands[32]};
+          sums[i].Add(terms, low, high);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int expert = (experts + i * kConsumerWarps) * 16 + half * 8 + g;
+          if (expert >= phase.num_experts) continue;
+          const auto word = [&](int row) {
+            return FlaggedWord(__float_as_uint(sums[i].Total(2 * half + row)));
+          };
+          __stcg(reinterpret_cast<uint2*>(chunk + expert * num_chunks * kRowsMax),
+                 uint2{word(0), word(1)});
+        }
+      }
     }
-    float sums[kAtOnce][kRowsMax];
-#pragma unroll
-    for (int row = 0; row < kRowsMax; ++row) {
-      const uint4 x =
-          has_columns ? *reinterpret_cast<const uint4*>(staged + row * stride) : uint4{};
-#pragma unroll
-      for (int e = 0; e < kAtOnce; ++e) sums[e][row] = Dot8(x, weights[e][0], weights[e][1]);
-    }
-    const float sum = TreesOfRows(sums, lane);
     __syncwarp();
-    if (has_entry) clock.ring.ReleaseAsLane(block, number(lane), arrivals);
-
-    const int i = number(lane % 4 == 0 ? 0 : lane % 4 == 2 ? 1 : 2);  // the expert that it has
-    const bool sends = lane % 4 < 3 && i < walk.end();
-    const int owner = walk.Owner(i), place = walk.Place(i);
-    const uint32_t use = clock.exchange.Use(owner, place);
-    const int buffer = use % kExchangeBuffers;
-    block.Wait(WaitsFor::kExchangeFree, [&] {
-      const bool is_free = !sends || place < kExchangeBuffers ||
-                           IsDone(&shared.exchange_free[owner][buffer], use / kExchangeBuffers & 1);
-      return __all_sync(kAllLanes, is_free) != 0;
-    });
-    if (sends) {
-      auto* const to = reinterpret_cast<float*>(shared.exchange[buffer]) +
-                       (share.first + team.part) * kRowsMax + lane / 4;
-      StoreInCluster(to, sum, &shared.exchange_full[buffer], owner);
-    }
+    if (has_entry) clock.ring.ReleaseAsLane(block, begin + lane, 1);
   }
-  if (share.count > 0) clock.ring.Advance(walk.end());
-  clock.exchange.Advance(walk);
+  clock.ring.Advance(count);
 }
 
 // Larger floats give larger numbers; both zeros the same; 0 is below all of them.
@@ -98,31 +93,66 @@ __device__ __forceinline__ uint32_t Ascending(float x) {
   return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
 }
 
-__device__ __forceinline__ void FinishRouter(const Block& block, const Phase& phase,
-                                             ExchangeClock& exchange) {
+// A warp has an expert; lane l, slot l. Then row l / 4.
+__device__ __forceinline__ void FinishRouter(const Block& block, const Phase& phase) {
+  constexpr int kChunksPerSlot =
+      NumRouterChunks(kPassBlocks * kBlockSlabs * kSlabColumns / kTileRows) / kRouterSlots;
   const int warp = Thread() / kWarpLanes - kFirstFinisherWarp, lane = Thread() % kWarpLanes;
-  const TileWalk walk(block, TileOrder::kDealt, phase.num_experts);
-  const int num_blocks = (phase.num_slabs + 1) / 2;
-  for (int place = warp; place < walk.OwnedCount(block.rank); place += kFinisherWarps) {
-    const int expert = walk.TileAt(block.rank, place);
+  const int num_chunks = NumRouterChunks(block.program().hidden / kTileRows);
+  // Before the rows there is no use in asking.
+  if (lane == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+  __syncwarp();
+  for (int expert = block.index + warp * block.num_blocks; expert < phase.num_experts;
+       expert += kFinisherWarps * block.num_blocks) {
     const float bias = __ldg(phase.router_bias + expert);
-    const int buffer = ReceivePartials(block, exchange.Use(block.rank, place),
-                                       num_blocks * kRowsMax * sizeof(float), lane);
-    if (lane < kRowsMax) {
-      const auto* const parts =
-          reinterpret_cast<const float*>(block.shared().exchange[buffer]) + lane;
-      float sum = parts[0];
-#pragma unroll 8
-      for (int b = 1; b < num_blocks; ++b) sum = __fadd_rn(sum, parts[b * kRowsMax]);
-      constexpr float kUndo = 1.0f / kInputGainFloat;  // the rows came with the experts' input gain
-      const float score = Sigmoid(__fmul_rn(sum, kUndo));
-      const float biased = __fadd_rn(score, bias);
-      MoeScores(block, phase)[lane * kExpertsMax + expert] = {
+    const uint32_t* const slot =
+        RouterPartials(block, phase) + (expert * num_chunks + lane) * kRowsMax;
+    uint4 parts[kChunksPerSlot][2] = {};
+    block.Wait(WaitsFor::kOtherBlocks, [&] {  // all requested before the first is looked at
+#pragma unroll
+      for (int i = 0; i < kChunksPerSlot; ++i) {
+        if (i * kRouterSlots + lane >= num_chunks) continue;
+        parts[i][0] = PollFour(slot + i * kRouterSlots * kRowsMax);
+        parts[i][1] = PollFour(slot + i * kRouterSlots * kRowsMax + 4);
+      }
+      bool arrived = true;
+#pragma unroll
+      for (int i = 0; i < kChunksPerSlot; ++i) arrived &= HaveArrived(parts[i]);
+      return __all_sync(kAllLanes, arrived) != 0;
+    });
+    float sums[kRowsMax] = {};
+#pragma unroll
+    for (int i = 0; i < kChunksPerSlot; ++i) {
+      const uint32_t words[kRowsMax] = {parts[i][0].x, parts[i][0].y, parts[i][0].z, parts[i][0].w,
+                                        parts[i][1].x, parts[i][1].y, parts[i][1].z, parts[i][1].w};
+#pragma unroll
+      for (int row = 0; row < kRowsMax; ++row)
+        sums[row] = __fadd_rn(sums[row], __uint_as_float(words[row]));
+    }
+#pragma unroll
+    for (int half = kRowsMax / 2; half >= 1; half /= 2) {  // slots 4 * half apart
+      const bool upper = (lane & 4 * half) != 0;
+#pragma unroll
+      for (int i = 0; i < half; ++i) {
+        const float kept = upper ? sums[i + half] : sums[i],
+                    sent = upper ? sums[i] : sums[i + half];
+        sums[i] = __fadd_rn(kept, __shfl_xor_sync(kAllLanes, sent, 4 * half));
+      }
+    }
+    float sum = sums[0];
+#pragma unroll
+    for (int mask = 2; mask >= 1; mask /= 2)
+      sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, mask));
+    block.WaitForInput(phase);  // the rows' scales
+    const int row = lane / 4;
+    const float score = Sigmoid(__fmul_rn(block.shared().scale[row], sum));
+    const float biased = __fadd_rn(score, bias);
+    if (lane % 4 == 0) {
+      MoeScores(block, phase)[row * kExpertsMax + expert] = {
           __float_as_uint(score), Ascending(biased == biased ? biased : kMinusInfinity)};
     }
-    FreeExchange(block, buffer, lane);
+    __syncwarp();
   }
-  exchange.Advance(walk);
 }
 
 // ---- Choice
@@ -212,10 +242,12 @@ __device__ __forceinline__ void ForceExperts(const Block& block, const Phase& ph
   ExpertChoice& choice = block.shared().choice;
   const int per_row = phase.experts_per_token, distinct = block.program().forced_distinct_experts;
   if (lane >= per_row) return;
-  const int which = (row * per_row + lane) % distinct;
+  const auto remainder = [](int a, int b) { return a - Quotient(a, b) * b; };
+  const int which = remainder(row * per_row + lane, distinct);
   choice.ids[row * per_row + lane] =
-      (which * phase.num_experts / distinct + phase.index * 37 + block.shared().state.round * 11) %
-      phase.num_experts;
+      remainder(Quotient(which * phase.num_experts, distinct) + phase.index * 37 +
+                    static_cast<int>(block.shared().state.round % 1024) * 11,
+                phase.num_experts);
 }
 
 // All consumers call it before they meet for MakeChoice, while the scores are not there yet.

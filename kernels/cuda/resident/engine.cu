@@ -172,7 +172,7 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
   FenceBarrierInit();
   shared.exits = 0;
   shared.phases_finished = 0;
-  shared.staged_phase = -1;
+  shared.input_phase = -1;
   shared.state = {.position = program.position,
                   .tokens = {program.anchor},
                   .chosen = {},
@@ -248,7 +248,7 @@ int NumBlocks() {
 void Prepare(const Program& program, cudaStream_t stream) {
   const int num_blocks = NumBlocks();
   KERNELS_CHECK(num_blocks, >, 0);
-  KERNELS_CHECK(program.hidden, <=, num_blocks * kDownTilesMax * kTileRows);
+  KERNELS_CHECK(NumRowTiles(program.hidden), <=, num_blocks * kOwnedTilesMax);
   CheckCuda(cudaMemsetAsync(program.counters, 0, kNumCounters * 32 * sizeof(uint32_t), stream),
             "counters");
   CheckCuda(cudaMemsetAsync(program.decision, 0, sizeof(uint32_t), stream), "decision");
@@ -264,6 +264,7 @@ void Prepare(const Program& program, cudaStream_t stream) {
   empty(program.rows.rows, kRowsMax * program.hidden);
   empty(program.rows.squares, 2 * kRowsMax * program.hidden / 16);
   const MoeMail& moe = program.moe;
+  if (moe.num_partials > 0) empty(moe.partials, 2 * moe.num_partials);
   CheckCuda(cudaMemsetAsync(moe.scores, 0, 2 * kNumScores * sizeof(uint2), stream), "scores");
   if (moe.num_activations > 0) empty(moe.activations, 2 * moe.num_activations);
   const Collective& ranks = program.collective;

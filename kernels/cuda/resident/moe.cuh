@@ -1,7 +1,8 @@
 // Mixture of experts of a round's rows, in two phases.
 //
-// Up: every cluster makes the router's logits of some experts (fp32, the order of router.cu); all
-// blocks wait for each other; each chooses the top K of every row for itself, so the choice is
+// Up: every block multiplies its own columns of the residual stream with the router and sends the
+// sums to the blocks that add them up; each of those makes the scores of some experts. Every block
+// chooses the top K of every row for itself, so the choice is
 // never sent; the union of the chosen experts, ascending, is the list of gate-and-up tiles, and all
 // rows pass through every tile (a row that did not choose the expert costs nothing but its result).
 // Down: a block owns the same rows of the residual stream for all experts; its warps share the
@@ -22,14 +23,14 @@ static_assert(kSlotsMax * kSlotStride <= kStagingBytes);
 
 __device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& phase,
                                             RingWriter& ring, uint32_t moe_layers) {
-  const Share share = ShareOf(phase.num_slabs, 0, block.rank);
-  if (share.count > 0 && !StreamRouter(block, phase, share, ring)) return false;
+  if (!StreamRouter(block, phase, ring)) return false;
   bool chosen = false;
   block.Wait(WaitsFor::kExpertChoice, [&] {
     chosen = IsDone(&block.shared().experts_ready, moe_layers & 1);
     return __all_sync(kAllLanes, chosen || block.shared().exits != 0) != 0;
   });
   if (!__all_sync(kAllLanes, chosen)) return false;
+  const Share share = ShareOf(phase.num_slabs, 0, block.rank);
   if (share.count == 0) return true;
   constexpr int kSlabSize = SlabBytes(WeightFormat::kMxfp4);
   static_assert(PieceBlocks(WeightFormat::kMxfp4) >= kShareBlocksMax);  // a tile is one entry
@@ -58,7 +59,6 @@ __device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& pha
 __device__ __forceinline__ void MultiplyMoeUp(const Block& block, const Phase& phase,
                                               ConsumerClock& clock, const Share& share,
                                               const Team& team, int lane) {
-  MultiplyRouter(block, phase, clock, share, team, lane);
   ClearChoice(block);
   if (Thread() == 0) block.WaitForArrivals(phase.inner_counter, phase.inner_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
@@ -76,9 +76,9 @@ __device__ __forceinline__ void ConsumeProduct(const Block& block, const Phase& 
   for (int pass = 0; pass < NumPasses(phase.num_slabs); ++pass) {
     // The staging area is written again only when all warps are done with it.
     if (pass > 0) NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+    if (phase.kind == PhaseKind::kMoeUp) MultiplyRouter(block, phase, clock, warp, lane);
     StageInput(block, phase, pass);
     const Share share = ShareOf(phase.num_slabs, pass, block.rank);
-    if (pass == 0 && Thread() == 0) block.shared().staged_phase = phase.index;
     const Team team = TeamOf(warp, share.count);
     if (phase.kind == PhaseKind::kMoeUp) {
       MultiplyMoeUp(block, phase, clock, share, team, lane);
@@ -108,7 +108,7 @@ __device__ __forceinline__ void SendActivations(const Block& block, const Phase&
 __device__ __forceinline__ void FinishMoeUp(const Block& block, ExchangeClock& exchange) {
   const Phase& phase = block.PhaseOf(Role::kFinisher);
   const int warp = Thread() / kWarpLanes - kFirstFinisherWarp, lane = Thread() % kWarpLanes;
-  FinishRouter(block, phase, exchange);
+  FinishRouter(block, phase);
   NamedBarrier<kFinisherBarrier, kFinisherThreads>();
   if (warp == 0 && lane == 0) {
     block.WaitForInput(phase);

@@ -7,6 +7,12 @@
 namespace ultraspeed::kernels::cuda::resident {
 
 // Of the phase's layer, or of the one after it.
+__device__ __forceinline__ uint32_t* RouterPartials(const Block& block, const Phase& phase,
+                                                    int later = 0) {
+  const MoeMail& mail = block.program().moe;
+  const uint32_t layer = block.SinceStart(&Tally::moe_layers, phase) + later;
+  return mail.partials + layer % 2 * mail.num_partials;
+}
 __device__ __forceinline__ uint2* MoeScores(const Block& block, const Phase& phase, int later = 0) {
   const MoeMail& mail = block.program().moe;
   const uint32_t layer = block.SinceStart(&Tally::moe_layers, phase) + later;
@@ -31,6 +37,7 @@ __device__ __forceinline__ void EmptyOtherMail(const Block& block, const Phase& 
       static_cast<uint4*>(words)[i] = {value, value, value, value};
     }
   };
+  fill(RouterPartials(block, phase, 1), mail.num_partials * sizeof(uint32_t), kNotArrived);
   fill(MoeScores(block, phase, 1), kNumScores * sizeof(uint2), 0);
   fill(MoeActivations(block, phase, 1), mail.num_activations * sizeof(uint32_t), kNotArrived);
 }

@@ -150,7 +150,7 @@ __device__ __forceinline__ bool StreamTile(RingWriter& ring, const uint8_t* data
 // Weights that come long before their input are not in a hurry, and what the blocks tell each other
 // meanwhile is: one copy at a time.
 __device__ __forceinline__ void Pace(const Block& block, const Phase& phase, RingWriter& ring) {
-  if (block.shared().staged_phase != phase.index) ring.WaitForCopies(0);
+  if (block.shared().input_phase != phase.index) ring.WaitForCopies(0);
 }
 
 __device__ __forceinline__ bool StreamProduct(const Block& block, const Phase& phase,

@@ -15,6 +15,7 @@
 #include "kernels/cuda/filter_histogram.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/resident/attention.h"
+#include "kernels/cuda/weight_layout.h"
 
 namespace ultraspeed::kernels::cuda::resident {
 
@@ -58,7 +59,7 @@ enum class OutputKind : uint8_t {
 // Which cluster makes a tile, and which of its blocks finishes it.
 enum class TileOrder : uint8_t {
   kDealt,  // round robin over clusters, then over the cluster's blocks
-  kOwned,  // block s finishes an equal, contiguous part: the same rows of the residual always
+  kOwned,  // a block finishes contiguous chunks of the router's tiles: its part of the residual
 };
 
 // Phases of some kinds, counted.
@@ -111,7 +112,7 @@ struct alignas(16) Phase {
   bool is_draft = false;  // kLogits, kTally, kSift, kDraw: of the drafter
 
   // MoE.
-  const float* router = nullptr;       // [E, H]
+  const float* router = nullptr;       // [E, H] by PackRouter
   const float* router_bias = nullptr;  // [E]
   int num_experts = 0, experts_per_token = 0, ffn_width = 0;
   size_t expert_bytes = 0;  // from one expert's matrix to the next
@@ -212,10 +213,16 @@ struct RowMail {
 // What the MoE phases tell each other. Two of each take turns, layer by layer, and a layer empties
 // the other one. As RowMail, but a score has not arrived while its rank is 0.
 struct MoeMail {
+  uint32_t* partials = nullptr;     // [2, E, chunks, kRowsMax] fp32 sums of the router's product
+  size_t num_partials = 0;          // words of one
   uint2* scores = nullptr;          // [2, kRowsMax, kExpertsMax] score, rank of score + bias
   uint32_t* activations = nullptr;  // [2, slots, F / 2] pairs of bf16 with kInputGain
   size_t num_activations = 0;       // words of one
 };
+
+constexpr size_t NumRouterPartials(int num_experts, int hidden) {
+  return static_cast<size_t>(num_experts) * kRowsMax * NumRouterChunks(NumRowTiles(hidden));
+}
 
 struct Program {
   const Phase* phases = nullptr;
@@ -268,7 +275,8 @@ enum TraceStamp { kTraceBegin, kTraceInputReady, kTraceWorkDone, kTraceFinished,
 // the engine.
 int NumBlocks();
 // Enqueues what a launch begins with: counters, decision, abort word, tallies and what ranks tell
-// each other zeroed, inbox and mail emptied. A rank with peers is launched when all of them have passed this.
+// each other zeroed, inbox and mail emptied. A rank with peers is launched when all of them have
+// passed this.
 void Prepare(const Program& program, cudaStream_t stream);
 void Launch(const Program& program, cudaStream_t stream);
 

@@ -111,12 +111,15 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
   const int stride = StagingStride(share_slabs * kSlabColumns);
   uint8_t* staged = block.shared().staging + warp * 4 * kSlabColumns;
   const bool has_eight = lane * 8 < slabs * kSlabColumns;  // columns
+  const auto input_is_there = [&] {
+    if (pass == 0 && Thread() == 0) block.shared().input_phase = phase.index;
+  };
   if (phase.input == InputKind::kNorm) {
     // Those of a lane that has none are read where some are, and not stored.
     const int column = has_eight ? first + lane * 8 : 0;
     const auto* const norm = reinterpret_cast<const float4*>(phase.norm_weight + column);
     const float gain = HasInputGain(phase.format) ? kInputGainFloat : 1.0f;  // changes no bit
-    const float4 weights[2] = {Scaled(__ldg(norm), gain), Scaled(__ldg(norm + 1), gain)};
+    const float4 unscaled[2] = {__ldg(norm), __ldg(norm + 1)};  // nobody waits for them yet
     const int hidden = block.program().hidden, num_tiles = hidden / kTileRows;
     const uint32_t* const x = MailRows(block, phase, RowTurn::kBefore) + column / 2;
     // A warp makes the scale of one row.
@@ -141,7 +144,9 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
       if (lane == 0) block.shared().scale[warp] = scale;
     }
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+    input_is_there();
     if (has_eight) {
+      const float4 weights[2] = {Scaled(unscaled[0], gain), Scaled(unscaled[1], gain)};
 #pragma unroll
       for (int row = 0; row < kRowsMax; ++row, staged += stride) {
         *reinterpret_cast<uint4*>(staged + lane * 16) =
@@ -152,6 +157,7 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
     const uint32_t gain = HasInputGain(phase.format) ? kInputGain : kNoInputGain;
     if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+    input_is_there();
     if (phase.input == InputKind::kBf16) {
       if (has_eight) {
         const bf16* const x = static_cast<const bf16*>(phase.x) + first + lane * 8;
@@ -199,7 +205,7 @@ __device__ __forceinline__ uint4 StagedGroup(const uint8_t* fragments, int j) {
 
 // A finished tile of the residual stream, by one warp: v.x, v.y belong to column tile * 16 + g of
 // rows 2 t, 2 t + 1; v.z, v.w to column + 8. Writes values, tap and mail, and empties the other
-// mail.
+// mail; the block keeps its own tiles for the router.
 __device__ __forceinline__ void WriteResidualTile(const Block& block, const Phase& phase, int tile,
                                                   int lane, float4 v) {
   const int hidden = block.program().hidden;
@@ -215,6 +221,9 @@ __device__ __forceinline__ void WriteResidualTile(const Block& block, const Phas
   uint32_t* const mail = MailRows(block, phase, RowTurn::kThis) + word;
   __stcg(mail, low_pair);
   __stcg(mail + 4, high_pair);
+  uint32_t* const owned = block.shared().owned[tile % kOwnedTilesMax][row + takes_odd] + g / 2;
+  owned[0] = low_pair;
+  owned[4] = high_pair;
   float even = __fmaf_rn(v.z, v.z, __fmul_rn(v.x, v.x));
   float odd = __fmaf_rn(v.w, v.w, __fmul_rn(v.y, v.y));
 #pragma unroll

@@ -70,6 +70,7 @@ TEST(CudaRows, AddNormAddsTapsAndNormalises) {
       for (size_t i = 0; i < count; ++i) sum[i] += delta[i];
       const DeviceArray<float> d_x(x), d_delta(delta), d_weight(weight);
       const DeviceArray<bf16> d_normed(count), d_tap(count * 3);
+      const DeviceArray<float> d_scales(tokens);
       AddNormParams params = {.residual = d_x.get(),
                               .delta = d_delta.get(),
                               .weight = d_weight.get(),
@@ -79,12 +80,17 @@ TEST(CudaRows, AddNormAddsTapsAndNormalises) {
                               .normed = d_normed.get(),
                               .tap = d_tap.get(),
                               .tap_offset = hidden,
-                              .tap_stride = 3 * hidden};
+                              .tap_stride = 3 * hidden,
+                              .scales = d_scales.get()};
       AddNorm(params, nullptr);
       const std::vector<bf16> normed = d_normed.ToHost(), tap = d_tap.ToHost();
       EXPECT_TRUE(SameBits(d_x.ToHost(), sum));
+      const std::vector<float> scales = d_scales.ToHost();
       for (int t = 0; t < tokens; ++t) {
         ExpectNormed(normed, t, sum, t, weight, hidden);
+        double squares = 0;
+        for (int i = 0; i < hidden; ++i) squares += std::pow(sum[t * hidden + i], 2.0);
+        ASSERT_NEAR(scales[t] * std::sqrt(squares / hidden + 1e-5), 1.0, 1e-5);
         for (int i = 0; i < hidden; ++i) {
           ASSERT_EQ(tap[(t * 3 + 1) * hidden + i], ToBf16(sum[t * hidden + i]));
           ASSERT_EQ(tap[(t * 3) * hidden + i], 0xffff) << "beyond the tap";
