@@ -69,8 +69,7 @@ void MeasureExperts(const Bench& bench, const Buffer& weights, int tokens) {
   const size_t slots = static_cast<size_t>(tokens) * kPerToken;
   const Buffer device_ids = bench.Allocate(ids.size() * 4),
                expert_weights = bench.Allocate(slots * 4),
-               x = bench.Allocate(size_t{4} * tokens * kHidden),
-               scales = bench.Allocate(size_t{4} * tokens),
+               x = bench.Allocate(size_t{2} * tokens * kHidden),
                out = bench.Allocate(size_t{4} * tokens * kHidden),
                workspace = bench.Allocate(MoeWorkspaceBytes(experts, kPerToken, tokens));
   bench.Upload(device_ids, ids.data(), ids.size() * 4);
@@ -97,7 +96,8 @@ void MeasureRouter(const Bench& bench, int tokens) {
   constexpr int kHidden = 6144, kExperts = 384, kPerToken = 8, kCopies = 40;
   const Buffer w = bench.Allocate(size_t{4} * kExperts * kHidden * kCopies),
                bias = bench.Allocate(kExperts * 4),
-               x = bench.Allocate(size_t{2} * tokens * kHidden),
+               x = bench.Allocate(size_t{4} * tokens * kHidden),
+               scales = bench.Allocate(size_t{4} * tokens),
                ids = bench.Allocate(size_t{4} * tokens * kPerToken),
                weights = bench.Allocate(size_t{4} * tokens * kPerToken),
                workspace = bench.Allocate(RouteWorkspaceBytes(tokens, kExperts));

@@ -27,6 +27,9 @@ __device__ __forceinline__ uint32_t FlaggedWord(float low, float high) {
 }
 
 __device__ __forceinline__ bool HasArrived(uint32_t word) { return word != kNotArrived; }
+__device__ __forceinline__ int32_t LeastOf(uint2 words) {
+  return min(static_cast<int32_t>(words.x), static_cast<int32_t>(words.y));
+}
 __device__ __forceinline__ int32_t LeastOf(uint4 words) {
   return min(min(static_cast<int32_t>(words.x), static_cast<int32_t>(words.y)),
              min(static_cast<int32_t>(words.z), static_cast<int32_t>(words.w)));
@@ -35,8 +38,8 @@ __device__ __forceinline__ bool HasArrived(uint4 words) {
   return HasArrived(static_cast<uint32_t>(LeastOf(words)));
 }
 // All of an array, by a tree.
-template <int kCount>
-__device__ __forceinline__ bool HaveArrived(const uint4 (&words)[kCount]) {
+template <typename Words, int kCount>
+__device__ __forceinline__ bool HaveArrived(const Words (&words)[kCount]) {
   static_assert((kCount & (kCount - 1)) == 0);
   int32_t least[kCount];
 #pragma unroll

@@ -182,19 +182,32 @@ struct TileSum {
 };
 __device__ __forceinline__ void AddPartials(const Block& block, int buffer, const Share& share,
                                             int segment_blocks, int lane, TileSum& tile) {
-  const float4* const partials = &block.shared().exchange[buffer][0][lane];
-  int border = Quotient(share.pass_first + segment_blocks - 1, segment_blocks) * segment_blocks;
-#pragma unroll 6
-  for (int b = 0; b < share.pass_count; ++b) {
-    const int index = share.pass_first + b;
-    if (index == border) {
-      border += segment_blocks;
-      if (index > 0) {
-        tile.sum = index == segment_blocks ? tile.total : AddTiles(tile.sum, tile.total);
-        tile.total = {};
-      }
+  constexpr int kAtOnce = 6;  // read side by side
+  const float4* partials = &block.shared().exchange[buffer][0][lane];
+  int until_border = segment_blocks;
+  if (share.pass_first > 0) {
+    const int over = share.pass_first + segment_blocks - 1;
+    until_border = Quotient(over, segment_blocks) * segment_blocks - share.pass_first;
+  }
+#pragma unroll 1
+  for (int b = 0; b < share.pass_count;) {
+    if (until_border == 0) {
+      const bool ends_first = share.pass_first + b == segment_blocks;
+      tile.sum = ends_first ? tile.total : AddTiles(tile.sum, tile.total);
+      tile.total = {};
+      until_border = segment_blocks;
     }
-    tile.total = AddTiles(tile.total, partials[b * kWarpLanes]);
+    const int count = min(min(until_border, share.pass_count - b), kAtOnce);
+    float4 next[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) next[i] = i < count ? partials[i * kWarpLanes] : float4{};
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (i < count) tile.total = AddTiles(tile.total, next[i]);
+    }
+    b += count;
+    until_border -= count;
+    partials += count * kWarpLanes;
   }
 }
 

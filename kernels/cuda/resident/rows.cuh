@@ -208,40 +208,44 @@ __device__ __forceinline__ uint4 StagedGroup(const uint8_t* fragments, int j) {
 // mail; the block keeps its own tiles for the router.
 __device__ __forceinline__ void WriteResidualTile(const Block& block, const Phase& phase, int tile,
                                                   int lane, float4 v) {
-  const int hidden = block.program().hidden;
-  const int g = lane / 4, row = lane % 4 * 2, column = tile * 16 + g;
-  // A lane and the one four further have neighbouring columns: each sends the pairs of one row.
+  const RowMail& mail = block.program().rows;
+  const uint32_t hidden = block.program().hidden;
+  const uint32_t turn = TurnOf(block, phase, RowTurn::kThis);
+  const uint32_t g = lane / 4, row = lane % 4 * 2, column = tile * 16 + g;
+  // A lane and the one four further have neighbouring columns: each sends the pairs of one row, and
+  // adds up its squares.
   const bool takes_odd = g % 2 != 0;
   const auto pair = [&](float even, float odd) {
     const float other = __shfl_xor_sync(kAllLanes, takes_odd ? even : odd, 4);
     return takes_odd ? FlaggedWord(other, odd) : FlaggedWord(even, other);
   };
   const uint32_t low_pair = pair(v.x, v.y), high_pair = pair(v.z, v.w);
-  const int word = (row + takes_odd) * (hidden / 2) + column / 2;
-  uint32_t* const mail = MailRows(block, phase, RowTurn::kThis) + word;
-  __stcg(mail, low_pair);
-  __stcg(mail + 4, high_pair);
+  const uint32_t word = (row + takes_odd) * (hidden / 2) + column / 2;
+  const uint32_t row_words = kRowsMax * (hidden / 2);
+  uint32_t* const sent = mail.rows + (turn * row_words + word);
+  __stcg(sent, low_pair);
+  __stcg(sent + 4, high_pair);
   uint32_t* const owned = block.shared().owned[tile % kOwnedTilesMax][row + takes_odd] + g / 2;
   owned[0] = low_pair;
   owned[4] = high_pair;
-  float even = __fmaf_rn(v.z, v.z, __fmul_rn(v.x, v.x));
-  float odd = __fmaf_rn(v.w, v.w, __fmul_rn(v.y, v.y));
+  const float even = __fmaf_rn(v.z, v.z, __fmul_rn(v.x, v.x));
+  const float odd = __fmaf_rn(v.w, v.w, __fmul_rn(v.y, v.y));
+  float squares = __fadd_rn(takes_odd ? odd : even,
+                            __shfl_xor_sync(kAllLanes, takes_odd ? even : odd, 4));
 #pragma unroll
-  for (int mask = 4; mask <= 16; mask *= 2) {
-    even = __fadd_rn(even, __shfl_xor_sync(kAllLanes, even, mask));
-    odd = __fadd_rn(odd, __shfl_xor_sync(kAllLanes, odd, mask));
-  }
+  for (int mask = 8; mask <= 16; mask *= 2)
+    squares = __fadd_rn(squares, __shfl_xor_sync(kAllLanes, squares, mask));
   if (g < 2) {
-    const int of_row = (row + g) * (hidden / 16) + tile;
-    __stcg(MailSquares(block, phase, RowTurn::kThis) + of_row,
-           __float_as_uint(g == 0 ? even : odd));
-    __stcg(MailSquares(block, phase, RowTurn::kBefore) + of_row, kNotArrived);
+    const uint32_t of_row = (row + g) * (hidden / 16) + tile;
+    const uint32_t square_words = kRowsMax * (hidden / 16);
+    __stcg(mail.squares + (turn * square_words + of_row), __float_as_uint(squares));
+    __stcg(mail.squares + ((turn ^ 1) * square_words + of_row), kNotArrived);
   }
-  uint32_t* const emptied = MailRows(block, phase, RowTurn::kBefore) + word;
+  uint32_t* const emptied = mail.rows + ((turn ^ 1) * row_words + word);
   __stcg(emptied, kNotArrived);
   __stcg(emptied + 4, kNotArrived);
   if (phase.residual != nullptr) {
-    float* const low = phase.residual + static_cast<int64_t>(row) * hidden + column;
+    float* const low = phase.residual + (row * hidden + column);
     float* const high = low + hidden;
     low[0] = v.x;
     high[0] = v.y;
@@ -259,8 +263,7 @@ __device__ __forceinline__ void WriteResidualTile(const Block& block, const Phas
 
 __device__ __forceinline__ float4 ReadResidualTile(const Phase& phase, int hidden, int tile,
                                                    int lane) {
-  const float* const low =
-      phase.residual + static_cast<int64_t>(lane % 4 * 2) * hidden + tile * 16 + lane / 4;
+  const float* const low = phase.residual + (lane % 4 * 2 * hidden + tile * 16 + lane / 4);
   const float* const high = low + hidden;
   return {__ldcg(low), __ldcg(high), __ldcg(low + 8), __ldcg(high + 8)};
 }
@@ -269,54 +272,49 @@ __device__ __forceinline__ float4 AddTiles(float4 a, float4 b) {
   return {__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w)};
 }
 
-// The sum of all ranks' parts of a tile, each rounded to bf16. `operation` counts the sums since
-// the kernel's start; three inboxes take turns, and the one of the sum before is emptied while this
-// one's data is under way: no rank can fill it before it has seen our data of the next.
-__device__ __forceinline__ float4 SumOverRanks(const Block& block, uint32_t operation, int tile,
+// The sum of all ranks' parts of a tile, each rounded to bf16. Sums are counted since the kernel's
+// start; three inboxes take turns, and the one of the sum before is emptied while this one's data
+// is under way: no rank can fill it before it has seen our data of the next.
+//
+// Everyone waits for who runs this, alone with its tile, so it is kept to few instructions: offsets
+// of 32 bits, no branch between ranks.
+__device__ __forceinline__ float4 SumOverRanks(const Block& block, const Phase& phase, int tile,
                                                int lane, float4 v) {
   const Collective& ranks = block.program().collective;
+  const int num_ranks = ranks.num_ranks;
   const uint2 mine = {FlaggedWord(v.x, v.y), FlaggedWord(v.z, v.w)};
-  const size_t inbox_words = ranks.num_ranks * ranks.inbox_rank_words;
-  const size_t at = operation % 3 * inbox_words + static_cast<size_t>(tile) * 32 + lane;
-  const size_t emptied = (operation + 2) % 3 * inbox_words + static_cast<size_t>(tile) * 32 + lane;
+  const uint32_t rank_words = static_cast<uint32_t>(ranks.inbox_rank_words);
+  const uint32_t turn = block.SinceStart(&Tally::sums, phase) % 3;
+  const uint32_t place = tile * kWarpLanes + lane;
+  const uint32_t at = turn * num_ranks * rank_words + place;
+  const uint32_t emptied = (turn == 0 ? 2 : turn - 1) * num_ranks * rank_words + place;
+  const auto store = [](uint2* to, uint2 words) {
+    asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(words.x), "r"(words.y)
+                 : "memory");
+  };
 #pragma unroll
   for (int r = 0; r < kRanksMax; ++r) {
-    if (r >= ranks.num_ranks) break;
-    asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(ranks.push[r] + at), "r"(mine.x),
-                 "r"(mine.y)
-                 : "memory");
+    if (r < num_ranks) store(ranks.push[r] + at, mine);
   }
-  const auto place = [&](int r) { return ranks.inbox + r * ranks.inbox_rank_words; };
+  uint2* const inbox = ranks.inbox;
 #pragma unroll
   for (int r = 0; r < kRanksMax; ++r) {
-    if (r >= ranks.num_ranks) break;
-    asm volatile("st.volatile.global.v2.u32 [%0], {%1, %1};" ::"l"(place(r) + emptied),
-                 "r"(kNotArrived)
-                 : "memory");
+    if (r < num_ranks) store(inbox + (emptied + r * rank_words), {kNotArrived, kNotArrived});
   }
-  uint2 parts[kRanksMax];
+  uint2 parts[kRanksMax] = {};  // of ranks that there are not: zeros, which change no sum
   block.Wait(WaitsFor::kPeers, [&] {  // all requested before the first is looked at
-    bool arrived = true;
 #pragma unroll
     for (int r = 0; r < kRanksMax; ++r) {
-      if (r >= ranks.num_ranks) break;
-      parts[r] = PollPair(place(r) + at);
+      if (r < num_ranks) parts[r] = PollPair(inbox + (at + r * rank_words));
     }
-#pragma unroll
-    for (int r = 0; r < kRanksMax; ++r) {
-      if (r >= ranks.num_ranks) break;
-      arrived = arrived && HasArrived(parts[r].x) && HasArrived(parts[r].y);
-    }
-    return arrived;
+    return HaveArrived(parts);
   });
   float4 sum = {};
 #pragma unroll
   for (int r = 0; r < kRanksMax; ++r) {
-    if (r >= ranks.num_ranks) break;
     const uint2 part = parts[r];
-    const float4 wide = {__uint_as_float(part.x << 16), __uint_as_float(part.x & 0xffff0000u),
-                         __uint_as_float(part.y << 16), __uint_as_float(part.y & 0xffff0000u)};
-    sum = r == 0 ? wide : AddTiles(sum, wide);
+    sum = AddTiles(sum, {__uint_as_float(part.x << 16), __uint_as_float(part.x & 0xffff0000u),
+                         __uint_as_float(part.y << 16), __uint_as_float(part.y & 0xffff0000u)});
   }
   return sum;
 }
@@ -326,7 +324,7 @@ static __device__ __noinline__ void AddToResidual(Block block, const Phase& phas
                                                   float4 before, float4 v) {
   const int lane = Thread() % kWarpLanes;
   if (block.program().collective.num_ranks > 1) {
-    v = SumOverRanks(block, block.SinceStart(&Tally::sums, phase), tile, lane, v);
+    v = SumOverRanks(block, phase, tile, lane, v);
   }
   WriteResidualTile(block, phase, tile, lane, AddTiles(before, v));
 }
