@@ -29,8 +29,8 @@ static_assert(kRouterTileColumns == kTileRows, "the columns of a tile of the res
 
 constexpr int NumExpertTiles(int num_experts) { return (num_experts + 15) / 16; }
 
-// A chunk's products of 16 experts and eight rows: element i of lane (g, t) is of row 2t + i % 2 and
-// expert g + i / 2 * 8.
+// A chunk's products of 16 experts and eight rows: element i of lane (g, t) is of row 2t + i % 2
+// and expert g + i / 2 * 8.
 class RouterChunkSum {
  public:
   // Adds the products of a tile; `low`, `high`: row g's columns 2t, 2t + 1 and 2t + 8, 2t + 9.
@@ -39,7 +39,9 @@ class RouterChunkSum {
     for (int i = 0; i < 2; ++i)
       Mma(sums_[i], {terms[i].x, terms[i].y, terms[i].z, terms[i].w}, low, high);
   }
-  __device__ __forceinline__ float Total(int i) const { return __fadd_rn(sums_[1][i], sums_[0][i]); }
+  __device__ __forceinline__ float Total(int i) const {
+    return __fadd_rn(sums_[1][i], sums_[0][i]);
+  }
 
  private:
   float sums_[2][4] = {};

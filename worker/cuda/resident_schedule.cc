@@ -327,7 +327,7 @@ class ScheduleBuilder {
     output.x = buffers_.attended;
     output.x_stride = matrix.num_cols;
     WriteResidual(output, -1);
-    Add(output, all());
+    AddTiles(output);
   }
 
   void DenseMlp(const DeviceMlp& mlp, const float* norm, float epsilon, int tap,
@@ -338,7 +338,7 @@ class ScheduleBuilder {
     down.x = buffers_.gate_up;
     down.x_stride = mlp.gate_up.num_rows;
     WriteResidual(down, tap);
-    Add(down, all());
+    AddTiles(down);
   }
 
   void Moe(const TargetLayer& layer, int tap) {
@@ -373,13 +373,17 @@ class ScheduleBuilder {
     down.experts_per_token = config_.experts_per_token;
     down.ffn_width = experts.ffn_width;
     WriteResidual(down, tap);
-    Add(down, all(), /*waits=*/false);  // what it reads of `up` is its own flag
+    AddTiles(down, /*waits=*/false);  // what it reads of `up` is its own flag
   }
 
   Arrival Take(uint32_t arrivals) {
     const int counter = next_counter_++ % resident::kNumCounters;
     schedule_.totals[counter] += arrivals;
     return {counter, schedule_.totals[counter]};
+  }
+  // A product that ends in the residual stream.
+  void AddTiles(const Phase& phase, bool waits = true) {
+    Add(phase, static_cast<uint32_t>(phase.num_tiles), waits);
   }
   // `arrivals` 0: nobody waits for this phase.
   void Add(Phase phase, uint32_t arrivals, bool waits = true) {

@@ -137,9 +137,7 @@ __device__ __forceinline__ void Finish(const Block& block) {
       if (thread == 0) {
         if (phase.kind == PhaseKind::kProduct) block.WaitForInput(phase);
         block.shared().phases_finished = block.shared().phases_finished + 1;
-        if (phase.output == OutputKind::kResidual) {
-          Announce(block.Counter(phase.arrive_counter));
-        } else if (phase.arrive_counter >= 0) {
+        if (phase.arrive_counter >= 0 && phase.output != OutputKind::kResidual) {
           ArriveEverywhere(block.Counter(phase.arrive_counter));
         }
         block.Stamp(phase.index, kTraceFinished);

@@ -77,14 +77,16 @@ __device__ __forceinline__ void ConsumeProduct(const Block& block, const Phase& 
     // The staging area is written again only when all warps are done with it.
     if (pass > 0) NamedBarrier<kConsumerBarrier, kConsumerThreads>();
     if (phase.kind == PhaseKind::kMoeUp) MultiplyRouter(block, phase, clock, warp, lane);
-    StageInput(block, phase, pass);
+    // What does not depend on the input comes first: everybody waits for that.
     const Share share = ShareOf(phase.num_slabs, pass, block.rank);
     const Team team = TeamOf(warp, share.count);
+    const TileWalk walk(block, phase.order, phase.num_tiles);
+    StageInput(block, phase, pass);
     if (phase.kind == PhaseKind::kMoeUp) {
       MultiplyMoeUp(block, phase, clock, share, team, lane);
     } else {
       if (pass == 0 && Thread() == 0) block.Stamp(phase.index, kTraceInputReady);
-      MultiplyProduct(block, phase, clock, share, team, lane);
+      MultiplyProduct(block, phase, clock, walk, share, team, lane);
     }
   }
 }

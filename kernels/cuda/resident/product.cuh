@@ -281,9 +281,8 @@ __device__ __forceinline__ void FinishProduct(const Block& block, ExchangeClock&
 }
 
 __device__ __forceinline__ void MultiplyProduct(const Block& block, const Phase& phase,
-                                                ConsumerClock& clock, const Share& share,
-                                                const Team& team, int lane) {
-  const TileWalk walk(block, phase.order, phase.num_tiles);
+                                                ConsumerClock& clock, const TileWalk& walk,
+                                                const Share& share, const Team& team, int lane) {
   if (phase.format == WeightFormat::kBf16) {
     MultiplyTiles<WeightFormat::kBf16>(block, clock, walk, share, phase.num_slabs, team, lane);
   } else {  // only experts are MXFP4

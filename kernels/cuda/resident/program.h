@@ -51,7 +51,7 @@ enum class InputKind : uint8_t {
 
 enum class OutputKind : uint8_t {
   kStore,     // fp32 rows
-  kResidual,  // summed over ranks, added to the residual stream, tapped
+  kResidual,  // summed over ranks, added to the residual stream, tapped; every tile arrives
   kFeatures,  // becomes a residual stream of its own
   kLogits,    // fp32 rows, and the best token of each
 };

@@ -204,61 +204,89 @@ __device__ __forceinline__ uint4 StagedGroup(const uint8_t* fragments, int j) {
 // ---- Out
 
 // A finished tile of the residual stream, by one warp: v.x, v.y belong to column tile * 16 + g of
-// rows 2 t, 2 t + 1; v.z, v.w to column + 8. Writes values, tap and mail, and empties the other
-// mail; the block keeps its own tiles for the router.
-__device__ __forceinline__ void WriteResidualTile(const Block& block, const Phase& phase, int tile,
-                                                  int lane, float4 v) {
-  const RowMail& mail = block.program().rows;
-  const uint32_t hidden = block.program().hidden;
-  const uint32_t turn = TurnOf(block, phase, RowTurn::kThis);
-  const uint32_t g = lane / 4, row = lane % 4 * 2, column = tile * 16 + g;
+// rows 2 t, 2 t + 1; v.z, v.w to column + 8.
+struct StreamTile {
+  const Block& block;
+  const Phase& phase;
+  const uint32_t hidden, turn;
+  const uint32_t tile, g, row;
+
+  __device__ __forceinline__ StreamTile(const Block& in_block, const Phase& of_phase, int index,
+                                        int lane)
+      : block(in_block),
+        phase(of_phase),
+        hidden(in_block.program().hidden),
+        turn(TurnOf(in_block, of_phase, RowTurn::kThis)),
+        tile(index),
+        g(lane / 4),
+        row(lane % 4 * 2) {}
+
+  // What others wait for: the mail, which the block keeps for the router, too.
+  __device__ __forceinline__ void Send(float4 v) const {
+    const RowMail& mail = block.program().rows;
+    const auto pair = [&](float even, float odd) {
+      const float other = __shfl_xor_sync(kAllLanes, takes_odd() ? even : odd, 4);
+      return takes_odd() ? FlaggedWord(other, odd) : FlaggedWord(even, other);
+    };
+    const uint32_t low_pair = pair(v.x, v.y), high_pair = pair(v.z, v.w);
+    uint32_t* const sent = mail.rows + (turn * row_words() + word());
+    __stcg(sent, low_pair);
+    __stcg(sent + 4, high_pair);
+    uint32_t* const owned = block.shared().owned[tile % kOwnedTilesMax][row + takes_odd()] + g / 2;
+    owned[0] = low_pair;
+    owned[4] = high_pair;
+    const float even = __fmaf_rn(v.z, v.z, __fmul_rn(v.x, v.x));
+    const float odd = __fmaf_rn(v.w, v.w, __fmul_rn(v.y, v.y));
+    float squares = __fadd_rn(takes_odd() ? odd : even,
+                              __shfl_xor_sync(kAllLanes, takes_odd() ? even : odd, 4));
+#pragma unroll
+    for (int mask = 8; mask <= 16; mask *= 2)
+      squares = __fadd_rn(squares, __shfl_xor_sync(kAllLanes, squares, mask));
+    if (g < 2) __stcg(mail.squares + (turn * square_words() + square()), __float_as_uint(squares));
+  }
+
+  // The rest: values, tap, and the other mail emptied.
+  __device__ __forceinline__ void Keep(float4 v) const {
+    const RowMail& mail = block.program().rows;
+    if (g < 2) __stcg(mail.squares + ((turn ^ 1) * square_words() + square()), kNotArrived);
+    uint32_t* const emptied = mail.rows + ((turn ^ 1) * row_words() + word());
+    __stcg(emptied, kNotArrived);
+    __stcg(emptied + 4, kNotArrived);
+    const uint32_t column = tile * 16 + g;
+    if (phase.residual != nullptr) {
+      float* const low = phase.residual + (row * hidden + column);
+      float* const high = low + hidden;
+      low[0] = v.x;
+      high[0] = v.y;
+      low[8] = v.z;
+      high[8] = v.w;
+    }
+    if (phase.tap != nullptr) {
+      bf16* const tap = phase.tap + static_cast<int64_t>(row) * phase.tap_stride + column;
+      tap[0] = RoundToBf16(v.x);
+      tap[8] = RoundToBf16(v.z);
+      tap[phase.tap_stride] = RoundToBf16(v.y);
+      tap[phase.tap_stride + 8] = RoundToBf16(v.w);
+    }
+  }
+
+ private:
   // A lane and the one four further have neighbouring columns: each sends the pairs of one row, and
   // adds up its squares.
-  const bool takes_odd = g % 2 != 0;
-  const auto pair = [&](float even, float odd) {
-    const float other = __shfl_xor_sync(kAllLanes, takes_odd ? even : odd, 4);
-    return takes_odd ? FlaggedWord(other, odd) : FlaggedWord(even, other);
-  };
-  const uint32_t low_pair = pair(v.x, v.y), high_pair = pair(v.z, v.w);
-  const uint32_t word = (row + takes_odd) * (hidden / 2) + column / 2;
-  const uint32_t row_words = kRowsMax * (hidden / 2);
-  uint32_t* const sent = mail.rows + (turn * row_words + word);
-  __stcg(sent, low_pair);
-  __stcg(sent + 4, high_pair);
-  uint32_t* const owned = block.shared().owned[tile % kOwnedTilesMax][row + takes_odd] + g / 2;
-  owned[0] = low_pair;
-  owned[4] = high_pair;
-  const float even = __fmaf_rn(v.z, v.z, __fmul_rn(v.x, v.x));
-  const float odd = __fmaf_rn(v.w, v.w, __fmul_rn(v.y, v.y));
-  float squares = __fadd_rn(takes_odd ? odd : even,
-                            __shfl_xor_sync(kAllLanes, takes_odd ? even : odd, 4));
-#pragma unroll
-  for (int mask = 8; mask <= 16; mask *= 2)
-    squares = __fadd_rn(squares, __shfl_xor_sync(kAllLanes, squares, mask));
-  if (g < 2) {
-    const uint32_t of_row = (row + g) * (hidden / 16) + tile;
-    const uint32_t square_words = kRowsMax * (hidden / 16);
-    __stcg(mail.squares + (turn * square_words + of_row), __float_as_uint(squares));
-    __stcg(mail.squares + ((turn ^ 1) * square_words + of_row), kNotArrived);
+  __device__ __forceinline__ bool takes_odd() const { return g % 2 != 0; }
+  __device__ __forceinline__ uint32_t row_words() const { return kRowsMax * (hidden / 2); }
+  __device__ __forceinline__ uint32_t word() const {
+    return (row + takes_odd()) * (hidden / 2) + (tile * 16 + g) / 2;
   }
-  uint32_t* const emptied = mail.rows + ((turn ^ 1) * row_words + word);
-  __stcg(emptied, kNotArrived);
-  __stcg(emptied + 4, kNotArrived);
-  if (phase.residual != nullptr) {
-    float* const low = phase.residual + (row * hidden + column);
-    float* const high = low + hidden;
-    low[0] = v.x;
-    high[0] = v.y;
-    low[8] = v.z;
-    high[8] = v.w;
-  }
-  if (phase.tap != nullptr) {
-    bf16* const tap = phase.tap + static_cast<int64_t>(row) * phase.tap_stride + column;
-    tap[0] = RoundToBf16(v.x);
-    tap[8] = RoundToBf16(v.z);
-    tap[phase.tap_stride] = RoundToBf16(v.y);
-    tap[phase.tap_stride + 8] = RoundToBf16(v.w);
-  }
+  __device__ __forceinline__ uint32_t square_words() const { return kRowsMax * (hidden / 16); }
+  __device__ __forceinline__ uint32_t square() const { return (row + g) * (hidden / 16) + tile; }
+};
+
+__device__ __forceinline__ void WriteResidualTile(const Block& block, const Phase& phase, int tile,
+                                                  int lane, float4 v) {
+  const StreamTile to(block, phase, tile, lane);
+  to.Send(v);
+  to.Keep(v);
 }
 
 __device__ __forceinline__ float4 ReadResidualTile(const Phase& phase, int hidden, int tile,
@@ -301,7 +329,7 @@ __device__ __forceinline__ float4 SumOverRanks(const Block& block, const Phase& 
   for (int r = 0; r < kRanksMax; ++r) {
     if (r < num_ranks) store(inbox + (emptied + r * rank_words), {kNotArrived, kNotArrived});
   }
-  uint2 parts[kRanksMax] = {};  // of ranks that there are not: zeros, which change no sum
+  uint2 parts[kRanksMax] = {};        // of ranks that there are not: zeros, which change no sum
   block.Wait(WaitsFor::kPeers, [&] {  // all requested before the first is looked at
 #pragma unroll
     for (int r = 0; r < kRanksMax; ++r) {
@@ -319,14 +347,19 @@ __device__ __forceinline__ float4 SumOverRanks(const Block& block, const Phase& 
   return sum;
 }
 
-// The residual stream's end of a product.
+// The residual stream's end of a product. Each tile arrives by itself.
 static __device__ __noinline__ void AddToResidual(Block block, const Phase& phase, int tile,
                                                   float4 before, float4 v) {
   const int lane = Thread() % kWarpLanes;
   if (block.program().collective.num_ranks > 1) {
     v = SumOverRanks(block, phase, tile, lane, v);
   }
-  WriteResidualTile(block, phase, tile, lane, AddTiles(before, v));
+  v = AddTiles(before, v);
+  const StreamTile to(block, phase, tile, lane);
+  to.Send(v);
+  __syncwarp();
+  if (lane == 0) Announce(block.Counter(phase.arrive_counter));
+  to.Keep(v);
 }
 
 // ---- Embeddings: each block writes its part of the residual stream, a warp per tile.

@@ -29,8 +29,13 @@ struct Use {
   std::set<size_t> known;  // uses that are over when any block arrives at this one
 };
 
-// How many blocks arrive at the end of a phase: program.h and the device's own rules, once more.
+// How many arrivals end a phase, of blocks or of tiles of the residual stream: program.h and the
+// device's own rules, once more.
 uint32_t ArrivalsOf(const Phase& phase, int num_blocks) {
+  const bool is_product = phase.kind == PhaseKind::kProduct || phase.kind == PhaseKind::kMoeDown;
+  if (is_product && phase.output == OutputKind::kResidual) {
+    return static_cast<uint32_t>(phase.num_tiles);
+  }
   switch (phase.kind) {
     case PhaseKind::kCommit:
       return 1;  // block 0 decides
