@@ -123,7 +123,8 @@ struct Block {
          [&] { return static_cast<int32_t>(PollCounter(word) - wanted) >= 0; });
   }
   // Until the consumers have the phase's input. Finishers that had nothing to do would arrive
-  // before it otherwise, phases ahead, at counters that are still in use.
+  // before it otherwise, phases ahead, at counters that are still in use. Only where the block
+  // itself has yet to arrive: else its consumers may have gone on to the next input.
   __device__ __forceinline__ void WaitForInput(const Phase& phase) const {
     Wait(WaitsFor::kConsumers, [&] { return shared().input_phase == phase.index; });
   }

@@ -135,11 +135,10 @@ __device__ __forceinline__ void Finish(const Block& block) {
         barrier();
       }
       if (thread == 0) {
-        if (phase.kind == PhaseKind::kProduct) block.WaitForInput(phase);
+        const bool arrives = phase.arrive_counter >= 0 && phase.output != OutputKind::kResidual;
+        if (arrives) block.WaitForInput(phase);
         block.shared().phases_finished = block.shared().phases_finished + 1;
-        if (phase.arrive_counter >= 0 && phase.output != OutputKind::kResidual) {
-          ArriveEverywhere(block.Counter(phase.arrive_counter));
-        }
+        if (arrives) ArriveEverywhere(block.Counter(phase.arrive_counter));
         block.Stamp(phase.index, kTraceFinished);
       }
     }
