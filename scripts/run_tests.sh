@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs ctest in a build folder and closes with one line: "N passed, N failed", counted in test cases. Skipped cases count as neither;
-# a line before it says how many there were and why.
+# lines before it name the failed ones and say how many were skipped and why.
 # usage: run_tests.sh [--no-skips] BUILD_DIR [ctest arguments]     --no-skips: a skipped case is a failed one
 set -uo pipefail
 no_skips=0
@@ -22,12 +22,14 @@ python3 - "$results" "$status" "$no_skips" <<'PY'
 import collections, glob, os, sys, xml.etree.ElementTree as ET
 folder, status, no_skips = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "1"
 cases = failed = reports = 0
+names = []  # of failed cases
 reasons = collections.Counter()  # of skipped cases
 for path in glob.glob(folder + "/*.xml"):
     root = ET.parse(path).getroot()
     reports += 1
     cases += int(root.get("tests"))
     failed += int(root.get("failures")) + int(root.get("errors"))
+    names += [f"{case.get('classname')}.{case.get('name')}" for case in root.iter("testcase") if case.find("failure") is not None]
     for skipped in root.iter("skipped"):
         reasons[(skipped.get("message") or "").strip().split("\n")[-1] or "no reason given"] += 1
 # A program that crashed, timed out or did not start wrote no report: one failure each.
@@ -36,6 +38,8 @@ crashed = max(programs - reports, 1 if status != 0 and failed == 0 else 0)
 cases += crashed
 failed += crashed
 num_skipped = sum(reasons.values())
+for name in names:
+    print(f"failed: {name}")
 for reason, count in reasons.items():
     print(f"{count} skipped: {reason}")
 if no_skips:
