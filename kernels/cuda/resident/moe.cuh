@@ -16,6 +16,7 @@ namespace ultraspeed::kernels::cuda::resident {
 
 constexpr int kResultStride = 132;  // floats of a slot's results in the exchange area
 constexpr int kDownTilesMax = kResultStride / kTileRows;
+static_assert(kOwnedTilesMax <= kDownTilesMax);
 static_assert(kSlotsMax * kResultStride * sizeof(float) <= sizeof(Shared::exchange));
 static_assert(kSlotsMax * kSlotStride <= kStagingBytes);
 
