@@ -115,7 +115,7 @@ void MeasureRouter(const Bench& bench, int tokens) {
                .workspace = workspace.as<void>()},
               bench.stream());
   });
-  bench.Report("router fp32 384x6144", tokens, seconds, 4.0 * kExperts * kHidden,
+  bench.Report("router 2 x bf16 384x6144", tokens, seconds, 4.0 * kExperts * kHidden,
                2.0 * tokens * kExperts * kHidden);
 }
 

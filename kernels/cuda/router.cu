@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernels/check.h"
+#include "kernels/cuda/device/fragments.cuh"
 #include "kernels/cuda/device/numbers.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ops.h"
@@ -20,12 +21,9 @@ constexpr int kTopWarps = 4;
 constexpr int kExpertsPerLane = 32;  // E <= 1024
 constexpr int kExpertsPerTokenMax = 64;
 
-__device__ float4 Add(float4 a, float4 b) {
-  return {__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w)};
-}
 __device__ uint32_t RoundPair(const float* pair) {
   const float2 x = *reinterpret_cast<const float2*>(pair);
-  return RoundToBf16(x.x) | uint32_t{RoundToBf16(x.y)} << 16;
+  return PackBf16(x.x, x.y);
 }
 
 // kGroups: of eight tokens, that share a weight's terms.
@@ -179,10 +177,8 @@ __global__ void PackRouterKernel(const float* w, const float* norm, int num_expe
     return e < num_experts ? __fmul_rn(w[static_cast<size_t>(e) * hidden + c], norm[c]) : 0.0f;
   };
   const auto pair = [&](int term, int e, int c) {
-    const auto part = [&](float x) {
-      return RoundToBf16(term == 0 ? x : __fsub_rn(x, RoundedToBf16(x)));
-    };
-    return part(weight(e, c)) | uint32_t{part(weight(e, c + 1))} << 16;
+    const auto part = [&](float x) { return term == 0 ? x : __fsub_rn(x, RoundedToBf16(x)); };
+    return PackBf16(part(weight(e, c)), part(weight(e, c + 1)));
   };
   uint4* const to =
       packed + (static_cast<size_t>(tile) * gridDim.x + expert_tile) * kExpertTileVectors + lane;

@@ -24,11 +24,11 @@ struct TargetLayerOf {
   // The fused projection, one row group per kv head r: [q heads of r | k head r | v head r], each
   // group padded with zero rows to QkvGroupRows(config), because FP8 blocks count from the group's
   // first row.
-  typename Storage::Matrix qkv = {};          // [Hkv * QkvGroupRows, H]
-  typename Storage::Matrix output = {};       // [H, Hq * Dv]
-  typename Storage::Floats sinks = {};        // [Hq]; empty on full layers
-  typename Storage::Mlp mlp = {};             // dense layers only
-  typename Storage::Floats router = {};       // [E, H], packed; MoE layers only, as the next two
+  typename Storage::Matrix qkv = {};     // [Hkv * QkvGroupRows, H]
+  typename Storage::Matrix output = {};  // [H, Hq * Dv]
+  typename Storage::Floats sinks = {};   // [Hq]; empty on full layers
+  typename Storage::Mlp mlp = {};        // dense layers only
+  typename Storage::Floats router = {};  // [E, H] (GPU: packed); MoE layers only, as the next two
   typename Storage::Floats router_bias = {};  // [E]
   typename Storage::Experts experts = {};     // [E]
 };

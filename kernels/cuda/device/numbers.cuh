@@ -16,6 +16,9 @@ __device__ __forceinline__ bf16 RoundToBf16(float x) {
 
 __device__ __forceinline__ float Bf16ToFloat(bf16 x) { return __uint_as_float(uint32_t{x} << 16); }
 __device__ __forceinline__ float RoundedToBf16(float x) { return Bf16ToFloat(RoundToBf16(x)); }
+__device__ __forceinline__ uint32_t PackBf16(float low, float high) {
+  return RoundToBf16(low) | uint32_t{RoundToBf16(high)} << 16;
+}
 
 __device__ __forceinline__ float Sigmoid(float x) {
   return __fdiv_rn(1.0f, __fadd_rn(1.0f, expf(-x)));

@@ -193,7 +193,7 @@ __device__ __forceinline__ void AddPartials(const Block& block, int buffer, cons
   for (int b = 0; b < share.pass_count;) {
     if (until_border == 0) {
       const bool ends_first = share.pass_first + b == segment_blocks;
-      tile.sum = ends_first ? tile.total : AddTiles(tile.sum, tile.total);
+      tile.sum = ends_first ? tile.total : Add(tile.sum, tile.total);
       tile.total = {};
       until_border = segment_blocks;
     }
@@ -203,7 +203,7 @@ __device__ __forceinline__ void AddPartials(const Block& block, int buffer, cons
     for (int i = 0; i < kAtOnce; ++i) next[i] = i < count ? partials[i * kWarpLanes] : float4{};
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      if (i < count) tile.total = AddTiles(tile.total, next[i]);
+      if (i < count) tile.total = Add(tile.total, next[i]);
     }
     b += count;
     until_border -= count;
@@ -273,7 +273,7 @@ __device__ __forceinline__ void FinishProduct(const Block& block, ExchangeClock&
       }
       const bool one_segment = (phase.num_slabs + 1) / 2 <= phase.segment_blocks;
       FinishTile(block, phase, tile, lane, before,
-                 one_segment ? sum.total : AddTiles(sum.sum, sum.total), best);
+                 one_segment ? sum.total : Add(sum.sum, sum.total), best);
     }
     exchange.Advance(walk);
   }

@@ -20,10 +20,6 @@ constexpr uint32_t kNoInputGain = 0x3f803f80u;  // two bf16 ones
 __host__ __device__ constexpr int StagingStride(int columns) { return columns * 2 + 64; }
 static_assert(kRowsMax * StagingStride(kShareBlocksMax * 2 * kSlabColumns) <= kStagingBytes);
 
-__device__ __forceinline__ uint32_t PackBf16(float low, float high) {
-  return RoundToBf16(low) | uint32_t{RoundToBf16(high)} << 16;
-}
-
 // Columns of a row as bf16, from whatever the phase's input is. Loads stay in their order, so that
 // one address is alive at a time.
 __device__ __forceinline__ float4 LoadFour(const float* p) {
@@ -296,10 +292,6 @@ __device__ __forceinline__ float4 ReadResidualTile(const Phase& phase, int hidde
   return {__ldcg(low), __ldcg(high), __ldcg(low + 8), __ldcg(high + 8)};
 }
 
-__device__ __forceinline__ float4 AddTiles(float4 a, float4 b) {
-  return {__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w)};
-}
-
 // The sum of all ranks' parts of a tile, each rounded to bf16. Sums are counted since the kernel's
 // start; three inboxes take turns, and the one of the sum before is emptied while this one's data
 // is under way: no rank can fill it before it has seen our data of the next.
@@ -341,8 +333,8 @@ __device__ __forceinline__ float4 SumOverRanks(const Block& block, const Phase& 
 #pragma unroll
   for (int r = 0; r < kRanksMax; ++r) {
     const uint2 part = parts[r];
-    sum = AddTiles(sum, {__uint_as_float(part.x << 16), __uint_as_float(part.x & 0xffff0000u),
-                         __uint_as_float(part.y << 16), __uint_as_float(part.y & 0xffff0000u)});
+    sum = Add(sum, {__uint_as_float(part.x << 16), __uint_as_float(part.x & 0xffff0000u),
+                    __uint_as_float(part.y << 16), __uint_as_float(part.y & 0xffff0000u)});
   }
   return sum;
 }
@@ -354,7 +346,7 @@ static __device__ __noinline__ void AddToResidual(Block block, const Phase& phas
   if (block.program().collective.num_ranks > 1) {
     v = SumOverRanks(block, phase, tile, lane, v);
   }
-  v = AddTiles(before, v);
+  v = Add(before, v);
   const StreamTile to(block, phase, tile, lane);
   to.Send(v);
   __syncwarp();
