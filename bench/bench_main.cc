@@ -51,6 +51,7 @@ ABSL_FLAG(int, prefill, 512, "rank: rows of one prefill pass");
 ABSL_FLAG(int, rounds, 50, "rank: timed rounds");
 ABSL_FLAG(int, distinct_experts, 60,
           "rank: experts a layer that a resident round reads; 59.5 is the mean of uniform routing");
+ABSL_FLAG(int, sequences, 1, "rank: also rounds of 2 up to so many sequences, as routed");
 ABSL_FLAG(double, tokens_per_round, 6.3, "rank: acceptance that tokens/s are stated for");
 ABSL_FLAG(std::string, trace, "", "rank: writes a Perfetto timeline of one resident round here");
 ABSL_FLAG(bool, kv_fp8, false, "rank: keys and values in FP8 instead of BF16");
@@ -159,6 +160,7 @@ absl::Status RunRank() {
                                 .prefill_tokens = absl::GetFlag(FLAGS_prefill),
                                 .rounds = absl::GetFlag(FLAGS_rounds),
                                 .distinct_experts = absl::GetFlag(FLAGS_distinct_experts),
+                                .sequences = absl::GetFlag(FLAGS_sequences),
                                 .tokens_per_round = absl::GetFlag(FLAGS_tokens_per_round),
                                 .trace_file = absl::GetFlag(FLAGS_trace),
                                 .kv_fp8 = absl::GetFlag(FLAGS_kv_fp8),

@@ -16,6 +16,7 @@ namespace {
 constexpr size_t kCeilingBytes = size_t{2} << 30;
 constexpr int kWarmUpRounds = 4;  // the second one captures the graph
 constexpr int kPrefillPasses = 3;
+constexpr int kSequencesMax = 8;
 
 constexpr const char* kAlone =
     "one GPU's share with random weights; plain and speculative: kernels in a graph, no "
@@ -33,7 +34,7 @@ double Median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-// One sequence at a fixed position: every round runs at the same context.
+// Sequences at a fixed position, mostly one: every round runs at the same context.
 class RankRounds {
  public:
   RankRounds(worker::RandomModel& model, const RankOptions& options)
@@ -49,7 +50,7 @@ class RankRounds {
     worker::SequenceStep step = Step(options_.context - options_.prefill_tokens);
     step.num_tokens = options_.prefill_tokens;
     step.sample = true;
-    return MedianMs(step, 1, kPrefillPasses);
+    return MedianMs({.steps = {step}}, 1, kPrefillPasses);
   }
 
   // Rounds of the resident engine with `distinct_experts` a layer (0: as routed).
@@ -93,6 +94,38 @@ class RankRounds {
     return report;
   }
 
+  // Rounds of `num_sequences` sequences of `block` rows: with all of them in the passes of a graph,
+  // and as they are served. As routed.
+  boost::json::object Several(int num_sequences, int block) {
+    worker::Round round;
+    for (int s = 0; s < num_sequences; ++s) {
+      worker::SequenceStep step = Step(options_.context);
+      step.sample = true;
+      step.block = block;
+      step.slot = s;
+      step.tokens = &tokens_[static_cast<size_t>(s)];
+      step.num_pages = static_cast<int>(pages_.size()) / options_.sequences;
+      step.pages = &pages_[static_cast<size_t>(s * step.num_pages)];
+      round.steps.push_back(step);
+    }
+    worker::UseResidentEngine(executor_, false);
+    const worker::ForwardStatistics before = executor_.statistics();
+    const double graphs = MedianMs(round, kWarmUpRounds, options_.rounds);
+    const worker::ForwardStatistics after = executor_.statistics();
+    worker::UseResidentEngine(executor_, true);
+    const double served = MedianMs(round, kWarmUpRounds, options_.rounds);
+    const auto passes = executor_.statistics().target_passes - after.target_passes;
+    return {{"sequences", num_sequences},
+            {"rows", num_sequences * block},
+            {"distinct_experts_per_layer",
+             static_cast<double>(after.distinct_experts - before.distinct_experts) /
+                 static_cast<double>(after.moe_layer_passes - before.moe_layer_passes)},
+            {"graphs_ms_per_round", graphs},
+            {"served_ms_per_round", served},
+            {"served_by", passes == kWarmUpRounds + options_.rounds ? "graphs" : "turns"},
+            {"gain", graphs / served}};
+  }
+
   // "ms", the bytes of one round by what they are for, and the rate at which they were read.
   boost::json::object Decode(int block, double ceiling) {
     worker::SequenceStep step = Step(options_.context);
@@ -100,7 +133,7 @@ class RankRounds {
     step.block = block;
     worker::UseResidentEngine(executor_, false);
     const worker::ForwardStatistics before = executor_.statistics();
-    const double ms = MedianMs(step, kWarmUpRounds, options_.rounds);
+    const double ms = MedianMs({.steps = {step}}, kWarmUpRounds, options_.rounds);
     const worker::ForwardStatistics& after = executor_.statistics();
     const double rounds = static_cast<double>(after.target_passes - before.target_passes);
     const double experts = static_cast<double>(after.distinct_experts - before.distinct_experts);
@@ -147,8 +180,7 @@ class RankRounds {
     return step;
   }
 
-  double MedianMs(const worker::SequenceStep& step, int warm_up, int repeats) {
-    const worker::Round round = {.steps = {step}};
+  double MedianMs(const worker::Round& round, int warm_up, int repeats) {
     std::vector<double> ms;
     for (int i = 0; i < warm_up + repeats; ++i) {
       const auto start = std::chrono::steady_clock::now();
@@ -188,15 +220,19 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
   const bool alone = options.num_gpus == 1;
   ASSIGN_OR_RETURN(const worker::ModelConfig config,
                    worker::RankOf(shape, options.num_ranks / options.num_gpus));
+  if (options.sequences < 1 || options.sequences > kSequencesMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--sequences: is ", options.sequences, "; must be from 1 to ", kSequencesMax));
+  }
   if (options.context < options.prefill_tokens || options.context >= config.context_tokens) {
     return absl::InvalidArgumentError(absl::StrCat("--context: is ", options.context,
                                                    "; must be from ", options.prefill_tokens,
                                                    " to ", config.context_tokens - 1));
   }
   worker::ExecutorOptions executor_options;
-  executor_options.max_sequences = 1;
+  executor_options.max_sequences = options.sequences;
   executor_options.max_batch_tokens = options.prefill_tokens;
-  executor_options.kv_tokens = options.context + worker::kPageTokens;
+  executor_options.kv_tokens = options.sequences * (options.context + worker::kPageTokens);
   executor_options.count_experts = true;
   executor_options.kv_precision =
       options.kv_fp8 ? worker::KvPrecision::kFp8 : worker::KvPrecision::kBf16;
@@ -217,6 +253,10 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
     ASSIGN_OR_RETURN(resident["speculative"],
                      rounds.Resident(block, options.distinct_experts, ceiling, options.trace_file));
   }
+  boost::json::array several;
+  for (int sequences = 2; sequences <= options.sequences; ++sequences) {
+    for (const int rows : {1, block}) several.push_back(rounds.Several(sequences, rows));
+  }
   return boost::json::object{
       {"device", model.executor->device()},
       {"shape",
@@ -235,7 +275,8 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
       {"prefill_tokens_per_second", 1e3 * options.prefill_tokens / prefill_ms},
       {"plain", std::move(plain)},
       {"speculative", std::move(speculative)},
-      {"resident", std::move(resident)}};
+      {"resident", std::move(resident)},
+      {"several_sequences", std::move(several)}};
 }
 
 }  // namespace ultraspeed::bench

@@ -24,6 +24,7 @@ struct RankOptions {
   int prefill_tokens = 512;       // rows of one prefill pass
   int rounds = 50;                // timed, of each kind
   int distinct_experts = 60;      // a layer, for the resident rounds; 0 = as routed only
+  int sequences = 1;              // up to so many in a round, besides the rounds of one
   double tokens_per_round = 6.3;  // assumed, for tokens/s
   std::string trace_file;         // of one resident round; empty = none
   bool kv_fp8 = false;

@@ -28,7 +28,7 @@ struct ExecutorOptions {
   int64_t kv_tokens = 65536;   // capacity of the full layers, rounded up to pages
   int num_threads = 0;         // 0 = all cores
   KvPrecision kv_precision = KvPrecision::kBf16;
-  bool resident = true;  // rounds of a single sequence on the resident kernel; CUDA only
+  bool resident = true;  // rounds of a few sequences on the resident kernel; CUDA only
   // The CUDA executor counts the distinct experts of each pass, which takes a copy from the device
   // and a walk over it: for benchmarks. The CPU executor always knows them.
   bool count_experts = false;

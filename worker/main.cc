@@ -81,9 +81,9 @@ void AddFlags(FlagTable& flags, Options* options) {
       "How keys and values are cached; fp8 takes half the memory, needs a GPU, and changes "
       "the text");
   flags.Bool("resident", &executor.resident,
-             "On a GPU, decode a sequence that is alone in its round on the resident engine, where "
-             "it takes the model's shape and --kv-precision; false runs every round as single "
-             "operations. The text is the same");
+             "On a GPU, decode a sequence that is alone in its round, or a few in turns, on the "
+             "resident engine, where it takes the model's shape and --kv-precision; false runs every "
+             "round as single operations. The text is the same");
   flags.Int("threads", &executor.num_threads, {0, 1024}, "threads",
             "Compute threads; 0 = all cores");
   flags.Choice(

@@ -56,16 +56,27 @@ MemoryPlan PlanMemory(const ModelConfig& config, const CudaOptions& options);
 // INVALID_ARGUMENT names the first dimension that kernels/cuda does not take.
 absl::Status CheckShape(const ModelConfig& config);
 
-// What an executor on one GPU and one on several have in common beyond ModelExecutor.
+// What an executor on one GPU and one on several have in common beyond ModelExecutor: which steps
+// of a round go to the resident engine. The others share passes of single operations.
 class GpuExecutor : public ModelExecutor {
  public:
+  RoundResult Run(const Round& round) final;
   virtual const MemoryPlan& memory() const = 0;  // of one GPU
   virtual const PassBytes& bytes() const = 0;    // likewise
   // Rank 0's, which leads the others. Null if the shape or the options keep the resident engine
   // out.
   virtual ResidentEngine* resident() = 0;
-  // Whether rounds that it takes go there; true at first.
-  virtual void UseResident(bool use) = 0;
+  // Whether steps that it takes go there; true at first.
+  void UseResident(bool use) { use_resident_ = use; }
+
+ protected:
+  // REQUIRES: resident() takes all steps, which are alone or at most kTurnsMax in turns.
+  virtual RoundResult RunResident(const Round& round, bool in_turns) = 0;
+  // REQUIRES: the resident engine has yielded.
+  virtual RoundResult RunPasses(const Round& round) = 0;
+
+ private:
+  bool use_resident_ = true;
 };
 
 class CudaExecutor : public GpuExecutor {
@@ -89,19 +100,15 @@ class CudaExecutor : public GpuExecutor {
   int vocabulary_used() const override { return vocabulary_used_; }
   std::string device() const override { return device_; }
   void ResetSlot(int slot) override;
-  RoundResult Run(const Round& round) override;
   const ForwardStatistics& statistics() const override { return statistics_; }
   // `out` may be null on all ranks but one: all have the same.
   void Logits(const SequenceStep& step, float* out) override;
   const MemoryPlan& memory() const override { return arena_->taken(); }
   const PassBytes& bytes() const override { return bytes_; }
   ResidentEngine* resident() override { return model_->resident.get(); }
-  void UseResident(bool use) override { use_resident_ = use; }
-
-  // The two halves of Run, for an executor of several ranks. RunResident: REQUIRES that resident()
-  // takes the round. RunPasses: REQUIRES that the resident engine has yielded.
-  RoundResult RunResident(const Round& round);
-  RoundResult RunPasses(const Round& round);
+  // Public for an executor of several ranks.
+  RoundResult RunResident(const Round& round, bool in_turns) override;
+  RoundResult RunPasses(const Round& round) override;
 
  private:
   // Everything in device memory, built in one order over a counting arena and over a real one.
@@ -162,7 +169,6 @@ class CudaExecutor : public GpuExecutor {
   std::unique_ptr<Model> model_;
   std::map<GraphKey, Graph> graphs_;
   PassBytes bytes_;
-  bool use_resident_ = true;
   ForwardStatistics statistics_;
   std::vector<uint8_t> expert_seen_;  // [E]
 };

@@ -276,20 +276,36 @@ void CudaExecutor::ResetSlot(int slot) {
   KERNELS_CHECK(slot, <, limits_.max_sequences);
 }
 
-RoundResult CudaExecutor::Run(const Round& round) {
+RoundResult GpuExecutor::Run(const Round& round) {
   CheckRound(round, *this);
-  if (model_->resident != nullptr) {
-    if (use_resident_ && model_->resident->Takes(round)) return RunResident(round);
-    model_->resident->Yield();
+  ResidentEngine* const engine = resident();
+  if (engine == nullptr) return RunPasses(round);
+  const RoundParts parts = PartsOf(
+      round, [&](const SequenceStep& step) { return use_resident_ && engine->Takes(step); });
+  if (!TurnsPay(parts)) {
+    engine->Yield();
+    return RunPasses(round);
   }
-  return RunPasses(round);
+  if (round.steps.size() == 1) return RunResident(round, /*in_turns=*/false);
+  RoundResult turns = RunResident(parts.turns, /*in_turns=*/true), others;
+  if (!parts.others.steps.empty()) others = RunPasses(parts.others);
+  return parts.Join(std::move(turns), std::move(others));
 }
 
-RoundResult CudaExecutor::RunResident(const Round& round) {
-  const SequenceStep& step = round.steps[0];
-  ResidentEngine::Finished finished = model_->resident->Run(step);
-  CountRows(step.block, /*num_samples=*/step.block, step.block, finished.num_experts);
-  return {.sequences = {std::move(finished.sequence)}};
+RoundResult CudaExecutor::RunResident(const Round& round, bool in_turns) {
+  std::vector<ResidentEngine::Finished> finished;
+  if (in_turns) {
+    finished = model_->resident->RunInTurns(round.steps);
+  } else {
+    finished.push_back(model_->resident->Run(round.steps[0]));
+  }
+  RoundResult result;
+  for (size_t i = 0; i < finished.size(); ++i) {
+    const int block = round.steps[i].block;
+    CountRows(block, /*num_samples=*/block, block, finished[i].num_experts);
+    result.sequences.push_back(std::move(finished[i].sequence));
+  }
+  return result;
 }
 
 RoundResult CudaExecutor::RunPasses(const Round& round) {

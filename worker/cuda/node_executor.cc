@@ -98,18 +98,18 @@ void NodeExecutor::ResetSlot(int slot) {
   for (const auto& rank : ranks_) rank->ResetSlot(slot);
 }
 
-RoundResult NodeExecutor::Run(const Round& round) {
-  CheckRound(round, *this);
+RoundResult NodeExecutor::RunResident(const Round& round, bool in_turns) {
+  RoundResult result = ranks_.front()->RunResident(round, in_turns);
+  SumStatistics();
+  return result;
+}
+
+RoundResult NodeExecutor::RunPasses(const Round& round) {
   std::vector<RoundResult> results(ranks_.size());
-  if (resident() != nullptr && use_resident_ && resident()->Takes(round)) {
-    results[0] = ranks_[0]->RunResident(round);
-  } else {
-    if (resident() != nullptr) resident()->Yield();
-    group_->Run([&](int rank) {
-      results[static_cast<size_t>(rank)] = ranks_[static_cast<size_t>(rank)]->RunPasses(round);
-    });
-    for (size_t rank = 1; rank < results.size(); ++rank) CheckSame(results[0], results[rank]);
-  }
+  group_->Run([&](int rank) {
+    results[static_cast<size_t>(rank)] = ranks_[static_cast<size_t>(rank)]->RunPasses(round);
+  });
+  for (size_t rank = 1; rank < results.size(); ++rank) CheckSame(results[0], results[rank]);
   SumStatistics();
   return std::move(results[0]);
 }

@@ -33,15 +33,15 @@ class NodeExecutor : public GpuExecutor {
   int vocabulary_used() const override { return ranks_.front()->vocabulary_used(); }
   std::string device() const override;
   void ResetSlot(int slot) override;
-  RoundResult Run(const Round& round) override;
   const ForwardStatistics& statistics() const override { return statistics_; }
   void Logits(const SequenceStep& step, float* out) override;
   const MemoryPlan& memory() const override { return ranks_.front()->memory(); }
   const PassBytes& bytes() const override { return ranks_.front()->bytes(); }
   ResidentEngine* resident() override { return ranks_.front()->resident(); }
-  void UseResident(bool use) override { use_resident_ = use; }
 
  private:
+  RoundResult RunResident(const Round& round, bool in_turns) override;
+  RoundResult RunPasses(const Round& round) override;
   explicit NodeExecutor(std::unique_ptr<NodeGroup> group);
   static absl::StatusOr<std::unique_ptr<NodeExecutor>> Build(
       const absl::StatusOr<ModelSource>& source, CudaOptions options);
@@ -51,7 +51,6 @@ class NodeExecutor : public GpuExecutor {
 
   std::unique_ptr<NodeGroup> group_;
   std::vector<std::unique_ptr<CudaExecutor>> ranks_;
-  bool use_resident_ = true;
   ForwardStatistics statistics_;  // of all ranks together: the bytes are sums
 };
 

@@ -78,13 +78,14 @@ ResidentEngine::ResidentEngine(const ModelConfig& config, const ModelWeights& we
       rounds.device_phases = arena.Upload(kKind, rounds.schedule.phases);
     }
   }
-  device_pages_ = arena.Take<int32_t>(kKind, static_cast<size_t>(PagesOf(positions)));
+  const size_t num_pages = kTurnsMax * static_cast<size_t>(PagesOf(positions));
+  device_pages_ = arena.Take<int32_t>(kKind, num_pages);
   if (arena.counting()) return;
   void* pinned = nullptr;
   CUDA_CHECK(cudaMallocHost(&pinned, sizeof(Pinned)));
   pinned_ = static_cast<Pinned*>(pinned);
   std::memset(pinned, 0, sizeof(Pinned));
-  CUDA_CHECK(cudaMallocHost(&pinned, static_cast<size_t>(PagesOf(positions)) * sizeof(int32_t)));
+  CUDA_CHECK(cudaMallocHost(&pinned, num_pages * sizeof(int32_t)));
   pinned_pages_ = static_cast<int32_t*>(pinned);
   collective_.num_ranks = ranks_.num_ranks;
   collective_.rank = ranks_.index;
@@ -125,38 +126,58 @@ ResidentEngine::~ResidentEngine() {
   CUDA_CHECK(cudaFreeHost(pinned_pages_));
 }
 
-bool ResidentEngine::Takes(const Round& round) const {
-  if (num_blocks_ == 0 || round.steps.size() != 1) return false;
-  const SequenceStep& step = round.steps[0];
-  return step.sample && step.num_tokens == 1 && step.logprobs <= 0 &&
+bool ResidentEngine::Takes(const SequenceStep& step) const {
+  return num_blocks_ > 0 && step.sample && step.num_tokens == 1 && step.logprobs <= 0 &&
          step.block <= resident::kRowsMax && (step.block == 1 || !weights_.drafter.layers.empty());
 }
 
 ResidentEngine::Finished ResidentEngine::Run(const SequenceStep& step) {
+  const auto record = [&] { return session_.num_taken % resident::kResultsMax; };
   if (!Continues(step)) Yield();
   if (!running_) Start(step);
-  if (!Await(session_.num_taken)) {  // it ended before this round: for want of a host, mostly
+  if (!Await(record(), session_.num_taken)) {  // it ended before: for want of a host, mostly
     Yield();
     Start(step);
-    KERNELS_CHECK(Await(0), ==, true);
+    KERNELS_CHECK(Await(0, 0), ==, true);
   }
-  const resident::RoundRecord& record =
-      pinned_->results[session_.num_taken % resident::kResultsMax];
-  const int num_experts = record.num_experts;
-  SequenceResult result;
-  result.num_drafted = step.block - 1;
-  result.num_accepted = record.num_tokens - 1;
-  for (int i = 0; i < record.num_tokens; ++i) {
-    result.chosen.push_back({.token = record.tokens[i],
-                             .logprob = WantsLogprobs(step) ? record.logprobs[i] : 0.0f,
-                             .top_tokens = {},
-                             .top_logprobs = {}});
-  }
+  Finished finished = ResultOf(step, record());
+  const std::vector<ChosenToken>& chosen = finished.sequence.chosen;
   session_.num_taken += 1;
-  session_.position += record.num_tokens;
-  session_.anchor = record.tokens[record.num_tokens - 1];
+  session_.position += static_cast<int64_t>(chosen.size());
+  session_.anchor = chosen.back().token;
   WriteShared(pinned_->control.round_limit, session_.num_taken + 1 + kRoundsAhead);
-  return {std::move(result), num_experts};
+  return finished;
+}
+
+std::vector<ResidentEngine::Finished> ResidentEngine::RunInTurns(
+    const std::vector<SequenceStep>& steps) {
+  KERNELS_CHECK(steps.size(), <=, size_t{kTurnsMax});
+  Yield();
+  Reset({.round_limit = 1, .stop = 1});
+  for (size_t i = 0; i < steps.size(); ++i)
+    Launch(steps[i], static_cast<int>(i), [](resident::Program&) {});
+  std::vector<Finished> finished;
+  for (size_t i = 0; i < steps.size(); ++i) {
+    KERNELS_CHECK(Await(static_cast<uint32_t>(i), 0), ==, true);
+    finished.push_back(ResultOf(steps[i], static_cast<uint32_t>(i)));
+  }
+  Finish();
+  return finished;
+}
+
+ResidentEngine::Finished ResidentEngine::ResultOf(const SequenceStep& step, uint32_t index) const {
+  const resident::RoundRecord& record = pinned_->results[index];
+  Finished finished;
+  finished.num_experts = record.num_experts;
+  finished.sequence.num_drafted = step.block - 1;
+  finished.sequence.num_accepted = record.num_tokens - 1;
+  for (int i = 0; i < record.num_tokens; ++i) {
+    finished.sequence.chosen.push_back({.token = record.tokens[i],
+                                        .logprob = WantsLogprobs(step) ? record.logprobs[i] : 0.0f,
+                                        .top_tokens = {},
+                                        .top_logprobs = {}});
+  }
+  return finished;
 }
 
 bool ResidentEngine::Continues(const SequenceStep& step) const {
@@ -165,7 +186,7 @@ bool ResidentEngine::Continues(const SequenceStep& step) const {
          Same(session_.sampling, step.sampling) && session_.wants_logprobs == WantsLogprobs(step);
 }
 
-resident::Program ResidentEngine::ProgramFor(const SequenceStep& step) {
+resident::Program ResidentEngine::ProgramFor(const SequenceStep& step, int turn) {
   const RoundKind kind = KindOf(step);
   const ResidentSchedule& schedule = RoundsOf(kind).schedule;
   resident::Program program;
@@ -202,38 +223,50 @@ resident::Program ResidentEngine::ProgramFor(const SequenceStep& step) {
       {int64_t{step.num_pages} * kPageTokens, config_.context_tokens, positions_ - kDraftBlockMax});
   program.anchor = step.tokens[0];
   program.slot = step.slot;
-  program.pages = device_pages_;
+  const int64_t first_page = turn * PagesOf(positions_);
+  program.pages = device_pages_ + first_page;
   program.sampling = step.sampling;
   program.control = &pinned_->control;
-  program.results = pinned_->results;
+  program.results = pinned_->results + turn;
   program.stuck = &pinned_->stuck;
   program.wait_ns_max = wait_ns_max_;
   // A sequence may hold more pages than the model has positions for.
   const int64_t num_pages = std::min<int64_t>(step.num_pages, PagesOf(positions_));
-  std::copy_n(step.pages, num_pages, pinned_pages_);
-  CUDA_CHECK(cudaMemcpyAsync(device_pages_, pinned_pages_,
+  std::copy_n(step.pages, num_pages, pinned_pages_ + first_page);
+  CUDA_CHECK(cudaMemcpyAsync(device_pages_ + first_page, pinned_pages_ + first_page,
                              static_cast<size_t>(num_pages) * sizeof(int32_t),
                              cudaMemcpyHostToDevice, stream_));
-  for (resident::RoundRecord& record : pinned_->results) record.sequence = 0;
-  pinned_->control = {.round_limit = 1 + kRoundsAhead, .stop = 0};
   return program;
 }
 
+void ResidentEngine::Reset(const resident::HostControl& control) {
+  for (const ResidentEngine* const rank : joined_) {
+    for (resident::RoundRecord& record : rank->pinned_->results) record.sequence = 0;
+    rank->pinned_->control = control;
+  }
+}
+
 template <typename Change>
-void ResidentEngine::Launch(const SequenceStep& step, Change change) {
+void ResidentEngine::Launch(const SequenceStep& step, int turn, Change change) {
   for (ResidentEngine* const rank : joined_) {
     const DeviceScope scope(rank->ranks_.index);
-    resident::Program program = rank->ProgramFor(step);
+    resident::Program program = rank->ProgramFor(step, turn);
     change(program);
+    const auto meet = [&] {
+      if (rank->group_ != nullptr) rank->group_->Meet(rank->ranks_.index, rank->stream_);
+    };
+    // An inbox is emptied when no peer's kernel may still write to it, and written to when it is
+    // empty.
+    if (turn > 0) meet();
     resident::Prepare(program, rank->stream_);
-    // A kernel's first data must not come before its peer's inbox is empty.
-    if (rank->group_ != nullptr) rank->group_->Meet(rank->ranks_.index, rank->stream_);
+    meet();
     resident::Launch(program, rank->stream_);
   }
 }
 
 void ResidentEngine::Start(const SequenceStep& step) {
-  Launch(step, [](resident::Program&) {});
+  Reset({.round_limit = 1 + kRoundsAhead, .stop = 0});
+  Launch(step, /*turn=*/0, [](resident::Program&) {});
   session_ = {.slot = step.slot,
               .block = step.block,
               .sampling = step.sampling,
@@ -244,16 +277,16 @@ void ResidentEngine::Start(const SequenceStep& step) {
   running_ = true;
 }
 
-bool ResidentEngine::Await(uint32_t index) {
-  const uint32_t& sequence = pinned_->results[index % resident::kResultsMax].sequence;
+bool ResidentEngine::Await(uint32_t index, uint32_t round) {
+  const uint32_t& sequence = pinned_->results[index].sequence;
   while (true) {
     for (int poll = 0; poll < kPollsPerStatus; ++poll) {
-      if (ReadShared(sequence) == index + 1) return true;
+      if (ReadShared(sequence) == round + 1) return true;
     }
     const cudaError_t status = cudaStreamQuery(stream_);
     if (status == cudaErrorNotReady) continue;
     CheckAlive(status);
-    return ReadShared(sequence) == index + 1;
+    return ReadShared(sequence) == round + 1;
   }
 }
 
@@ -319,11 +352,11 @@ ResidentTimes ResidentEngine::Measure(const SequenceStep& step, const ResidentMe
   CUDA_CHECK(cudaMemsetAsync(trace, 0, times.trace.size() * sizeof(uint64_t), stream_));
   // The ring of results is not taken from, so it must hold all rounds.
   const auto run = [&](uint32_t num_rounds, uint64_t* stamps) {
-    Launch(step, [&](resident::Program& program) {
+    Reset({.round_limit = num_rounds, .stop = 0});
+    Launch(step, /*turn=*/0, [&](resident::Program& program) {
       program.holds_position = true;
       program.forced_distinct_experts = what.forced_distinct_experts;
       program.trace = program.collective.rank == 0 ? stamps : nullptr;
-      pinned_->control.round_limit = num_rounds;
     });
     Finish();
   };

@@ -1,11 +1,12 @@
-// Rounds of one sequence on the resident kernel: started once, it goes on by itself and the host
-// takes finished rounds from a ring.
+// Rounds on the resident kernel. For a sequence that is alone it is started once, goes on by
+// itself, and the host takes finished rounds from a ring; a few sequences take turns, a launch a
+// round.
 //
 // A session is one launch: one sequence, one block size, one way of sampling. The kernel runs a few
 // rounds ahead of what the host has taken; it ends when the host asks (anything else needs the
 // GPU), when its host falls behind, or at the end of the sequence's pages. Rounds that were run and
 // not taken stay valid while the same sequence goes on, and are dropped otherwise: they wrote only
-// keys and values that the next round writes again.
+// keys and values that the next round writes again. A turn is a launch that ends after its round.
 //
 // Of a node's ranks, rank 0's engine leads: it starts and stops the kernels of all, one on each
 // GPU, and takes the rounds of its own, which are those of all. The kernels join their sums,
@@ -22,6 +23,7 @@
 #include "worker/batch.h"
 #include "worker/cuda/node_group.h"
 #include "worker/cuda/resident_schedule.h"
+#include "worker/cuda/round_plan.h"
 
 namespace ultraspeed::worker::cuda {
 
@@ -55,15 +57,18 @@ class ResidentEngine {
   // before the others end. Engine r is on GPU r. REQUIRES: group.has_peers().
   static void Join(const std::vector<ResidentEngine*>& engines, NodeGroup& group);
 
-  // Whether the round is one that runs here: one sequence that decodes, without alternatives to
-  // its choices.
-  bool Takes(const Round& round) const;
-  // REQUIRES: Takes. Blocks until the sequence's next round is finished.
+  // Whether the step is one that runs here: it decodes, without alternatives to its choices.
+  bool Takes(const SequenceStep& step) const;
   struct Finished {
     SequenceResult sequence;
     int num_experts;  // read, of all layers together
   };
+  // The next round of a sequence that is likely to go on alone. REQUIRES: Takes. Blocks until the
+  // round is finished.
   Finished Run(const SequenceStep& step);
+  // A round of each, one after the other, in their order. REQUIRES: Takes all; at most kTurnsMax.
+  // Blocks until the GPU is given back.
+  std::vector<Finished> RunInTurns(const std::vector<SequenceStep>& steps);
   // Gives the GPU back: returns when the kernel has ended. Everything enqueued later sees its
   // caches.
   void Yield();
@@ -81,16 +86,22 @@ class ResidentEngine {
     uint32_t num_taken = 0;  // rounds of this launch
   };
 
-  kernels::cuda::resident::Program ProgramFor(const SequenceStep& step);
+  // Turn `turn` has pages and a record of its own.
+  kernels::cuda::resident::Program ProgramFor(const SequenceStep& step, int turn);
   // Enqueues kernels on all ranks' GPUs; `change` may alter a rank's program before.
   template <typename Change>
-  void Launch(const SequenceStep& step, Change change);
+  void Launch(const SequenceStep& step, int turn, Change change);
+  // On all ranks, while no kernel runs: no round has finished, and the next launches end as
+  // `control` says.
+  void Reset(const kernels::cuda::resident::HostControl& control);
   void Start(const SequenceStep& step);
   // Waits for all ranks' kernels.
   void Finish();
   bool Continues(const SequenceStep& step) const;
-  // Waits for round `index` of the launch; false: the kernel ended before it.
-  bool Await(uint32_t index);
+  // Waits for record `index` to become that of the launch's round `round`; false: the kernel ended
+  // before it.
+  bool Await(uint32_t index, uint32_t round);
+  Finished ResultOf(const SequenceStep& step, uint32_t index) const;
   void CheckAlive(cudaError_t status) const;
   void PrintStuck() const;
 
@@ -114,7 +125,7 @@ class ResidentEngine {
   Rounds& RoundsOf(const RoundKind& kind) { return rounds_[kind.drafts][kind.whole_rows]; }
 
   Rounds rounds_[2][2];
-  int32_t* device_pages_ = nullptr;  // [pages of the longest sequence]
+  int32_t* device_pages_ = nullptr;  // [kTurnsMax, pages of the longest sequence]
   int num_blocks_ = 0;
 
   struct Pinned {
@@ -123,7 +134,7 @@ class ResidentEngine {
     kernels::cuda::resident::StuckReport stuck;
   };
   Pinned* pinned_ = nullptr;
-  int32_t* pinned_pages_ = nullptr;
+  int32_t* pinned_pages_ = nullptr;  // likewise
   bool running_ = false;
   Session session_;
 };

@@ -27,6 +27,30 @@ struct PassPlan {
 // A step is decoding if it samples after its only token, the anchor.
 std::vector<PassPlan> PlanPasses(const Round& round);
 
+// A round in two parts that run one after the other: steps that take turns on the resident engine,
+// and those that share passes.
+struct RoundParts {
+  Round turns, others;
+  std::vector<bool> in_turns;  // [S] of the round
+
+  // The results of both parts, in the order of the round.
+  RoundResult Join(RoundResult of_turns, RoundResult of_others) const;
+};
+template <typename TakesTurns>
+RoundParts PartsOf(const Round& round, TakesTurns takes_turns) {
+  RoundParts parts;
+  for (const SequenceStep& step : round.steps) {
+    parts.in_turns.push_back(takes_turns(step));
+    (parts.in_turns.back() ? parts.turns : parts.others).steps.push_back(step);
+  }
+  return parts;
+}
+
+inline constexpr int kTurnsMax = 4;
+// Whether there are turns, at most kTurnsMax, and they are likely to be faster than all steps in
+// passes, in which an expert is read once for all rows.
+bool TurnsPay(const RoundParts& parts);
+
 // The bound that a captured pass is given for position_end: the next of a few powers of two, so
 // that one graph serves many rounds and short texts do not pay for long ones.
 int64_t PositionBound(int64_t position_end, int64_t positions);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstdio>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -46,6 +47,66 @@ void RunMixedRequests(ModelExecutor& executor, const std::vector<ExpectedRun>& r
   }
   std::printf("%d rounds, %d requests finished, %d aborted\n", rounds_run, num_finished,
               num_aborted);
+  EXPECT_GT(num_aborted, 0);
+}
+
+// The same with as many requests at once as there are slots, any of which may be in a round: those
+// of `runs` that name a slot follow each other in it, in random order. Some rounds ask one of them
+// for alternatives.
+inline void RunMixedCompany(ModelExecutor& executor, const std::vector<ExpectedRun>& runs,
+                            int num_rounds) {
+  struct Place {
+    std::vector<size_t> runs;
+    size_t which = 0;
+    std::unique_ptr<RunningSequence> sequence;
+    int rounds_left = 0;
+  };
+  std::mt19937 random(1);
+  std::vector<Place> places(static_cast<size_t>(executor.max_sequences()));
+  for (size_t i = 0; i < runs.size(); ++i)
+    places[static_cast<size_t>(runs[i].plan.slot)].runs.push_back(i);
+  const auto begin = [&](Place& place) {
+    place.which = place.runs[random() % place.runs.size()];
+    place.sequence = std::make_unique<RunningSequence>(executor, runs[place.which].plan);
+    place.rounds_left = random() % 3 == 0 ? static_cast<int>(random() % 20) + 1 : num_rounds;
+  };
+  for (Place& place : places) {
+    ASSERT_FALSE(place.runs.empty());
+    begin(place);
+  }
+  std::vector<int> finished_in_rounds_of(places.size() + 1), rounds_of(places.size() + 1);
+  int num_aborted = 0;
+  for (int i = 0; i < num_rounds; ++i) {
+    Round round;
+    std::vector<Place*> members;
+    for (Place& place : places) {
+      if (random() % 2 == 0) continue;
+      members.push_back(&place);
+      round.steps.push_back(place.sequence->Step());
+    }
+    if (members.empty()) continue;
+    if (random() % 8 == 0) round.steps[random() % round.steps.size()].logprobs = 2;
+    ++rounds_of[members.size()];
+    const RoundResult result = executor.Run(round);
+    for (size_t m = 0; m < members.size(); ++m) {
+      Place& place = *members[m];
+      place.sequence->Take(round.steps[m], result.sequences[m]);
+      if (place.sequence->done()) {
+        ASSERT_EQ(place.sequence->output(), runs[place.which].output)
+            << "run " << place.which << " in round " << i;
+        ++finished_in_rounds_of[members.size()];
+        begin(place);
+      } else if (--place.rounds_left == 0) {
+        ++num_aborted;
+        begin(place);
+      }
+    }
+  }
+  for (size_t n = 1; n < rounds_of.size(); ++n) {
+    std::printf("%d rounds of %zu, which finished %d requests\n", rounds_of[n], n,
+                finished_in_rounds_of[n]);
+    EXPECT_GT(finished_in_rounds_of[n], 0);
+  }
   EXPECT_GT(num_aborted, 0);
 }
 

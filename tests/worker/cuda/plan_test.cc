@@ -1,6 +1,9 @@
 // What the CUDA executor decides before it touches a GPU: memory, shapes, passes. Runs everywhere.
 #include <gtest/gtest.h>
 
+#include <utility>
+#include <vector>
+
 #include "worker/cuda/cuda_executor.h"
 #include "worker/cuda/round_plan.h"
 #include "worker/model/served_shape.h"
@@ -121,6 +124,57 @@ TEST(PassPlanTest, PrefillInOnePassAndOnePassForEachBlock) {
   EXPECT_EQ(passes[1].position_end, 28);
   EXPECT_EQ(passes[2].block, 1);
   EXPECT_EQ(passes[2].steps, (std::vector<int>{2}));
+}
+
+Round Decodes(const std::vector<int>& blocks) {
+  static const int32_t kAnchor = 0;
+  Round round;
+  for (const int block : blocks) {
+    round.steps.push_back({.tokens = &kAnchor, .num_tokens = 1, .sample = true, .block = block});
+  }
+  return round;
+}
+
+// More rows of a sequence, or fewer sequences, make turns the better choice; what is left for a
+// pass anyway rides in it cheaply.
+TEST(TurnsTest, AFewSequencesTakeTurnsAndManyShareAPass) {
+  const auto pay = [](const std::vector<int>& blocks, auto takes_turns) {
+    return TurnsPay(PartsOf(Decodes(blocks), takes_turns));
+  };
+  const auto all = [](const SequenceStep&) { return true; };
+  EXPECT_TRUE(pay({1}, all));
+  EXPECT_TRUE(pay({8}, all));
+  EXPECT_TRUE(pay({1, 1}, all));
+  EXPECT_FALSE(pay({1, 1, 1}, all));
+  EXPECT_TRUE(pay({4, 4, 4}, all));
+  EXPECT_FALSE(pay({4, 4, 4, 4}, all));
+  EXPECT_TRUE(pay({8, 8, 8, 8}, all));
+  EXPECT_FALSE(pay({8, 8, 8, 8, 8}, all));
+  EXPECT_TRUE(pay({1, 2, 4, 8}, all));  // a pass for each otherwise
+  EXPECT_FALSE(pay({8}, [](const SequenceStep&) { return false; }));
+  const auto plain = [](const SequenceStep& step) { return step.block == 1; };
+  EXPECT_TRUE(pay({1, 8}, plain));
+  bool first = true;
+  EXPECT_FALSE(pay({8, 8}, [&](const SequenceStep&) { return std::exchange(first, false); }));
+}
+
+TEST(TurnsTest, ResultsComeBackInTheRoundsOrder) {
+  const RoundParts parts =
+      PartsOf(Decodes({8, 1, 4, 2}), [](const SequenceStep& step) { return step.block % 4 != 0; });
+  ASSERT_EQ(parts.turns.steps.size(), 2u);
+  EXPECT_EQ(parts.turns.steps[0].block, 1);
+  EXPECT_EQ(parts.others.steps[0].block, 8);
+  const auto drafted = [](const Round& round) {
+    RoundResult result;
+    for (const SequenceStep& step : round.steps)
+      result.sequences.push_back({.chosen = {}, .num_drafted = step.block, .num_accepted = 0});
+    return result;
+  };
+  const RoundResult joined = parts.Join(drafted(parts.turns), drafted(parts.others));
+  ASSERT_EQ(joined.sequences.size(), 4u);
+  for (const auto& [place, block] :
+       std::vector<std::pair<size_t, int>>{{0, 8}, {1, 1}, {2, 4}, {3, 2}})
+    EXPECT_EQ(joined.sequences[place].num_drafted, block);
 }
 
 TEST(PassPlanTest, PositionsAreBoundedByAFewPowersOfTwo) {

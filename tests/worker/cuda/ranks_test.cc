@@ -38,8 +38,11 @@ constexpr uint64_t kWaitNsMax = 20'000'000'000;  // a loaded machine starts thre
 
 // Parts that are rounded to bf16 on their way move the bundled model's logits, of deviation 4.8, by
 // 0.1 in the median row and 0.4 in 97 of 100 (measured as ranks on a CPU); text parts where two
-// tokens are nearer than that.
+// tokens are nearer than kPartingGapMax. Where rounding swaps experts a row's logits move further,
+// by 2.1 at most (LogitsAgreeWithOneGpuToRounding): in few texts, and not past kSwappedGapMax.
 constexpr float kPartingGapMax = 1.0f;
+constexpr float kSwappedGapMax = 3.0f;
+constexpr double kSwappedShareMax = 0.03;
 constexpr double kIdenticalShareMin = 0.7;
 
 const bool kEnvironmentIsSet = (SetNodeEnvironment(), true);
@@ -275,7 +278,7 @@ TEST_F(CudaRanksTest, HeldOutTextsAreThoseOfOneGpuOrPartWhereTwoTokensAreNearlyE
     const std::unique_ptr<NodeExecutor> ranks = LoadRanks(kBundledModel, num_ranks);
     ASSERT_NE(ranks, nullptr);
     std::printf("%s\n", ranks->device().c_str());
-    int num_texts = 0, num_identical = 0;
+    int num_texts = 0, num_identical = 0, num_beyond = 0;
     for (const bench::HeldOutPrompt& prompt : *prompts) {
       for (const float temperature : {0.0f, 1.0f}) {
         SCOPED_TRACE(absl::StrCat(prompt.id, ", temperature ", temperature));
@@ -293,24 +296,31 @@ TEST_F(CudaRanksTest, HeldOutTextsAreThoseOfOneGpuOrPartWhereTwoTokensAreNearlyE
         }
         std::vector<int32_t> text = prompt.tokens;
         text.insert(text.end(), want.begin(), want.begin() + static_cast<ptrdiff_t>(common));
-        const std::vector<float> logits = AllLogits(*whole, text);
-        const auto value = [&](int32_t token) {
-          const float logit = logits[(text.size() - 1) * vocabulary + static_cast<size_t>(token)];
-          return temperature == 0
-                     ? logit
-                     : logit / temperature + kernels::PortableGumbelNoise(
-                                                 kSeed, static_cast<int64_t>(text.size()), token);
+        // How far the token of one GPU lies before that of several, by the logits of `executor`.
+        const auto gap_by = [&](ModelExecutor& executor) {
+          const std::vector<float> logits = AllLogits(executor, text);
+          const auto value = [&](int32_t token) {
+            const float logit = logits[(text.size() - 1) * vocabulary + static_cast<size_t>(token)];
+            return temperature == 0
+                       ? logit
+                       : logit / temperature + kernels::PortableGumbelNoise(
+                                                   kSeed, static_cast<int64_t>(text.size()), token);
+          };
+          return value(want[common]) - value(got[common]);
         };
-        const float gap = value(want[common]) - value(got[common]);
+        const float gap = gap_by(*whole);
         std::printf(
             "%s, temperature %.0f: token %zu is %d on one GPU, %d on %d; %.4f between them\n",
             prompt.id.c_str(), temperature, common, want[common], got[common], num_ranks, gap);
-        EXPECT_LT(gap, kPartingGapMax);
+        EXPECT_LE(gap_by(*ranks), 0) << "several GPUs do not prefer their token";
+        EXPECT_LT(gap, kSwappedGapMax);
+        num_beyond += gap >= kPartingGapMax ? 1 : 0;
       }
     }
     std::printf("%d GPUs: %d of %d texts of %d tokens are those of one\n", num_ranks, num_identical,
                 num_texts, kTokens);
     EXPECT_GE(num_identical, kIdenticalShareMin * num_texts);
+    EXPECT_LE(num_beyond, kSwappedShareMax * num_texts);
   }
 }
 
@@ -470,6 +480,24 @@ class CudaResidentRanksTest : public CudaRanksTest {
     ranks.UseResident(true);
     return output;
   }
+  // Of several ways of choosing, in all slots.
+  static std::vector<ExpectedRun> MixedRuns(NodeExecutor& ranks) {
+    constexpr int kPlans = 8;
+    std::vector<ExpectedRun> runs;
+    for (int i = 0; i < kPlans; ++i) {
+      const auto n = static_cast<uint64_t>(i);
+      const RunPlan plan = {.prompt = RandomPrompt(10 + i * 23, n),
+                            .num_new_tokens = 100,
+                            .block = i % 4 == 3 ? 1 : 8,
+                            .chunk = 100,  // kSlots of them fit in a round
+                            .sampling = {.temperature = i % 2 == 0 ? 0.0f : 1.0f,
+                                         .top_k = i % 4 == 1 ? 50 : 0,
+                                         .seed = n},
+                            .slot = i % kSlots};
+      runs.push_back({plan, Expected(ranks, plan)});
+    }
+    return runs;
+  }
 
   TemporaryFolder folder_;
 };
@@ -577,24 +605,21 @@ TEST_F(CudaResidentRanksTest, FiltersAndLogProbabilitiesAreThoseOfSingleOperatio
 // Prefills, ends in the middle and new requests between rounds, as an engine mixes them.
 TEST_F(CudaResidentRanksTest, ThousandsOfRoundsOfMixedRequests) {
   constexpr int kRounds = 4000;
-  constexpr int kPlans = 8;
   const std::unique_ptr<NodeExecutor> ranks = LoadWithEngine(RankCounts().back());
   ASSERT_NE(ranks, nullptr);
-  std::vector<ExpectedRun> runs;
-  for (int i = 0; i < kPlans; ++i) {
-    const auto n = static_cast<uint64_t>(i);
-    const RunPlan plan = {.prompt = RandomPrompt(10 + i * 23, n),
-                          .num_new_tokens = 100,
-                          .block = i % 4 == 3 ? 1 : 8,
-                          .sampling = {.temperature = i % 2 == 0 ? 0.0f : 1.0f,
-                                       .top_k = i % 4 == 1 ? 50 : 0,
-                                       .seed = n},
-                          .slot = i % kSlots};
-    runs.push_back({plan, Expected(*ranks, plan)});
+  RunMixedRequests(*ranks, MixedRuns(*ranks), kRounds,
+                   [](std::mt19937& random, SequenceStep& step) {
+                     if (random() % 16 == 0) step.logprobs = 2;  // the other engine's
+                   });
+}
+
+// The kernels of a turn begin on a GPU while its peers may still be in the turn before.
+TEST_F(CudaResidentRanksTest, ThousandsOfRoundsOfMixedCompany) {
+  for (const int num_ranks : RankCounts()) {
+    const std::unique_ptr<NodeExecutor> ranks = LoadWithEngine(num_ranks);
+    ASSERT_NE(ranks, nullptr);
+    RunMixedCompany(*ranks, MixedRuns(*ranks), /*num_rounds=*/2000);
   }
-  RunMixedRequests(*ranks, runs, kRounds, [](std::mt19937& random, SequenceStep& step) {
-    if (random() % 16 == 0) step.logprobs = 2;  // the other engine's
-  });
 }
 
 // ---- Refusals

@@ -392,7 +392,7 @@ TEST(ResidentEngineTest, OverACountingArenaTakesMemoryAndNoRounds) {
             before[MemoryKind::kRoundData] + num_phases * sizeof(Phase));
   EXPECT_EQ(after[MemoryKind::kWeights], before[MemoryKind::kWeights]);
   const SequenceStep step = {.computed = 0, .num_tokens = 1, .sample = true, .block = 1};
-  EXPECT_FALSE(engine.Takes({.steps = {step}}));
+  EXPECT_FALSE(engine.Takes(step));
 }
 
 TEST(ResidentEngineTest, IsPlannedForIfTheOptionsAndTheCachesAllowIt) {

@@ -48,6 +48,25 @@ class ResidentTest : public testing::Test {
     return run;
   }
 
+  // Of all ways of choosing, in all slots.
+  std::vector<ExpectedRun> MixedRuns() {
+    constexpr int kPlans = 12;
+    std::vector<ExpectedRun> runs;
+    for (int i = 0; i < kPlans; ++i) {
+      const auto n = static_cast<size_t>(i);
+      const RunPlan plan = {.prompt = Prompt(n * 31, 10 + n * 23),
+                            .num_new_tokens = 150,
+                            .block = i % 4 == 3 ? 1 : 8,
+                            .chunk = 100,  // kSlots of them fit in a round
+                            .sampling = {.temperature = i % 2 == 0 ? 0.0f : 1.0f,
+                                         .top_p = i % 6 == 5 ? 0.9f : 1.0f,
+                                         .seed = n},
+                            .slot = i % kSlots};
+      runs.push_back({plan, Expected(plan)});
+    }
+    return runs;
+  }
+
   std::unique_ptr<cuda::CudaExecutor> executor_;
   std::vector<int32_t> tokens_;
 };
@@ -185,21 +204,20 @@ TEST_F(ResidentTest, LogProbabilitiesAreTheExecutors) {
   }
 }
 
-// What the tests above compare: the resident engine takes these rounds, and only alternatives not.
+// What the tests above compare: the resident engine takes these steps, and only alternatives not.
 TEST_F(ResidentTest, TakesFiltersAndLogProbabilitiesButNoAlternatives) {
   const RunPlan plan{.prompt = Prompt(0, 20), .num_new_tokens = 4, .block = 8};
   RunningSequence sequence(*executor_, plan);
   sequence.Take(sequence.Step(), executor_->Run({.steps = {sequence.Step()}}).sequences[0]);
-  Round round{.steps = {sequence.Step()}};
-  SequenceStep& step = round.steps[0];
+  SequenceStep step = sequence.Step();
   for (const kernels::SamplingSpec& sampling : kFilters) {
     step.sampling = sampling;
-    EXPECT_TRUE(executor_->resident()->Takes(round)) << Text(sampling);
+    EXPECT_TRUE(executor_->resident()->Takes(step)) << Text(sampling);
   }
   step.logprobs = 0;
-  EXPECT_TRUE(executor_->resident()->Takes(round));
+  EXPECT_TRUE(executor_->resident()->Takes(step));
   step.logprobs = 1;
-  EXPECT_FALSE(executor_->resident()->Takes(round));
+  EXPECT_FALSE(executor_->resident()->Takes(step));
 }
 
 // A seed's text is one text, whatever way of choosing another request had in the round before.
@@ -260,20 +278,62 @@ TEST_F(ResidentTest, HandsOverToTheExecutorAndBack) {
 // Prefills, ends in the middle and new requests between rounds, as an engine mixes them.
 TEST_F(ResidentTest, TenThousandRoundsOfMixedRequests) {
   constexpr int kRounds = 10'000;
-  constexpr int kPlans = 12;
-  std::vector<ExpectedRun> runs;
-  for (int i = 0; i < kPlans; ++i) {
-    const auto n = static_cast<size_t>(i);
-    const RunPlan plan = {.prompt = Prompt(n * 31, 10 + n * 23),
-                          .num_new_tokens = 150,
-                          .block = i % 4 == 3 ? 1 : 8,
-                          .sampling = {.temperature = i % 2 == 0 ? 0.0f : 1.0f,
-                                       .top_p = i % 6 == 5 ? 0.9f : 1.0f,
-                                       .seed = n},
-                          .slot = i % kSlots};
-    runs.push_back({plan, Expected(plan)});
+  RunMixedRequests(*executor_, MixedRuns(), kRounds, [](std::mt19937&, SequenceStep&) {});
+}
+
+// ---- Turns
+
+// Two sequences in a round: a launch each, where the executor has one pass for both.
+TEST_F(ResidentTest, AFewSequencesTakeTurns) {
+  for (const bool resident : {true, false}) {
+    std::vector<std::unique_ptr<RunningSequence>> sequences;
+    Round round;
+    for (int slot = 0; slot < 2; ++slot) {
+      const auto n = static_cast<size_t>(slot);
+      sequences.push_back(std::make_unique<RunningSequence>(
+          *executor_, RunPlan{.prompt = Prompt(40 * n, 30), .block = 8, .slot = slot}));
+      const SequenceStep prefill = sequences[n]->Step();
+      sequences[n]->Take(prefill, executor_->Run({.steps = {prefill}}).sequences[0]);
+      round.steps.push_back(sequences[n]->Step());
+    }
+    executor_->UseResident(resident);
+    const int64_t passes_before = executor_->statistics().target_passes;
+    executor_->Run(round);
+    EXPECT_EQ(executor_->statistics().target_passes - passes_before, resident ? 2 : 1);
   }
-  RunMixedRequests(*executor_, runs, kRounds, [](std::mt19937&, SequenceStep&) {});
+}
+
+// Every way of choosing, every number of sequences up to the most, each joining beside the others.
+TEST_F(ResidentTest, TurnsGiveTheExecutorsTokens) {
+  const std::vector<RunPlan> plans = {
+      {.prompt = Prompt(0, 70), .num_new_tokens = 60, .block = 8, .chunk = 100, .slot = 0},
+      {.prompt = Prompt(9, 300),
+       .num_new_tokens = 50,
+       .block = 8,
+       .chunk = 100,
+       .sampling = {.temperature = 1.0f, .seed = 4},
+       .slot = 1},
+      {.prompt = Prompt(200, 1100),
+       .num_new_tokens = 40,
+       .block = 4,
+       .chunk = 100,
+       .sampling = {.temperature = 1.0f, .top_p = 0.8f, .seed = 5},
+       .slot = 2},
+      {.prompt = Prompt(77, 5), .num_new_tokens = 30, .block = 1, .slot = 3}};
+  std::vector<std::vector<int32_t>> want;
+  for (const RunPlan& plan : plans) want.push_back(Expected(plan));
+  for (size_t count = 2; count <= plans.size(); ++count) {
+    for (const int stagger : {0, 3}) {
+      const auto end = static_cast<ptrdiff_t>(count);
+      EXPECT_EQ(RunTogether(*executor_, {plans.begin(), plans.begin() + end}, stagger),
+                (std::vector<std::vector<int32_t>>(want.begin(), want.begin() + end)))
+          << count << " sequences, one every " << stagger << " rounds";
+    }
+  }
+}
+
+TEST_F(ResidentTest, ThousandsOfRoundsOfMixedCompany) {
+  RunMixedCompany(*executor_, MixedRuns(), /*num_rounds=*/4000);
 }
 
 }  // namespace
