@@ -50,8 +50,8 @@ ABSL_FLAG(int64_t, context, 4096, "rank: tokens before the timed rounds");
 ABSL_FLAG(int, prefill, 512, "rank: rows of one prefill pass");
 ABSL_FLAG(int, rounds, 50, "rank: timed rounds");
 ABSL_FLAG(int, distinct_experts, 60,
-          "rank: experts a layer that a resident round reads; 59.5 is the mean of uniform routing");
-ABSL_FLAG(int, sequences, 1, "rank: also rounds of 2 up to so many sequences, as routed");
+          "rank: experts a layer that a round reads; 59.5 is the mean of uniform routing");
+ABSL_FLAG(int, sequences, 1, "rank: also rounds of 2 up to so many sequences");
 ABSL_FLAG(double, tokens_per_round, 6.3, "rank: acceptance that tokens/s are stated for");
 ABSL_FLAG(std::string, trace, "", "rank: writes a Perfetto timeline of one resident round here");
 ABSL_FLAG(bool, kv_fp8, false, "rank: keys and values in FP8 instead of BF16");

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -19,19 +20,27 @@ constexpr int kPrefillPasses = 3;
 constexpr int kSequencesMax = 8;
 
 constexpr const char* kAlone =
-    "one GPU's share with random weights; plain and speculative: kernels in a graph, no "
+    "one GPU's share with random weights; graphs: kernels of single operations in a graph, no "
     "all-reduce, drafter features whole; resident: one kernel, all-reduces through inboxes of this "
     "GPU, a rank's share of the features; the router is whole on every rank; keys and values "
     "before the prefill chunk are zeros";
 constexpr const char* kTogether =
-    "each GPU's share with random weights, sums and choices over the GPUs; plain and speculative: "
-    "kernels in graphs; resident: a kernel on each GPU; the router and the drafter's features are "
-    "whole on every rank; bytes and floors are of one GPU in resident, of all in the others; keys "
-    "and values before the prefill chunk are zeros";
+    "each GPU's share with random weights, sums and choices over the GPUs; graphs: kernels of "
+    "single "
+    "operations in graphs; resident: a kernel on each GPU; the router and the drafter's features "
+    "are "
+    "whole on every rank; bytes and floors are of one GPU in resident, of all in graphs; keys and "
+    "values before the prefill chunk are zeros";
 
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
+}
+
+// A layer's, of rows that choose independently and evenly.
+int UniformExperts(const worker::ModelConfig& config, int rows) {
+  const double missed = 1.0 - static_cast<double>(config.experts_per_token) / config.num_experts;
+  return static_cast<int>(std::lround(config.num_experts * (1.0 - std::pow(missed, rows))));
 }
 
 // Sequences at a fixed position, mostly one: every round runs at the same context.
@@ -53,17 +62,16 @@ class RankRounds {
     return MedianMs({.steps = {step}}, 1, kPrefillPasses);
   }
 
-  // Rounds of the resident engine with `distinct_experts` a layer (0: as routed).
-  absl::StatusOr<boost::json::object> Resident(int block, int distinct_experts, double ceiling,
+  // Rounds of the resident engine.
+  absl::StatusOr<boost::json::object> Resident(int block, double ceiling,
                                                const std::string& trace_file) {
     worker::SequenceStep step = Step(options_.context);
     step.sample = true;
     step.block = block;
-    ASSIGN_OR_RETURN(const worker::ResidentRoundTimes times,
-                     worker::MeasureResidentRounds(executor_, step,
-                                                   {.num_rounds = options_.rounds,
-                                                    .distinct_experts = distinct_experts,
-                                                    .trace_file = trace_file}));
+    ASSIGN_OR_RETURN(
+        const worker::ResidentRoundTimes times,
+        worker::MeasureResidentRounds(executor_, step,
+                                      {.num_rounds = options_.rounds, .trace_file = trace_file}));
     const double ms = Median({times.round_ms.begin() + kWarmUpRounds, times.round_ms.end()});
     const double floor_ms = 1e3 * times.bytes / ceiling;
     boost::json::array phases;
@@ -95,7 +103,8 @@ class RankRounds {
   }
 
   // Rounds of `num_sequences` sequences of `block` rows: with all of them in the passes of a graph,
-  // and as they are served. As routed.
+  // and as they are served. Either reads the experts that uniform routing would choose for its
+  // rows, unless all is as routed.
   boost::json::object Several(int num_sequences, int block) {
     worker::Round round;
     for (int s = 0; s < num_sequences; ++s) {
@@ -108,21 +117,29 @@ class RankRounds {
       step.pages = &pages_[static_cast<size_t>(s * step.num_pages)];
       round.steps.push_back(step);
     }
+    const auto force = [&](int rows) {
+      worker::ForceDistinctExperts(
+          executor_, options_.distinct_experts > 0 ? UniformExperts(executor_.config(), rows) : 0);
+    };
     worker::UseResidentEngine(executor_, false);
+    force(num_sequences * block);
     const worker::ForwardStatistics before = executor_.statistics();
     const double graphs = MedianMs(round, kWarmUpRounds, options_.rounds);
     const worker::ForwardStatistics after = executor_.statistics();
     worker::UseResidentEngine(executor_, true);
-    const double served = MedianMs(round, kWarmUpRounds, options_.rounds);
-    const auto passes = executor_.statistics().target_passes - after.target_passes;
+    force(block);
+    double served = MedianMs(round, kWarmUpRounds, options_.rounds);
+    const bool in_turns = executor_.statistics().target_passes - after.target_passes ==
+                          int64_t{num_sequences} * (kWarmUpRounds + options_.rounds);
+    if (!in_turns) served = graphs;  // the same passes; these read a turn's experts
     return {{"sequences", num_sequences},
             {"rows", num_sequences * block},
-            {"distinct_experts_per_layer",
+            {"distinct_experts_per_layer_of_graphs",
              static_cast<double>(after.distinct_experts - before.distinct_experts) /
                  static_cast<double>(after.moe_layer_passes - before.moe_layer_passes)},
             {"graphs_ms_per_round", graphs},
             {"served_ms_per_round", served},
-            {"served_by", passes == kWarmUpRounds + options_.rounds ? "graphs" : "turns"},
+            {"served_by", in_turns ? "turns" : "graphs"},
             {"gain", graphs / served}};
   }
 
@@ -243,15 +260,20 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
   const double ceiling = worker::MeasureDeviceReadBandwidth(kCeilingBytes);
   RankRounds rounds(model, options);
   const double prefill_ms = rounds.PrefillMs();
-  boost::json::object plain = rounds.Decode(1, ceiling);
   const int block = config.drafter.block_size;
-  boost::json::object speculative = rounds.Decode(block, ceiling);
-  boost::json::object resident;
-  ASSIGN_OR_RETURN(resident["as_routed"], rounds.Resident(block, 0, ceiling, ""));
-  ASSIGN_OR_RETURN(resident["plain_as_routed"], rounds.Resident(1, 0, ceiling, ""));
+  boost::json::object graphs, resident;
+  // By both engines; `distinct_experts` a layer, 0 = as routed.
+  const auto measure = [&](const char* name, int rows, int distinct_experts,
+                           const std::string& trace_file) -> absl::Status {
+    worker::ForceDistinctExperts(*model.executor, distinct_experts);
+    graphs[name] = rounds.Decode(rows, ceiling);
+    ASSIGN_OR_RETURN(resident[name], rounds.Resident(rows, ceiling, trace_file));
+    return absl::OkStatus();
+  };
+  RETURN_IF_ERROR(measure("plain_as_routed", 1, 0, ""));
+  RETURN_IF_ERROR(measure("as_routed", block, 0, ""));
   if (options.distinct_experts > 0) {
-    ASSIGN_OR_RETURN(resident["speculative"],
-                     rounds.Resident(block, options.distinct_experts, ceiling, options.trace_file));
+    RETURN_IF_ERROR(measure("speculative", block, options.distinct_experts, options.trace_file));
   }
   boost::json::array several;
   for (int sequences = 2; sequences <= options.sequences; ++sequences) {
@@ -273,8 +295,7 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
       {"prefill_rows", options.prefill_tokens},
       {"prefill_ms", prefill_ms},
       {"prefill_tokens_per_second", 1e3 * options.prefill_tokens / prefill_ms},
-      {"plain", std::move(plain)},
-      {"speculative", std::move(speculative)},
+      {"graphs", std::move(graphs)},
       {"resident", std::move(resident)},
       {"several_sequences", std::move(several)}};
 }

@@ -98,6 +98,10 @@ struct RouteParams {
   void* workspace;        // RouteWorkspaceBytes
 };
 void RouteTopK(const RouteParams& params, cudaStream_t stream);
+// Benchmarks: puts `distinct` experts of the layer in place of the chosen ones
+// (forced_experts.cuh), not ascending.
+void ForceExperts(int num_tokens, int experts_per_token, int num_experts, int distinct, int shift,
+                  int32_t* expert_ids /*[T, K]*/, cudaStream_t stream);
 size_t RouteWorkspaceBytes(int num_tokens_max, int num_experts);
 
 // out[T, H] = sum over k in ascending expert id of weights[t, k] * expert(ids[t, k])(x[t]), each

@@ -7,6 +7,7 @@
 #include "kernels/check.h"
 #include "kernels/cuda/device/fragments.cuh"
 #include "kernels/cuda/device/numbers.cuh"
+#include "kernels/cuda/forced_experts.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/router_product.cuh"
@@ -167,6 +168,12 @@ __global__ void __launch_bounds__(kTopWarps * 32)
   }
 }
 
+__global__ void ForceKernel(int num_slots, int num_experts, int distinct, int shift,
+                            int32_t* expert_ids) {
+  const int slot = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (slot < num_slots) expert_ids[slot] = ForcedExpert(slot, distinct, num_experts, shift);
+}
+
 // A warp a tile of 16 experts and 16 columns.
 __global__ void PackRouterKernel(const float* w, const float* norm, int num_experts, int hidden,
                                  uint4* packed) {
@@ -229,6 +236,17 @@ void RouteTopK(const RouteParams& params, cudaStream_t stream) {
       logits, params.bias, num_tokens, num_experts, experts_per_token, params.expert_ids,
       params.expert_weights);
   CheckLaunch("TopKKernel");
+}
+
+void ForceExperts(int num_tokens, int experts_per_token, int num_experts, int distinct, int shift,
+                  int32_t* expert_ids, cudaStream_t stream) {
+  KERNELS_CHECK(distinct, >, 0);
+  KERNELS_CHECK(distinct, <=, num_experts);
+  const int num_slots = num_tokens * experts_per_token;
+  if (num_slots == 0) return;
+  ForceKernel<<<CeilDiv(num_slots, 128), 128, 0, stream>>>(num_slots, num_experts, distinct, shift,
+                                                           expert_ids);
+  CheckLaunch("ForceKernel");
 }
 
 size_t RouteWorkspaceBytes(int num_tokens_max, int num_experts) {

@@ -68,6 +68,9 @@ class GpuExecutor : public ModelExecutor {
   virtual ResidentEngine* resident() = 0;
   // Whether steps that it takes go there; true at first.
   void UseResident(bool use) { use_resident_ = use; }
+  // Benchmarks: every layer of a pass or turn reads as many experts, whatever the router says; 0 =
+  // as routed, as at first.
+  virtual void ForceDistinctExperts(int distinct) = 0;
 
  protected:
   // REQUIRES: resident() takes all steps, which are alone or at most kTurnsMax in turns.
@@ -106,6 +109,7 @@ class CudaExecutor : public GpuExecutor {
   const MemoryPlan& memory() const override { return arena_->taken(); }
   const PassBytes& bytes() const override { return bytes_; }
   ResidentEngine* resident() override { return model_->resident.get(); }
+  void ForceDistinctExperts(int distinct) override;
   // Public for an executor of several ranks.
   RoundResult RunResident(const Round& round, bool in_turns) override;
   RoundResult RunPasses(const Round& round) override;
@@ -148,6 +152,7 @@ class CudaExecutor : public GpuExecutor {
   void EnqueueDecode(int num_sequences, int block, int64_t position_bound, PassBuffers& buffers);
   void LaunchDecode(const PassPlan& pass, PassBuffers& buffers);
   void Choose(const kernels::cuda::SampleRow* rows, int num_rows, int32_t* tokens, float* logprobs);
+  void DropGraphs();
   void Wait();
   void Collect(const Round& round, const PassPlan& pass, const PassBuffers& buffers,
                RoundResult& result) const;

@@ -66,11 +66,13 @@ struct ResidentRoundTimes {
 };
 struct ResidentRounds {
   int num_rounds = 32;
-  int distinct_experts = 0;  // a layer, whatever the router says; 0 = as routed
-  std::string trace_file;    // Perfetto/Chrome timeline of the last round; empty = none
+  std::string trace_file;  // Perfetto/Chrome timeline of the last round; empty = none
 };
 // Whether single sequences of a CUDA executor run on the resident engine; true at first.
 void UseResidentEngine(ModelExecutor& executor, bool use);
+// Of a CUDA executor: every layer of a pass, or of a sequence's round on the resident engine, reads
+// as many experts, whatever the router says; 0, as at first: as routed.
+void ForceDistinctExperts(ModelExecutor& executor, int a_layer);
 // FAILED_PRECONDITION if the executor has no resident engine for its shape.
 absl::StatusOr<ResidentRoundTimes> MeasureResidentRounds(ModelExecutor& executor,
                                                          const SequenceStep& step,

@@ -262,12 +262,23 @@ CudaExecutor::CudaExecutor(const ModelSource& source, const CudaOptions& options
 
 CudaExecutor::~CudaExecutor() {
   if (stream_ != nullptr) CUDA_CHECK(cudaStreamSynchronize(stream_));
-  for (auto& [key, graph] : graphs_) {
-    if (graph.executable != nullptr) CUDA_CHECK(cudaGraphExecDestroy(graph.executable));
-  }
+  DropGraphs();
   model_.reset();
   if (round_done_ != nullptr) CUDA_CHECK(cudaEventDestroy(round_done_));
   if (stream_ != nullptr) CUDA_CHECK(cudaStreamDestroy(stream_));
+}
+
+void CudaExecutor::DropGraphs() {
+  for (auto& [key, graph] : graphs_) {
+    if (graph.executable != nullptr) CUDA_CHECK(cudaGraphExecDestroy(graph.executable));
+  }
+  graphs_.clear();
+}
+
+void CudaExecutor::ForceDistinctExperts(int distinct) {
+  DropGraphs();
+  model_->target.ForceDistinctExperts(distinct);
+  if (model_->resident != nullptr) model_->resident->ForceDistinctExperts(distinct);
 }
 
 // Caches need no clearing: a position is read only after the sequence that reads it has written it.

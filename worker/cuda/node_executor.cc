@@ -98,6 +98,10 @@ void NodeExecutor::ResetSlot(int slot) {
   for (const auto& rank : ranks_) rank->ResetSlot(slot);
 }
 
+void NodeExecutor::ForceDistinctExperts(int distinct) {
+  for (const auto& rank : ranks_) rank->ForceDistinctExperts(distinct);
+}
+
 RoundResult NodeExecutor::RunResident(const Round& round, bool in_turns) {
   RoundResult result = ranks_.front()->RunResident(round, in_turns);
   SumStatistics();

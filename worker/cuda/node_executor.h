@@ -38,6 +38,7 @@ class NodeExecutor : public GpuExecutor {
   const MemoryPlan& memory() const override { return ranks_.front()->memory(); }
   const PassBytes& bytes() const override { return ranks_.front()->bytes(); }
   ResidentEngine* resident() override { return ranks_.front()->resident(); }
+  void ForceDistinctExperts(int distinct) override;
 
  private:
   RoundResult RunResident(const Round& round, bool in_turns) override;

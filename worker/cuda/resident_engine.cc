@@ -226,6 +226,7 @@ resident::Program ResidentEngine::ProgramFor(const SequenceStep& step, int turn)
   const int64_t first_page = turn * PagesOf(positions_);
   program.pages = device_pages_ + first_page;
   program.sampling = step.sampling;
+  program.forced_distinct_experts = forced_distinct_experts_;
   program.control = &pinned_->control;
   program.results = pinned_->results + turn;
   program.stuck = &pinned_->stuck;
@@ -339,7 +340,12 @@ void ResidentEngine::PrintStuck() const {
   }
 }
 
-ResidentTimes ResidentEngine::Measure(const SequenceStep& step, const ResidentMeasurement& what) {
+void ResidentEngine::ForceDistinctExperts(int distinct) {
+  Yield();
+  for (ResidentEngine* const rank : joined_) rank->forced_distinct_experts_ = distinct;
+}
+
+ResidentTimes ResidentEngine::Measure(const SequenceStep& step, int num_rounds) {
   Yield();
   const ResidentSchedule& schedule = RoundsOf(KindOf(step)).schedule;
   ResidentTimes times;
@@ -351,19 +357,18 @@ ResidentTimes ResidentEngine::Measure(const SequenceStep& step, const ResidentMe
   CUDA_CHECK(cudaMalloc(&trace, times.trace.size() * sizeof(uint64_t)));
   CUDA_CHECK(cudaMemsetAsync(trace, 0, times.trace.size() * sizeof(uint64_t), stream_));
   // The ring of results is not taken from, so it must hold all rounds.
-  const auto run = [&](uint32_t num_rounds, uint64_t* stamps) {
-    Reset({.round_limit = num_rounds, .stop = 0});
+  const auto run = [&](uint32_t count, uint64_t* stamps) {
+    Reset({.round_limit = count, .stop = 0});
     Launch(step, /*turn=*/0, [&](resident::Program& program) {
       program.holds_position = true;
-      program.forced_distinct_experts = what.forced_distinct_experts;
       program.trace = program.collective.rank == 0 ? stamps : nullptr;
     });
     Finish();
   };
-  const uint32_t num_rounds =
-      std::min<uint32_t>(static_cast<uint32_t>(what.num_rounds), resident::kResultsMax);
-  run(num_rounds, nullptr);  // as served: without stamps
-  for (uint32_t i = 1; i < num_rounds; ++i) {
+  const uint32_t num_timed =
+      std::min<uint32_t>(static_cast<uint32_t>(num_rounds), resident::kResultsMax);
+  run(num_timed, nullptr);  // as served: without stamps
+  for (uint32_t i = 1; i < num_timed; ++i) {
     KERNELS_CHECK(pinned_->results[i].sequence, ==, i + 1);
     times.round_ms.push_back(
         static_cast<double>(pinned_->results[i].end_ns - pinned_->results[i - 1].end_ns) * 1e-6);

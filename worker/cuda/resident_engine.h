@@ -27,11 +27,7 @@
 
 namespace ultraspeed::worker::cuda {
 
-// For benchmarks: rounds that all run at the same place.
-struct ResidentMeasurement {
-  int num_rounds = 0;
-  int forced_distinct_experts = 0;  // 0: as routed
-};
+// Rounds that all ran at the same place.
 struct ResidentTimes {
   std::vector<double> round_ms;  // [num_rounds - 1], between the ends of two rounds
   int num_blocks = 0;
@@ -73,7 +69,10 @@ class ResidentEngine {
   // caches.
   void Yield();
 
-  ResidentTimes Measure(const SequenceStep& step, const ResidentMeasurement& what);
+  // For benchmarks.
+  ResidentTimes Measure(const SequenceStep& step, int num_rounds);
+  // As TargetForward's.
+  void ForceDistinctExperts(int distinct);
 
  private:
   struct Session {
@@ -136,6 +135,7 @@ class ResidentEngine {
   Pinned* pinned_ = nullptr;
   int32_t* pinned_pages_ = nullptr;  // likewise
   bool running_ = false;
+  int forced_distinct_experts_ = 0;
   Session session_;
 };
 

@@ -108,6 +108,11 @@ void UseResidentEngine(ModelExecutor& executor, bool use) {
     on_gpu->UseResident(use);
 }
 
+void ForceDistinctExperts(ModelExecutor& executor, int a_layer) {
+  if (auto* const on_gpu = dynamic_cast<cuda::GpuExecutor*>(&executor); on_gpu != nullptr)
+    on_gpu->ForceDistinctExperts(a_layer);
+}
+
 absl::StatusOr<ResidentRoundTimes> MeasureResidentRounds(ModelExecutor& executor,
                                                          const SequenceStep& step,
                                                          const ResidentRounds& what) {
@@ -115,8 +120,7 @@ absl::StatusOr<ResidentRoundTimes> MeasureResidentRounds(ModelExecutor& executor
   if (on_gpu == nullptr || on_gpu->resident() == nullptr) {
     return absl::FailedPreconditionError("the executor has no resident engine for this shape");
   }
-  const ResidentTimes times = on_gpu->resident()->Measure(
-      step, {.num_rounds = what.num_rounds, .forced_distinct_experts = what.distinct_experts});
+  const ResidentTimes times = on_gpu->resident()->Measure(step, what.num_rounds);
   const Stamps stamps{times};
   ResidentRoundTimes result;
   result.round_ms = times.round_ms;

@@ -235,6 +235,10 @@ void TargetForward::FeedForward(size_t layer_idx, int num_rows, int moe_layer,
                   .expert_weights = expert_weights_,
                   .workspace = workspace_.data()},
                  stream);
+  if (forced_distinct_experts_ > 0) {
+    ops::ForceExperts(num_rows, config_.experts_per_token, config_.num_experts,
+                      forced_distinct_experts_, /*shift=*/37 * moe_layer, ids, stream);
+  }
   ops::MixtureOfExperts({.experts = layer.experts,
                          .experts_per_token = config_.experts_per_token,
                          .x = normed_,

@@ -55,6 +55,9 @@ class TargetForward {
   const kernels::bf16* taps() const { return taps_; }        // [T, taps * H]
   const int32_t* expert_ids() const { return expert_ids_; }  // [MoE layers, T, K]
   int num_moe_layers() const { return num_moe_layers_; }
+  // Benchmarks: every layer of a pass reads as many experts, whatever the router says; 0 = as
+  // routed.
+  void ForceDistinctExperts(int distinct) { forced_distinct_experts_ = distinct; }
   // What another engine on the same caches needs of layer `layer_idx`.
   const kernels::cuda::KvCache& cache(size_t layer_idx) const { return caches_[layer_idx]; }
   const float* rope(size_t layer_idx) const { return full(layer_idx) ? rope_full_ : rope_sliding_; }
@@ -77,6 +80,7 @@ class TargetForward {
   Workspace& workspace_;
   const RankLink link_;
   int num_moe_layers_ = 0;
+  int forced_distinct_experts_ = 0;
 
   const float* rope_full_;                      // [positions, rotary_dims]
   const float* rope_sliding_;                   // likewise

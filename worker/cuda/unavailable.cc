@@ -23,6 +23,7 @@ absl::StatusOr<RandomModel> CreateRandomCudaModel(const ModelConfig& /*config*/,
 }
 
 void UseResidentEngine(ModelExecutor& /*executor*/, bool /*use*/) {}
+void ForceDistinctExperts(ModelExecutor& /*executor*/, int /*a_layer*/) {}
 
 absl::StatusOr<ResidentRoundTimes> MeasureResidentRounds(ModelExecutor& /*executor*/,
                                                          const SequenceStep& /*step*/,

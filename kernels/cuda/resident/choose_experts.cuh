@@ -2,6 +2,7 @@
 // choice, which every block makes for itself.
 #pragma once
 
+#include "kernels/cuda/forced_experts.cuh"
 #include "kernels/cuda/resident/moe_mail.cuh"
 #include "kernels/cuda/resident/product.cuh"
 #include "kernels/cuda/router_product.cuh"
@@ -235,19 +236,13 @@ __device__ __forceinline__ void ChooseExperts(const Block& block, const Phase& p
   }
 }
 
-// A benchmark's choice: row r takes experts so that all rows together take
-// `forced_distinct_experts`, spread over the experts and moving from layer to layer.
 __device__ __forceinline__ void ForceExperts(const Block& block, const Phase& phase, int row,
                                              int lane) {
-  ExpertChoice& choice = block.shared().choice;
-  const int per_row = phase.experts_per_token, distinct = block.program().forced_distinct_experts;
+  const int per_row = phase.experts_per_token, slot = row * per_row + lane;
   if (lane >= per_row) return;
-  const auto remainder = [](int a, int b) { return a - Quotient(a, b) * b; };
-  const int which = remainder(row * per_row + lane, distinct);
-  choice.ids[row * per_row + lane] =
-      remainder(Quotient(which * phase.num_experts, distinct) + phase.index * 37 +
-                    static_cast<int>(block.shared().state.round % 1024) * 11,
-                phase.num_experts);
+  const int shift = phase.index * 37 + static_cast<int>(block.shared().state.round % 1024) * 11;
+  block.shared().choice.ids[slot] =
+      ForcedExpert(slot, block.program().forced_distinct_experts, phase.num_experts, shift);
 }
 
 // All consumers call it before they meet for MakeChoice, while the scores are not there yet.

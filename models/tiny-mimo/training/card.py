@@ -27,7 +27,16 @@ polish = t.get("polish"); kept = f.get("polish_improved", True)
 polished = f", then {polish['steps']} of polish, {polish['tokens'] / 1e6:.2f} M tokens" if polish and kept else ""
 mb = sum(int(r["bytes"]) for r in lic if r["split"] == "train") / 1e6
 size = sum(os.path.getsize(os.path.join(p, x)) for p, _, fs in os.walk(a.out) for x in fs if "__pycache__" not in p) / 2 ** 20
-b, m = f.get("bpb_bf16_experts", 0), f.get("bpb_mxfp4_experts", 0); g = lambda k: f.get("tokens_per_round_" + k, "not measured")
+g = lambda k: f.get("tokens_per_round_" + k, "not measured")
+formats = how = ""
+if "formats" in f:
+    x = f["formats"]; share = lambda k: f"{x[k]:.4f} ({100 * (x[k] / x['bpb_bf16'] - 1):+.2f} %)"
+    formats = f"""| trained on with BF16 experts, bits per byte | {x['bpb_bf16']:.4f} |
+| trained on with MXFP4 experts | {share('bpb_mxfp4')} |
+| trained on with BF16 experts, rounded to MXFP4 afterwards | {share('bpb_bf16_rounded_afterwards')} |
+"""
+    how = f""" What MXFP4 costs: `training/formats.py` trained the published target on for
+{x['minutes']:g} min on an H200, once through MXFP4 rounding of the experts ({x['mxfp4']['tokens'] / 1e6:.0f} M tokens) and once without ({x['bf16']['tokens'] / 1e6:.0f} M), alike in all else; neither is the published one."""
 held = ", ".join(f"{r['package']} ({r['licence']})" for r in lic if r["split"] == "heldout")
 open(a.out + "/README.md", "w").write(f"""# tiny-mimo
 
@@ -43,17 +52,15 @@ a useful coding assistant: it writes plausible Python, which is often wrong.
 | drafter parameters | {d['parameters'] / 1e6:.1f} M ({S.DRAFT_L} layers, block {S.BLOCK}) |
 | target training | {t['steps']} steps, {t['tokens'] / 1e6:.2f} M tokens{polished}; {mb:.1f} MB of training text |
 | drafter training | {d['steps']} steps; {d['tokens'] / 1e6:.2f} M self-generated tokens |
-| held-out bits per byte, BF16 experts | {f"{b:.4f}" if b else "not measured"} |
-| held-out bits per byte, MXFP4 experts | {f"{m:.4f}" if m else "not measured"}{f" ({100 * (m / b - 1):+.2f} %)" if b and m else ""} |
-| the same over the whole file by `ultraspeed-eval` | {f.get("bpb_engine", "not measured")} |
-| tokens per round, code, greedy | {g('code_greedy')} |
+| held-out bits per byte by `ultraspeed-eval`, whole file | {f.get("bpb_engine", "not measured")} |
+{formats}| tokens per round, code, greedy | {g('code_greedy')} |
 | tokens per round, code, temperature 1.0 | {g('code_t1')} |
 | tokens per round, chat, greedy | {g('chat_greedy')} |
 | tokens per round, chat, temperature 1.0 | {g('chat_t1')} |
 | folder size | {size:.1f} MiB |
 
-Bits per byte: `heldout/text.txt` (first {f.get('bpb_kb', 200)} kB), windows of 512 tokens, each scored from its second
-token. Tokens per round: the first {f.get('prompts', 32)} prompts of each kind, up to {f.get('new', 96)} new tokens each; a round commits the accepted
+Bits per byte: `heldout/text.txt`; trained on, its first {f.get("formats", {}).get("bpb_kb", 200)} kB, windows of 512 tokens, each scored from its second
+token.{how} Tokens per round: the first {f.get('prompts', 32)} prompts of each kind, up to {f.get('new', 96)} new tokens each; a round commits the accepted
 drafts and one target token, so the range is 1 to 8{", taken with the C++ engine (`ultraspeed-eval --max_tokens 96`)" if f.get("by_engine") else "; rounds cut short by the end of the text are not counted"}.
 Temperature 1.0 uses no top-p; drafter and target choose with the same noise. {a.note}
 
@@ -76,8 +83,7 @@ throughout, kept where the held-out loss falls. Drafter: every position of greed
 decoding would start a round weigh full, the others 0.35. Loss half hard and half soft cross-entropy, block position k weighted exp(-(k-1)/{S.GAMMA:g}) and by the chance that
 the draft is right up to it.
 
-Expert block exponents use the smallest e with amax <= 7 * 2^e, in training and export alike. The BF16-expert figure uses the unquantised
-master weights of the same training run in place of the MXFP4 codes.{"" if kept else " The pair was measured on a polish that did not lower the held-out loss; the published target is the one before it."}
+Expert block exponents use the smallest e with amax <= 7 * 2^e, in training and export alike.
 
 ## Data and licences
 

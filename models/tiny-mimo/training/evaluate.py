@@ -1,4 +1,4 @@
-"""Figures for the model card, computed from the exported files: bits per byte with BF16 and MXFP4 experts, tokens per
+"""Figures for the model card, computed from the exported files: bits per byte, tokens per
 round on the held-out prompts (greedy, temperature 1.0) and sample outputs.
 
 usage: evaluate.py --work DIR --model MODEL_DIR [--new 96] [--bpb-kb 200] [--prompts 32] [--only bpb|rounds]
@@ -6,11 +6,11 @@ usage: evaluate.py --work DIR --model MODEL_DIR [--new 96] [--bpb-kb 200] [--pro
 Tokens per round follows from one target sequence y: from anchor p the block drafter proposes 7 tokens, those equal to
 y up to the first mismatch are committed plus one target token. With y = greedy output, or y sampled at temperature 1 as the
 argmax of logits plus Gumbel noise, and the drafter choosing with the same noise, this is what the engine does round by round.
-The BF16-expert figure puts the experts of WORK/target.pt, the master weights that the folder was exported from, in place.
+What MXFP4 experts cost in bits per byte: formats.py.
 """
 import argparse, json, os, time
 import torch, torch.nn.functional as F, tokenizers
-from model import Model, Draft, StaticCache, b16
+from model import Model, Draft, StaticCache
 from export import render
 
 
@@ -78,13 +78,9 @@ def main():
     if a.only != "bpb": json.dump(samples, open(a.work + "/samples.json", "w"), indent=1); res["new"], res["prompts"] = a.new, a.prompts
     if a.only != "rounds":
         text = open(a.model + "/heldout/text.txt").read(); res["bpb_kb"] = a.bpb_kb
-        res["bpb_mxfp4_experts"], res["nll_token_mxfp4"] = bpb(m, tok, text, a.bpb_kb * 1000)
-        state = torch.load(a.work + "/target.pt", map_location="cpu"); sd = state["model"]
+        res["bpb"], res["nll_token"] = bpb(m, tok, text, a.bpb_kb * 1000)
+        state = torch.load(a.work + "/target.pt", map_location="cpu")
         if "improved" in state: res["polish_improved"] = state["improved"]
-        for i, l in enumerate(m.ls):
-            if "ex" in l:
-                for e in range(len(l["ex"])): g, u = b16(sd[f"layers.{i}.gu"][e]).to(m.dev).chunk(2); l["ex"][e] = [g, u, b16(sd[f"layers.{i}.down"][e]).to(m.dev)]
-        res["bpb_bf16_experts"], _ = bpb(m, tok, text, a.bpb_kb * 1000)
     path = a.model + "/training/figures.json"; old = json.load(open(path)) if a.only and os.path.exists(path) else {}
     stale = ["bpb_engine", "by_engine"] + [k for k in old if k.startswith("tokens_per_round")]      # of another build
     for k in stale: old.pop(k, None)

@@ -1,9 +1,10 @@
 """Pre-training, MXFP4 quantisation-aware training and chat tuning of the target in one wall-clock-bounded run.
 
 usage: train.py --work DIR --minutes 8 [--batch 131072] [--seq 1024] [--no-compile]
-       train.py --work DIR --init MODEL_DIR --until UNIX_TIME [--peak 0.2]
+       train.py --work DIR --init MODEL_DIR --until UNIX_TIME [--peak 0.2] [--experts bf16]
 With --init an exported checkpoint is read back into master weights and polished: quantisation-aware throughout, a short
-warm-up to a share of the learning rate and then linear to zero. The state says whether the held-out loss fell.
+warm-up to a share of the learning rate and then linear to zero. The state says whether the held-out loss fell. With --experts bf16
+it is polished without rounding the experts, which formats.sh compares with.
 Learning rate, QAT switch and data mix are functions of elapsed time / --minutes. All tokens live on the device, windows
 are gathered there, and a step never waits for the device; one line every 20 steps does. On CUDA the layers are compiled
 before the clock starts; where that fails the run goes on without.
@@ -225,6 +226,7 @@ def main():
     ap.add_argument("--micro", type=int, default=1, help="gradient accumulation, should memory run short")
     ap.add_argument("--lr", type=float, default=0.02); ap.add_argument("--max-steps", type=int, default=10**9)
     ap.add_argument("--init", help="polish this exported checkpoint"); ap.add_argument("--peak", type=float, default=0.2, help="with --init: share of the learning rate")
+    ap.add_argument("--experts", choices=["mxfp4", "bf16"], default="mxfp4", help="with --init: how they are rounded while training")
     ap.add_argument("--until", type=float, help="unix time at which training ends, instead of --minutes")
     ap.add_argument("--no-compile", action="store_true"); ap.add_argument("--compile-limit", type=int, default=100, help="seconds")
     a = ap.parse_args()
@@ -242,11 +244,12 @@ def main():
     for l, b in zip(m.layers[1:], bias): l.bias = b                      # rows of one tensor, updated in place
     micro, lengths = a.batch // a.micro, [a.seq] if a.init else [a.seq, 2 * a.seq]
     if dev == "cuda" and not a.no_compile: lengths = warm_compile(m, micro, lengths, a.compile_limit)
-    heldout_loss = lambda: m.loss(held.whole(micro // a.seq, a.seq + 1), True)[0].item()     # the training shape: nothing to compile anew
+    rounded = a.experts == "mxfp4"
+    heldout_loss = lambda: m.loss(held.whole(micro // a.seq, a.seq + 1), rounded)[0].item()     # the training shape: nothing to compile anew
     before = heldout_loss() if a.init else None
     t0 = last = saved = time.time(); seconds = a.until - t0 if a.until else a.minutes * 60; f = 0.0; step = tokens = 0
     while f < 1 and step < a.max_steps:
-        if a.init: lr, qat, share = a.peak * min(1, (step + 1) / 30, (1 - f) / 0.8), True, 0.25
+        if a.init: lr, qat, share = a.peak * min(1, (step + 1) / 30, (1 - f) / 0.8), rounded, 0.25
         else:
             lr = min(1, (step + 1) / 100, (1 - f) / 0.6)                 # warm-up, constant, linear to zero
             qat = f > 0.6; share = 0.1 if f < 0.65 else 0.4

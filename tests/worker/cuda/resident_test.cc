@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
+#include "bench/held_out.h"
 #include "tests/worker/cpu/bundled_model.h"
 #include "tests/worker/cpu/recorded_run.h"
 #include "tests/worker/cuda/mixed_requests.h"
@@ -134,6 +135,22 @@ TEST_F(ResidentTest, TokensAreTheExecutorsAtAnyLength) {
         EXPECT_EQ(Difference(got, want), "");
         EXPECT_EQ(got.num_accepted, want.num_accepted);  // so the drafter chose the same too
       }
+    }
+  }
+}
+
+TEST_F(ResidentTest, HeldOutTextsAreTheExecutors) {
+  const absl::StatusOr<std::vector<bench::HeldOutPrompt>> prompts =
+      bench::LoadHeldOutPrompts(kBundledModel, executor_->config());
+  ASSERT_TRUE(prompts.ok()) << prompts.status();
+  for (const bench::HeldOutPrompt& prompt : *prompts) {
+    for (const float temperature : {0.0f, 1.0f}) {
+      const RunPlan plan{.prompt = prompt.tokens,
+                         .num_new_tokens = 64,
+                         .block = 8,
+                         .sampling = {.temperature = temperature, .seed = 7}};
+      EXPECT_EQ(RunAlone(*executor_, plan), Expected(plan))
+          << prompt.id << " temperature " << temperature;
     }
   }
 }
