@@ -2,10 +2,10 @@
 PRESET ?= cpu-release
 BUILD  := build/$(PRESET)
 
-.PHONY: help setup build demo serve test gpu-build gpu-test gpu-sanitize multi-gpu-test bench asan tsan format clean
+.PHONY: help setup configure build programs demo serve test gpu-build gpu-test gpu-sanitize multi-gpu-test bench asan tsan format clean
 
 help:
-	@echo "make demo      install, build, start router + worker on loopback, stream one completion, stop"
+	@echo "make demo      install, build the programs, start router + worker on loopback, stream one completion, stop"
 	@echo "make serve     the same, but stay up and print endpoints, an API key and example commands"
 	@echo "make test      install, build, run every test that needs no GPU"
 	@echo "make gpu-test  build and run the tests that need a GPU (CUDA Toolkit 13, Hopper); gRPC is not needed"
@@ -19,15 +19,20 @@ help:
 setup:
 	@scripts/setup.sh
 
-build: setup
+configure: setup
 	@cmake --preset $(PRESET) >$(PRESET).configure.log 2>&1 || (cat $(PRESET).configure.log; exit 1)
 	@rm -f $(PRESET).configure.log
+
+build: configure
 	cmake --build --preset $(PRESET)
 
-demo: build
+programs: configure
+	cmake --build --preset $(PRESET) --target programs
+
+demo: programs
 	@scripts/demo.sh $(BUILD)
 
-serve: build
+serve: programs
 	@scripts/demo.sh $(BUILD) --stay
 
 test: build
@@ -54,7 +59,7 @@ asan:
 tsan:
 	@$(MAKE) test PRESET=cpu-tsan
 
-bench: build
+bench: programs
 	$(BUILD)/bin/ultraspeed-bench decode --model models/tiny-mimo --device cpu --prompts held-out
 
 format:

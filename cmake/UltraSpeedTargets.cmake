@@ -15,10 +15,13 @@ function(ultraspeed_library name)
   target_link_libraries(${name} PUBLIC ${ARG_LINKS})
 endfunction()
 
+add_custom_target(programs)  # every program, no test
+
 # ultraspeed_program(NAME SOURCES main.cc ... LINKS t ...)
 function(ultraspeed_program name)
   cmake_parse_arguments(ARG "" "" "SOURCES;LINKS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
+  add_dependencies(programs ${name})
   ultraspeed_configure(${name})
   target_link_libraries(${name} PRIVATE ${ARG_LINKS})
 endfunction()
