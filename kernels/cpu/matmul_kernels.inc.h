@@ -17,30 +17,39 @@ struct Bf16Tile {
 };
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
-// Here a vector of 64 bytes is two registers, and the compiler keeps such a vector in memory: what
-// is done for every weight is written with halves of it.
-INLINE void StoreWords(void* to, __m256i words) {
-  _mm256_storeu_si256(static_cast<__m256i*>(to), words);
-}
-// One e4m3fn code per 16-bit word, to bf16: the fields lie side by side in both; a subnormal, m
-// times 2^-9, comes from a table of its two bytes.
-INLINE __m256i E4m3ToBf16(__m256i codes) {
-  const __m256i low = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(0, 0, -128, -64, 0, 32, 64, 96, 0, 0, -128, -64, 0, 32, 64, 96));
-  const __m256i high = _mm256_broadcastsi128_si256(
-      _mm_setr_epi8(0, 59, 59, 59, 60, 60, 60, 60, 0, 59, 59, 59, 60, 60, 60, 60));
-  const __m256i magnitude = _mm256_and_si256(codes, _mm256_set1_epi16(0x7f));
-  const __m256i normal =
-      _mm256_add_epi16(_mm256_slli_epi16(magnitude, 4), _mm256_set1_epi16(120 << 7));
-  const __m256i subnormal =
-      _mm256_or_si256(_mm256_shuffle_epi8(low, magnitude),
-                      _mm256_slli_epi16(_mm256_shuffle_epi8(high, magnitude), 8));
-  __m256i bits =
-      _mm256_blendv_epi8(normal, subnormal, _mm256_cmpgt_epi16(_mm256_set1_epi16(8), magnitude));
-  bits = _mm256_blendv_epi8(bits, _mm256_set1_epi16(0x7fc0),
-                            _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7f)));
-  return _mm256_or_si256(bits,
-                         _mm256_slli_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(0x80)), 8));
+// The bf16 of e4m3fn codes, low and high bytes apart. The fields lie side by side in both formats:
+// the exponent's lowest bit and the mantissa become the low byte's upper half, the sign and the
+// exponent's other bits give the high byte. A subnormal's bytes come from tables, by its mantissa.
+struct E4m3Bytes {
+  __m256i low, high;
+};
+INLINE E4m3Bytes E4m3ToBytes(__m256i codes) {
+  const auto table = [](__m128i bytes) { return _mm256_broadcastsi128_si256(bytes); };
+  const __m256i high_of =
+      table(_mm_setr_epi8(60, 61, 62, 63, 64, 65, 66, 67, -68, -67, -66, -65, -64, -63, -62, -61));
+  const __m256i subnormal_low =
+      table(_mm_setr_epi8(0, 0, -128, -64, 0, 32, 64, 96, 0, 0, 0, 0, 0, 0, 0, 0));
+  const __m256i subnormal_high =
+      table(_mm_setr_epi8(0, 59, 59, 59, 60, 60, 60, 60, 0, 0, 0, 0, 0, 0, 0, 0));
+  const __m256i nibble = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(-128);
+  const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
+  const __m256i lower = _mm256_and_si256(codes, nibble);
+  const __m256i magnitude = _mm256_andnot_si256(sign, codes);
+  const __m256i is_subnormal = _mm256_cmpgt_epi8(_mm256_set1_epi8(8), magnitude);
+  E4m3Bytes bytes = {_mm256_slli_epi16(lower, 4), _mm256_shuffle_epi8(high_of, upper)};
+  bytes.low =
+      _mm256_blendv_epi8(bytes.low, _mm256_shuffle_epi8(subnormal_low, lower), is_subnormal);
+  bytes.high = _mm256_blendv_epi8(
+      bytes.high,
+      _mm256_or_si256(_mm256_shuffle_epi8(subnormal_high, lower), _mm256_and_si256(codes, sign)),
+      is_subnormal);
+  const __m256i is_nan = _mm256_cmpeq_epi8(magnitude, _mm256_set1_epi8(0x7f));
+  if (__builtin_expect(_mm256_movemask_epi8(is_nan) != 0, 0)) {
+    bytes.low = _mm256_blendv_epi8(bytes.low, _mm256_set1_epi8(-64), is_nan);
+    bytes.high = _mm256_blendv_epi8(
+        bytes.high, _mm256_or_si256(_mm256_and_si256(codes, sign), _mm256_set1_epi8(0x7f)), is_nan);
+  }
+  return bytes;
 }
 #elif !defined(__AVX512VBMI__)
 // One e4m3fn code per lane (bits 0..7) to fp32, by moving the fields; a subnormal is 2^-6 (1 + m/8)
@@ -78,13 +87,14 @@ struct Fp8Tile {
     pairs[0] = reinterpret_cast<W>(_mm512_unpacklo_epi8(low, high));
     pairs[1] = reinterpret_cast<W>(_mm512_unpackhi_epi8(low, high));
 #elif defined(__AVX2__) && !defined(__AVX512F__)
-    for (int half = 0; half < 2; ++half) {
-      const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit + half * 32));
-      const __m256i zero = _mm256_setzero_si256();
-      auto* const to = reinterpret_cast<uint8_t*>(pairs) + half * 32;
-      StoreWords(to, E4m3ToBf16(_mm256_unpacklo_epi8(codes, zero)));
-      StoreWords(to + sizeof(W), E4m3ToBf16(_mm256_unpackhi_epi8(codes, zero)));
-    }
+    const auto decode = [unit](int half, HalfW& first, HalfW& second) {
+      const E4m3Bytes bytes =
+          E4m3ToBytes(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit) + half));
+      first = reinterpret_cast<HalfW>(_mm256_unpacklo_epi8(bytes.low, bytes.high));
+      second = reinterpret_cast<HalfW>(_mm256_unpackhi_epi8(bytes.low, bytes.high));
+    };
+    decode(0, pairs[0].low, pairs[1].low);
+    decode(1, pairs[0].high, pairs[1].high);
 #else
     // Byte 16 g + 8 s + j is word 8 g + j of pair s.
     using Quads = uint8_t __attribute__((vector_size(32)));
@@ -125,15 +135,17 @@ struct Mxfp4Tile {
         _mm_setr_epi8(0, 0, -128, -64, 0, 64, -128, -64, 0, 0, -128, -64, 0, 64, -128, -64));
     const __m256i high = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 63, 63, 63, 64, 64, 64, 64, -128, -65, -65, -65, -64, -64, -64, -64));
-    for (int half = 0; half < 2; ++half) {
-      __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(unit + half * 32));
-      for (int s = 0; s < 4; ++s) {
-        const __m256i code = _mm256_and_si256(codes, _mm256_set1_epi16(15));
-        StoreWords(reinterpret_cast<uint8_t*>(pairs + s) + half * 32,
-                   _mm256_or_si256(_mm256_shuffle_epi8(low, code),
-                                   _mm256_slli_epi16(_mm256_shuffle_epi8(high, code), 8)));
-        codes = _mm256_srli_epi16(codes, 4);
-      }
+    const auto decode = [=](__m256i codes) {
+      const __m256i code = _mm256_and_si256(codes, _mm256_set1_epi16(15));
+      return reinterpret_cast<HalfW>(_mm256_or_si256(
+          _mm256_shuffle_epi8(low, code), _mm256_slli_epi16(_mm256_shuffle_epi8(high, code), 8)));
+    };
+    const auto* const halves = reinterpret_cast<const __m256i*>(unit);
+    const __m256i first = _mm256_loadu_si256(halves), second = _mm256_loadu_si256(halves + 1);
+#pragma GCC unroll 4
+    for (int s = 0; s < 4; ++s) {
+      pairs[s] = {decode(_mm256_srli_epi16(first, 4 * s)),
+                  decode(_mm256_srli_epi16(second, 4 * s))};
     }
 #else
     const W nibbles = LoadW(unit);
@@ -153,82 +165,62 @@ struct Mxfp4Tile {
     using Bytes = uint8_t __attribute__((vector_size(16), aligned(1), may_alias));
     const Bytes scale = *reinterpret_cast<const Bytes*>(
         w.scales_e8m0 + (static_cast<size_t>(tile) * num_blocks + block) * kLanes);
-    return reinterpret_cast<F>(__builtin_convertvector(scale, U) << 23);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    const __m128i bytes = reinterpret_cast<__m128i>(scale);
+    return AsF(Widen(reinterpret_cast<HalfW>(_mm256_cvtepu8_epi16(bytes))) << 23);
+#else
+    return AsF(__builtin_convertvector(scale, U) << 23);
+#endif
   }
 };
 
 // ---- kTiles tiles of 16 rows by kTokens tokens
 // --------------------------------------------------------------------------------------
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
-
-// Sums in registers, for kTiles * kTokens = 4.
-struct Halves {
-  __m256 low, high;
-};
-using Sums = Halves;
-INLINE Halves SumsOf(F v) {
-  Halves halves;
-  __builtin_memcpy(&halves, &v, sizeof(v));
-  return halves;
-}
-INLINE Halves Fma(Halves a, Halves b, Halves c) {
-  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
-}
-
-INLINE F Whole(Halves sum) {
-  F whole;
-  __builtin_memcpy(&whole, &sum, sizeof(whole));
-  return whole;
-}
-
-// acc += the columns [begin, end) of the tiles. REQUIRES: both are multiples of 8.
-template <typename Tile, int kTiles, int kTokens>
-INLINE void AddColumns(const uint8_t* codes, size_t tile_bytes, const bf16* const* x, int begin,
-                       int end, Halves (*acc)[kTokens]) {
-  constexpr int kColumns = 2 * Tile::kPairs;
-  const __m256i odd_mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-  for (int column = begin; column < end; column += kColumns) {
-    const uint8_t* unit = codes + column / kColumns * 64;
-    W weights[kTiles][Tile::kPairs];
-#pragma GCC unroll 4
-    for (int i = 0; i < kTiles; ++i) Tile::Decode(unit + i * tile_bytes, weights[i]);
-#pragma GCC unroll 4
-    for (int p = 0; p < Tile::kPairs; ++p) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kTiles; ++i) {
-        const auto* const pairs = reinterpret_cast<const __m256i*>(&weights[i][p]);
-        const __m256i low = _mm256_load_si256(pairs), high = _mm256_load_si256(pairs + 1);
-        const Halves odd = {_mm256_castsi256_ps(_mm256_and_si256(low, odd_mask)),
-                            _mm256_castsi256_ps(_mm256_and_si256(high, odd_mask))};
-        const Halves even = {_mm256_castsi256_ps(_mm256_slli_epi32(low, 16)),
-                             _mm256_castsi256_ps(_mm256_slli_epi32(high, 16))};
-#pragma GCC unroll 4
-        for (int t = 0; t < kTokens; ++t) {
-          uint32_t input;
-          __builtin_memcpy(&input, x[t] + column + 2 * p, sizeof(input));
-          const auto splat = [](uint32_t bits) {
-            const __m256 all = _mm256_castsi256_ps(_mm256_set1_epi32(static_cast<int>(bits)));
-            return Halves{all, all};
-          };
-          acc[i][t] = Fma(odd, splat(input & 0xffff0000u), acc[i][t]);
-          acc[i][t] = Fma(even, splat(input << 16), acc[i][t]);
-        }
-      }
-    }
-  }
-}
-
-#else
-
-using Sums = F;
-INLINE F SumsOf(F v) { return v; }
-INLINE F Whole(F sum) { return sum; }
-
+// Two columns of a token for all rows.
 INLINE W BroadcastPair(const bf16* x) {
   uint32_t pair;
   __builtin_memcpy(&pair, x, 4);
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const auto half = reinterpret_cast<HalfW>(_mm256_set1_epi32(static_cast<int>(pair)));
+  return {half, half};
+#else
   return reinterpret_cast<W>(U{} + pair);
+#endif
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+constexpr int kSumsInRegisters = 4;  // two registers each, and as many for everything else
+#else
+constexpr int kSumsInRegisters = 32;
+#endif
+
+// acc += the columns [begin, end) of one tile, for more tokens than there are registers for: the
+// weights are decoded once into memory.
+template <typename Tile, int kTokens>
+INLINE void AddColumnsOfMany(const uint8_t* codes, const bf16* const* x, int begin, int end,
+                             F* acc) {
+  constexpr int kColumns = 2 * Tile::kPairs, kColumnsAtOnce = 128;
+  static_assert(kTokens % kSumsInRegisters == 0);
+  for (int first = begin; first < end; first += kColumnsAtOnce) {
+    const int last = first + kColumnsAtOnce < end ? first + kColumnsAtOnce : end;
+    W weights[kColumnsAtOnce / 2];
+    for (int column = first; column < last; column += kColumns)
+      Tile::Decode(codes + column / kColumns * 64, weights + (column - first) / 2);
+    for (int group = 0; group < kTokens; group += kSumsInRegisters) {
+      F sums[kSumsInRegisters];
+#pragma GCC unroll 4
+      for (int t = 0; t < kSumsInRegisters; ++t) sums[t] = acc[group + t];
+      for (int column = first; column < last; column += 2) {
+        const W pair = weights[(column - first) / 2];
+#pragma GCC unroll 4
+        for (int t = 0; t < kSumsInRegisters; ++t)
+          sums[t] = Dot(sums[t], pair, BroadcastPair(x[group + t] + column));
+      }
+#pragma GCC unroll 4
+      for (int t = 0; t < kSumsInRegisters; ++t) acc[group + t] = sums[t];
+    }
+  }
 }
 
 // acc += the columns [begin, end) of the tiles. REQUIRES: both are multiples of 8.
@@ -236,6 +228,9 @@ template <typename Tile, int kTiles, int kTokens>
 INLINE void AddColumns(const uint8_t* codes, size_t tile_bytes, const bf16* const* x, int begin,
                        int end, F (*acc)[kTokens]) {
   constexpr int kColumns = 2 * Tile::kPairs;
+  if constexpr (kTiles * kTokens > kSumsInRegisters) {
+    return AddColumnsOfMany<Tile, kTokens>(codes, x, begin, end, acc[0]);
+  }
   for (int column = begin; column < end; column += kColumns) {
     const uint8_t* unit = codes + column / kColumns * 64;
     if constexpr (kTokens <= 2) {
@@ -274,28 +269,31 @@ INLINE void AddColumns(const uint8_t* codes, size_t tile_bytes, const bf16* cons
   }
 }
 
-#endif
-
 template <typename Tile, int kTiles, int kTokens>
 void Tiles(const MatrixView& w, int tile, const bf16* const* x_rows, float* const* out) {
   const bf16* x[kTokens];
 #pragma GCC unroll 8
   for (int t = 0; t < kTokens; ++t) x[t] = x_rows[t];
   const uint8_t* codes = w.codes + static_cast<size_t>(tile) * w.tile_bytes;
-  Sums total[kTiles][kTokens] = {};
+  F total[kTiles][kTokens] = {};
   if constexpr (Tile::kFormat == WeightFormat::kBf16) {
     AddColumns<Tile, kTiles, kTokens>(codes, w.tile_bytes, x, 0, w.num_cols, total);
   } else {
     constexpr int kBlock = Tile::kBlockColumns;
     const int num_blocks = (w.num_cols + kBlock - 1) / kBlock;
     for (int block = 0; block < num_blocks; ++block) {
-      Sums acc[kTiles][kTokens] = {};
+      F acc[kTiles][kTokens];
+#pragma GCC unroll 8
+      for (int i = 0; i < kTiles; ++i) {
+#pragma GCC unroll 8
+        for (int t = 0; t < kTokens; ++t) acc[i][t] = F{};
+      }
       const int end = (block + 1) * kBlock;
       AddColumns<Tile, kTiles, kTokens>(codes, w.tile_bytes, x, block * kBlock,
                                         end < w.num_cols ? end : w.num_cols, acc);
 #pragma GCC unroll 8
       for (int i = 0; i < kTiles; ++i) {
-        const Sums scale = SumsOf(Tile::Scale(w, tile + i, block, num_blocks));
+        const F scale = Tile::Scale(w, tile + i, block, num_blocks);
 #pragma GCC unroll 8
         for (int t = 0; t < kTokens; ++t) total[i][t] = Fma(scale, acc[i][t], total[i][t]);
       }
@@ -303,7 +301,7 @@ void Tiles(const MatrixView& w, int tile, const bf16* const* x_rows, float* cons
   }
   for (int i = 0; i < kTiles; ++i) {
     const int row = (tile + i) * kLanes;
-    for (int t = 0; t < kTokens; ++t) StorePart(out[t] + row, Whole(total[i][t]), w.num_rows - row);
+    for (int t = 0; t < kTokens; ++t) StorePart(out[t] + row, total[i][t], w.num_rows - row);
   }
 }
 
@@ -352,6 +350,7 @@ void MatMulFormat(const MatrixView& w, int tile, int end, const bf16* const* x, 
 template <typename Tile>
 void MatMulFormat(const MatrixView& w, int tile, int end, const bf16* const* x, int num_tokens,
                   float* const* out) {
+  if (num_tokens == kTokenBlock) return TilesFrom<Tile, 1, kTokenBlock>(w, tile, end, x, out);
   int t = 0;
   for (; t + 4 <= num_tokens; t += 4) {
     for (int i = tile; i < end; ++i) Tiles<Tile, 1, 4>(w, i, x + t, out + t);

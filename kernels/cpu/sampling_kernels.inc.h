@@ -3,17 +3,17 @@
 //
 // Included once per instruction set inside namespace ULTRASPEED_ISA.
 
-INLINE F NanToMinusInfinity(F x) { return x != x ? Splat(kMinusInfinity) : x; }
+INLINE F NanToMinusInfinity(F x) { return Select(x != x, Splat(kMinusInfinity), x); }
 
 int ArgMax(const float* x, int count) {
   F best = Splat(kMinusInfinity);
   I best_index = {};
-  I index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  I index = AsI(Lanes());
   for (int i = 0; i < count; i += kLanes) {
     const F v = LoadPart(x + i, count - i, kMinusInfinity);
     const I better = v > best;  // false for NaN
-    best = better ? v : best;
-    best_index = better ? index : best_index;
+    best = Select(better, v, best);
+    best_index = Select(better, index, best_index);
     index += kLanes;
   }
   int winner = best_index[0];
@@ -57,6 +57,19 @@ INLINE void MultiplyWide(U a, uint32_t constant, U& high, U& low) {
   const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), c);
   low = reinterpret_cast<U>(_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32)));
   high = reinterpret_cast<U>(_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd));
+#elif defined(__AVX2__)
+  const auto multiply = [constant](Unsigneds half, Unsigneds& half_high, Unsigneds& half_low) {
+    const __m256i x = reinterpret_cast<__m256i>(half);
+    const __m256i c = _mm256_set1_epi32(static_cast<int>(constant));
+    const __m256i even = _mm256_mul_epu32(x, c);
+    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), c);
+    half_low =
+        reinterpret_cast<Unsigneds>(_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa));
+    half_high =
+        reinterpret_cast<Unsigneds>(_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa));
+  };
+  multiply(a.low, high.low, low.low);
+  multiply(a.high, high.high, low.high);
 #else
   for (int i = 0; i < kLanes; ++i) {
     const uint64_t product = uint64_t{a[i]} * constant;
@@ -67,7 +80,7 @@ INLINE void MultiplyWide(U a, uint32_t constant, U& high, U& low) {
 }
 
 void AddGumbel(float* x, int count, uint64_t seed, int64_t position) {
-  const U step = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const U step = Lanes();
   for (int begin = 0; begin < count; begin += 4 * kLanes) {
     U state[4] = {step + static_cast<uint32_t>(begin / 4), U{} + static_cast<uint32_t>(position),
                   U{} + static_cast<uint32_t>(static_cast<uint64_t>(position) >> 32), U{}};
@@ -86,7 +99,7 @@ void AddGumbel(float* x, int count, uint64_t seed, int64_t position) {
     }
     float noise[4][kLanes];
     for (int lane = 0; lane < 4; ++lane) {
-      const F integer = __builtin_convertvector(reinterpret_cast<I>(state[lane] >> 9), F);
+      const F integer = ToFloat(AsI(state[lane] >> 9));
       const F u = (integer + 0.5f) * 0x1p-23f;
       Store(noise[lane], -Log(-Log(u)));
     }
@@ -102,6 +115,11 @@ int SelectAtLeast(const float* x, int count, float threshold, int32_t* indices) 
     const I chosen = v >= threshold;
 #if defined(__AVX512F__)
     unsigned mask = _mm512_movepi32_mask(reinterpret_cast<__m512i>(chosen));
+#elif defined(__AVX2__)
+    const auto signs = [](Ints half) {
+      return static_cast<unsigned>(_mm256_movemask_ps(reinterpret_cast<__m256>(half)));
+    };
+    unsigned mask = signs(chosen.low) | signs(chosen.high) << 8;
 #else
     unsigned mask = 0;
     for (int lane = 0; lane < kLanes; ++lane)
