@@ -13,7 +13,6 @@
 #include <iomanip>
 #include <iostream>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "absl/flags/flag.h"
@@ -28,6 +27,7 @@
 #include "bench/read_bandwidth.h"
 #include "bench/serving_command.h"
 #include "common/status_macros.h"
+#include "kernels/usable_cores.h"
 #include "worker/cuda/device.h"
 #include "worker/device.h"
 
@@ -39,7 +39,7 @@ ABSL_FLAG(int64_t, calls, 100000, "allreduce: sums that are checked");
 ABSL_FLAG(std::string, prompts, "held-out",
           "held-out (the folder's own prompts), or a file with one JSON prompt a line");
 ABSL_FLAG(int, max_tokens, 128, "completion tokens per prompt");
-ABSL_FLAG(int, threads, 0, "compute threads; 0 = all cores");
+ABSL_FLAG(int, threads, 0, "compute threads; 0 = one for each core that the process may use");
 ABSL_FLAG(double, temperature, 0, "decode, rank: 0 = greedy");
 ABSL_FLAG(int, top_k, 0, "decode, rank: the most likely tokens that may be drawn; 0 = all");
 ABSL_FLAG(double, top_p, 1, "decode, rank: their share of the probability; 1 = all");
@@ -75,9 +75,8 @@ double ReadBandwidth(worker::Device device, size_t bytes) {
     const int gpus = std::max(1, absl::GetFlag(FLAGS_gpus));
     return gpus * worker::MeasureDeviceReadBandwidth(bytes / static_cast<size_t>(gpus));
   }
-  const int threads = absl::GetFlag(FLAGS_threads) > 0
-                          ? absl::GetFlag(FLAGS_threads)
-                          : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const int threads =
+      absl::GetFlag(FLAGS_threads) > 0 ? absl::GetFlag(FLAGS_threads) : kernels::NumUsableCores();
   return MeasureReadBandwidth(bytes, threads);
 }
 

@@ -26,7 +26,7 @@ ABSL_FLAG(int, window, 1024, "tokens of context that each stretch of text is sco
 ABSL_FLAG(int, max_tokens, 128,
           "completion tokens per prompt for the acceptance figures; 0 = skip them");
 ABSL_FLAG(std::string, device, "auto", "auto, cpu or cuda");
-ABSL_FLAG(int, threads, 0, "compute threads; 0 = all cores");
+ABSL_FLAG(int, threads, 0, "compute threads; 0 = one for each core that the process may use");
 ABSL_FLAG(bool, json, false, "one JSON object instead of a table");
 
 namespace ultraspeed::bench {

@@ -26,7 +26,7 @@ struct ExecutorOptions {
   int max_sequences = 8;       // slots
   int max_batch_tokens = 512;  // rows of one round, all sequences together
   int64_t kv_tokens = 65536;   // capacity of the full layers, rounded up to pages
-  int num_threads = 0;         // 0 = all cores
+  int num_threads = 0;         // 0 = NumUsableCores()
   KvPrecision kv_precision = KvPrecision::kBf16;
   bool resident = true;  // rounds of a few sequences on the resident kernel; CUDA only
   // The CUDA executor counts the distinct experts of each pass, which takes a copy from the device

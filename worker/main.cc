@@ -80,12 +80,13 @@ void AddFlags(FlagTable& flags, Options* options) {
       "kv-precision", &options->kv_precision, {"bf16", "fp8"},
       "How keys and values are cached; fp8 takes half the memory, needs a GPU, and changes "
       "the text");
-  flags.Bool("resident", &executor.resident,
-             "On a GPU, decode a sequence that is alone in its round, or a few in turns, on the "
-             "resident engine, where it takes the model's shape and --kv-precision; false runs every "
-             "round as single operations. The text is the same");
+  flags.Bool(
+      "resident", &executor.resident,
+      "On a GPU, decode a sequence that is alone in its round, or a few in turns, on the "
+      "resident engine, where it takes the model's shape and --kv-precision; false runs every "
+      "round as single operations. The text is the same");
   flags.Int("threads", &executor.num_threads, {0, 1024}, "threads",
-            "Compute threads; 0 = all cores");
+            "Compute threads; 0 = one for each core that the process may use");
   flags.Choice(
       "experts", &options->experts, {"as-stored", "mxfp4"},
       "mxfp4 rounds the experts of an FP8 release to MXFP4 while loading: half the memory, "

@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <numeric>
-#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
+#include "kernels/usable_cores.h"
 #include "worker/cpu/cpu_executor.h"
 #include "worker/model/progress_sum.h"
 #include "worker/model/shared_reads.h"
@@ -74,9 +74,7 @@ CpuExecutor::CpuExecutor(ModelConfig config, const CacheShape& shape, int num_ra
 
 // Every rank's part at once, each on its rank's thread.
 absl::Status CpuExecutor::Load(const ExecutorOptions& options) {
-  const int num_threads = options.num_threads > 0
-                              ? options.num_threads
-                              : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  const int num_threads = options.num_threads > 0 ? options.num_threads : kernels::NumUsableCores();
   const int num_ranks = group_.num_ranks();
   const ModelConfig part = *PartOf(config_, num_ranks);
   std::vector<absl::Status> statuses(ranks_.size());

@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <thread>
+
+#include "kernels/usable_cores.h"
 
 namespace ultraspeed::worker {
 namespace {
@@ -16,9 +17,7 @@ size_t BlockBytes(size_t bytes) {
 
 }  // namespace
 
-int DefaultReadThreads() {
-  return std::clamp(static_cast<int>(std::thread::hardware_concurrency()) / 2, 2, 16);
-}
+int DefaultReadThreads() { return std::clamp(kernels::NumUsableCores() / 2, 2, 16); }
 
 StagingMemory PlainStaging() {
   return {.allocate = [](size_t bytes) { return std::aligned_alloc(kReadAlignment, bytes); },

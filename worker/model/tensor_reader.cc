@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/check.h"
+#include "kernels/usable_cores.h"
 
 namespace ultraspeed::worker {
 namespace {
@@ -327,9 +327,8 @@ StoredMlp TensorReader::Expert(const ModelConfig& config, const std::string& pre
 
 StoredMatrix TensorReader::Rounded(const StoredMatrix& fp8) {
   if (pool_ == nullptr) {
-    const int cores = static_cast<int>(std::thread::hardware_concurrency());
     pool_ = std::make_unique<kernels::ThreadPool>(
-        std::clamp(cores / rank_.count, 1, kRoundingThreadsMax));
+        std::clamp(kernels::NumUsableCores() / rank_.count, 1, kRoundingThreadsMax));
   }
   const size_t count = Product(fp8.view().num_rows, fp8.view().num_cols);
   std::vector<uint8_t> codes(count / 2), scales(count / 32);
