@@ -355,10 +355,14 @@ void MatMulFormat(const MatrixView& w, int tile, int end, const bf16* const* x, 
   for (; t + 4 <= num_tokens; t += 4) {
     for (int i = tile; i < end; ++i) Tiles<Tile, 1, 4>(w, i, x + t, out + t);
   }
-  for (; t < num_tokens; ++t) {
+  for (; t + 2 <= num_tokens; t += 2) {
     int i = tile;
-    for (; i + 4 <= end; i += 4) Tiles<Tile, 4, 1>(w, i, x + t, out + t);
-    for (; i < end; ++i) Tiles<Tile, 1, 1>(w, i, x + t, out + t);
+    TilesFrom<Tile, 2, 2>(w, i, end, x + t, out + t);
+    TilesFrom<Tile, 1, 2>(w, i, end, x + t, out + t);
+  }
+  if (t < num_tokens) {
+    TilesFrom<Tile, 4, 1>(w, tile, end, x + t, out + t);
+    TilesFrom<Tile, 1, 1>(w, tile, end, x + t, out + t);
   }
 }
 
