@@ -291,6 +291,7 @@ int main(int argc, char** argv) {
       "  ultraspeed-bench load --model DIR [--device auto|cpu|cuda] [--gpus N] [--read_threads N] "
       "[--experts as-stored|mxfp4] [--weights_cache DIR] [--stream_only] [--json]\n"
       "  ultraspeed-bench rank [--shape mimo-v2.5-pro] [--rank_of N] [--gpus N] [--context N] "
+      "[--distinct_experts N] [--sequences N] "
       "[--temperature X] [--top_k N] [--top_p X] [--json]\n"
       "  ultraspeed-bench allreduce --gpus N [--calls N] [--json]\n"
       "  ultraspeed-bench serving --api_key_file FILE [--target HOST:PORT] [--requests_per_second "

@@ -26,11 +26,9 @@ constexpr const char* kAlone =
     "before the prefill chunk are zeros";
 constexpr const char* kTogether =
     "each GPU's share with random weights, sums and choices over the GPUs; graphs: kernels of "
-    "single "
-    "operations in graphs; resident: a kernel on each GPU; the router and the drafter's features "
-    "are "
-    "whole on every rank; bytes and floors are of one GPU in resident, of all in graphs; keys and "
-    "values before the prefill chunk are zeros";
+    "single operations in graphs; resident: a kernel on each GPU; the router and the drafter's "
+    "features are whole on every rank; bytes and floors are of one GPU in resident, of all in "
+    "graphs; keys and values before the prefill chunk are zeros";
 
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());

@@ -77,11 +77,7 @@ void AttendChunk(AttentionState<kHeads>& state, const bf16* const* k, const bf16
     state.sum[h] = FmaScalar(state.sum[h], rescale[h], Sum(sum));
     state.max[h] = new_max;
   }
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  constexpr int kVectors = 2;  // of which a register holds half
-#else
-  constexpr int kVectors = 4;
-#endif
+  constexpr int kVectors = 4 / kRegistersOfVector;
   for (int d = 0; d < value_dim;) {
     if (value_dim - d >= kVectors * kLanes) {
       F acc[kHeads][kVectors];

@@ -162,15 +162,9 @@ struct Mxfp4Tile {
 #endif
   }
   INLINE F Scale(const MatrixView& w, int tile, int block, int num_blocks) {
-    using Bytes = uint8_t __attribute__((vector_size(16), aligned(1), may_alias));
     const Bytes scale = *reinterpret_cast<const Bytes*>(
         w.scales_e8m0 + (static_cast<size_t>(tile) * num_blocks + block) * kLanes);
-#if defined(__AVX2__) && !defined(__AVX512F__)
-    const __m128i bytes = reinterpret_cast<__m128i>(scale);
-    return AsF(Widen(reinterpret_cast<HalfW>(_mm256_cvtepu8_epi16(bytes))) << 23);
-#else
-    return AsF(__builtin_convertvector(scale, U) << 23);
-#endif
+    return AsF(Widen(scale) << 23);
   }
 };
 
@@ -181,19 +175,11 @@ struct Mxfp4Tile {
 INLINE W BroadcastPair(const bf16* x) {
   uint32_t pair;
   __builtin_memcpy(&pair, x, 4);
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  const auto half = reinterpret_cast<HalfW>(_mm256_set1_epi32(static_cast<int>(pair)));
-  return {half, half};
-#else
-  return reinterpret_cast<W>(U{} + pair);
-#endif
+  return SplatPair(pair);
 }
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
-constexpr int kSumsInRegisters = 4;  // two registers each, and as many for everything else
-#else
-constexpr int kSumsInRegisters = 32;
-#endif
+// Of 16 registers where a vector takes two; of 32 else.
+constexpr int kSumsInRegisters = kRegistersOfVector == 2 ? 4 : 16;
 
 // acc += the columns [begin, end) of one tile, for more tokens than there are registers for: the
 // weights are decoded once into memory.

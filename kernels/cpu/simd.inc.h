@@ -11,6 +11,7 @@ constexpr int kLanes = 16;
 
 using HalfW = uint16_t __attribute__((vector_size(32)));  // 16 bf16
 using UnalignedHalfW = uint16_t __attribute__((vector_size(32), aligned(1), may_alias));
+using Bytes = uint8_t __attribute__((vector_size(16), aligned(1), may_alias));
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
 #include "kernels/cpu/simd_pairs.inc.h"

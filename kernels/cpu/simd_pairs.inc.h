@@ -11,6 +11,7 @@ struct Pair {
     return i < kHalf ? low[i] : high[i - kHalf];
   }
 };
+constexpr int kRegistersOfVector = 2;
 using Floats = float __attribute__((vector_size(32)));
 using Ints = int32_t __attribute__((vector_size(32)));
 using Unsigneds = uint32_t __attribute__((vector_size(32)));
@@ -86,11 +87,18 @@ INLINE U Widen(HalfW words) {
   return {reinterpret_cast<Unsigneds>(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(x))),
           reinterpret_cast<Unsigneds>(_mm256_cvtepu16_epi32(_mm256_extracti128_si256(x, 1)))};
 }
+INLINE U Widen(Bytes bytes) {
+  return Widen(reinterpret_cast<HalfW>(_mm256_cvtepu8_epi16(reinterpret_cast<__m128i>(bytes))));
+}
 // Of numbers below 2^16.
 INLINE HalfW Narrow(U x) {
   const __m256i words =
       _mm256_packus_epi32(reinterpret_cast<__m256i>(x.low), reinterpret_cast<__m256i>(x.high));
   return reinterpret_cast<HalfW>(_mm256_permute4x64_epi64(words, 0xd8));
+}
+INLINE W SplatPair(uint32_t pair) {
+  const auto half = reinterpret_cast<HalfW>(_mm256_set1_epi32(static_cast<int>(pair)));
+  return {half, half};
 }
 INLINE U Lanes() {
   return {Unsigneds{0, 1, 2, 3, 4, 5, 6, 7}, Unsigneds{8, 9, 10, 11, 12, 13, 14, 15}};

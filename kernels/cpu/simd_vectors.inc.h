@@ -1,6 +1,7 @@
 // Vectors of 64 bytes as the compiler has them. Included by simd.inc.h; the same functions as
 // simd_pairs.inc.h.
 
+constexpr int kRegistersOfVector = 1;
 using F = float __attribute__((vector_size(64)));
 using I = int32_t __attribute__((vector_size(64)));
 using U = uint32_t __attribute__((vector_size(64)));
@@ -27,8 +28,10 @@ INLINE I AsI(V x) {
 }
 INLINE F ToFloat(I x) { return __builtin_convertvector(x, F); }
 INLINE U Widen(HalfW words) { return __builtin_convertvector(words, U); }
+INLINE U Widen(Bytes bytes) { return __builtin_convertvector(bytes, U); }
 // Of numbers below 2^16.
 INLINE HalfW Narrow(U x) { return __builtin_convertvector(x, HalfW); }
+INLINE W SplatPair(uint32_t pair) { return reinterpret_cast<W>(U{} + pair); }
 INLINE U Lanes() { return U{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
 INLINE F Load(const float* p) { return *reinterpret_cast<const UnalignedF*>(p); }

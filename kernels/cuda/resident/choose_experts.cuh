@@ -236,6 +236,7 @@ __device__ __forceinline__ void ChooseExperts(const Block& block, const Phase& p
   }
 }
 
+// A benchmark's choice for a row, other experts in every layer and round (forced_experts.cuh).
 __device__ __forceinline__ void ForceExperts(const Block& block, const Phase& phase, int row,
                                              int lane) {
   const int per_row = phase.experts_per_token, slot = row * per_row + lane;
