@@ -4,6 +4,8 @@
 #include <chrono>
 #include <cmath>
 #include <numeric>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -18,6 +20,7 @@ constexpr size_t kCeilingBytes = size_t{2} << 30;
 constexpr int kWarmUpRounds = 4;  // the second one captures the graph
 constexpr int kPrefillPasses = 3;
 constexpr int kSequencesMax = 8;
+constexpr int kResidentRows = 8;  // of a round of the resident engine
 
 constexpr const char* kAlone =
     "one GPU's share with random weights; graphs: kernels of single operations in a graph, no "
@@ -33,6 +36,9 @@ constexpr const char* kTogether =
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
+}
+double MedianAfterWarmUp(const std::vector<double>& values) {
+  return Median({values.begin() + kWarmUpRounds, values.end()});
 }
 
 // A layer's, of rows that choose independently and evenly.
@@ -68,9 +74,9 @@ class RankRounds {
     step.block = block;
     ASSIGN_OR_RETURN(
         const worker::ResidentRoundTimes times,
-        worker::MeasureResidentRounds(executor_, step,
+        worker::MeasureResidentRounds(executor_, {.steps = {step}},
                                       {.num_rounds = options_.rounds, .trace_file = trace_file}));
-    const double ms = Median({times.round_ms.begin() + kWarmUpRounds, times.round_ms.end()});
+    const double ms = MedianAfterWarmUp(times.round_ms);
     const double floor_ms = 1e3 * times.bytes / ceiling;
     boost::json::array phases;
     for (const worker::ResidentPhaseTimes& phase : times.phases) {
@@ -101,9 +107,9 @@ class RankRounds {
   }
 
   // Rounds of `num_sequences` sequences of `block` rows: with all of them in the passes of a graph,
-  // and as they are served. Either reads the experts that uniform routing would choose for its
-  // rows, unless all is as routed.
-  boost::json::object Several(int num_sequences, int block) {
+  // and on the resident engine, in one round of it or in turns. Each reads the experts that uniform
+  // routing would choose for its rows, unless all is as routed.
+  absl::StatusOr<boost::json::object> Several(int num_sequences, int block) {
     worker::Round round;
     for (int s = 0; s < num_sequences; ++s) {
       worker::SequenceStep step = Step(options_.context);
@@ -125,20 +131,28 @@ class RankRounds {
     const double graphs = MedianMs(round, kWarmUpRounds, options_.rounds);
     const worker::ForwardStatistics after = executor_.statistics();
     worker::UseResidentEngine(executor_, true);
+    boost::json::object report = {
+        {"sequences", num_sequences},
+        {"rows_of_each", block},
+        {"graphs_ms_per_round", graphs},
+        {"graphs_distinct_experts_per_layer",
+         static_cast<double>(after.distinct_experts - before.distinct_experts) /
+             static_cast<double>(after.moe_layer_passes - before.moe_layer_passes)}};
+    if (num_sequences * block <= kResidentRows) {
+      force(num_sequences * block);
+      ASSIGN_OR_RETURN(const worker::ResidentRoundTimes times,
+                       worker::MeasureResidentRounds(
+                           executor_, round, {.num_rounds = options_.rounds, .trace_file = ""}));
+      report["shared_ms_per_round"] = MedianAfterWarmUp(times.round_ms);
+      report["shared_distinct_experts_per_layer"] = times.distinct_experts;
+      return report;
+    }
     force(block);
-    double served = MedianMs(round, kWarmUpRounds, options_.rounds);
-    const bool in_turns = executor_.statistics().target_passes - after.target_passes ==
-                          int64_t{num_sequences} * (kWarmUpRounds + options_.rounds);
-    if (!in_turns) served = graphs;  // the same passes; these read a turn's experts
-    return {{"sequences", num_sequences},
-            {"rows", num_sequences * block},
-            {"distinct_experts_per_layer_of_graphs",
-             static_cast<double>(after.distinct_experts - before.distinct_experts) /
-                 static_cast<double>(after.moe_layer_passes - before.moe_layer_passes)},
-            {"graphs_ms_per_round", graphs},
-            {"served_ms_per_round", served},
-            {"served_by", in_turns ? "turns" : "graphs"},
-            {"gain", graphs / served}};
+    const double served = MedianMs(round, kWarmUpRounds, options_.rounds);
+    const bool in_turns = executor_.statistics().target_passes - after.target_passes >
+                          int64_t{kWarmUpRounds} + options_.rounds;
+    if (in_turns) report["turns_ms_per_round"] = served;
+    return report;
   }
 
   // "ms", the bytes of one round by what they are for, and the rate at which they were read.
@@ -275,7 +289,10 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
   }
   boost::json::array several;
   for (int sequences = 2; sequences <= options.sequences; ++sequences) {
-    for (const int rows : {1, block}) several.push_back(rounds.Several(sequences, rows));
+    for (const int rows : std::set<int>{1, std::max(1, kResidentRows / sequences), block}) {
+      ASSIGN_OR_RETURN(boost::json::object report, rounds.Several(sequences, rows));
+      several.push_back(std::move(report));
+    }
   }
   return boost::json::object{
       {"device", model.executor->device()},

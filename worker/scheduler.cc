@@ -82,8 +82,7 @@ Plan Scheduler::PlanRound(const Running& running) {
   } else {
     Groups::Tier& tier = groups.ultraspeed;
     int rows_left = options_.max_batch_tokens;
-    AddDecodes(tier.decodes, options_.ultraspeed_batch_max, options_.draft_block_max, plan,
-               rows_left);
+    AddDecodes(tier.decodes, options_.ultraspeed_batch_max, plan, rows_left);
     const int prefill_rows =
         tier.decodes.empty() ? rows_left : options_.prefill_tokens_beside_ultraspeed;
     AddPrefills(tier.prefills, std::min(rows_left, prefill_rows), plan);
@@ -117,27 +116,27 @@ void Scheduler::AddStandardRound(Groups& groups, Plan& plan) {
   const int rows = beside_ultraspeed ? std::min(options_.max_batch_tokens,
                                                 options_.standard_rows_beside_ultraspeed)
                                      : options_.max_batch_tokens;
-  // About one block of rows for all of them: speculation pays when few decode, batching when many
-  // do.
-  const int block_max = std::max(1, options_.draft_block_max / std::max(1, num_decodes));
   const int decode_rows = beside_ultraspeed && !tier.prefills.empty() ? rows / 2 : rows;
   int decode_rows_left = decode_rows;
-  AddDecodes(tier.decodes, num_decodes, block_max, plan, decode_rows_left);
+  AddDecodes(tier.decodes, num_decodes, plan, decode_rows_left);
   const int rows_left = rows - (decode_rows - decode_rows_left);
   const int prefill_rows =
       beside_ultraspeed || num_decodes == 0 ? rows_left : options_.prefill_tokens_per_round;
   AddPrefills(tier.prefills, std::min(rows_left, prefill_rows), plan);
 }
 
-void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, int block_max,
-                           Plan& plan, int& rows_left) {
-  int num_added = 0;
-  for (Sequence* sequence : sequences) {
-    if (num_added == count_max || rows_left == 0) break;
+void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, Plan& plan,
+                           int& rows_left) {
+  const int count = std::min(count_max, static_cast<int>(sequences.size()));
+  int block_rows_left = options_.draft_block_max;
+  for (int i = 0; i < count && rows_left > 0; ++i) {
+    Sequence* const sequence = sequences[static_cast<size_t>(i)];
     const RequestSpec& spec = sequence->spec();
+    const int num_left = count - i, share = (block_rows_left + num_left - 1) / num_left;
     // No more tokens than may still be committed.
     const int64_t tokens_left = sequence->max() - sequence->committed();
-    const int bound = static_cast<int>(std::min<int64_t>({block_max, rows_left, tokens_left}));
+    const int bound =
+        static_cast<int>(std::min<int64_t>({std::max(1, share), rows_left, tokens_left}));
     const int block = spec.speculation ? ChooseBlock(sequence->speculation.acceptance(), bound,
                                                      options_.draft_cost)
                                        : 1;
@@ -154,7 +153,7 @@ void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, int
                                 .logprobs = spec.logprobs});
     sequence->last_turn = next_turn_++;
     rows_left -= block;
-    ++num_added;
+    block_rows_left = std::max(0, block_rows_left - block);
   }
 }
 

@@ -1,12 +1,14 @@
 // Which waiting request runs next, and what one round holds. Pure: no threads, no clock, no
 // executor; the same inputs give the same plan.
 //
-// Ultraspeed sequences get rounds of their own, in a tiny batch with full blocks; standard
-// sequences share the other rounds. While both run, standard has a floor, counted in time: one part
-// to kStandardFloorRounds parts for ultraspeed, in rounds of few rows, so that neither a crowd of
-// standard sequences nor its long prompts slow an ultraspeed stream further. A long prompt is cut
-// into chunks that ride beside the decoding sequences, so it never stalls them for more than one
-// chunk. Thread: the engine thread.
+// Ultraspeed sequences get rounds of their own, in a tiny batch; standard sequences share the other
+// rounds. Those that decode in a round divide one block of rows, or have a row each if they are
+// more: a sequence's later drafts are the least likely to be accepted, so the first ones of several
+// are worth more than all of one, and the resident engine has rows for one block. While both run,
+// standard has a floor, counted in time: one part to kStandardFloorRounds parts for ultraspeed, in
+// rounds of few rows, so that neither a crowd of standard sequences nor its long prompts slow an
+// ultraspeed stream further. A long prompt is cut into chunks that ride beside the decoding
+// sequences, so it never stalls them for more than one chunk. Thread: the engine thread.
 #pragma once
 
 #include <cstdint>
@@ -71,8 +73,7 @@ class Scheduler {
   struct Groups;
   bool StandardTurn() const;
   void AddStandardRound(Groups& groups, Plan& plan);
-  void AddDecodes(std::vector<Sequence*>& sequences, int count_max, int block_max, Plan& plan,
-                  int& rows_left);
+  void AddDecodes(std::vector<Sequence*>& sequences, int count_max, Plan& plan, int& rows_left);
   void AddPrefills(std::vector<Sequence*>& sequences, int rows_left, Plan& plan);
 
   const SchedulerOptions options_;

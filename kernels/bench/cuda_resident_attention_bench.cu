@@ -206,8 +206,11 @@ void Measure(const Bench& bench, const Case& c) {
                      .out = out.as<bf16>()});
   }
   bench.Upload(d_tasks, tasks.data(), tasks.size() * sizeof(AttentionTask));
-  const RoundView round = {
-      .position = position, .num_rows = c.rows, .slot = kSlot, .pages = d_pages.as<int32_t>()};
+  const RoundView round = {.position = position,
+                           .pages = d_pages.as<int32_t>(),
+                           .num_rows = c.rows,
+                           .first_row = 0,
+                           .slot = kSlot};
   const auto seconds = [&](auto attends) {
     constexpr bool kAttends = decltype(attends)::value;
     return c.dim() == 192 ? SecondsOfLayer<192, kAttends>(bench, d_tasks.as<AttentionTask>(),

@@ -44,7 +44,7 @@ class SchedulerTest : public testing::Test {
   }
 
   SchedulerOptions options_{.max_batch_tokens = 64, .draft_block_max = 8};
-  KvCache kv_{16, 1024, 8};
+  KvCache kv_{32, 2048, 8};
   Scheduler::Running running_;
   Scheduler::Waiting waiting_;
 };
@@ -85,11 +85,35 @@ TEST_F(SchedulerTest, LowAcceptanceTrimsTheDraft) {
   EXPECT_LE(scheduler.PlanRound(running_).round.steps[0].block, 2);
 }
 
-TEST_F(SchedulerTest, StandardSequencesShareAboutOneBlock) {
-  for (int i = 0; i < 8; ++i) AddDecoding(absl::StrCat("s", i), Tier::kStandard);
-  Scheduler scheduler(options_);
-  const Plan plan = scheduler.PlanRound(running_);
-  EXPECT_EQ(plan.sequences.size(), 8u);
+// Of either tier; a row each if there are more sequences than rows.
+TEST_F(SchedulerTest, SequencesDivideOneBlock) {
+  const std::vector<std::vector<int>> divisions = {
+      {8}, {4, 4}, {3, 3, 2}, {2, 2, 2, 2}, {2, 2, 2, 1, 1}};
+  for (const Tier tier : {Tier::kStandard, Tier::kUltraspeed}) {
+    running_.clear();
+    options_.ultraspeed_batch_max = 16;
+    for (size_t count = 1; count <= 10; ++count) {
+      AddDecoding(absl::StrCat("s", count), tier);
+      const Plan plan = Scheduler(options_).PlanRound(running_);
+      std::vector<int> blocks;
+      for (const SequenceStep& step : plan.round.steps) blocks.push_back(step.block);
+      if (count <= divisions.size()) {
+        EXPECT_EQ(blocks, divisions[count - 1]);
+      } else {
+        EXPECT_EQ(Rows(plan), std::max<int>(8, static_cast<int>(count)));
+      }
+    }
+  }
+}
+
+// What one does not want is there for the next.
+TEST_F(SchedulerTest, RowsThatASequenceLeavesAreTheOthers) {
+  Sequence& hard = AddDecoding("hard", Tier::kStandard);
+  for (int i = 0; i < 60; ++i) hard.speculation.Record(7, 0);
+  AddDecoding("easy", Tier::kStandard);
+  const Plan plan = Scheduler(options_).PlanRound(running_);
+  ASSERT_EQ(plan.round.steps.size(), 2u);
+  EXPECT_LE(plan.round.steps[0].block, 2);
   EXPECT_EQ(Rows(plan), 8);
 }
 

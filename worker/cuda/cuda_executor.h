@@ -73,8 +73,9 @@ class GpuExecutor : public ModelExecutor {
   virtual void ForceDistinctExperts(int distinct) = 0;
 
  protected:
-  // REQUIRES: resident() takes all steps, which are alone or at most kTurnsMax in turns.
-  virtual RoundResult RunResident(const Round& round, bool in_turns) = 0;
+  // REQUIRES: resident() takes all steps, those of a round share it (ShareRound), at most kTurnsMax
+  // rounds. `goes_on`: it is one round, and its sequences are likely to go on together.
+  virtual std::vector<RoundResult> RunResident(const std::vector<Round>& rounds, bool goes_on) = 0;
   // REQUIRES: the resident engine has yielded.
   virtual RoundResult RunPasses(const Round& round) = 0;
 
@@ -111,7 +112,7 @@ class CudaExecutor : public GpuExecutor {
   ResidentEngine* resident() override { return model_->resident.get(); }
   void ForceDistinctExperts(int distinct) override;
   // Public for an executor of several ranks.
-  RoundResult RunResident(const Round& round, bool in_turns) override;
+  std::vector<RoundResult> RunResident(const std::vector<Round>& rounds, bool goes_on) override;
   RoundResult RunPasses(const Round& round) override;
 
  private:
@@ -158,7 +159,7 @@ class CudaExecutor : public GpuExecutor {
                RoundResult& result) const;
   void Count(const PassPlan& pass, const PassBuffers& buffers);
   // `distinct_experts` of all layers together.
-  void CountRows(int num_rows, int num_samples, int block, int64_t distinct_experts);
+  void CountRows(int num_rows, int num_samples, int draft_passes, int64_t distinct_experts);
 
   const ModelConfig config_;  // of the whole model
   const ModelConfig part_;    // of this rank

@@ -68,14 +68,15 @@ struct ResidentRounds {
   int num_rounds = 32;
   std::string trace_file;  // Perfetto/Chrome timeline of the last round; empty = none
 };
-// Whether single sequences of a CUDA executor run on the resident engine; true at first.
+// Whether a CUDA executor gives the resident engine the steps that it takes; true at first.
 void UseResidentEngine(ModelExecutor& executor, bool use);
-// Of a CUDA executor: every layer of a pass, or of a sequence's round on the resident engine, reads
-// as many experts, whatever the router says; 0, as at first: as routed.
+// Of a CUDA executor: every layer of a pass, or of a round of the resident engine, reads as many
+// experts, whatever the router says; 0, as at first: as routed.
 void ForceDistinctExperts(ModelExecutor& executor, int a_layer);
-// FAILED_PRECONDITION if the executor has no resident engine for its shape.
+// Of sequences that share a round. FAILED_PRECONDITION if the executor has no resident engine for
+// its shape.
 absl::StatusOr<ResidentRoundTimes> MeasureResidentRounds(ModelExecutor& executor,
-                                                         const SequenceStep& step,
+                                                         const Round& round,
                                                          const ResidentRounds& what);
 
 // Sums and gathers over the GPUs of a node: whether they are right, and how long they take.

@@ -293,30 +293,35 @@ RoundResult GpuExecutor::Run(const Round& round) {
   if (engine == nullptr) return RunPasses(round);
   const RoundParts parts = PartsOf(
       round, [&](const SequenceStep& step) { return use_resident_ && engine->Takes(step); });
-  if (!TurnsPay(parts)) {
+  if (!ResidentPays(parts)) {
     engine->Yield();
     return RunPasses(round);
   }
-  if (round.steps.size() == 1) return RunResident(round, /*in_turns=*/false);
-  RoundResult turns = RunResident(parts.turns, /*in_turns=*/true), others;
-  if (!parts.others.steps.empty()) others = RunPasses(parts.others);
-  return parts.Join(std::move(turns), std::move(others));
+  const bool goes_on = parts.resident.size() == 1 && parts.passes.steps.empty();
+  std::vector<RoundResult> shared = RunResident(parts.resident, goes_on);
+  RoundResult passes;
+  if (!parts.passes.steps.empty()) passes = RunPasses(parts.passes);
+  return parts.Join(std::move(shared), std::move(passes));
 }
 
-RoundResult CudaExecutor::RunResident(const Round& round, bool in_turns) {
+std::vector<RoundResult> CudaExecutor::RunResident(const std::vector<Round>& rounds, bool goes_on) {
   std::vector<ResidentEngine::Finished> finished;
-  if (in_turns) {
-    finished = model_->resident->RunInTurns(round.steps);
+  if (goes_on) {
+    finished.push_back(model_->resident->Run(rounds.front()));
   } else {
-    finished.push_back(model_->resident->Run(round.steps[0]));
+    finished = model_->resident->RunInTurns(rounds);
   }
-  RoundResult result;
+  std::vector<RoundResult> results;
   for (size_t i = 0; i < finished.size(); ++i) {
-    const int block = round.steps[i].block;
-    CountRows(block, /*num_samples=*/block, block, finished[i].num_experts);
-    result.sequences.push_back(std::move(finished[i].sequence));
+    int num_rows = 0, draft_passes = 0;
+    for (const SequenceStep& step : rounds[i].steps) {
+      num_rows += step.block;
+      draft_passes += step.block > 1 ? 1 : 0;
+    }
+    CountRows(num_rows, /*num_samples=*/num_rows, draft_passes, finished[i].num_experts);
+    results.push_back(std::move(finished[i].result));
   }
-  return result;
+  return results;
 }
 
 RoundResult CudaExecutor::RunPasses(const Round& round) {
@@ -567,10 +572,10 @@ void CudaExecutor::Count(const PassPlan& pass, const PassBuffers& buffers) {
     for (size_t i = 0; i < num_choices; ++i) expert_seen_[static_cast<size_t>(*choice++)] = 1;
     distinct += std::count(expert_seen_.begin(), expert_seen_.end(), 1);
   }
-  CountRows(pass.num_rows, pass.num_samples, pass.block, distinct);
+  CountRows(pass.num_rows, pass.num_samples, pass.block > 1 ? 1 : 0, distinct);
 }
 
-void CudaExecutor::CountRows(int num_rows, int num_samples, int block, int64_t distinct) {
+void CudaExecutor::CountRows(int num_rows, int num_samples, int draft_passes, int64_t distinct) {
   statistics_.target_passes += 1;
   statistics_.target_rows += num_rows;
   statistics_.moe_layer_passes += model_->target.num_moe_layers();
@@ -579,10 +584,9 @@ void CudaExecutor::CountRows(int num_rows, int num_samples, int block, int64_t d
       bytes_.qkv + bytes_.output + bytes_.router + bytes_.dense_mlp +
       static_cast<size_t>(distinct) * bytes_.expert + (num_samples > 0 ? bytes_.head : 0));
   statistics_.drafter_bytes += static_cast<int64_t>(bytes_.draft_context);
-  if (block > 1) {
-    statistics_.drafter_passes += 1;
-    statistics_.drafter_bytes += static_cast<int64_t>(bytes_.draft_block + bytes_.head);
-  }
+  statistics_.drafter_passes += draft_passes;
+  statistics_.drafter_bytes +=
+      draft_passes * static_cast<int64_t>(bytes_.draft_block + bytes_.head);
 }
 
 }  // namespace ultraspeed::worker::cuda

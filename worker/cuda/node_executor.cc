@@ -102,10 +102,10 @@ void NodeExecutor::ForceDistinctExperts(int distinct) {
   for (const auto& rank : ranks_) rank->ForceDistinctExperts(distinct);
 }
 
-RoundResult NodeExecutor::RunResident(const Round& round, bool in_turns) {
-  RoundResult result = ranks_.front()->RunResident(round, in_turns);
+std::vector<RoundResult> NodeExecutor::RunResident(const std::vector<Round>& rounds, bool goes_on) {
+  std::vector<RoundResult> results = ranks_.front()->RunResident(rounds, goes_on);
   SumStatistics();
-  return result;
+  return results;
 }
 
 RoundResult NodeExecutor::RunPasses(const Round& round) {

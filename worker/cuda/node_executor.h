@@ -41,7 +41,7 @@ class NodeExecutor : public GpuExecutor {
   void ForceDistinctExperts(int distinct) override;
 
  private:
-  RoundResult RunResident(const Round& round, bool in_turns) override;
+  std::vector<RoundResult> RunResident(const std::vector<Round>& rounds, bool goes_on) override;
   RoundResult RunPasses(const Round& round) override;
   explicit NodeExecutor(std::unique_ptr<NodeGroup> group);
   static absl::StatusOr<std::unique_ptr<NodeExecutor>> Build(

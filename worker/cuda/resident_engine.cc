@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 
 #include "kernels/check.h"
 #include "worker/cuda/check.h"
@@ -21,10 +22,6 @@ constexpr int kPollsPerStatus = 4096;
 
 int64_t PagesOf(int64_t positions) { return (positions + kPageTokens - 1) / kPageTokens; }
 
-bool Filters(const kernels::SamplingSpec& spec) {
-  return spec.temperature > 0 && (spec.top_k > 0 || spec.top_p < 1.0f);
-}
-
 bool Same(const kernels::SamplingSpec& a, const kernels::SamplingSpec& b) {
   return a.temperature == b.temperature && a.top_k == b.top_k && a.top_p == b.top_p &&
          a.seed == b.seed;
@@ -32,8 +29,26 @@ bool Same(const kernels::SamplingSpec& a, const kernels::SamplingSpec& b) {
 
 bool WantsLogprobs(const SequenceStep& step) { return step.logprobs >= 0; }
 
-RoundKind KindOf(const SequenceStep& step) {
-  return {.drafts = step.block > 1, .whole_rows = Filters(step.sampling) || WantsLogprobs(step)};
+bool Drafts(const SequenceStep& step) { return step.block > 1; }
+
+template <typename Predicate>
+bool AnyOf(const Round& round, Predicate predicate) {
+  return std::any_of(round.steps.begin(), round.steps.end(), predicate);
+}
+
+RoundKind KindOf(const Round& round) {
+  return {.draft_passes =
+              static_cast<int>(std::count_if(round.steps.begin(), round.steps.end(), Drafts)),
+          .whole_rows = Filters(round.steps.front().sampling) || AnyOf(round, WantsLogprobs)};
+}
+
+// The round's steps as the program's sequences: those that draft come first.
+std::vector<size_t> ProgramOrder(const Round& round) {
+  std::vector<size_t> order(round.steps.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_partition(order.begin(), order.end(),
+                        [&](size_t i) { return Drafts(round.steps[i]); });
+  return order;
 }
 
 uint32_t ReadShared(const uint32_t& word) { return __atomic_load_n(&word, __ATOMIC_ACQUIRE); }
@@ -69,16 +84,17 @@ ResidentEngine::ResidentEngine(const ModelConfig& config, const ModelWeights& we
                             .ranks = ranks,
                             .num_blocks = num_blocks_};
   const AttentionTask* const append_tasks = arena.Upload(kKind, AppendTasks(model));
-  for (const bool drafts : {false, true}) {
-    if (drafts && weights.drafter.layers.empty()) continue;
+  const int passes_max = weights.drafter.layers.empty() ? 0 : resident::kDraftPassesMax;
+  for (int passes = 0; passes <= passes_max; ++passes) {
     for (const bool whole_rows : {false, true}) {
-      const RoundKind kind{.drafts = drafts, .whole_rows = whole_rows};
+      const RoundKind kind{.draft_passes = passes, .whole_rows = whole_rows};
       Rounds& rounds = RoundsOf(kind);
       rounds.schedule = BuildSchedule(model, kind, append_tasks);
       rounds.device_phases = arena.Upload(kKind, rounds.schedule.phases);
     }
   }
-  const size_t num_pages = kTurnsMax * static_cast<size_t>(PagesOf(positions));
+  const size_t num_pages =
+      kTurnsMax * resident::kSequencesMax * static_cast<size_t>(PagesOf(positions));
   device_pages_ = arena.Take<int32_t>(kKind, num_pages);
   if (arena.counting()) return;
   void* pinned = nullptr;
@@ -131,63 +147,79 @@ bool ResidentEngine::Takes(const SequenceStep& step) const {
          step.block <= resident::kRowsMax && (step.block == 1 || !weights_.drafter.layers.empty());
 }
 
-ResidentEngine::Finished ResidentEngine::Run(const SequenceStep& step) {
+ResidentEngine::Finished ResidentEngine::Run(const Round& round) {
   const auto record = [&] { return session_.num_taken % resident::kResultsMax; };
-  if (!Continues(step)) Yield();
-  if (!running_) Start(step);
+  if (!Continues(round)) Yield();
+  if (!running_) Start(round);
   if (!Await(record(), session_.num_taken)) {  // it ended before: for want of a host, mostly
     Yield();
-    Start(step);
+    Start(round);
     KERNELS_CHECK(Await(0, 0), ==, true);
   }
-  Finished finished = ResultOf(step, record());
-  const std::vector<ChosenToken>& chosen = finished.sequence.chosen;
+  Finished finished = ResultOf(round, record());
+  const std::vector<size_t> order = ProgramOrder(round);
+  for (size_t m = 0; m < order.size(); ++m) {
+    const std::vector<ChosenToken>& chosen = finished.result.sequences[order[m]].chosen;
+    session_.members[m].position += static_cast<int64_t>(chosen.size());
+    session_.members[m].anchor = chosen.back().token;
+  }
   session_.num_taken += 1;
-  session_.position += static_cast<int64_t>(chosen.size());
-  session_.anchor = chosen.back().token;
   WriteShared(pinned_->control.round_limit, session_.num_taken + 1 + kRoundsAhead);
   return finished;
 }
 
-std::vector<ResidentEngine::Finished> ResidentEngine::RunInTurns(
-    const std::vector<SequenceStep>& steps) {
-  KERNELS_CHECK(steps.size(), <=, size_t{kTurnsMax});
+std::vector<ResidentEngine::Finished> ResidentEngine::RunInTurns(const std::vector<Round>& rounds) {
+  KERNELS_CHECK(rounds.size(), <=, size_t{kTurnsMax});
   Yield();
   Reset({.round_limit = 1, .stop = 1});
-  for (size_t i = 0; i < steps.size(); ++i)
-    Launch(steps[i], static_cast<int>(i), [](resident::Program&) {});
+  for (size_t i = 0; i < rounds.size(); ++i)
+    Launch(rounds[i], static_cast<int>(i), [](resident::Program&) {});
   std::vector<Finished> finished;
-  for (size_t i = 0; i < steps.size(); ++i) {
+  for (size_t i = 0; i < rounds.size(); ++i) {
     KERNELS_CHECK(Await(static_cast<uint32_t>(i), 0), ==, true);
-    finished.push_back(ResultOf(steps[i], static_cast<uint32_t>(i)));
+    finished.push_back(ResultOf(rounds[i], static_cast<uint32_t>(i)));
   }
   Finish();
   return finished;
 }
 
-ResidentEngine::Finished ResidentEngine::ResultOf(const SequenceStep& step, uint32_t index) const {
+ResidentEngine::Finished ResidentEngine::ResultOf(const Round& round, uint32_t index) const {
   const resident::RoundRecord& record = pinned_->results[index];
   Finished finished;
   finished.num_experts = record.num_experts;
-  finished.sequence.num_drafted = step.block - 1;
-  finished.sequence.num_accepted = record.num_tokens - 1;
-  for (int i = 0; i < record.num_tokens; ++i) {
-    finished.sequence.chosen.push_back({.token = record.tokens[i],
-                                        .logprob = WantsLogprobs(step) ? record.logprobs[i] : 0.0f,
-                                        .top_tokens = {},
-                                        .top_logprobs = {}});
+  finished.result.sequences.resize(round.steps.size());
+  int first_row = 0;
+  const std::vector<size_t> order = ProgramOrder(round);
+  for (size_t s = 0; s < order.size(); ++s) {
+    const SequenceStep& step = round.steps[order[s]];
+    SequenceResult& result = finished.result.sequences[order[s]];
+    result.num_drafted = step.block - 1;
+    result.num_accepted = record.num_tokens[s] - 1;
+    for (int row = first_row; row < first_row + record.num_tokens[s]; ++row) {
+      result.chosen.push_back({.token = record.tokens[row],
+                               .logprob = WantsLogprobs(step) ? record.logprobs[row] : 0.0f,
+                               .top_tokens = {},
+                               .top_logprobs = {}});
+    }
+    first_row += step.block;
   }
   return finished;
 }
 
-bool ResidentEngine::Continues(const SequenceStep& step) const {
-  return running_ && session_.slot == step.slot && session_.block == step.block &&
-         session_.position == step.computed && session_.anchor == step.tokens[0] &&
-         Same(session_.sampling, step.sampling) && session_.wants_logprobs == WantsLogprobs(step);
+bool ResidentEngine::Continues(const Round& round) const {
+  const std::vector<size_t> order = ProgramOrder(round);
+  if (!running_ || order.size() != session_.members.size()) return false;
+  return std::equal(
+      order.begin(), order.end(), session_.members.begin(), [&](size_t i, const Member& member) {
+        const SequenceStep& step = round.steps[i];
+        return member.slot == step.slot && member.block == step.block &&
+               member.position == step.computed && member.anchor == step.tokens[0] &&
+               Same(member.sampling, step.sampling) && member.wants_logprobs == WantsLogprobs(step);
+      });
 }
 
-resident::Program ResidentEngine::ProgramFor(const SequenceStep& step, int turn) {
-  const RoundKind kind = KindOf(step);
+resident::Program ResidentEngine::ProgramFor(const Round& round, int turn) {
+  const RoundKind kind = KindOf(round);
   const ResidentSchedule& schedule = RoundsOf(kind).schedule;
   resident::Program program;
   program.phases = RoundsOf(kind).device_phases;
@@ -201,12 +233,11 @@ resident::Program ResidentEngine::ProgramFor(const SequenceStep& step, int turn)
   program.token_end = std::min(program.first_token + config_.vocabulary, vocabulary_used_);
   program.banned_token = banned_token_;
   program.mask_embedding = weights_.drafter.mask_embedding;
-  program.draft_choices = buffers_.draft_choices;
-  program.target_choices = buffers_.target_choices;
+  program.choices = buffers_.choices;
   program.whole_row = buffers_.whole_row;
   program.whole_row.in_use = kind.whole_rows;
-  program.whole_row.filters = Filters(step.sampling);
-  program.whole_row.wants_logprobs = WantsLogprobs(step);
+  program.whole_row.filters = Filters(round.steps.front().sampling);
+  program.whole_row.wants_logprobs = AnyOf(round, WantsLogprobs);
   program.whole_row.vocabulary_used = vocabulary_used_;
   constexpr size_t kWordsPerCounter = 32;
   program.decision = buffers_.words + kWordsPerCounter * resident::kNumCounters;
@@ -216,42 +247,58 @@ resident::Program ResidentEngine::ProgramFor(const SequenceStep& step, int turn)
   program.collective = collective_;
   program.rows = buffers_.rows;
   program.moe = buffers_.moe;
-  program.block = step.block;
-  program.draft_rows = kind.drafts ? config_.drafter.block_size : 0;
-  program.position = step.computed;
-  program.position_end = std::min<int64_t>(
-      {int64_t{step.num_pages} * kPageTokens, config_.context_tokens, positions_ - kDraftBlockMax});
-  program.anchor = step.tokens[0];
-  program.slot = step.slot;
-  const int64_t first_page = turn * PagesOf(positions_);
-  program.pages = device_pages_ + first_page;
-  program.sampling = step.sampling;
+  program.draft_rows = kind.draft_passes > 0 ? config_.drafter.block_size : 0;
+  program.num_sequences = 0;
+  program.num_rows = 0;
+  for (const size_t i : ProgramOrder(round)) {
+    const SequenceStep& step = round.steps[i];
+    KERNELS_CHECK(program.num_rows + step.block, <=, resident::kRowsMax);
+    KERNELS_CHECK(Filters(step.sampling), ==, program.whole_row.filters);
+    const int s = program.num_sequences++;
+    program.sequences[s] = {
+        .first_row = program.num_rows,
+        .block = step.block,
+        .position = step.computed,
+        .position_end = std::min<int64_t>({int64_t{step.num_pages} * kPageTokens,
+                                           config_.context_tokens, positions_ - kDraftBlockMax}),
+        .anchor = step.tokens[0],
+        .slot = step.slot,
+        .pages = UploadPages(step, turn, s),
+        .sampling = step.sampling};
+    for (int row = 0; row < step.block; ++row)
+      program.sequence_of[program.num_rows++] = static_cast<uint8_t>(s);
+  }
   program.forced_distinct_experts = forced_distinct_experts_;
   program.control = &pinned_->control;
   program.results = pinned_->results + turn;
   program.stuck = &pinned_->stuck;
   program.wait_ns_max = wait_ns_max_;
-  // A sequence may hold more pages than the model has positions for.
-  const int64_t num_pages = std::min<int64_t>(step.num_pages, PagesOf(positions_));
-  std::copy_n(step.pages, num_pages, pinned_pages_ + first_page);
-  CUDA_CHECK(cudaMemcpyAsync(device_pages_ + first_page, pinned_pages_ + first_page,
-                             static_cast<size_t>(num_pages) * sizeof(int32_t),
-                             cudaMemcpyHostToDevice, stream_));
   return program;
+}
+
+const int32_t* ResidentEngine::UploadPages(const SequenceStep& step, int turn, int sequence) {
+  const int64_t first = (turn * resident::kSequencesMax + sequence) * PagesOf(positions_);
+  // A sequence may hold more pages than the model has positions for.
+  const int64_t count = std::min<int64_t>(step.num_pages, PagesOf(positions_));
+  std::copy_n(step.pages, count, pinned_pages_ + first);
+  CUDA_CHECK(cudaMemcpyAsync(device_pages_ + first, pinned_pages_ + first,
+                             static_cast<size_t>(count) * sizeof(int32_t), cudaMemcpyHostToDevice,
+                             stream_));
+  return device_pages_ + first;
 }
 
 void ResidentEngine::Reset(const resident::HostControl& control) {
   for (const ResidentEngine* const rank : joined_) {
-    for (resident::RoundRecord& record : rank->pinned_->results) record.sequence = 0;
+    for (resident::RoundRecord& record : rank->pinned_->results) record.mark = 0;
     rank->pinned_->control = control;
   }
 }
 
 template <typename Change>
-void ResidentEngine::Launch(const SequenceStep& step, int turn, Change change) {
+void ResidentEngine::Launch(const Round& round, int turn, Change change) {
   for (ResidentEngine* const rank : joined_) {
     const DeviceScope scope(rank->ranks_.index);
-    resident::Program program = rank->ProgramFor(step, turn);
+    resident::Program program = rank->ProgramFor(round, turn);
     change(program);
     const auto meet = [&] {
       if (rank->group_ != nullptr) rank->group_->Meet(rank->ranks_.index, rank->stream_);
@@ -265,29 +312,32 @@ void ResidentEngine::Launch(const SequenceStep& step, int turn, Change change) {
   }
 }
 
-void ResidentEngine::Start(const SequenceStep& step) {
+void ResidentEngine::Start(const Round& round) {
   Reset({.round_limit = 1 + kRoundsAhead, .stop = 0});
-  Launch(step, /*turn=*/0, [](resident::Program&) {});
-  session_ = {.slot = step.slot,
-              .block = step.block,
-              .sampling = step.sampling,
-              .wants_logprobs = WantsLogprobs(step),
-              .position = step.computed,
-              .anchor = step.tokens[0],
-              .num_taken = 0};
+  Launch(round, /*turn=*/0, [](resident::Program&) {});
+  session_ = {};
+  for (const size_t i : ProgramOrder(round)) {
+    const SequenceStep& step = round.steps[i];
+    session_.members.push_back({.slot = step.slot,
+                                .block = step.block,
+                                .sampling = step.sampling,
+                                .wants_logprobs = WantsLogprobs(step),
+                                .position = step.computed,
+                                .anchor = step.tokens[0]});
+  }
   running_ = true;
 }
 
 bool ResidentEngine::Await(uint32_t index, uint32_t round) {
-  const uint32_t& sequence = pinned_->results[index].sequence;
+  const uint32_t& mark = pinned_->results[index].mark;
   while (true) {
     for (int poll = 0; poll < kPollsPerStatus; ++poll) {
-      if (ReadShared(sequence) == round + 1) return true;
+      if (ReadShared(mark) == round + 1) return true;
     }
     const cudaError_t status = cudaStreamQuery(stream_);
     if (status == cudaErrorNotReady) continue;
     CheckAlive(status);
-    return ReadShared(sequence) == round + 1;
+    return ReadShared(mark) == round + 1;
   }
 }
 
@@ -305,10 +355,10 @@ void ResidentEngine::Finish() {
   for (const ResidentEngine* const rank : joined_) {
     for (int i = 0; i < resident::kResultsMax; ++i) {
       const resident::RoundRecord &own = pinned_->results[i], &other = rank->pinned_->results[i];
-      KERNELS_CHECK(other.sequence, ==, own.sequence);
-      if (own.sequence == 0) continue;
-      KERNELS_CHECK(other.num_tokens, ==, own.num_tokens);
-      for (int t = 0; t < own.num_tokens; ++t) KERNELS_CHECK(other.tokens[t], ==, own.tokens[t]);
+      KERNELS_CHECK(other.mark, ==, own.mark);
+      if (own.mark == 0) continue;
+      for (int row = 0; row < resident::kRowsMax; ++row)
+        KERNELS_CHECK(other.tokens[row], ==, own.tokens[row]);
     }
   }
 }
@@ -345,9 +395,9 @@ void ResidentEngine::ForceDistinctExperts(int distinct) {
   for (ResidentEngine* const rank : joined_) rank->forced_distinct_experts_ = distinct;
 }
 
-ResidentTimes ResidentEngine::Measure(const SequenceStep& step, int num_rounds) {
+ResidentTimes ResidentEngine::Measure(const Round& round, int num_rounds) {
   Yield();
-  const ResidentSchedule& schedule = RoundsOf(KindOf(step)).schedule;
+  const ResidentSchedule& schedule = RoundsOf(KindOf(round)).schedule;
   ResidentTimes times;
   times.num_blocks = num_blocks_;
   times.phases = schedule.phases;
@@ -359,7 +409,7 @@ ResidentTimes ResidentEngine::Measure(const SequenceStep& step, int num_rounds) 
   // The ring of results is not taken from, so it must hold all rounds.
   const auto run = [&](uint32_t count, uint64_t* stamps) {
     Reset({.round_limit = count, .stop = 0});
-    Launch(step, /*turn=*/0, [&](resident::Program& program) {
+    Launch(round, /*turn=*/0, [&](resident::Program& program) {
       program.holds_position = true;
       program.trace = program.collective.rank == 0 ? stamps : nullptr;
     });
@@ -369,7 +419,7 @@ ResidentTimes ResidentEngine::Measure(const SequenceStep& step, int num_rounds) 
       std::min<uint32_t>(static_cast<uint32_t>(num_rounds), resident::kResultsMax);
   run(num_timed, nullptr);  // as served: without stamps
   for (uint32_t i = 1; i < num_timed; ++i) {
-    KERNELS_CHECK(pinned_->results[i].sequence, ==, i + 1);
+    KERNELS_CHECK(pinned_->results[i].mark, ==, i + 1);
     times.round_ms.push_back(
         static_cast<double>(pinned_->results[i].end_ns - pinned_->results[i - 1].end_ns) * 1e-6);
   }

@@ -1,11 +1,11 @@
-// Rounds on the resident kernel. For a sequence that is alone it is started once, goes on by
-// itself, and the host takes finished rounds from a ring; a few sequences take turns, a launch a
-// round.
+// Rounds on the resident kernel. For the sequences of a round, while they stay the same, it is
+// started once, goes on by itself, and the host takes finished rounds from a ring; rounds of
+// several such companies take turns, a launch a round.
 //
-// A session is one launch: one sequence, one block size, one way of sampling. The kernel runs a few
-// rounds ahead of what the host has taken; it ends when the host asks (anything else needs the
-// GPU), when its host falls behind, or at the end of the sequence's pages. Rounds that were run and
-// not taken stay valid while the same sequence goes on, and are dropped otherwise: they wrote only
+// A session is one launch: the same sequences, block sizes and ways of sampling. The kernel runs a
+// few rounds ahead of what the host has taken; it ends when the host asks (anything else needs the
+// GPU), when its host falls behind, or at the end of a sequence's pages. Rounds that were run and
+// not taken stay valid while the same sequences go on, and are dropped otherwise: they wrote only
 // keys and values that the next round writes again. A turn is a launch that ends after its round.
 //
 // Of a node's ranks, rank 0's engine leads: it starts and stops the kernels of all, one on each
@@ -56,51 +56,56 @@ class ResidentEngine {
   // Whether the step is one that runs here: it decodes, without alternatives to its choices.
   bool Takes(const SequenceStep& step) const;
   struct Finished {
-    SequenceResult sequence;
+    RoundResult result;
     int num_experts;  // read, of all layers together
   };
-  // The next round of a sequence that is likely to go on alone. REQUIRES: Takes. Blocks until the
-  // round is finished.
-  Finished Run(const SequenceStep& step);
-  // A round of each, one after the other, in their order. REQUIRES: Takes all; at most kTurnsMax.
-  // Blocks until the GPU is given back.
-  std::vector<Finished> RunInTurns(const std::vector<SequenceStep>& steps);
+  // The next round of sequences that are likely to go on together. REQUIRES: Takes all steps, which
+  // share a round (ShareRound). Blocks until the round is finished.
+  Finished Run(const Round& round);
+  // Rounds one after the other. REQUIRES: as Run, each; at most kTurnsMax. Blocks until the GPU is
+  // given back.
+  std::vector<Finished> RunInTurns(const std::vector<Round>& rounds);
   // Gives the GPU back: returns when the kernel has ended. Everything enqueued later sees its
   // caches.
   void Yield();
 
   // For benchmarks.
-  ResidentTimes Measure(const SequenceStep& step, int num_rounds);
+  ResidentTimes Measure(const Round& round, int num_rounds);
   // As TargetForward's.
   void ForceDistinctExperts(int distinct);
 
  private:
-  struct Session {
+  struct Member {  // of a session
     int slot = 0;
     int block = 1;
     kernels::SamplingSpec sampling;
     bool wants_logprobs = false;
     int64_t position = 0;  // of the next round to take
     int32_t anchor = 0;
-    uint32_t num_taken = 0;  // rounds of this launch
+  };
+  struct Session {
+    std::vector<Member> members;  // in the order of the program's sequences
+    uint32_t num_taken = 0;       // rounds of this launch
   };
 
   // Turn `turn` has pages and a record of its own.
-  kernels::cuda::resident::Program ProgramFor(const SequenceStep& step, int turn);
+  kernels::cuda::resident::Program ProgramFor(const Round& round, int turn);
+  // Starts the copy of a step's pages; returns where they will lie.
+  const int32_t* UploadPages(const SequenceStep& step, int turn, int sequence);
   // Enqueues kernels on all ranks' GPUs; `change` may alter a rank's program before.
   template <typename Change>
-  void Launch(const SequenceStep& step, int turn, Change change);
+  void Launch(const Round& round, int turn, Change change);
   // On all ranks, while no kernel runs: no round has finished, and the next launches end as
   // `control` says.
   void Reset(const kernels::cuda::resident::HostControl& control);
-  void Start(const SequenceStep& step);
+  void Start(const Round& round);
   // Waits for all ranks' kernels.
   void Finish();
-  bool Continues(const SequenceStep& step) const;
+  bool Continues(const Round& round) const;
   // Waits for record `index` to become that of the launch's round `round`; false: the kernel ended
   // before it.
   bool Await(uint32_t index, uint32_t round);
-  Finished ResultOf(const SequenceStep& step, uint32_t index) const;
+  Finished ResultOf(const Round& round, uint32_t index) const;
   void CheckAlive(cudaError_t status) const;
   void PrintStuck() const;
 
@@ -116,15 +121,15 @@ class ResidentEngine {
   kernels::cuda::resident::Collective collective_;
   std::vector<ResidentEngine*> joined_;  // all ranks', this one first; alone, this one
   NodeGroup* group_ = nullptr;           // null: alone
-  // A round's schedule, and its phases in device memory; no schedule drafts without a drafter.
+  // A kind of round's schedule, and its phases in device memory; none drafts without a drafter.
   struct Rounds {
     ResidentSchedule schedule;
     const kernels::cuda::resident::Phase* device_phases = nullptr;
   };
-  Rounds& RoundsOf(const RoundKind& kind) { return rounds_[kind.drafts][kind.whole_rows]; }
+  Rounds& RoundsOf(const RoundKind& kind) { return rounds_[kind.draft_passes][kind.whole_rows]; }
 
-  Rounds rounds_[2][2];
-  int32_t* device_pages_ = nullptr;  // [kTurnsMax, pages of the longest sequence]
+  Rounds rounds_[1 + kernels::cuda::resident::kDraftPassesMax][2];
+  int32_t* device_pages_ = nullptr;  // [kTurnsMax, kSequencesMax, pages of the longest sequence]
   int num_blocks_ = 0;
 
   struct Pinned {

@@ -114,13 +114,13 @@ void ForceDistinctExperts(ModelExecutor& executor, int a_layer) {
 }
 
 absl::StatusOr<ResidentRoundTimes> MeasureResidentRounds(ModelExecutor& executor,
-                                                         const SequenceStep& step,
+                                                         const Round& round,
                                                          const ResidentRounds& what) {
   auto* const on_gpu = dynamic_cast<cuda::GpuExecutor*>(&executor);
   if (on_gpu == nullptr || on_gpu->resident() == nullptr) {
     return absl::FailedPreconditionError("the executor has no resident engine for this shape");
   }
-  const ResidentTimes times = on_gpu->resident()->Measure(step, what.num_rounds);
+  const ResidentTimes times = on_gpu->resident()->Measure(round, what.num_rounds);
   const Stamps stamps{times};
   ResidentRoundTimes result;
   result.round_ms = times.round_ms;

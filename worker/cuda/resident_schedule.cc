@@ -96,8 +96,8 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
   partials = arena.TakeBytes(
       kKind, Size(kRowsMax * std::max(config.num_q_heads, draft.num_q_heads), partials_stride) *
                  kPartialBytes);
-  draft_choices = arena.Take<resident::RowChoice>(kKind, Size(kRowsMax, kBlocksMax));
-  target_choices = arena.Take<resident::RowChoice>(kKind, Size(kRowsMax, kBlocksMax));
+  choices = arena.Take<resident::RowChoice>(
+      kKind, Size((1 + resident::kDraftPassesMax) * kRowsMax, kBlocksMax));
   words = arena.Take<uint32_t>(kKind, kWordsPerCounter * (resident::kNumCounters + 2));
   inbox_rank_words = Size(config.hidden / kTileColumns, 32);
   inbox = ranks.num_ranks > 1
@@ -173,15 +173,20 @@ class ScheduleBuilder {
   explicit ScheduleBuilder(const ResidentModel& model)
       : model_(model), config_(model.config), buffers_(model.buffers) {}
 
-  void EmbedDraft() {
-    Phase phase = NewPhase(PhaseKind::kEmbedDraft, PhaseLabel::kEmbed);
+  // Of sequence `s`, up to its drafts' logits.
+  void DraftPass(int s) {
+    draft_of_ = static_cast<int8_t>(s);
+    Embed();
+    for (size_t l = 0; l < model_.drafter.layers.size(); ++l) DrafterLayerPhases(l);
+    Head(model_.drafter.final_norm, config_.drafter.norm_epsilon, PhaseLabel::kDraftHead);
+  }
+  void EndDrafts() { draft_of_ = resident::kOfTarget; }
+
+  // Of the pass that begins. The first phase of a round waits for nothing.
+  void Embed() {
+    Phase phase = NewPhase(PhaseKind::kEmbed, PhaseLabel::kEmbed);
     WriteResidual(phase, -1);
     Add(phase, all());
-  }
-  void EmbedTarget(bool waits) {
-    Phase phase = NewPhase(PhaseKind::kEmbedTarget, PhaseLabel::kEmbed);
-    WriteResidual(phase, -1);
-    Add(phase, all(), waits);
   }
 
   void TargetLayerPhases(size_t l) {
@@ -199,33 +204,11 @@ class ScheduleBuilder {
     }
   }
 
-  void DrafterLayerPhases(size_t l) {
-    const DrafterLayer& layer = model_.drafter.layers[l];
-    const float epsilon = config_.drafter.norm_epsilon;
-    Add(Normed(Product(layer.qkv, PhaseLabel::kDraftQkv), layer.input_norm, epsilon, buffers_.qkv),
-        all());
-    Attention(DrafterAttention(model_, l), PhaseLabel::kDraftAttention, PhaseLabel::kDraftCombine);
-    AttentionOutput(layer.output, PhaseLabel::kDraftOutput);
-    DenseMlp(layer.mlp, layer.post_attention_norm, epsilon, -1, PhaseLabel::kDraftUp,
-             PhaseLabel::kDraftDown);
-  }
-
-  void Head(const float* norm, float epsilon, bool is_draft) {
-    Phase phase =
-        Normed(Product(model_.target.head, is_draft ? PhaseLabel::kDraftHead : PhaseLabel::kHead),
-               norm, epsilon, buffers_.logits);
-    phase.output = OutputKind::kLogits;
-    phase.is_draft = is_draft;
-    Add(phase, all());
-  }
-
+  void TargetHead() { Head(model_.target.final_norm, config_.norm_epsilon, PhaseLabel::kHead); }
   // Of rows whose choice takes more than their best token.
-  void ChooseFromWholeRows(bool is_draft) {
-    for (const PhaseKind kind : {PhaseKind::kTally, PhaseKind::kSift, PhaseKind::kDraw}) {
-      Phase phase = NewPhase(kind, PhaseLabel::kChoice);
-      phase.is_draft = is_draft;
-      Add(phase, all());
-    }
+  void ChooseFromWholeRows() {
+    for (const PhaseKind kind : {PhaseKind::kTally, PhaseKind::kSift, PhaseKind::kDraw})
+      Add(NewPhase(kind, PhaseLabel::kChoice), all());
   }
 
   void Commit() {
@@ -261,6 +244,23 @@ class ScheduleBuilder {
     int counter = -1;
     uint32_t target = 0;
   };
+
+  void DrafterLayerPhases(size_t l) {
+    const DrafterLayer& layer = model_.drafter.layers[l];
+    const float epsilon = config_.drafter.norm_epsilon;
+    Add(Normed(Product(layer.qkv, PhaseLabel::kDraftQkv), layer.input_norm, epsilon, buffers_.qkv),
+        all());
+    Attention(DrafterAttention(model_, l), PhaseLabel::kDraftAttention, PhaseLabel::kDraftCombine);
+    AttentionOutput(layer.output, PhaseLabel::kDraftOutput);
+    DenseMlp(layer.mlp, layer.post_attention_norm, epsilon, -1, PhaseLabel::kDraftUp,
+             PhaseLabel::kDraftDown);
+  }
+
+  void Head(const float* norm, float epsilon, PhaseLabel label) {
+    Phase phase = Normed(Product(model_.target.head, label), norm, epsilon, buffers_.logits);
+    phase.output = OutputKind::kLogits;
+    Add(phase, all());
+  }
 
   uint32_t all() const { return static_cast<uint32_t>(model_.num_blocks); }
 
@@ -396,6 +396,7 @@ class ScheduleBuilder {
       previous_ = Take(arrivals);
       phase.arrive_counter = previous_.counter;
     }
+    phase.draft_of = draft_of_;
     phase.index = static_cast<int>(schedule_.phases.size());
     phase.before = schedule_.of_round;
     Count(phase, schedule_.of_round);
@@ -417,6 +418,7 @@ class ScheduleBuilder {
   ResidentSchedule schedule_;
   Arrival previous_;
   int next_counter_ = 0;
+  int8_t draft_of_ = resident::kOfTarget;  // of the phases that are added
 };
 
 }  // namespace
@@ -424,16 +426,15 @@ class ScheduleBuilder {
 ResidentSchedule BuildSchedule(const ResidentModel& model, const RoundKind& kind,
                                const AttentionTask* append_tasks) {
   ScheduleBuilder builder(model);
-  if (kind.drafts) {
-    builder.EmbedDraft();
-    for (size_t l = 0; l < model.drafter.layers.size(); ++l) builder.DrafterLayerPhases(l);
-    builder.Head(model.drafter.final_norm, model.config.drafter.norm_epsilon, /*is_draft=*/true);
-    if (kind.whole_rows) builder.ChooseFromWholeRows(/*is_draft=*/true);
+  for (int s = 0; s < kind.draft_passes; ++s) {
+    builder.DraftPass(s);
+    if (kind.whole_rows) builder.ChooseFromWholeRows();
   }
-  builder.EmbedTarget(/*waits=*/kind.drafts);
+  builder.EndDrafts();
+  builder.Embed();
   for (size_t l = 0; l < model.target.layers.size(); ++l) builder.TargetLayerPhases(l);
-  builder.Head(model.target.final_norm, model.config.norm_epsilon, /*is_draft=*/false);
-  if (kind.whole_rows) builder.ChooseFromWholeRows(/*is_draft=*/false);
+  builder.TargetHead();
+  if (kind.whole_rows) builder.ChooseFromWholeRows();
   builder.Commit();
   if (!model.drafter.layers.empty()) builder.DrafterContext(append_tasks);
   return builder.Take();

@@ -70,7 +70,7 @@ struct ResidentBuffers {
   float4* carry;   // sums of products wider than one pass
   void* partials;  // of attention over long contexts
   int partials_stride;
-  kernels::cuda::resident::RowChoice *draft_choices, *target_choices;  // [rows, blocks]
+  kernels::cuda::resident::RowChoice* choices;  // as Program's
   // Memory only; over the vocabulary of all ranks.
   kernels::cuda::resident::WholeRow whole_row;
   uint32_t* words;  // counters, decision, abort word
@@ -103,7 +103,7 @@ struct ResidentSchedule {
 
 // What a round consists of.
 struct RoundKind {
-  bool drafts = false;      // drafts and verifies; else a plain round
+  int draft_passes = 0;     // sequences that draft; 0: a plain round
   bool whole_rows = false;  // chooses with phases of their own (resident::WholeRow)
 };
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "kernels/cuda/resident/attention.h"
+
 namespace ultraspeed::worker::cuda {
 namespace {
 
@@ -11,13 +13,19 @@ constexpr int64_t kPositionBoundMin = 1024;
 bool IsDecode(const SequenceStep& step) { return step.sample && step.num_tokens == 1; }
 
 // Straight lines through what rounds take at the served shape on an H200, one rank of eight
-// (docs/PERFORMANCE.md): a turn of 1 or 8 rows, a pass of 1 to 32.
-constexpr double kTurnMs = 3.3, kTurnRowMs = 0.35;
+// (docs/PERFORMANCE.md): a round of the resident engine with 1 to 8 rows and a drafter's pass for
+// each sequence that drafts, and a pass of 1 to 32 rows.
+constexpr double kResidentMs = 3.25, kResidentRowMs = 0.33, kDraftPassMs = 0.4;
 constexpr double kPassMs = 8.0, kPassRowMs = 0.6;
 
-double TurnsMs(const Round& round) {
-  double ms = 0;
-  for (const SequenceStep& step : round.steps) ms += kTurnMs + kTurnRowMs * step.block;
+int NumRows(const Round& round) {
+  int rows = 0;
+  for (const SequenceStep& step : round.steps) rows += step.block;
+  return rows;
+}
+double ResidentMs(const Round& round) {
+  double ms = kResidentMs + kResidentRowMs * NumRows(round);
+  for (const SequenceStep& step : round.steps) ms += step.block > 1 ? kDraftPassMs : 0.0;
   return ms;
 }
 double PassesMs(const Round& round) {
@@ -57,19 +65,36 @@ std::vector<PassPlan> PlanPasses(const Round& round) {
   return passes;
 }
 
-RoundResult RoundParts::Join(RoundResult of_turns, RoundResult of_others) const {
+RoundResult RoundParts::Join(std::vector<RoundResult> of_resident, RoundResult of_passes) const {
+  std::vector<size_t> taken(of_resident.size());
+  size_t taken_of_passes = 0;
   RoundResult result;
-  auto turn = of_turns.sequences.begin(), other = of_others.sequences.begin();
-  for (const bool takes_turn : in_turns)
-    result.sequences.push_back(std::move(takes_turn ? *turn++ : *other++));
+  for (const int part : part_of) {
+    const auto p = static_cast<size_t>(part);
+    result.sequences.push_back(std::move(part == kInPasses ? of_passes.sequences[taken_of_passes++]
+                                                           : of_resident[p].sequences[taken[p]++]));
+  }
   return result;
 }
 
-bool TurnsPay(const RoundParts& parts) {
-  if (parts.turns.steps.empty() || parts.turns.steps.size() > kTurnsMax) return false;
-  Round all = parts.others;
-  all.steps.insert(all.steps.end(), parts.turns.steps.begin(), parts.turns.steps.end());
-  return TurnsMs(parts.turns) + PassesMs(parts.others) < PassesMs(all);
+bool Filters(const kernels::SamplingSpec& spec) {
+  return spec.temperature > 0 && (spec.top_k > 0 || spec.top_p < 1.0f);
+}
+
+bool ShareRound(const Round& round, const SequenceStep& step) {
+  return NumRows(round) + step.block <= kernels::cuda::resident::kRowsMax &&
+         Filters(round.steps.front().sampling) == Filters(step.sampling);
+}
+
+bool ResidentPays(const RoundParts& parts) {
+  if (parts.resident.empty() || parts.resident.size() > kTurnsMax) return false;
+  double ms = PassesMs(parts.passes);
+  Round all = parts.passes;
+  for (const Round& part : parts.resident) {
+    ms += ResidentMs(part);
+    all.steps.insert(all.steps.end(), part.steps.begin(), part.steps.end());
+  }
+  return ms < PassesMs(all);
 }
 
 int64_t PositionBound(int64_t position_end, int64_t positions) {

@@ -1,7 +1,7 @@
 // How a round is cut into passes: one for all prefill rows, then one for each block size among the
 // decoding sequences, so that every decode pass has a fixed shape.
 //
-// Pure; called by CudaExecutor each round.
+// Pure; called by GpuExecutor and CudaExecutor each round.
 #pragma once
 
 #include <cstdint>
@@ -27,29 +27,45 @@ struct PassPlan {
 // A step is decoding if it samples after its only token, the anchor.
 std::vector<PassPlan> PlanPasses(const Round& round);
 
-// A round in two parts that run one after the other: steps that take turns on the resident engine,
-// and those that share passes.
+// A round in parts that run one after the other: rounds of the resident engine, whose sequences
+// share its rows, and the steps that share passes.
 struct RoundParts {
-  Round turns, others;
-  std::vector<bool> in_turns;  // [S] of the round
+  std::vector<Round> resident;
+  Round passes;
+  std::vector<int> part_of;  // [S] of the round: into `resident`; kInPasses
 
-  // The results of both parts, in the order of the round.
-  RoundResult Join(RoundResult of_turns, RoundResult of_others) const;
+  static constexpr int kInPasses = -1;
+  // The results of all parts, in the order of the round.
+  RoundResult Join(std::vector<RoundResult> of_resident, RoundResult of_passes) const;
 };
-template <typename TakesTurns>
-RoundParts PartsOf(const Round& round, TakesTurns takes_turns) {
+
+// Whether the steps have room in one round of the resident engine and choose alike.
+bool ShareRound(const Round& round, const SequenceStep& step);
+template <typename TakesStep>
+RoundParts PartsOf(const Round& round, TakesStep takes) {
   RoundParts parts;
   for (const SequenceStep& step : round.steps) {
-    parts.in_turns.push_back(takes_turns(step));
-    (parts.in_turns.back() ? parts.turns : parts.others).steps.push_back(step);
+    if (!takes(step)) {
+      parts.part_of.push_back(RoundParts::kInPasses);
+      parts.passes.steps.push_back(step);
+      continue;
+    }
+    size_t part = 0;
+    while (part < parts.resident.size() && !ShareRound(parts.resident[part], step)) ++part;
+    if (part == parts.resident.size()) parts.resident.emplace_back();
+    parts.resident[part].steps.push_back(step);
+    parts.part_of.push_back(static_cast<int>(part));
   }
   return parts;
 }
 
 inline constexpr int kTurnsMax = 4;
-// Whether there are turns, at most kTurnsMax, and they are likely to be faster than all steps in
-// passes, in which an expert is read once for all rows.
-bool TurnsPay(const RoundParts& parts);
+// Whether there are rounds for the resident engine, at most kTurnsMax, and they are likely to be
+// faster than all steps in passes.
+bool ResidentPays(const RoundParts& parts);
+
+// Whether the choice is among the tokens that top-k and top-p keep.
+bool Filters(const kernels::SamplingSpec& spec);
 
 // The bound that a captured pass is given for position_end: the next of a few powers of two, so
 // that one graph serves many rounds and short texts do not pay for long ones.

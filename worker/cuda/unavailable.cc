@@ -26,7 +26,7 @@ void UseResidentEngine(ModelExecutor& /*executor*/, bool /*use*/) {}
 void ForceDistinctExperts(ModelExecutor& /*executor*/, int /*a_layer*/) {}
 
 absl::StatusOr<ResidentRoundTimes> MeasureResidentRounds(ModelExecutor& /*executor*/,
-                                                         const SequenceStep& /*step*/,
+                                                         const Round& /*round*/,
                                                          const ResidentRounds& /*what*/) {
   return CudaUsable();
 }

@@ -7,11 +7,11 @@
 
 namespace ultraspeed::kernels::cuda::resident {
 
-__device__ __forceinline__ RoundView ViewOf(const Block& block, bool drafter) {
-  return {.position = block.shared().state.position,
-          .num_rows = drafter ? block.program().draft_rows : block.program().block,
-          .slot = block.program().slot,
-          .pages = block.program().pages};
+// The pass's sequences share the blocks.
+__device__ __forceinline__ PartPlan PlanOf(const Block& block, const AttentionTask& task,
+                                           const RoundView& round) {
+  return PartPlanOf(task, round.position, round.num_rows,
+                    Quotient(block.num_blocks, block.shared().state.num_views));
 }
 
 // All consumers, after a phase's work: their global writes are seen by whoever sees the arrival.
@@ -43,51 +43,64 @@ class UnitRunner {
   const Phase& phase_;
 };
 
-// Runs `attend(unit, wait)` for units first, first + stride, ... and arrives. A block that has no
-// unit in this round waits all the same: arrivals are in order.
-template <typename AttendFn>
+// Runs the units of the pass's sequences, dealt over `num_members` blocks of which this one is
+// `member`, and arrives. `plan_of(round)` knows how many a sequence has; `attend(round, plan, unit,
+// wait)` runs one. A block that has no unit in this round waits all the same: arrivals are in
+// order.
+template <typename PlanFn, typename AttendFn>
 __device__ __forceinline__ void RunUnits(const Block& block, const Phase& phase,
-                                         const UnitRunner& runner, int first, int num_units,
-                                         AttendFn attend) {
-  bool waited = false;
-  const auto wait = [&] {
-    if (!waited) runner.Wait();
-  };
+                                         const UnitRunner& runner, int member, int num_members,
+                                         PlanFn plan_of, AttendFn attend) {
+  const auto wait = [&] { runner.Wait(); };
+  int unit = member;
 #pragma unroll 1
-  for (int unit = first; unit < num_units; unit += block.num_blocks) {
-    attend(unit, wait);
-    waited = true;
+  for (;; unit += num_members) {
+    const RoundState& state = block.shared().state;
+    int s = 0, of_sequence = unit;
+    auto plan = plan_of(state.views[0]);
+    while (of_sequence >= plan.num_units) {
+      of_sequence -= plan.num_units;
+      if (++s == state.num_views) break;
+      plan = plan_of(state.views[s]);
+    }
+    if (s == state.num_views) break;
+    attend(state.views[s], plan, of_sequence, wait);
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   }
-  if (!waited && Thread() < kWarpLanes) runner.Wait();
+  if (unit == member && Thread() < kWarpLanes) runner.Wait();
   ArriveAsConsumers(block, phase);
 }
 
 template <int kDim>
 __device__ __noinline__ void AttendWindows(Block block) {
+  struct WindowPlan {
+    int num_units;
+  };
   const Phase& phase = block.PhaseOf(Role::kConsumer);
   const AttentionTask& task = phase.attention;
   // Units are dealt to clusters first, so that few of them slow down no cluster twice.
-  const int first = block.rank * block.num_clusters + block.cluster;
-  if (first >= phase.attention_units_max) return;  // arrives nowhere: never has a unit
-  const RoundView round = ViewOf(block, task.drafter);
+  const int member = block.rank * block.num_clusters + block.cluster;
+  if (member >= phase.attention_units_max) return;  // arrives nowhere: never has a unit
   const UnitRunner runner(block, phase);
-  RunUnits(block, phase, runner, first, WindowUnits(task, round.num_rows),
-           [&](int unit, const auto& wait) {
-             AttendWindow<kDim>(task, round, unit, runner.scratch(), wait);
-           });
+  RunUnits(
+      block, phase, runner, member, min(phase.attention_units_max, block.num_blocks),
+      [&](const RoundView& round) -> WindowPlan { return {WindowUnits(task, round.num_rows)}; },
+      [&](const RoundView& round, WindowPlan, int unit, const auto& wait) {
+        AttendWindow<kDim>(task, round, unit, runner.scratch(), wait);
+      });
 }
 
 template <int kDim, bool kOneChunk>
 __device__ __noinline__ void AttendParts(Block block) {
   const Phase& phase = block.PhaseOf(Role::kConsumer);
   const AttentionTask& task = phase.attention;
-  const RoundView round = ViewOf(block, task.drafter);
-  const PartPlan plan = PartPlanOf(task, round.position, round.num_rows, block.num_blocks);
   const UnitRunner runner(block, phase);
-  RunUnits(block, phase, runner, block.index, plan.num_units, [&](int unit, const auto& wait) {
-    AttendPart<kDim, kOneChunk>(task, round, plan, unit, runner.scratch(), wait);
-  });
+  RunUnits(
+      block, phase, runner, block.index, block.num_blocks,
+      [&](const RoundView& round) { return PlanOf(block, task, round); },
+      [&](const RoundView& round, const PartPlan& plan, int unit, const auto& wait) {
+        AttendPart<kDim, kOneChunk>(task, round, plan, unit, runner.scratch(), wait);
+      });
 }
 
 // By the shape of the heads and, in parts, by their size: both leave out code and registers.
@@ -96,10 +109,7 @@ __device__ __forceinline__ void AttendOfDim(const Block& block) {
   const AttentionTask& task = block.PhaseOf(Role::kConsumer).attention;
   if (!task.has_parts) {
     AttendWindows<kDim>(block);
-    return;
-  }
-  const RoundView round = ViewOf(block, task.drafter);
-  if (PartChunks(task, static_cast<int>(round.position), round.num_rows) == 1) {
+  } else if (task.window > 0 || !block.shared().state.has_segments) {
     AttendParts<kDim, true>(block);
   } else {
     AttendParts<kDim, false>(block);
@@ -115,14 +125,24 @@ __device__ __forceinline__ void Attend(const Block& block) {
 
 static __device__ __noinline__ void Combine(Block block) {
   const Phase& phase = block.PhaseOf(Role::kConsumer);
+  const Program& program = block.program();
   const AttentionTask& task = phase.attention;
-  const RoundView round = ViewOf(block, task.drafter);
-  const PartPlan plan = PartPlanOf(task, round.position, round.num_rows, block.num_blocks);
   uint8_t* const scratch = reinterpret_cast<uint8_t*>(block.shared().exchange);
+  const bool drafts = phase.draft_of != kOfTarget;
+  const int num_pairs = (drafts ? program.draft_rows : program.num_rows) * task.num_q_heads;
+  const auto view_of = [&](int pair) -> int {
+    return drafts ? 0 : program.sequence_of[Quotient(pair, task.num_q_heads)];
+  };
+  const auto plan_of = [&](int view) {
+    return PlanOf(block, task, block.shared().state.views[view]);
+  };
+  int planned = view_of(min(block.index, num_pairs - 1));
+  PartPlan plan = plan_of(planned);
   if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  const int num_pairs = round.num_rows * task.num_q_heads;
+#pragma unroll 1
   for (int pair = block.index; pair < num_pairs; pair += block.num_blocks) {
+    if (view_of(pair) != planned) plan = plan_of(planned = view_of(pair));
     CombinePair(task, plan, pair, scratch);
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   }
@@ -136,28 +156,30 @@ static __device__ __noinline__ void Append(Block block) {
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
   const RoundState& state = block.shared().state;
-  const Sequences sequences = {.num_sequences = 1,
-                               .rows_max = kRowsMax,
-                               .position_end_max = 0,
-                               .first_row = nullptr,
-                               .num_rows = nullptr,
-                               .position = nullptr,
-                               .full_pages = nullptr,
-                               .full_pages_stride = 0,
-                               .slot = &block.program().slot};
-  const int kv_heads = phase.append_tasks[0].num_kv_heads;
-  const int num_works = phase.num_append_tasks * kv_heads * 2 * state.num_kept;
-  // The committed rows begin where the round did.
-  const int64_t begin =
-      block.program().holds_position ? state.position : state.position - state.num_kept;
+  const Program& program = block.program();
+  const int kv_heads = phase.append_tasks[0].num_kv_heads, num_rows = program.num_rows;
+  const int num_works = phase.num_append_tasks * kv_heads * 2 * num_rows;
   for (int i = block.index + warp * block.num_blocks; i < num_works;
        i += kConsumerWarps * block.num_blocks) {
-    const int row = i % state.num_kept, rest = i / state.num_kept;
+    const int row = i % num_rows, rest = i / num_rows;
+    const int s = program.sequence_of[row], of_block = row - program.sequences[s].first_row;
+    if (of_block >= state.num_kept[s]) continue;
+    const Sequences sequence = {.num_sequences = 1,
+                                .rows_max = kRowsMax,
+                                .position_end_max = 0,
+                                .first_row = nullptr,
+                                .num_rows = nullptr,
+                                .position = nullptr,
+                                .full_pages = nullptr,
+                                .full_pages_stride = 0,
+                                .slot = &program.sequences[s].slot};
+    // The committed rows begin where the round did.
+    const int64_t begin = state.position[s] - (program.holds_position ? 0 : state.num_kept[s]);
     const bool is_v = rest % 2 != 0;
     const int h = rest / 2 % kv_heads;
     const AttentionTask& task = phase.append_tasks[rest / 2 / kv_heads];
     const int dim = task.qk_head_dim;  // = v's
-    const int64_t position = begin + row;
+    const int64_t position = begin + of_block;
     const Head head = {.in = task.qkv + static_cast<int64_t>(row) * task.row_width +
                              (is_v ? kv_heads + h : h) * dim,
                        .norm = is_v ? nullptr : task.k_norm,
@@ -166,7 +188,7 @@ static __device__ __noinline__ void Append(Block block) {
                        .rotary_dims = task.rotary_dims,
                        .factor = task.value_scale};
     const float scale = head.norm == nullptr ? 1.0f : HeadScale(head, task.epsilon);
-    const int64_t tile = TileOffset(PageOf(sequences, KvPlace::kRing, task.ring_pages, 0, position),
+    const int64_t tile = TileOffset(PageOf(sequence, KvPlace::kRing, task.ring_pages, 0, position),
                                     h, kv_heads, dim);
     for (int d = lane; d < dim; d += kWarpLanes) {
       StoreCached(is_v ? task.cache.v : task.cache.k, task.cache.format, tile,

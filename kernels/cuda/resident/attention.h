@@ -30,12 +30,13 @@ constexpr int AttentionPartsMax(int window, bool drafter, int64_t positions) {
   return segments > kChunkPartsMax ? segments : kChunkPartsMax;
 }
 
-// The sequence of a round, for one kind of layer.
+// A sequence of a round, for one kind of layer.
 struct RoundView {
-  int64_t position;      // of row 0, which is how many positions are cached
-  int num_rows;          // 1..kRowsMax
-  int32_t slot;          // kRing: index of the sequence's ring
+  int64_t position;      // of its first row, which is how many positions are cached
   const int32_t* pages;  // kPaged: page of position p is pages[p / 64]
+  int num_rows;          // 1..kRowsMax
+  int first_row;         // of all rows of the task; other rows are counted from it
+  int32_t slot;          // kRing: index of the sequence's ring
 };
 
 // One layer's attention. The rows' fused projections come in fp32; rotary, norms, the value scale
@@ -63,7 +64,8 @@ struct AttentionTask {
   bf16* out;            // [kRowsMax, Hq, Dv]
 };
 
-// Units of a layer without parts: 16 (row, q head) pairs and a quarter of the value dims each.
+// Units of a sequence in a layer without parts: 16 (row, q head) pairs and a quarter of the value
+// dims each.
 constexpr int kWindowQuarters = 4;
 constexpr int WindowUnits(const AttentionTask& task, int num_rows) {
   const int pairs = num_rows * (task.num_q_heads / task.num_kv_heads);

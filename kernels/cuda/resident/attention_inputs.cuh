@@ -16,7 +16,7 @@ namespace ultraspeed::kernels::cuda::resident {
 // One head of a row, and where it goes: `to_row` of a swizzled tile in shared memory.
 struct HeadMove {
   HeadKind kind;
-  int row;     // of the round
+  int row;     // of the sequence
   int q_head;  // of the group
   bf16* tile;  // null: no such head
   int to_row;
@@ -30,8 +30,9 @@ class HeadBatch {
   // `move(i)` of head i. `norm`: of its queries or its keys, may be null. Reads nothing that a
   // projection has to come before.
   template <typename MoveFn>
-  __device__ __forceinline__ HeadBatch(const AttentionTask& task, const Group& group, int kv_head,
-                                       int position, const float* norm, MoveFn move)
+  __device__ __forceinline__ HeadBatch(const AttentionTask& task, const RoundView& round,
+                                       const Group& group, int kv_head, const float* norm,
+                                       MoveFn move)
       : norm_(norm) {
     const HeadLayout layout = {task.group_stride, group.size, task.num_kv_heads, kDim, kValueDim};
     const int columns[] = {HeadColumn(layout, HeadKind::kQuery, kv_head, 0),
@@ -46,15 +47,14 @@ class HeadBatch {
       to_[i] = 0;
       cosine_[i] = sine_[i] = 0.0f;
       if (head.tile == nullptr) continue;
-      column_[i] = head.row * task.row_width + head.q_head * kDim + Lane() +
+      column_[i] = (round.first_row + head.row) * task.row_width + head.q_head * kDim + Lane() +
                    (head.kind == HeadKind::kQuery ? columns[0]
                     : is_value                    ? columns[2]
                                                   : columns[1]);
       to_[i] = SharedAddress(head.tile +
                              SwizzledElement(head.to_row, Lane(), is_value ? kValueDim : kDim));
       if (is_value) continue;
-      const float* const rope =
-          task.rope + static_cast<int64_t>(position + head.row) * kRotaryDims + Lane();
+      const float* const rope = task.rope + (round.position + head.row) * kRotaryDims + Lane();
       cosine_[i] = __ldg(rope);
       sine_[i] = __ldg(rope + kWarpLanes);
     }

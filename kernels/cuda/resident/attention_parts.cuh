@@ -171,10 +171,9 @@ class PartLoader {
                 keys_.new_key + row - keys_.row_begin};
       };
     };
-    const int position = static_cast<int>(round_.position);
-    HeadBatch<kDim, kHeads> new_keys(task_, group, unit_.kv_head, position, task_.k_norm,
+    HeadBatch<kDim, kHeads> new_keys(task_, round_, group, unit_.kv_head, task_.k_norm,
                                      move(HeadKind::kKey, shared_.keys[buffer]));
-    HeadBatch<kDim, kHeads> new_values(task_, group, unit_.kv_head, position, nullptr,
+    HeadBatch<kDim, kHeads> new_values(task_, round_, group, unit_.kv_head, nullptr,
                                        move(HeadKind::kValue, shared_.values));
     new_keys.Load(task_);
     new_values.Load(task_);
@@ -331,8 +330,8 @@ __device__ __forceinline__ void AttendTiles(const AttentionTask& task, const Rou
     if (pair_of(i) >= unit.num_pairs) return nullptr;
     const int row = row_of(i);
     return &PartialOf(task,
-                      row * task.num_q_heads + unit.kv_head * group.size + unit.pair_begin +
-                          pair_of(i) - row * group.size,
+                      (round.first_row + row) * task.num_q_heads + unit.kv_head * group.size +
+                          unit.pair_begin + pair_of(i) - row * group.size,
                       unit.part);
   };
   HalfTile tile;
@@ -478,14 +477,13 @@ __device__ __forceinline__ void AttendPart(const AttentionTask& task, const Roun
   }
   {
     constexpr int kHeads = kUnitTilesMax * kWarpPairs / kTileWarps;
-    HeadBatch<kDim, kHeads> queries(task, group, unit.kv_head, static_cast<int>(round.position),
-                                    task.q_norm, [&](int i) -> HeadMove {
-                                      const int h = warp + i * kTileWarps,
-                                                pair = unit.pair_begin + h;
-                                      const int row = group.RowOf(pair);
-                                      return {HeadKind::kQuery, row, pair - row * group.size,
-                                              h < unit.num_pairs ? shared.keys[1] : nullptr, h};
-                                    });
+    HeadBatch<kDim, kHeads> queries(
+        task, round, group, unit.kv_head, task.q_norm, [&](int i) -> HeadMove {
+          const int h = warp + i * kTileWarps, pair = unit.pair_begin + h;
+          const int row = group.RowOf(pair);
+          return {HeadKind::kQuery, row, pair - row * group.size,
+                  h < unit.num_pairs ? shared.keys[1] : nullptr, h};
+        });
     AttentionBarrier();
     queries.Load(task);
     queries.Store(task);
@@ -511,10 +509,10 @@ struct LaneResult {
 };
 
 // After all units of the layer are done everywhere: folds the parts of (row, head) pair `pair` in
-// [0, num_rows * Hq) into its output. All consumer threads call it. Parts that a row does not see
-// leave its result as it was. Warps fold what comes first in the order (attention.cu): chunks to
-// segments, or segments to spans; warp 0 folds what they made, or at once the chunks of a window.
-// `scratch` as in AttendPart. Bytes: 528 per part.
+// [0, rows of all sequences * Hq), whose sequence has `plan`, into its output. All consumer threads
+// call it. Parts that a row does not see leave its result as it was. Warps fold what comes first in
+// the order (attention.cu): chunks to segments, or segments to spans; warp 0 folds what they made,
+// or at once the chunks of a window. `scratch` as in AttendPart. Bytes: 528 per part.
 __device__ inline void CombinePair(const AttentionTask& task, const PartPlan& plan, int pair,
                                    uint8_t* scratch) {
   constexpr int kAtOnce = kChunkPartsMax;

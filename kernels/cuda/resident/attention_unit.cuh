@@ -116,10 +116,14 @@ struct PartPlan {
   int unit_groups;  // of a kv head: ceil(tiles / unit_tiles)
   int num_units;
 };
+// Whether full layers of so many keys have segments as parts.
+__host__ __device__ constexpr bool HasSegments(int64_t num_keys) {
+  return num_keys > kChunkPartsMax * kChunkKeys;
+}
 // Chunks of a part.
 __host__ __device__ inline int PartChunks(const AttentionTask& task, int position, int num_rows) {
   const int end = EndKey(task, position, num_rows - 1);
-  return task.window == 0 && end > kChunkPartsMax * kChunkKeys ? kSegmentChunks : 1;
+  return task.window == 0 && HasSegments(end) ? kSegmentChunks : 1;
 }
 __host__ __device__ inline PartPlan PartPlanOf(const AttentionTask& task, int64_t position,
                                                int num_rows, int num_blocks) {

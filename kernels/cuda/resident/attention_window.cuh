@@ -249,7 +249,7 @@ __device__ __forceinline__ void AttendWindow(const AttentionTask& task, const Ro
     constexpr int kHeads = (kWarpPairs + kRowsMax) / kAttentionWarps;
     static_assert(kHeads * kAttentionWarps == kWarpPairs + kRowsMax);
     HeadBatch<kDim, kHeads> heads(
-        task, group, unit.kv_head, unit.position, nullptr, [&](int i) -> HeadMove {
+        task, round, group, unit.kv_head, nullptr, [&](int i) -> HeadMove {
           const int h = warp + i * kAttentionWarps;
           if (h < unit.num_pairs) {
             const int pair = unit.pair_begin + h, row = group.RowOf(pair);
@@ -263,7 +263,7 @@ __device__ __forceinline__ void AttendWindow(const AttentionTask& task, const Ro
     static_assert(kQuarterDims == kWarpLanes && kRowsMax <= kAttentionWarps);
     const int value_row = unit.row_begin + warp;
     const HeadLayout layout = {task.group_stride, group.size, task.num_kv_heads, kDim, kValueDim};
-    const float* const value_of_row = task.qkv + value_row * task.row_width +
+    const float* const value_of_row = task.qkv + (round.first_row + value_row) * task.row_width +
                                       HeadColumn(layout, HeadKind::kValue, unit.kv_head, 0) +
                                       unit.quarter * kQuarterDims + lane;
     if (warp == kWaitWarp) wait();
@@ -331,7 +331,7 @@ __device__ __forceinline__ void AttendWindow(const AttentionTask& task, const Ro
       const int head = unit.kv_head * group.size + unit.pair_begin + pair - row * group.size;
       const bool exists = pair < unit.num_pairs;
       sinks[i] = SinkOf(exists ? task.sinks : nullptr, head);
-      out[i] = exists ? task.out + (row * task.num_q_heads + head) * kValueDim +
+      out[i] = exists ? task.out + ((round.first_row + row) * task.num_q_heads + head) * kValueDim +
                             unit.quarter * kQuarterDims
                       : nullptr;
     }

@@ -15,21 +15,26 @@ constexpr int kShareBlocksMax = kPassBlocks / kClusterBlocks;  // of them, a thr
 static_assert(kShareBlocksMax <= kConsumerWarps);
 constexpr int kExchangeBuffers = 3;  // tiles whose partials may be under way to their finisher
 constexpr int kRingEntries = 32;
-constexpr int kRingBytes = 134 * 1024;
-constexpr int kStagingBytes = 49 * 1024;
+constexpr int kRingBytes = 134 * 1024 - 256;
+constexpr int kStagingBytes = 48 * 1024 + 512;
 constexpr int kPhaseSlots = 3;
 constexpr int kOwnedTilesMax = 2 * kRouterChunkTiles;  // of the residual stream
 constexpr int kSlotStride = 576;  // bytes of a slot's activations in the staging area
 
-// What the sequence and its next round look like; every block keeps its own copy, all equal.
+// What the sequences and their next round look like; every block keeps its own copy, all equal.
 struct RoundState {
-  int64_t position;          // of the anchor
-  int32_t tokens[kRowsMax];  // anchor, drafts
-  int32_t chosen[kRowsMax];  // the target's choice after each row
-  int32_t num_kept;          // rows of the last round whose state is committed
-  int32_t num_experts;       // read in this round, of all layers together
+  int64_t position[kSequencesMax];  // of the anchors
+  int32_t tokens[kRowsMax];         // anchors, drafts
+  int32_t chosen[kRowsMax];         // the target's choice after each row
+  int32_t num_kept[kSequencesMax];  // rows of the last round whose state is committed
+  int32_t num_experts;              // read in this round, of all layers together
   uint32_t round;
   bool runs_on;
+  bool has_segments;  // in a full layer of some sequence (HasSegments)
+  // Of the pass that runs: one sequence in its drafter's, all of them in the target's. Attention
+  // reads them here, since it has no registers for them.
+  int num_views;
+  RoundView views[kSequencesMax];
 };
 
 // The experts that a round's rows chose in one layer, ascending.

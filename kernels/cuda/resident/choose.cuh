@@ -22,29 +22,41 @@ __device__ __forceinline__ RowChoice BetterOfLanes(RowChoice best, int mask) {
                        __shfl_xor_sync(kAllLanes, best.token, mask)});
 }
 
-// [rows, blocks]
-__device__ __forceinline__ RowChoice* ChoicesOf(const Program& program, bool is_draft) {
-  return is_draft ? program.draft_choices : program.target_choices;
+// [rows, blocks]; `draft_of` here and below: as Phase's.
+__device__ __forceinline__ RowChoice* ChoicesOf(const Block& block, int draft_of) {
+  return block.program().choices + (draft_of + 1) * kRowsMax * block.num_blocks;
+}
+
+// Whose row it is, and the position of the token that is chosen from it.
+struct RowPlace {
+  int sequence;
+  int64_t position;
+};
+__device__ __forceinline__ RowPlace PlaceOf(const Block& block, int draft_of, int row) {
+  const Program& program = block.program();
+  if (draft_of != kOfTarget) return {draft_of, block.shared().state.position[draft_of] + row};
+  const int s = program.sequence_of[row];
+  return {s, block.shared().state.position[s] + row - program.sequences[s].first_row + 1};
 }
 
 // The lane's rows are 2 t and 2 t + 1.
 class BestOfRows {
  public:
-  __device__ BestOfRows(const Program& program, const RoundState& state, bool is_draft, int lane)
-      : first_position_(state.position + lane % 4 * 2 + (is_draft ? 0 : 1)) {}
-
   // Logits of tokens tile * 16 + g (v.x, v.y of the two rows) and + 8 (v.z, v.w).
-  __device__ __forceinline__ void Offer(const Program& program, int tile, int lane, float4 v) {
+  __device__ __forceinline__ void Offer(const Block& block, int draft_of, int tile, int lane,
+                                        float4 v) {
+    const RowPlace places[2] = {PlaceOf(block, draft_of, lane % 4 * 2),
+                                PlaceOf(block, draft_of, lane % 4 * 2 + 1)};
 #pragma unroll 1  // little code counts: it is fetched anew every time
     for (int half = 0; half < 2; ++half) {
-      const int32_t token = program.first_token + tile * 16 + lane / 4 + 8 * half;
-      OfferOne(program, 0, token, half == 0 ? v.x : v.z);
-      OfferOne(program, 1, token, half == 0 ? v.y : v.w);
+      const int32_t token = block.program().first_token + tile * 16 + lane / 4 + 8 * half;
+      OfferOne(block.program(), places[0], token, half == 0 ? v.x : v.z, best_[0]);
+      OfferOne(block.program(), places[1], token, half == 0 ? v.y : v.w, best_[1]);
     }
   }
 
   // Writes the block's best of every row. All finishers call it.
-  __device__ __forceinline__ void Publish(const Block& block, int warp, int lane, bool is_draft) {
+  __device__ __forceinline__ void Publish(const Block& block, int warp, int lane, int draft_of) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
@@ -56,35 +68,35 @@ class BestOfRows {
     RowChoice best = block.shared().best[0][lane];
 #pragma unroll
     for (int w = 1; w < kFinisherWarps; ++w) best = Better(best, block.shared().best[w][lane]);
-    ChoicesOf(block.program(), is_draft)[lane * block.num_blocks + block.index] = best;
+    ChoicesOf(block, draft_of)[lane * block.num_blocks + block.index] = best;
   }
 
  private:
-  __device__ __forceinline__ void OfferOne(const Program& program, int i, int32_t token,
-                                           float logit) {
+  __device__ static __forceinline__ void OfferOne(const Program& program, const RowPlace& place,
+                                                  int32_t token, float logit, RowChoice& best) {
     if (token >= program.token_end || token == program.banned_token || logit != logit) return;
     float value = logit;
-    if (program.sampling.temperature > 0.0f && !program.whole_row.filters) {
-      value = __fadd_rn(__fdiv_rn(logit, program.sampling.temperature),
-                        PortableGumbelNoise(program.sampling.seed, first_position_ + i, token));
+    const SamplingSpec& sampling = program.sequences[place.sequence].sampling;
+    if (sampling.temperature > 0.0f && !program.whole_row.filters) {
+      value = __fadd_rn(__fdiv_rn(logit, sampling.temperature),
+                        PortableGumbelNoise(sampling.seed, place.position, token));
     }
-    best_[i] = Better(best_[i], {value, token});
+    best = Better(best, {value, token});
   }
 
-  const int64_t first_position_;
   RowChoice best_[2] = {{kMinusInfinity, kNoToken}, {kMinusInfinity, kNoToken}};
 };
 
 // The best of all ranks for row `row`, by one warp of every block; `best`: of this rank. Lane r
 // waits for rank r's. A word is written again one round later, when this rank has taken part in
 // sums of that round, for which all its blocks have to have passed here.
-__device__ __forceinline__ RowChoice BestOfRanks(const Block& block, bool is_draft, int row,
+__device__ __forceinline__ RowChoice BestOfRanks(const Block& block, int draft_of, int row,
                                                  int lane, RowChoice best) {
   constexpr uint32_t kTokenBits = 20, kTokenMask = (1u << kTokenBits) - 1;
   constexpr uint32_t kMarks = (1u << (32 - kTokenBits)) - 1;  // 1 .. kMarks; 0 is the empty word's
   const Collective& ranks = block.program().collective;
   const uint32_t mark = block.shared().state.round % kMarks + 1;
-  const int which = is_draft ? 0 : 1;
+  const int which = draft_of + 1;
   RowChoice theirs = {kMinusInfinity, kNoToken};
   if (lane < ranks.num_ranks) {
     if (block.index == 0) {
@@ -110,9 +122,9 @@ __device__ __forceinline__ RowChoice BestOfRanks(const Block& block, bool is_dra
 }
 
 // The best of all blocks for row `row`, by one warp.
-__device__ __forceinline__ RowChoice BestOfBlocks(const Block& block, bool is_draft, int row,
+__device__ __forceinline__ RowChoice BestOfBlocks(const Block& block, int draft_of, int row,
                                                   int lane) {
-  const RowChoice* const choices = ChoicesOf(block.program(), is_draft) + row * block.num_blocks;
+  const RowChoice* const choices = ChoicesOf(block, draft_of) + row * block.num_blocks;
   RowChoice best = {kMinusInfinity, kNoToken};
   for (int b = lane; b < block.num_blocks; b += kWarpLanes) {
     const float2 raw = __ldcg(reinterpret_cast<const float2*>(choices + b));
@@ -129,12 +141,12 @@ __device__ __forceinline__ int32_t TokenOrFirst(RowChoice best) {
 }
 
 // The best of all blocks, and of all ranks, for row `row`, by one warp.
-__device__ __forceinline__ int32_t ChosenToken(const Block& block, bool is_draft, int row,
+__device__ __forceinline__ int32_t ChosenToken(const Block& block, int draft_of, int row,
                                                int lane) {
   const Program& program = block.program();
-  RowChoice best = BestOfBlocks(block, is_draft, row, lane);
+  RowChoice best = BestOfBlocks(block, draft_of, row, lane);
   if (program.collective.num_ranks > 1 && !program.whole_row.in_use)
-    best = BestOfRanks(block, is_draft, row, lane, best);
+    best = BestOfRanks(block, draft_of, row, lane, best);
   return TokenOrFirst(best);
 }
 

@@ -260,7 +260,7 @@ __device__ __forceinline__ void ClearChoice(const Block& block) {
 __device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phase) {
   const int thread = Thread(), warp = thread / kWarpLanes, lane = thread % kWarpLanes;
   ExpertChoice& choice = block.shared().choice;
-  const int num_rows = block.program().block, per_row = phase.experts_per_token;
+  const int num_rows = block.program().num_rows, per_row = phase.experts_per_token;
   if (warp < num_rows) {
     ChooseExperts(block, phase, warp, lane);
     if (block.program().forced_distinct_experts > 0) {

@@ -40,14 +40,15 @@ struct RowPart {
   int first_row, num_rows;
   int row;
   int slice, num_slices;
-  int begin, end;    // tokens
-  int64_t position;  // of the token that is chosen
+  int begin, end;  // tokens
+  RowPlace place;
 };
-__device__ __forceinline__ RowPart PartOf(const Block& block, bool is_draft) {
+__device__ __forceinline__ RowPart PartOf(const Block& block, int draft_of) {
   const Program& program = block.program();
+  const bool is_draft = draft_of != kOfTarget;
   RowPart part;
   part.first_row = is_draft ? 1 : 0;
-  part.num_rows = program.block - part.first_row;
+  part.num_rows = is_draft ? program.sequences[draft_of].block - 1 : program.num_rows;
   const int which = block.index % part.num_rows;
   part.row = part.first_row + which;
   part.slice = block.index / part.num_rows;
@@ -55,8 +56,13 @@ __device__ __forceinline__ RowPart PartOf(const Block& block, bool is_draft) {
   const int width = (program.whole_row.vocabulary_used + part.num_slices - 1) / part.num_slices;
   part.begin = part.slice * width;
   part.end = min(part.begin + width, program.whole_row.vocabulary_used);
-  part.position = block.shared().state.position + part.row + (is_draft ? 0 : 1);
+  part.place = PlaceOf(block, draft_of, part.row);
   return part;
+}
+
+__device__ __forceinline__ const SamplingSpec& SamplingOf(const Program& program,
+                                                          const RowPart& part) {
+  return program.sequences[part.place.sequence].sampling;
 }
 
 // Where a row's undecided tokens are listed.
@@ -110,15 +116,15 @@ class RowLogits {
 };
 
 // The head's best of every row, which says that the other ranks' logits are there too.
-__device__ __forceinline__ void FindBest(const Block& block, const RowPart& part, bool is_draft,
+__device__ __forceinline__ void FindBest(const Block& block, const RowPart& part, int draft_of,
                                          WholeRowScratch& scratch) {
   const bool has_ranks = block.program().collective.num_ranks > 1;
   const int row = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
   if (row >= part.first_row && row < part.first_row + part.num_rows) {
-    RowChoice best = BestOfBlocks(block, is_draft, row, lane);
+    RowChoice best = BestOfBlocks(block, draft_of, row, lane);
     if (has_ranks) {
       __threadfence_system();  // this rank's logits come before its word, the others' after theirs
-      best = BestOfRanks(block, is_draft, row, lane, best);
+      best = BestOfRanks(block, draft_of, row, lane, best);
       __threadfence_system();
     }
     if (lane == 0) scratch.best[row] = best;
@@ -129,8 +135,9 @@ __device__ __forceinline__ void FindBest(const Block& block, const RowPart& part
 // The largest logit of the block's row, over temperature; -infinity: nothing can be chosen.
 __device__ __forceinline__ float LargestScaled(const Block& block, const RowPart& part) {
   const float largest = ScratchOf(block).best[part.row].value;
-  return largest == kMinusInfinity ? kMinusInfinity
-                                   : __fdiv_rn(largest, block.program().sampling.temperature);
+  return largest == kMinusInfinity
+             ? kMinusInfinity
+             : __fdiv_rn(largest, SamplingOf(block.program(), part).temperature);
 }
 
 // Of all rows of the target, dealt over the blocks.
@@ -156,11 +163,11 @@ __device__ __forceinline__ void SumSlices(const Block& block, const RowPart& par
   }
 }
 
-static __device__ __noinline__ void Tally(Block block, bool is_draft) {
+static __device__ __noinline__ void Tally(Block block, int draft_of) {
   const WholeRow& whole_row = block.program().whole_row;
   WholeRowScratch& scratch = ScratchOf(block);
-  const RowPart part = PartOf(block, is_draft);
-  FindBest(block, part, is_draft, scratch);
+  const RowPart part = PartOf(block, draft_of);
+  FindBest(block, part, draft_of, scratch);
   if (whole_row.filters) {
     const float max = LargestScaled(block, part);
     if (max > kMinusInfinity) {
@@ -168,11 +175,11 @@ static __device__ __noinline__ void Tally(Block block, bool is_draft) {
       AddToHistogram(
           Consumers(),
           [&](auto body) { logits.ForEach<kConsumerThreads>(part.begin, part.end, body); },
-          block.program().sampling.temperature, max, scratch.histogram,
+          SamplingOf(block.program(), part).temperature, max, scratch.histogram,
           whole_row.tallies[part.row].histogram);
     }
   }
-  if (whole_row.wants_logprobs && !is_draft) SumSlices(block, part, scratch);
+  if (whole_row.wants_logprobs && draft_of == kOfTarget) SumSlices(block, part, scratch);
 }
 
 // The best of the block's slice among the tokens that are kept for certain.
@@ -188,22 +195,22 @@ __device__ __forceinline__ RowChoice SiftPart(const Block& block, const RowPart&
   Consumers::Sync();
   Decided decided;
   const UndecidedBins bins =
-      NarrowDown(Consumers(), program.sampling, program.whole_row.vocabulary_used,
+      NarrowDown(Consumers(), SamplingOf(program, part), program.whole_row.vocabulary_used,
                  scratch.histogram, scratch.filter, decided);
   if (Thread() == 0) scratch.decided = decided;
   const RowLogits logits(block, part.row);
   const Candidate best = Sift(
       Consumers(), [&](auto body) { logits.ForEach<kConsumerThreads>(part.begin, part.end, body); },
-      program.sampling, part.position, max, bins, UndecidedOf(program, part.row),
+      SamplingOf(program, part), part.place.position, max, bins, UndecidedOf(program, part.row),
       &tally.num_undecided, scratch.filter);
   return {best.value, best.token};
 }
 
 // Every block takes back what its head published and puts what ChosenToken is to find there.
-static __device__ __noinline__ void SiftRows(Block block, bool is_draft) {
+static __device__ __noinline__ void SiftRows(Block block, int draft_of) {
   const Program& program = block.program();
   WholeRowScratch& scratch = ScratchOf(block);
-  const RowPart part = PartOf(block, is_draft);
+  const RowPart part = PartOf(block, draft_of);
   RowChoice kept = {kMinusInfinity, kNoToken};
   if (program.whole_row.filters) {
     const float max = LargestScaled(block, part);
@@ -217,36 +224,37 @@ static __device__ __noinline__ void SiftRows(Block block, bool is_draft) {
   } else if (row == part.row) {
     choice = kept;
   }
-  ChoicesOf(program, is_draft)[row * block.num_blocks + block.index] = choice;
+  ChoicesOf(block, draft_of)[row * block.num_blocks + block.index] = choice;
 }
 
 // The choice of the block's row. All consumers get it.
-__device__ __forceinline__ RowChoice DrawRow(const Block& block, const RowPart& part, bool is_draft,
+__device__ __forceinline__ RowChoice DrawRow(const Block& block, const RowPart& part, int draft_of,
                                              WholeRowScratch& scratch) {
   const Program& program = block.program();
   const float max = LargestScaled(block, part);
   if (max == kMinusInfinity) return {kMinusInfinity, kNoToken};
-  const RowChoice certain = BestOfBlocks(block, is_draft, part.row, Thread() % kWarpLanes);
+  const RowChoice certain = BestOfBlocks(block, draft_of, part.row, Thread() % kWarpLanes);
   RowTally& tally = program.whole_row.tallies[part.row];
   const uint64_t* const ranks = UndecidedOf(program, part.row);
   const Candidate best = DrawFiltered(
-      Consumers(), program.sampling, part.position, program.whole_row.vocabulary_used, max,
-      scratch.decided, [ranks](int i) { return __ldcg(ranks + i); }, __ldcg(&tally.num_undecided),
+      Consumers(), SamplingOf(program, part), part.place.position,
+      program.whole_row.vocabulary_used, max, scratch.decided,
+      [ranks](int i) { return __ldcg(ranks + i); }, __ldcg(&tally.num_undecided),
       {certain.value, certain.token}, scratch.histogram.masses, scratch.filter);
   if (Thread() == 0) {
-    ChoicesOf(program, is_draft)[part.row * block.num_blocks + block.index] = {best.value,
-                                                                               best.token};
+    ChoicesOf(block, draft_of)[part.row * block.num_blocks + block.index] = {best.value,
+                                                                             best.token};
     tally.num_undecided = 0;
   }
   return {best.value, best.token};
 }
 
 // By the first block of each row, which has seen its whole tally; all of a row leave it empty.
-static __device__ __noinline__ void DrawRows(Block block, bool is_draft) {
+static __device__ __noinline__ void DrawRows(Block block, int draft_of) {
   const Program& program = block.program();
   const WholeRow& whole_row = program.whole_row;
   WholeRowScratch& scratch = ScratchOf(block);
-  const RowPart part = PartOf(block, is_draft);
+  const RowPart part = PartOf(block, draft_of);
   RowChoice choice = scratch.best[part.row];
   if (whole_row.filters) {
     FilterHistogram& histogram = whole_row.tallies[part.row].histogram;
@@ -255,9 +263,9 @@ static __device__ __noinline__ void DrawRows(Block block, bool is_draft) {
       histogram.counts[bin] = 0;
       histogram.masses[bin] = 0;
     }
-    if (part.slice == 0) choice = DrawRow(block, part, is_draft, scratch);
+    if (part.slice == 0) choice = DrawRow(block, part, draft_of, scratch);
   }
-  if (!whole_row.wants_logprobs || is_draft || part.slice != 0) return;
+  if (!whole_row.wants_logprobs || draft_of != kOfTarget || part.slice != 0) return;
   const int thread = Thread();
   if (thread >= kWarpLanes) return;
   const auto raw =
@@ -275,11 +283,11 @@ static __device__ __noinline__ void ChooseFromWholeRows(Block block) {
   if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   Consumers::Sync();
   if (phase.kind == PhaseKind::kTally) {
-    Tally(block, phase.is_draft);
+    Tally(block, phase.draft_of);
   } else if (phase.kind == PhaseKind::kSift) {
-    SiftRows(block, phase.is_draft);
+    SiftRows(block, phase.draft_of);
   } else {
-    DrawRows(block, phase.is_draft);
+    DrawRows(block, phase.draft_of);
   }
   ArriveAsConsumers(block, phase);
 }

@@ -24,41 +24,53 @@ __device__ __forceinline__ void PublishRows(const Block& block, const Phase& pha
   if (Thread() == 0) ArriveEverywhere(block.Counter(phase.arrive_counter));
 }
 
-static __device__ __noinline__ void EmbedDraft(Block block) {
-  const Phase& phase = block.PhaseOf(Role::kConsumer);
-  const Program& program = block.program();
-  EmbedRows(block, phase, [&](int row) {
-    return row == 0                   ? EmbeddingOf(program, block.shared().state.tokens[0])
-           : row < program.draft_rows ? program.mask_embedding
-                                      : nullptr;
-  });
-  PublishRows(block, phase);
-}
-
-static __device__ __noinline__ void EmbedTarget(Block block) {
+// The residual stream's rows of the pass that begins: a sequence's anchor and masks, or all anchors
+// and drafts, which are chosen here.
+static __device__ __noinline__ void Embed(Block block) {
   const Phase& phase = block.PhaseOf(Role::kConsumer);
   const Program& program = block.program();
   RoundState& state = block.shared().state;
-  if (program.block > 1) {
-    if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
-    NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-    const int row = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
-    if (row > 0 && row < program.block) {
-      const int32_t token = ChosenToken(block, /*is_draft=*/true, row, lane);
+  if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  const bool drafts = phase.draft_of != kOfTarget;
+  if (Thread() == 0) {
+    const int first = drafts ? phase.draft_of : 0;
+    state.num_views = drafts ? 1 : program.num_sequences;
+    for (int i = 0; i < state.num_views; ++i) {
+      const RoundSequence& sequence = program.sequences[first + i];
+      state.views[i] = {.position = state.position[first + i],
+                        .pages = sequence.pages,
+                        .num_rows = drafts ? program.draft_rows : sequence.block,
+                        .first_row = drafts ? 0 : sequence.first_row,
+                        .slot = sequence.slot};
+    }
+  }
+  const int row = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
+  if (!drafts && row < program.num_rows) {
+    const int s = program.sequence_of[row], of_block = row - program.sequences[s].first_row;
+    if (of_block > 0) {
+      const int32_t token = ChosenToken(block, s, of_block, lane);
       if (lane == 0) state.tokens[row] = token;
     }
-    NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   }
-  EmbedRows(block, phase, [&](int row) {
-    return row < program.block ? EmbeddingOf(program, state.tokens[row]) : nullptr;
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  const int anchor_row = drafts ? program.sequences[phase.draft_of].first_row : 0;
+  EmbedRows(block, phase, [&](int row) -> const bf16* {
+    if (row >= (drafts ? program.draft_rows : program.num_rows)) return nullptr;
+    if (drafts && row > 0) return program.mask_embedding;
+    return EmbeddingOf(program, state.tokens[anchor_row + row]);
   });
   PublishRows(block, phase);
 }
 
-// Whether the round after this one may run; `round` and `position` are its. One thread decides.
-__device__ __forceinline__ bool MayRun(const Program& program, uint32_t round, int64_t position) {
+// Whether the round after this one may run; `round` is its, as is the state. One thread decides.
+__device__ __forceinline__ bool MayRun(const Program& program, uint32_t round,
+                                       const RoundState& state) {
   constexpr uint64_t kPatienceNs = 100'000;  // for a host that is about to raise the limit
-  if (!program.holds_position && position + program.block > program.position_end) return false;
+  for (int s = 0; s < program.num_sequences && !program.holds_position; ++s) {
+    const RoundSequence& sequence = program.sequences[s];
+    if (state.position[s] + sequence.block > sequence.position_end) return false;
+  }
   const uint64_t begin = GlobalNanoseconds();
   while (true) {
     if (LoadFromHost(&program.control->stop) != 0) return false;
@@ -68,12 +80,13 @@ __device__ __forceinline__ bool MayRun(const Program& program, uint32_t round, i
 }
 
 // As MayRun, of all ranks: rank 0 decides, because its host alone is asked, and tells the others.
-__device__ __forceinline__ bool RanksMayRun(const Block& block, uint32_t round, int64_t position) {
+__device__ __forceinline__ bool RanksMayRun(const Block& block, uint32_t round) {
   const Collective& ranks = block.program().collective;
-  if (ranks.num_ranks == 1) return MayRun(block.program(), round, position);
+  const RoundState& state = block.shared().state;
+  if (ranks.num_ranks == 1) return MayRun(block.program(), round, state);
   uint32_t decision;
   if (ranks.rank == 0) {
-    decision = 2 * round + (MayRun(block.program(), round, position) ? 1 : 0);
+    decision = 2 * round + (MayRun(block.program(), round, state) ? 1 : 0);
     for (int r = 0; r < ranks.num_ranks; ++r) {
       asm volatile("st.volatile.global.u32 [%0], %1;" ::"l"(&ranks.mail_push[r]->decision),
                    "r"(decision)
@@ -88,6 +101,33 @@ __device__ __forceinline__ bool RanksMayRun(const Block& block, uint32_t round, 
   return (decision & 1) != 0;
 }
 
+// Drafts that are what the target chose, and its choice after the last of them.
+__device__ __forceinline__ void Accept(const Program& program, int s, RoundState& state) {
+  const RoundSequence& sequence = program.sequences[s];
+  int32_t* const tokens = state.tokens + sequence.first_row;
+  const int32_t* const chosen = state.chosen + sequence.first_row;
+  int accepted = 0;
+  while (accepted + 1 < sequence.block && tokens[accepted + 1] == chosen[accepted]) ++accepted;
+  state.num_kept[s] = accepted + 1;
+  if (program.holds_position) return;
+  state.position[s] += accepted + 1;
+  state.has_segments |= HasSegments(state.position[s] + sequence.block);
+  tokens[0] = chosen[accepted];
+}
+
+__device__ __forceinline__ void TellHost(const Program& program, const RoundState& state,
+                                         RoundRecord& record) {
+  for (int row = 0; row < program.num_rows; ++row) {
+    record.tokens[row] = state.chosen[row];
+    if (program.whole_row.wants_logprobs)
+      record.logprobs[row] = __ldcg(program.whole_row.logprobs + row);
+  }
+  for (int s = 0; s < program.num_sequences; ++s) record.num_tokens[s] = state.num_kept[s];
+  record.num_experts = state.num_experts;
+  record.end_ns = GlobalNanoseconds();
+  StoreToHost(&record.mark, state.round + 1);
+}
+
 static __device__ __noinline__ void Commit(Block block) {
   const Phase& phase = block.PhaseOf(Role::kConsumer);
   const Program& program = block.program();
@@ -95,34 +135,17 @@ static __device__ __noinline__ void Commit(Block block) {
   if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   const int row = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
-  if (row < program.block) {
-    const int32_t token = ChosenToken(block, /*is_draft=*/false, row, lane);
+  if (row < program.num_rows) {
+    const int32_t token = ChosenToken(block, kOfTarget, row, lane);
     if (lane == 0) state.chosen[row] = token;
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   if (Thread() == 0) {
-    int accepted = 0;
-    while (accepted + 1 < program.block && state.tokens[accepted + 1] == state.chosen[accepted]) {
-      ++accepted;
-    }
-    const uint32_t round = state.round;
-    state.num_kept = accepted + 1;
-    if (!program.holds_position) {
-      state.position += accepted + 1;
-      state.tokens[0] = state.chosen[accepted];
-    }
+    for (int s = 0; s < program.num_sequences; ++s) Accept(program, s, state);
     if (block.index == 0) {
-      RoundRecord& record = program.results[round % kResultsMax];
-      for (int i = 0; i <= accepted; ++i) record.tokens[i] = state.chosen[i];
-      if (program.whole_row.wants_logprobs) {
-        for (int i = 0; i <= accepted; ++i)
-          record.logprobs[i] = __ldcg(program.whole_row.logprobs + i);
-      }
-      record.num_tokens = accepted + 1;
-      record.num_experts = state.num_experts;
-      record.end_ns = GlobalNanoseconds();
-      StoreToHost(&record.sequence, round + 1);
-      const bool runs_on = RanksMayRun(block, round + 1, state.position);
+      const uint32_t round = state.round;
+      TellHost(program, state, program.results[round % kResultsMax]);
+      const bool runs_on = RanksMayRun(block, round + 1);
       asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(program.decision),
                    "r"(runs_on ? 1u : 0u)
                    : "memory");

@@ -60,11 +60,8 @@ __device__ __forceinline__ void Consume(const Block& block) {
       walk.Enter(i, barrier);
       if (Thread() == 0) block.Stamp(i, kTraceBegin);
       switch (block.PhaseOf(Role::kConsumer).kind) {
-        case PhaseKind::kEmbedDraft:
-          EmbedDraft(block);
-          break;
-        case PhaseKind::kEmbedTarget:
-          EmbedTarget(block);
+        case PhaseKind::kEmbed:
+          Embed(block);
           break;
         case PhaseKind::kProduct:
         case PhaseKind::kMoeUp:
@@ -120,8 +117,7 @@ __device__ __forceinline__ void Finish(const Block& block) {
         case PhaseKind::kMoeDown:
           FinishMoeDown(block);
           break;
-        case PhaseKind::kEmbedDraft:
-        case PhaseKind::kEmbedTarget:
+        case PhaseKind::kEmbed:
         case PhaseKind::kCommit:
           NamedBarrier<kWorkerBarrier, kWorkerThreads>();  // the round's state has changed
           break;
@@ -170,13 +166,22 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
   shared.exits = 0;
   shared.phases_finished = 0;
   shared.input_phase = -1;
-  shared.state = {.position = program.position,
-                  .tokens = {program.anchor},
+  shared.state = {.position = {},
+                  .tokens = {},
                   .chosen = {},
-                  .num_kept = 0,
+                  .num_kept = {},
                   .num_experts = 0,
                   .round = 0,
-                  .runs_on = true};
+                  .runs_on = true,
+                  .has_segments = false,
+                  .num_views = 0,
+                  .views = {}};
+  for (int s = 0; s < program.num_sequences; ++s) {
+    const RoundSequence& sequence = program.sequences[s];
+    shared.state.position[s] = sequence.position;
+    shared.state.tokens[sequence.first_row] = sequence.anchor;
+    shared.state.has_segments |= HasSegments(sequence.position + sequence.block);
+  }
 }
 
 __global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kThreads, 1)

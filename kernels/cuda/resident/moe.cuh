@@ -281,7 +281,7 @@ static __device__ __noinline__ void FinishDown(Block block, int role, int member
 #pragma unroll 2  // little code counts more than its speed: it is fetched anew every time
     for (int k = 0; k < per_row; ++k) {
       const auto add = [&](int r, float& low, float& high) {
-        if (r >= block.program().block) return;
+        if (r >= block.program().num_rows) return;
         const int slot = r * per_row + k;
         const float weight = choice.weights[slot];
         low = __fmaf_rn(weight, results[slot * kResultStride + column], low);

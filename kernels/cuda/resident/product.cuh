@@ -236,7 +236,7 @@ __device__ __forceinline__ void FinishTile(const Block& block, const Phase& phas
     }
   } else {
     StoreTile(phase.out, phase.out_stride, phase.num_rows, tile, lane, v);
-    if (phase.output == OutputKind::kLogits) best.Offer(block.program(), tile, lane, v);
+    if (phase.output == OutputKind::kLogits) best.Offer(block, phase.draft_of, tile, lane, v);
   }
 }
 
@@ -247,7 +247,7 @@ __device__ __forceinline__ void FinishProduct(const Block& block, ExchangeClock&
   const int num_passes = NumPasses(phase.num_slabs);
   const TileWalk walk(block, phase.order, phase.num_tiles);
   const int count = walk.OwnedCount(block.rank);
-  BestOfRows best(block.program(), block.shared().state, phase.is_draft, lane);
+  BestOfRows best;
 #pragma unroll 1
   for (int pass = 0; pass < num_passes; ++pass) {
     const Share share = ShareOf(phase.num_slabs, pass, block.rank);
@@ -277,7 +277,7 @@ __device__ __forceinline__ void FinishProduct(const Block& block, ExchangeClock&
     }
     exchange.Advance(walk);
   }
-  if (phase.output == OutputKind::kLogits) best.Publish(block, warp, lane, phase.is_draft);
+  if (phase.output == OutputKind::kLogits) best.Publish(block, warp, lane, phase.draft_of);
 }
 
 __device__ __forceinline__ void MultiplyProduct(const Block& block, const Phase& phase,

@@ -1,9 +1,12 @@
 // The round of the resident engine as data: phases in order, every address and size in them.
 //
 // The host builds a Program once for a model (worker/cuda/resident_schedule.h) and hands it to the
-// kernel with the state of one sequence; the device walks it, round after round, until the host or
-// the sequence's end stops it. Nothing in a phase depends on what a round finds, except which
+// kernel with the state of its sequences; the device walks it, round after round, until the host or
+// the end of one of them stops it. Nothing in a phase depends on what a round finds, except which
 // experts it reads.
+//
+// Sequences share the rows of the target's pass. Each that drafts has a drafter's pass of its own
+// before it: its block is as long there as the drafter was trained for, whatever is verified of it.
 //
 // A phase waits until the phases it depends on have arrived at its counter, reads what they wrote,
 // and arrives at its own. Tiles are row tiles (16 rows) of packed matrices (weight_layout.h).
@@ -26,14 +29,16 @@ constexpr int kRanksMax = 8;
 constexpr int kSlotsMax = 64;  // (row, expert) choices of a round: kRowsMax * K
 constexpr int kExpertsMax = 384;
 constexpr int kNumScores = kRowsMax * kExpertsMax;
-constexpr int kResultsMax = 64;  // of the ring of finished rounds
+constexpr int kResultsMax = 64;                // of the ring of finished rounds
+constexpr int8_t kOfTarget = -1;               // Phase::draft_of
+constexpr int kSequencesMax = kRowsMax;        // of a round, each with at least one row
+constexpr int kDraftPassesMax = kRowsMax / 2;  // those that draft have at least two
 
 enum class PhaseKind : uint8_t {
-  kEmbedDraft,   // anchor and mask embeddings become the drafter's residual stream
-  kEmbedTarget,  // drafts are chosen; anchor and drafts become the target's residual stream
-  kProduct,      // matrix times rows
-  kMoeUp,        // norm, router, top-k; gate and up of the chosen experts
-  kMoeDown,      // down of the chosen experts, weighted sum, residual
+  kEmbed,    // anchor and masks, or anchors and drafts, become the residual stream
+  kProduct,  // matrix times rows
+  kMoeUp,    // norm, router, top-k; gate and up of the chosen experts
+  kMoeDown,  // down of the chosen experts, weighted sum, residual
   kAttend,
   kCombine,  // folds the segments of a full layer's attention
   kTally,    // of a choice that needs whole rows (WholeRow): counts how probable its tokens are
@@ -109,7 +114,7 @@ struct alignas(16) Phase {
   float* residual = nullptr;  // kResidual, kEmbed*: [kRowsMax, H], for who writes it next
   bf16* tap = nullptr;        // of the first column; null = not tapped
   int tap_stride = 0;
-  bool is_draft = false;  // kLogits, kTally, kSift, kDraw: of the drafter
+  int8_t draft_of = kOfTarget;  // else the sequence whose drafter's pass it is part of
 
   // MoE.
   const float* router = nullptr;       // [E, H] by PackRouter
@@ -151,14 +156,26 @@ struct WholeRow {
   float* logprobs = nullptr;       // [kRowsMax] of the target's choices, likewise
 };
 
+// One sequence's part of a round.
+struct RoundSequence {
+  int first_row = 0;  // of the target's pass
+  int block = 1;      // its rows: anchor and drafts
+  int64_t position = 0;
+  int64_t position_end = 0;  // no row may lie at or past this
+  int32_t anchor = 0;
+  int32_t slot = 0;
+  const int32_t* pages = nullptr;
+  SamplingSpec sampling = {};
+};
+
 // What one round gave, in pinned host memory.
 struct RoundRecord {
-  int32_t tokens[kRowsMax];
-  int32_t num_tokens;   // accepted drafts and one more
-  int32_t num_experts;  // read, of all layers together
-  uint64_t end_ns;      // by the GPU's clock
-  uint32_t sequence;    // round + 1, written last
-  float logprobs[kRowsMax];
+  int32_t tokens[kRowsMax];           // of the target's rows
+  float logprobs[kRowsMax];           // likewise, if wanted
+  int32_t num_tokens[kSequencesMax];  // of each sequence: accepted drafts and one more
+  int32_t num_experts;                // read, of all layers together
+  uint32_t mark;                      // round + 1, written last
+  uint64_t end_ns;                    // by the GPU's clock
 };
 
 // Written by the host while the kernel runs, in pinned memory.
@@ -178,9 +195,9 @@ struct StuckReport {
 
 // What one rank tells another besides sums, in the memory of the one that is told. Zeroed at first.
 struct RankMail {
-  // The best token of each row among the rank's part of the vocabulary, of the drafter and of the
-  // target (choose.cuh). A round writes each word once, with the round's mark in it.
-  uint2 choices[2][kRowsMax];
+  // The best token of each row among the rank's part of the vocabulary, of the target and of each
+  // drafter's pass (choose.cuh). A round writes each word once, with the round's mark in it.
+  uint2 choices[1 + kDraftPassesMax][kRowsMax];
   uint32_t decision;  // of rank 0: 2 * (round + 1), and 1 if that round runs
 };
 
@@ -237,26 +254,15 @@ struct Program {
   int token_end = 0;    // past its last that may be chosen
   int32_t banned_token = -1;
   const bf16* mask_embedding = nullptr;  // [H]
-  RowChoice* draft_choices = nullptr;    // [kRowsMax, blocks]
-  RowChoice* target_choices = nullptr;   // likewise
-  uint32_t* decision = nullptr;          // whether the next round runs, made by one block:
-  int decision_counter = 0;              // its arrival, as in Phase
+  RowChoice* choices = nullptr;  // [1 + kDraftPassesMax, kRowsMax, blocks]: the target's, ..
+  uint32_t* decision = nullptr;  // whether the next round runs, made by one block:
+  int decision_counter = 0;      // its arrival, as in Phase
   uint32_t decision_target = 0;
   Collective collective;
   RowMail rows;
   MoeMail moe;
   WholeRow whole_row;
 
-  // The sequence.
-  int block = 1;       // rows of a round
-  int draft_rows = 0;  // rows of the drafter's pass: anchor and masks, at least `block`
-  int64_t position = 0;
-  int64_t position_end = 0;  // no row may lie at or past this
-  int32_t anchor = 0;
-  int32_t slot = 0;
-  const int32_t* pages = nullptr;
-  SamplingSpec sampling = {};
-  bool holds_position = false;  // benchmarks: every round runs at the same place
   // Benchmarks: that many experts a layer, spread evenly, instead of the router's choice; 0 = off.
   int forced_distinct_experts = 0;
 
@@ -266,6 +272,13 @@ struct Program {
   StuckReport* stuck = nullptr;
   uint64_t wait_ns_max = 0;
   uint64_t* trace = nullptr;  // [blocks, phases, kTraceStamps] of the last round; may be null
+  // The sequences; those that draft come first.
+  int num_sequences = 1;
+  int num_rows = 1;    // of the target's pass, all sequences'
+  int draft_rows = 0;  // of a drafter's pass: anchor and masks, at least a block
+  RoundSequence sequences[kSequencesMax];
+  uint8_t sequence_of[kRowsMax] = {};  // of a row of the target's pass
+  bool holds_position = false;         // benchmarks: every round runs at the same place
 };
 
 // Stamps of a block's phase in the trace, ns of the GPU's global clock.

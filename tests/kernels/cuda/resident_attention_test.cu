@@ -178,7 +178,11 @@ class Round {
             .out = out_.get()};
   }
   RoundView View() const {
-    return {.position = position_, .num_rows = num_rows_, .slot = 1, .pages = pages_.get()};
+    return {.position = position_,
+            .pages = pages_.get(),
+            .num_rows = num_rows_,
+            .first_row = 0,
+            .slot = 1};
   }
 
   struct Result {

@@ -14,10 +14,10 @@
 namespace ultraspeed::worker::cuda {
 
 inline constexpr int kNumBlocks = 132;  // of an H200
-inline constexpr RoundKind kAllRounds[] = {{.drafts = false, .whole_rows = false},
-                                           {.drafts = false, .whole_rows = true},
-                                           {.drafts = true, .whole_rows = false},
-                                           {.drafts = true, .whole_rows = true}};
+inline constexpr RoundKind kAllRounds[] = {
+    {.draft_passes = 0, .whole_rows = false}, {.draft_passes = 0, .whole_rows = true},
+    {.draft_passes = 1, .whole_rows = false}, {.draft_passes = 1, .whole_rows = true},
+    {.draft_passes = 2, .whole_rows = false}, {.draft_passes = 4, .whole_rows = true}};
 inline constexpr int kNumRanks = 8;
 inline constexpr int64_t kPositions = 1024;
 
@@ -75,7 +75,9 @@ class CountedModel {
             .ranks = ranks_,
             .num_blocks = num_blocks_};
   }
-  ResidentSchedule Schedule(bool drafts) const { return Schedule(RoundKind{.drafts = drafts}); }
+  ResidentSchedule Schedule(bool drafts) const {
+    return Schedule(RoundKind{.draft_passes = drafts ? 1 : 0});
+  }
   ResidentSchedule Schedule(const RoundKind& kind) const {
     return BuildSchedule(Described(), kind, nullptr);
   }

@@ -79,8 +79,9 @@ inline void RunMixedCompany(ModelExecutor& executor, const std::vector<ExpectedR
   for (int i = 0; i < num_rounds; ++i) {
     Round round;
     std::vector<Place*> members;
+    const uint32_t quarters = random() % 4 + 1;  // of the places, about
     for (Place& place : places) {
-      if (random() % 2 == 0) continue;
+      if (random() % 4 >= quarters) continue;
       members.push_back(&place);
       round.steps.push_back(place.sequence->Step());
     }

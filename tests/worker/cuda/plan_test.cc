@@ -135,46 +135,76 @@ Round Decodes(const std::vector<int>& blocks) {
   return round;
 }
 
-// More rows of a sequence, or fewer sequences, make turns the better choice; what is left for a
-// pass anyway rides in it cheaply.
-TEST(TurnsTest, AFewSequencesTakeTurnsAndManyShareAPass) {
-  const auto pay = [](const std::vector<int>& blocks, auto takes_turns) {
-    return TurnsPay(PartsOf(Decodes(blocks), takes_turns));
-  };
-  const auto all = [](const SequenceStep&) { return true; };
-  EXPECT_TRUE(pay({1}, all));
-  EXPECT_TRUE(pay({8}, all));
-  EXPECT_TRUE(pay({1, 1}, all));
-  EXPECT_FALSE(pay({1, 1, 1}, all));
-  EXPECT_TRUE(pay({4, 4, 4}, all));
-  EXPECT_FALSE(pay({4, 4, 4, 4}, all));
-  EXPECT_TRUE(pay({8, 8, 8, 8}, all));
-  EXPECT_FALSE(pay({8, 8, 8, 8, 8}, all));
-  EXPECT_TRUE(pay({1, 2, 4, 8}, all));  // a pass for each otherwise
-  EXPECT_FALSE(pay({8}, [](const SequenceStep&) { return false; }));
-  const auto plain = [](const SequenceStep& step) { return step.block == 1; };
-  EXPECT_TRUE(pay({1, 8}, plain));
-  bool first = true;
-  EXPECT_FALSE(pay({8, 8}, [&](const SequenceStep&) { return std::exchange(first, false); }));
+std::vector<std::vector<int>> BlocksOf(const RoundParts& parts) {
+  std::vector<std::vector<int>> blocks;
+  for (const Round& part : parts.resident) {
+    blocks.emplace_back();
+    for (const SequenceStep& step : part.steps) blocks.back().push_back(step.block);
+  }
+  return blocks;
+}
+const auto kAll = [](const SequenceStep&) { return true; };
+
+TEST(RoundPartsTest, SequencesShareTheEightRowsOfARound) {
+  using Blocks = std::vector<std::vector<int>>;
+  EXPECT_EQ(BlocksOf(PartsOf(Decodes({8}), kAll)), (Blocks{{8}}));
+  EXPECT_EQ(BlocksOf(PartsOf(Decodes({4, 4}), kAll)), (Blocks{{4, 4}}));
+  EXPECT_EQ(BlocksOf(PartsOf(Decodes({1, 1, 1, 1, 1, 1, 1, 1}), kAll)),
+            (Blocks{{1, 1, 1, 1, 1, 1, 1, 1}}));
+  EXPECT_EQ(BlocksOf(PartsOf(Decodes({1, 1, 1, 1, 1, 1, 1, 1, 1}), kAll)),
+            (Blocks{{1, 1, 1, 1, 1, 1, 1, 1}, {1}}));
+  EXPECT_EQ(BlocksOf(PartsOf(Decodes({8, 2, 4, 2, 1}), kAll)), (Blocks{{8}, {2, 4, 2}, {1}}));
 }
 
-TEST(TurnsTest, ResultsComeBackInTheRoundsOrder) {
+// Top-k and top-p take other phases.
+TEST(RoundPartsTest, SequencesThatShareARoundChooseAlike) {
+  Round round = Decodes({2, 2, 2, 1});
+  round.steps[1].sampling = {.temperature = 1.0f, .top_p = 0.9f};
+  round.steps[2].sampling = {.temperature = 1.0f, .seed = 4};
+  round.steps[3].sampling = {.temperature = 0.5f, .top_k = 3};
+  const RoundParts parts = PartsOf(round, kAll);
+  EXPECT_EQ(parts.part_of, (std::vector<int>{0, 1, 0, 1}));
+  round.steps[1].sampling.temperature = 0;  // greedy, whatever else it says
+  EXPECT_EQ(PartsOf(round, kAll).part_of, (std::vector<int>{0, 0, 0, 1}));
+}
+
+// What is left for a pass anyway rides in it cheaply; many rounds are slower than one pass.
+TEST(RoundPartsTest, TheResidentEngineRunsWhatItRunsFaster) {
+  const auto pays = [](const std::vector<int>& blocks, auto takes) {
+    return ResidentPays(PartsOf(Decodes(blocks), takes));
+  };
+  EXPECT_TRUE(pays({1}, kAll));
+  EXPECT_TRUE(pays({8}, kAll));
+  EXPECT_TRUE(pays({1, 1, 1, 1, 1, 1, 1, 1}, kAll));
+  EXPECT_TRUE(pays({2, 2, 2, 2}, kAll));
+  EXPECT_TRUE(pays({8, 8, 8, 8}, kAll));
+  EXPECT_FALSE(pays({8, 8, 8, 8, 8}, kAll));
+  EXPECT_TRUE(pays(std::vector<int>(24, 1), kAll));
+  EXPECT_FALSE(pays(std::vector<int>(33, 1), kAll));
+  EXPECT_FALSE(pays({8}, [](const SequenceStep&) { return false; }));
+  const auto plain = [](const SequenceStep& step) { return step.block == 1; };
+  EXPECT_TRUE(pays({1, 8}, plain));
+  bool first = true;
+  EXPECT_FALSE(pays({8, 8}, [&](const SequenceStep&) { return std::exchange(first, false); }));
+}
+
+TEST(RoundPartsTest, ResultsComeBackInTheRoundsOrder) {
+  const std::vector<int> blocks = {8, 1, 4, 2, 5, 3};
   const RoundParts parts =
-      PartsOf(Decodes({8, 1, 4, 2}), [](const SequenceStep& step) { return step.block % 4 != 0; });
-  ASSERT_EQ(parts.turns.steps.size(), 2u);
-  EXPECT_EQ(parts.turns.steps[0].block, 1);
-  EXPECT_EQ(parts.others.steps[0].block, 8);
+      PartsOf(Decodes(blocks), [](const SequenceStep& step) { return step.block % 4 != 0; });
+  EXPECT_EQ(parts.part_of,
+            (std::vector<int>{RoundParts::kInPasses, 0, RoundParts::kInPasses, 0, 0, 1}));
   const auto drafted = [](const Round& round) {
     RoundResult result;
     for (const SequenceStep& step : round.steps)
       result.sequences.push_back({.chosen = {}, .num_drafted = step.block, .num_accepted = 0});
     return result;
   };
-  const RoundResult joined = parts.Join(drafted(parts.turns), drafted(parts.others));
-  ASSERT_EQ(joined.sequences.size(), 4u);
-  for (const auto& [place, block] :
-       std::vector<std::pair<size_t, int>>{{0, 8}, {1, 1}, {2, 4}, {3, 2}})
-    EXPECT_EQ(joined.sequences[place].num_drafted, block);
+  std::vector<RoundResult> of_resident;
+  for (const Round& part : parts.resident) of_resident.push_back(drafted(part));
+  const RoundResult joined = parts.Join(std::move(of_resident), drafted(parts.passes));
+  ASSERT_EQ(joined.sequences.size(), blocks.size());
+  for (size_t i = 0; i < blocks.size(); ++i) EXPECT_EQ(joined.sequences[i].num_drafted, blocks[i]);
 }
 
 TEST(PassPlanTest, PositionsAreBoundedByAFewPowersOfTwo) {

@@ -34,7 +34,7 @@ std::vector<PhaseLabel> ExpectedLabels(const ModelConfig& config, const RoundKin
   const auto add_choice = [&] {
     if (kind.whole_rows) add({PhaseLabel::kChoice, PhaseLabel::kChoice, PhaseLabel::kChoice});
   };
-  if (kind.drafts) {
+  for (int pass = 0; pass < kind.draft_passes; ++pass) {
     add({PhaseLabel::kEmbed});
     for (int l = 0; l < config.drafter.num_layers; ++l) {
       add({PhaseLabel::kDraftQkv, PhaseLabel::kDraftAttention, PhaseLabel::kDraftCombine,
@@ -67,12 +67,13 @@ TEST(ResidentScheduleTest, EveryLayerHasItsPhasesInOrder) {
        {TinyMimo(), ServedRank(), WithoutDrafter(TinyMimo()), WithoutDrafter(ServedRank())}) {
     const CountedModel model(config);
     for (const RoundKind& kind : kAllRounds) {
-      if (kind.drafts && !model.has_drafter()) continue;
+      if (kind.draft_passes > 0 && !model.has_drafter()) continue;
       std::vector<PhaseLabel> labels;
       for (const Phase& phase : model.Schedule(kind).phases)
         labels.push_back(static_cast<PhaseLabel>(phase.label));
       EXPECT_EQ(labels, ExpectedLabels(config, kind))
-          << config.name << " drafts " << kind.drafts << " whole rows " << kind.whole_rows;
+          << config.name << " drafter's passes " << kind.draft_passes << " whole rows "
+          << kind.whole_rows;
     }
   }
 }
@@ -103,11 +104,30 @@ TEST(ResidentScheduleTest, ALayersAttentionIsItsOwnKind) {
   }
 }
 
+// A drafter's pass for each sequence that drafts, in their order, then what is about all of them.
+TEST(ResidentScheduleTest, EverySequenceThatDraftsHasAPassOfItsOwn) {
+  const CountedModel model(TinyMimo());
+  for (const RoundKind& kind : kAllRounds) {
+    int sequence = 0;
+    for (const Phase& phase : model.Schedule(kind).phases) {
+      if (sequence == kind.draft_passes) sequence = resident::kOfTarget;
+      EXPECT_EQ(phase.draft_of, sequence) << phase.index;
+      EXPECT_EQ(phase.kind == PhaseKind::kAttend && phase.attention.drafter,
+                phase.kind == PhaseKind::kAttend && sequence != resident::kOfTarget);
+      const PhaseKind last = kind.whole_rows ? PhaseKind::kDraw : PhaseKind::kProduct;
+      const bool ends_pass =
+          phase.kind == last && (kind.whole_rows || phase.output == OutputKind::kLogits);
+      if (sequence >= 0 && ends_pass) ++sequence;
+    }
+  }
+}
+
 // Each step of a choice comes after the head whose rows it is about.
 TEST(ResidentScheduleTest, ChoicesFromWholeRowsFollowTheirHeadInOrder) {
   const CountedModel model(TinyMimo());
-  for (const bool drafts : {false, true}) {
-    const std::vector<Phase> phases = model.Schedule({.drafts = drafts, .whole_rows = true}).phases;
+  for (const int passes : {0, 1, 3}) {
+    const std::vector<Phase> phases =
+        model.Schedule({.draft_passes = passes, .whole_rows = true}).phases;
     int heads = 0;
     for (size_t i = 0; i < phases.size(); ++i) {
       if (phases[i].output != OutputKind::kLogits) continue;
@@ -116,12 +136,11 @@ TEST(ResidentScheduleTest, ChoicesFromWholeRowsFollowTheirHeadInOrder) {
       EXPECT_EQ(phases[i + 1].kind, PhaseKind::kTally);
       EXPECT_EQ(phases[i + 2].kind, PhaseKind::kSift);
       EXPECT_EQ(phases[i + 3].kind, PhaseKind::kDraw);
-      EXPECT_EQ(phases[i + 4].kind,
-                phases[i].is_draft ? PhaseKind::kEmbedTarget : PhaseKind::kCommit);
+      EXPECT_EQ(phases[i + 4].kind, heads <= passes ? PhaseKind::kEmbed : PhaseKind::kCommit);
       for (size_t step = 1; step <= 3; ++step)
-        EXPECT_EQ(phases[i + step].is_draft, phases[i].is_draft) << step;
+        EXPECT_EQ(phases[i + step].draft_of, phases[i].draft_of) << step;
     }
-    EXPECT_EQ(heads, drafts ? 2 : 1);
+    EXPECT_EQ(heads, passes + 1);
   }
 }
 

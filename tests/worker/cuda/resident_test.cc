@@ -14,7 +14,7 @@
 namespace ultraspeed::worker {
 namespace {
 
-constexpr int kSlots = 4;
+constexpr int kSlots = 8;
 
 class ResidentTest : public testing::Test {
  protected:
@@ -51,14 +51,15 @@ class ResidentTest : public testing::Test {
 
   // Of all ways of choosing, in all slots.
   std::vector<ExpectedRun> MixedRuns() {
-    constexpr int kPlans = 12;
+    constexpr int kPlans = 24;
+    constexpr int kBlocks[] = {8, 4, 2, 1, 3, 8, 1};
     std::vector<ExpectedRun> runs;
     for (int i = 0; i < kPlans; ++i) {
       const auto n = static_cast<size_t>(i);
       const RunPlan plan = {.prompt = Prompt(n * 31, 10 + n * 23),
                             .num_new_tokens = 150,
-                            .block = i % 4 == 3 ? 1 : 8,
-                            .chunk = 100,  // kSlots of them fit in a round
+                            .block = kBlocks[i % std::size(kBlocks)],
+                            .chunk = 60,  // kSlots of them fit in a round
                             .sampling = {.temperature = i % 2 == 0 ? 0.0f : 1.0f,
                                          .top_p = i % 6 == 5 ? 0.9f : 1.0f,
                                          .seed = n},
@@ -241,12 +242,13 @@ TEST_F(ResidentTest, TakesFiltersAndLogProbabilitiesButNoAlternatives) {
 TEST_F(ResidentTest, WaysOfChoosingTakeTurns) {
   std::vector<RunPlan> plans;
   std::vector<std::vector<int32_t>> want;
-  for (int i = 0; i < kSlots; ++i) {
+  constexpr int kWays = 4;
+  for (int i = 0; i < kWays; ++i) {
     const auto n = static_cast<size_t>(i);
-    const kernels::SamplingSpec ways[kSlots] = {{.temperature = 0.0f},
-                                                {.temperature = 1.0f, .top_p = 0.8f, .seed = 3},
-                                                {.temperature = 1.0f, .seed = 3},
-                                                {.temperature = 1.0f, .top_k = 30, .seed = 3}};
+    const kernels::SamplingSpec ways[kWays] = {{.temperature = 0.0f},
+                                               {.temperature = 1.0f, .top_p = 0.8f, .seed = 3},
+                                               {.temperature = 1.0f, .seed = 3},
+                                               {.temperature = 1.0f, .top_k = 30, .seed = 3}};
     plans.push_back({.prompt = Prompt(50, 60 + 20 * n),
                      .num_new_tokens = 60,
                      .block = 8,
@@ -298,55 +300,102 @@ TEST_F(ResidentTest, TenThousandRoundsOfMixedRequests) {
   RunMixedRequests(*executor_, MixedRuns(), kRounds, [](std::mt19937&, SequenceStep&) {});
 }
 
-// ---- Turns
+// ---- Several sequences
 
-// Two sequences in a round: a launch each, where the executor has one pass for both.
-TEST_F(ResidentTest, AFewSequencesTakeTurns) {
-  for (const bool resident : {true, false}) {
+// With a drafter's pass for each that drafts, where the executor has one for all; in turns where
+// there are too many rows.
+TEST_F(ResidentTest, SequencesShareARoundOrTakeTurns) {
+  struct Case {
+    std::vector<int> blocks;
+    int target_passes, drafter_passes;
+  };
+  for (const Case& c : std::vector<Case>{{{4, 4}, 1, 2},
+                                         {{1, 1, 1, 1, 1, 1, 1, 1}, 1, 0},
+                                         {{2, 1, 3, 1}, 1, 2},
+                                         {{8, 8}, 2, 2},
+                                         {{8, 4, 4, 2}, 3, 4}}) {
     std::vector<std::unique_ptr<RunningSequence>> sequences;
     Round round;
-    for (int slot = 0; slot < 2; ++slot) {
-      const auto n = static_cast<size_t>(slot);
+    for (size_t n = 0; n < c.blocks.size(); ++n) {
       sequences.push_back(std::make_unique<RunningSequence>(
-          *executor_, RunPlan{.prompt = Prompt(40 * n, 30), .block = 8, .slot = slot}));
+          *executor_,
+          RunPlan{
+              .prompt = Prompt(40 * n, 30), .block = c.blocks[n], .slot = static_cast<int>(n)}));
       const SequenceStep prefill = sequences[n]->Step();
       sequences[n]->Take(prefill, executor_->Run({.steps = {prefill}}).sequences[0]);
       round.steps.push_back(sequences[n]->Step());
     }
-    executor_->UseResident(resident);
-    const int64_t passes_before = executor_->statistics().target_passes;
+    const ForwardStatistics before = executor_->statistics();
     executor_->Run(round);
-    EXPECT_EQ(executor_->statistics().target_passes - passes_before, resident ? 2 : 1);
+    const ForwardStatistics& after = executor_->statistics();
+    EXPECT_EQ(after.target_passes - before.target_passes, c.target_passes);
+    EXPECT_EQ(after.drafter_passes - before.drafter_passes, c.drafter_passes);
   }
 }
 
-// Every way of choosing, every number of sequences up to the most, each joining beside the others.
-TEST_F(ResidentTest, TurnsGiveTheExecutorsTokens) {
-  const std::vector<RunPlan> plans = {
-      {.prompt = Prompt(0, 70), .num_new_tokens = 60, .block = 8, .chunk = 100, .slot = 0},
-      {.prompt = Prompt(9, 300),
-       .num_new_tokens = 50,
-       .block = 8,
-       .chunk = 100,
-       .sampling = {.temperature = 1.0f, .seed = 4},
-       .slot = 1},
-      {.prompt = Prompt(200, 1100),
-       .num_new_tokens = 40,
-       .block = 4,
-       .chunk = 100,
-       .sampling = {.temperature = 1.0f, .top_p = 0.8f, .seed = 5},
-       .slot = 2},
-      {.prompt = Prompt(77, 5), .num_new_tokens = 30, .block = 1, .slot = 3}};
-  std::vector<std::vector<int32_t>> want;
-  for (const RunPlan& plan : plans) want.push_back(Expected(plan));
-  for (size_t count = 2; count <= plans.size(); ++count) {
-    for (const int stagger : {0, 3}) {
-      const auto end = static_cast<ptrdiff_t>(count);
-      EXPECT_EQ(RunTogether(*executor_, {plans.begin(), plans.begin() + end}, stagger),
-                (std::vector<std::vector<int32_t>>(want.begin(), want.begin() + end)))
-          << count << " sequences, one every " << stagger << " rounds";
+// Every way of choosing, all divisions of a round's rows, lengths on both sides of the windows:
+// choices, accepted drafts and log-probabilities, bit for bit. Sequences end at different times, so
+// the company changes.
+TEST_F(ResidentTest, SharedRoundsGiveTheExecutorsTokens) {
+  const std::vector<std::vector<int>> divisions = {{4, 4},
+                                                   {3, 3, 2},
+                                                   {2, 2, 2, 2},
+                                                   {1, 7},
+                                                   {5, 1, 2},
+                                                   {1, 2, 1, 4},
+                                                   {1, 1, 1, 1, 1, 1, 1, 1},
+                                                   {8, 8, 4, 4, 1}};
+  const std::vector<std::vector<kernels::SamplingSpec>> ways = {
+      {{.temperature = 0.0f}},
+      {{.temperature = 1.0f}, {.temperature = 0.0f}, {.temperature = 0.6f}},
+      {{.temperature = 1.0f, .top_p = 0.9f}, {.temperature = 0.7f, .top_k = 20}},
+      {{.temperature = 1.0f, .top_p = 0.9f}, {.temperature = 0.0f}}};
+  constexpr size_t kLengths[] = {20, 125, 300, 60, 1100, 7, 130, 511};
+  int num_accepted = 0;
+  for (size_t d = 0; d < divisions.size(); ++d) {
+    for (size_t w = 0; w < ways.size(); ++w) {
+      std::vector<RunPlan> plans;
+      for (size_t i = 0; i < divisions[d].size(); ++i) {
+        kernels::SamplingSpec sampling = ways[w][i % ways[w].size()];
+        sampling.seed = 100 * d + i;
+        plans.push_back({.prompt = Prompt(13 * i + 7 * d, kLengths[(i + d) % std::size(kLengths)]),
+                         .num_new_tokens = 30 + 5 * static_cast<int>(i),
+                         .block = divisions[d][i],
+                         .chunk = 60,
+                         .sampling = sampling,
+                         .slot = static_cast<int>(i)});
+      }
+      for (const int logprobs : {-1, 0}) {
+        const std::vector<RecordedRun> got = RecordTogether(*executor_, plans, logprobs);
+        for (size_t i = 0; i < plans.size(); ++i) {
+          const RecordedRun want = ExpectedRecord(plans[i], logprobs);
+          SCOPED_TRACE(
+              absl::StrCat("division ", d, " way ", w, " sequence ", i, " logprobs ", logprobs));
+          EXPECT_EQ(Difference(got[i], want), "");
+          EXPECT_EQ(got[i].num_accepted, want.num_accepted);
+          num_accepted += got[i].num_accepted;
+        }
+      }
     }
   }
+  EXPECT_GT(num_accepted, 0);
+}
+
+// One joins after the other, every few rounds.
+TEST_F(ResidentTest, SequencesJoinOneByOne) {
+  std::vector<RunPlan> plans;
+  std::vector<std::vector<int32_t>> want;
+  for (int i = 0; i < kSlots; ++i) {
+    const auto n = static_cast<size_t>(i);
+    plans.push_back({.prompt = Prompt(9 * n, 20 + 40 * n),
+                     .num_new_tokens = 60,
+                     .block = i % 3 == 0 ? 2 : 1,
+                     .chunk = 60,
+                     .sampling = {.temperature = i % 2 == 0 ? 0.0f : 1.0f, .seed = n},
+                     .slot = i});
+    want.push_back(Expected(plans.back()));
+  }
+  EXPECT_EQ(RunTogether(*executor_, plans, /*stagger=*/3), want);
 }
 
 TEST_F(ResidentTest, ThousandsOfRoundsOfMixedCompany) {

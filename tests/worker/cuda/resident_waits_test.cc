@@ -149,10 +149,10 @@ TEST(ResidentWaitsTest, EveryWaitEndsWhenWhatItNeedsIsThereAndNoEarlier) {
     for (const int num_blocks : {4, 128, kNumBlocks}) {
       const CountedModel model(shape(), {}, num_blocks);
       for (const RoundKind& kind : kAllRounds) {
-        if (kind.drafts && !model.has_drafter()) continue;
-        SCOPED_TRACE(std::string(name) + (kind.drafts ? ", drafting, " : ", plain, ") +
-                     (kind.whole_rows ? "whole rows, " : "") + std::to_string(num_blocks) +
-                     " blocks");
+        if (kind.draft_passes > 0 && !model.has_drafter()) continue;
+        SCOPED_TRACE(std::string(name) + ", " + std::to_string(kind.draft_passes) +
+                     " drafter's passes, " + (kind.whole_rows ? "whole rows, " : "") +
+                     std::to_string(num_blocks) + " blocks");
         const ResidentSchedule schedule = model.Schedule(kind);
         Walk(schedule, num_blocks).Run(/*num_rounds=*/2);
       }
@@ -221,8 +221,9 @@ TEST(ResidentWaitsTest, PhasesKnowWhatLiesBeforeThem) {
     EXPECT_EQ(schedule.of_round.products, products);
     EXPECT_EQ(schedule.of_round.sums, sums);
     EXPECT_EQ(schedule.of_round.rows, rows);
-    EXPECT_EQ(rows, sums + 2 + (kind.drafts ? 1 : 0));  // embeddings, features
-    EXPECT_EQ(sums, 2 * (num_layers + (kind.drafts ? num_drafter_layers : 0)));
+    const auto passes = static_cast<uint32_t>(kind.draft_passes);
+    EXPECT_EQ(rows, sums + 2 + passes);  // embeddings, features
+    EXPECT_EQ(sums, 2 * (num_layers + passes * num_drafter_layers));
     EXPECT_EQ(schedule.of_round.moe_layers, static_cast<uint32_t>(num_moe));
   }
 }
