@@ -51,7 +51,8 @@ ABSL_FLAG(int, prefill, 512, "rank: rows of one prefill pass");
 ABSL_FLAG(int, rounds, 50, "rank: timed rounds");
 ABSL_FLAG(int, distinct_experts, 60,
           "rank: experts a layer that a round reads; 59.5 is the mean of uniform routing");
-ABSL_FLAG(int, sequences, 1, "rank: also rounds of 2 up to so many sequences");
+ABSL_FLAG(int, sequences, 1,
+          "decode: prompts side by side; rank: also rounds of 2 up to so many sequences");
 ABSL_FLAG(double, tokens_per_round, 6.3, "rank: acceptance that tokens/s are stated for");
 ABSL_FLAG(std::string, trace, "", "rank: writes a Perfetto timeline of one resident round here");
 ABSL_FLAG(bool, kv_fp8, false, "rank: keys and values in FP8 instead of BF16");
@@ -80,16 +81,6 @@ double ReadBandwidth(worker::Device device, size_t bytes) {
   return MeasureReadBandwidth(bytes, threads);
 }
 
-struct Pass {
-  double seconds = 0;
-  int64_t tokens = 0;  // tokens that the timed rounds committed
-  int64_t rounds = 0;
-  int64_t weight_bytes = 0;
-  std::vector<std::vector<int32_t>> texts;
-
-  double tokens_per_second() const { return tokens / seconds; }
-};
-
 absl::StatusOr<kernels::SamplingSpec> Sampling() {
   const int top_k = absl::GetFlag(FLAGS_top_k);
   const double top_p = absl::GetFlag(FLAGS_top_p);
@@ -103,30 +94,32 @@ absl::StatusOr<kernels::SamplingSpec> Sampling() {
                                .seed = kSeed};
 }
 
-Pass RunPass(worker::ModelExecutor& executor, const std::vector<HeldOutPrompt>& prompts, int block,
-             const kernels::SamplingSpec& sampling, const std::string& label) {
-  Pass pass;
-  DecodeOptions options{.max_tokens = absl::GetFlag(FLAGS_max_tokens),
-                        .block = block,
-                        .sampling = sampling,
-                        .statistics = &executor.statistics()};
-  for (size_t i = 0; i < prompts.size(); ++i) {
-    if (isatty(STDERR_FILENO))
-      std::fprintf(stderr, "\r%-28s %zu/%zu", label.c_str(), i + 1, prompts.size());
-    DecodeOutcome outcome = Decode(executor, prompts[i].tokens, options);
-    pass.seconds += outcome.decode_seconds;
-    pass.tokens += static_cast<int64_t>(outcome.tokens.size()) - 1;  // the first one is prefill's
-    pass.rounds += outcome.rounds;
-    pass.weight_bytes += outcome.weight_bytes;
-    pass.texts.push_back(std::move(outcome.tokens));
-  }
-  if (isatty(STDERR_FILENO)) std::fprintf(stderr, "\r%60s\r", "");
-  return pass;
+double TokensPerSecond(const DecodeOutcome& pass) {
+  return static_cast<double>(pass.tokens) / pass.seconds;
 }
 
-Pass MedianPass(std::vector<Pass> passes) {
+DecodeOutcome RunPass(worker::ModelExecutor& executor,
+                      const std::vector<std::vector<int32_t>>& prompts, int block,
+                      const kernels::SamplingSpec& sampling, const std::string& label) {
+  const bool shows_progress = isatty(STDERR_FILENO) != 0;
+  DecodeOutcome outcome =
+      Decode(executor, prompts,
+             {.max_tokens = absl::GetFlag(FLAGS_max_tokens),
+              .block = block,
+              .sequences = absl::GetFlag(FLAGS_sequences),
+              .sampling = sampling,
+              .statistics = &executor.statistics(),
+              .on_prompt_started = [&](size_t i) {
+                if (shows_progress)
+                  std::fprintf(stderr, "\r%-28s %zu/%zu", label.c_str(), i + 1, prompts.size());
+              }});
+  if (shows_progress) std::fprintf(stderr, "\r%60s\r", "");
+  return outcome;
+}
+
+DecodeOutcome MedianPass(std::vector<DecodeOutcome> passes) {
   std::sort(passes.begin(), passes.end(),
-            [](const Pass& a, const Pass& b) { return a.seconds < b.seconds; });
+            [](const DecodeOutcome& a, const DecodeOutcome& b) { return a.seconds < b.seconds; });
   return passes[passes.size() / 2];
 }
 
@@ -209,13 +202,19 @@ absl::Status RunDecode() {
     return absl::InvalidArgumentError("--max_tokens must be at least 2");
   if (absl::GetFlag(FLAGS_repeats) < 1)
     return absl::InvalidArgumentError("--repeats must be at least 1");
+  constexpr int kSequencesMax = 64;
+  const int sequences = absl::GetFlag(FLAGS_sequences);
+  if (sequences < 1 || sequences > kSequencesMax) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--sequences: is ", sequences, "; must be from 1 to ", kSequencesMax));
+  }
   ASSIGN_OR_RETURN(const kernels::SamplingSpec sampling, Sampling());
 
   worker::ExecutorOptions executor_options;
   executor_options.model_folder = absl::GetFlag(FLAGS_model);
   executor_options.num_threads = absl::GetFlag(FLAGS_threads);
-  executor_options.max_sequences = 1;
-  executor_options.kv_tokens = 8192;
+  executor_options.max_sequences = sequences;
+  executor_options.kv_tokens = int64_t{8192} * sequences;
   executor_options.count_experts = true;
   executor_options.num_ranks = absl::GetFlag(FLAGS_gpus);
   ASSIGN_OR_RETURN(const worker::DeviceChoice choice, ChosenDevice());
@@ -231,37 +230,42 @@ absl::Status RunDecode() {
                      LoadPromptFile(absl::GetFlag(FLAGS_model), absl::GetFlag(FLAGS_prompts)));
   }
   if (prompts.empty()) return absl::InvalidArgumentError("--prompts: no prompt found");
+  std::vector<std::vector<int32_t>> texts;
+  for (HeldOutPrompt& prompt : prompts) texts.push_back(std::move(prompt.tokens));
 
   // Plain and speculative passes alternate, so that a change of the machine's load falls on both.
-  std::vector<Pass> plain_passes, speculative_passes;
-  RunPass(*executor, {prompts.front()}, block, sampling, "warm-up");
+  std::vector<DecodeOutcome> plain_passes, speculative_passes;
+  RunPass(*executor, {texts.front()}, block, sampling, "warm-up");
   for (int i = 0; i < absl::GetFlag(FLAGS_repeats); ++i) {
     plain_passes.push_back(
-        RunPass(*executor, prompts, 1, sampling, absl::StrCat("plain, pass ", i + 1)));
+        RunPass(*executor, texts, 1, sampling, absl::StrCat("plain, pass ", i + 1)));
     speculative_passes.push_back(
-        RunPass(*executor, prompts, block, sampling, absl::StrCat("speculative, pass ", i + 1)));
+        RunPass(*executor, texts, block, sampling, absl::StrCat("speculative, pass ", i + 1)));
   }
-  const Pass plain = MedianPass(plain_passes);
-  const Pass speculative = MedianPass(speculative_passes);
+  const DecodeOutcome plain = MedianPass(plain_passes);
+  const DecodeOutcome speculative = MedianPass(speculative_passes);
 
-  const double plain_bytes = static_cast<double>(plain.weight_bytes) / plain.rounds;
+  const double plain_bytes = static_cast<double>(plain.weight_bytes) / plain.tokens;
   const double round_bytes = static_cast<double>(speculative.weight_bytes) / speculative.rounds;
   const double cache_bandwidth = ReadBandwidth(choice.device, static_cast<size_t>(round_bytes));
   const double dram_bandwidth = ReadBandwidth(choice.device, kDramBufferBytes);
 
-  const double tokens_per_round = static_cast<double>(speculative.tokens) / speculative.rounds;
-  const double plain_bound = cache_bandwidth / plain_bytes;
-  const double speculative_bound = cache_bandwidth / round_bytes * tokens_per_round;
+  const auto bound = [&](const DecodeOutcome& pass) {
+    return cache_bandwidth / static_cast<double>(pass.weight_bytes) *
+           static_cast<double>(pass.tokens);
+  };
+  const double plain_bound = bound(plain), speculative_bound = bound(speculative);
   const boost::json::object report = {
       {"device", executor->device()},
-      {"prompts", prompts.size()},
+      {"prompts", texts.size()},
+      {"sequences", sequences},
       {"temperature", sampling.temperature},
       {"top_k", sampling.top_k},
       {"top_p", sampling.top_p},
-      {"plain_tokens_per_second", plain.tokens_per_second()},
-      {"speculative_tokens_per_second", speculative.tokens_per_second()},
-      {"speedup", speculative.tokens_per_second() / plain.tokens_per_second()},
-      {"tokens_per_round", tokens_per_round},
+      {"plain_tokens_per_second", TokensPerSecond(plain)},
+      {"speculative_tokens_per_second", TokensPerSecond(speculative)},
+      {"speedup", TokensPerSecond(speculative) / TokensPerSecond(plain)},
+      {"tokens_per_round", static_cast<double>(speculative.tokens) / speculative.sequence_rounds},
       {"identical", plain.texts == speculative.texts},
       {"ms_per_plain_token", 1e3 * plain.seconds / plain.tokens},
       {"ms_per_round", 1e3 * speculative.seconds / speculative.rounds},
@@ -271,8 +275,8 @@ absl::Status RunDecode() {
       {"read_gb_per_second_dram", dram_bandwidth / 1e9},
       {"plain_bound_tokens_per_second", plain_bound},
       {"speculative_bound_tokens_per_second", speculative_bound},
-      {"plain_of_bound", plain.tokens_per_second() / plain_bound},
-      {"speculative_of_bound", speculative.tokens_per_second() / speculative_bound},
+      {"plain_of_bound", TokensPerSecond(plain) / plain_bound},
+      {"speculative_of_bound", TokensPerSecond(speculative) / speculative_bound},
   };
   Print(report);
   if (plain.texts != speculative.texts)
@@ -286,7 +290,8 @@ absl::Status RunDecode() {
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
       "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--device auto|cpu|cuda] "
-      "[--gpus N] [--prompts held-out|FILE] [--max_tokens N] [--temperature X] [--top_k N] "
+      "[--gpus N] [--prompts held-out|FILE] [--max_tokens N] [--sequences N] [--temperature X] "
+      "[--top_k N] "
       "[--top_p X] [--json]\n"
       "  ultraspeed-bench load --model DIR [--device auto|cpu|cuda] [--gpus N] [--read_threads N] "
       "[--experts as-stored|mxfp4] [--weights_cache DIR] [--stream_only] [--json]\n"

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <memory>
 #include <numeric>
 
 namespace ultraspeed::bench {
@@ -9,66 +10,128 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-double SecondsSince(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
+// A prompt in a slot of its own, with an even share of the pages.
+class Sequence {
+ public:
+  Sequence(worker::Executor& executor, const DecodeOptions& options, size_t prompt_idx, int slot,
+           const std::vector<int32_t>& prompt)
+      : executor_(executor),
+        options_(options),
+        prompt_idx_(prompt_idx),
+        slot_(slot),
+        prompt_size_(prompt.size()),
+        committed_(prompt),
+        pages_(static_cast<size_t>(executor.num_pages() / options.sequences)) {
+    std::iota(pages_.begin(), pages_.end(), slot * static_cast<int32_t>(pages_.size()));
+    executor.ResetSlot(slot);
+    while (committed_.size() == prompt_size_) {
+      const worker::Round round{.steps = {Step(/*block=*/1)}};
+      Take(round.steps[0], executor.Run(round).sequences[0]);
+    }
+  }
 
-int64_t BytesRead(const DecodeOptions& options) {
-  return options.statistics ? options.statistics->target_bytes + options.statistics->drafter_bytes
-                            : 0;
+  size_t prompt_idx() const { return prompt_idx_; }
+  int slot() const { return slot_; }
+  bool done() const {
+    return ends_ || committed_.size() >= prompt_size_ + static_cast<size_t>(options_.max_tokens);
+  }
+  worker::SequenceStep Step(int block) const {
+    const auto left = static_cast<int64_t>(committed_.size()) - computed_;
+    worker::SequenceStep step;
+    step.slot = slot_;
+    step.computed = computed_;
+    step.tokens = committed_.data() + computed_;
+    step.num_tokens = static_cast<int>(std::min<int64_t>(executor_.max_batch_tokens(), left));
+    step.sample = step.num_tokens == left;
+    step.block = block;
+    step.pages = pages_.data();
+    step.num_pages = static_cast<int>(pages_.size());
+    step.sampling = options_.sampling;
+    return step;
+  }
+  void Take(const worker::SequenceStep& step, const worker::SequenceResult& result) {
+    computed_ += step.num_tokens + result.num_accepted;
+    for (const worker::ChosenToken& chosen : result.chosen) {
+      if (done()) break;  // surplus of the last round
+      committed_.push_back(chosen.token);
+      const std::vector<int32_t>& stops = executor_.config().eos_token_ids;
+      ends_ = std::count(stops.begin(), stops.end(), chosen.token) > 0;
+    }
+  }
+  std::vector<int32_t> Text() const {
+    return {committed_.begin() + static_cast<ptrdiff_t>(prompt_size_), committed_.end()};
+  }
+
+ private:
+  worker::Executor& executor_;
+  const DecodeOptions& options_;
+  size_t prompt_idx_;
+  int slot_;
+  size_t prompt_size_;
+  std::vector<int32_t> committed_;  // prompt, then completion
+  std::vector<int32_t> pages_;
+  int64_t computed_ = 0;
+  bool ends_ = false;
+};
+
+worker::Round NextRound(const std::vector<std::unique_ptr<Sequence>>& running, int block) {
+  worker::Round round;
+  int rows_left = block, sequences_left = static_cast<int>(running.size());
+  for (const auto& sequence : running) {
+    const int rows = std::max(1, (rows_left + sequences_left - 1) / sequences_left);
+    round.steps.push_back(sequence->Step(rows));
+    rows_left = std::max(0, rows_left - rows);
+    --sequences_left;
+  }
+  return round;
 }
 
 }  // namespace
 
-DecodeOutcome Decode(worker::Executor& executor, const std::vector<int32_t>& prompt,
+DecodeOutcome Decode(worker::Executor& executor, const std::vector<std::vector<int32_t>>& prompts,
                      const DecodeOptions& options) {
-  std::vector<int32_t> pages(executor.num_pages());
-  std::iota(pages.begin(), pages.end(), 0);
-  executor.ResetSlot(0);
-
-  worker::Round round;
-  worker::SequenceStep& step = round.steps.emplace_back();
-  step.pages = pages.data();
-  step.num_pages = static_cast<int>(pages.size());
-  step.sampling = options.sampling;
-
   DecodeOutcome outcome;
-  std::vector<int32_t> committed = prompt;
-  while (!step.sample) {
-    step.tokens = committed.data() + step.computed;
-    step.num_tokens =
-        std::min<int64_t>(executor.max_batch_tokens(), committed.size() - step.computed);
-    step.sample = step.computed + step.num_tokens == static_cast<int64_t>(committed.size());
-    const worker::RoundResult result = executor.Run(round);
-    step.computed += step.num_tokens;
-    for (const worker::ChosenToken& chosen : result.sequences[0].chosen)
-      committed.push_back(chosen.token);
-  }
-
-  const std::vector<int32_t>& stops = executor.config().eos_token_ids;
-  const auto is_stop = [&](int32_t token) {
-    return std::count(stops.begin(), stops.end(), token) > 0;
+  outcome.texts.resize(prompts.size());
+  std::vector<int> free_slots(static_cast<size_t>(options.sequences));
+  std::iota(free_slots.rbegin(), free_slots.rend(), 0);
+  std::vector<std::unique_ptr<Sequence>> running;
+  const auto bytes_read = [&] {
+    return options.statistics == nullptr
+               ? 0
+               : options.statistics->target_bytes + options.statistics->drafter_bytes;
   };
-  const size_t size_max = prompt.size() + options.max_tokens;
-  bool stopped = is_stop(committed.back());
-  const int64_t bytes_before = BytesRead(options);
-  const Clock::time_point decode_start = Clock::now();
-  while (!stopped && committed.size() < size_max) {
-    step.tokens = &committed.back();
-    step.num_tokens = 1;
-    step.block = options.block;
-    const worker::SequenceResult result = executor.Run(round).sequences[0];
-    step.computed += 1 + result.num_accepted;
-    outcome.rounds += 1;
-    for (const worker::ChosenToken& chosen : result.chosen) {
-      if (stopped || committed.size() >= size_max) break;  // surplus of the last round
-      committed.push_back(chosen.token);
-      stopped = is_stop(chosen.token);
+  const auto retire = [&] {
+    for (const auto& sequence : running) {
+      if (!sequence->done()) continue;
+      std::vector<int32_t>& text = outcome.texts[sequence->prompt_idx()];
+      text = sequence->Text();
+      outcome.tokens += static_cast<int64_t>(text.size()) - 1;
+      free_slots.push_back(sequence->slot());
     }
+    std::erase_if(running, [](const auto& sequence) { return sequence->done(); });
+  };
+  for (size_t next = 0; next < prompts.size() || !running.empty();) {
+    while (next < prompts.size() && !free_slots.empty()) {
+      options.on_prompt_started(next);
+      running.push_back(
+          std::make_unique<Sequence>(executor, options, next, free_slots.back(), prompts[next]));
+      free_slots.pop_back();
+      ++next;
+      retire();  // a completion may end with its first token
+    }
+    if (running.empty()) continue;
+    const worker::Round round = NextRound(running, options.block);
+    const int64_t bytes_before = bytes_read();
+    const Clock::time_point start = Clock::now();
+    const worker::RoundResult result = executor.Run(round);
+    outcome.seconds += std::chrono::duration<double>(Clock::now() - start).count();
+    outcome.weight_bytes += bytes_read() - bytes_before;
+    outcome.rounds += 1;
+    outcome.sequence_rounds += static_cast<int64_t>(running.size());
+    for (size_t i = 0; i < running.size(); ++i)
+      running[i]->Take(round.steps[i], result.sequences[i]);
+    retire();
   }
-  outcome.decode_seconds = SecondsSince(decode_start);
-  outcome.weight_bytes = BytesRead(options) - bytes_before;
-  outcome.tokens.assign(committed.begin() + prompt.size(), committed.end());
   return outcome;
 }
 

@@ -1,8 +1,9 @@
-// One sequence at a time through an executor, without engine, scheduler or gRPC: what the
-// arithmetic alone can do. Used by ultraspeed-bench and ultraspeed-eval. Single-threaded.
+// Prompts through an executor, without engine, scheduler or gRPC: what the arithmetic alone can do.
+// Used by ultraspeed-bench and ultraspeed-eval. Single-threaded.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "worker/executor.h"
@@ -12,21 +13,27 @@ namespace ultraspeed::bench {
 
 struct DecodeOptions {
   int max_tokens = 128;
-  int block = 1;  // 1 = plain, else the drafter's block
+  int block = 1;      // 1 = plain, else the drafter's block
+  int sequences = 1;  // side by side; they divide the block's rows, as under the scheduler
   kernels::SamplingSpec sampling;
   const worker::ForwardStatistics* statistics = nullptr;  // the executor's; null = no byte counts
+  std::function<void(size_t)> on_prompt_started = [](size_t) {};
 };
 
 struct DecodeOutcome {
-  std::vector<int32_t> tokens;  // completion, ends before an end-of-text token's successor
+  // [prompts] completions; each ends with an end-of-text token or at max_tokens.
+  std::vector<std::vector<int32_t>> texts;
+  int64_t tokens = 0;           // without the first of each text, which is prefill's
   int64_t rounds = 0;           // decode rounds, prefill excluded
-  double decode_seconds = 0;    // of the rounds above
+  int64_t sequence_rounds = 0;  // the same, counted for each sequence in them
+  double seconds = 0;           // of the rounds above
   int64_t weight_bytes = 0;  // packed weights that those rounds read, experts as they were routed
 };
 
-// Runs `prompt` in slot 0 to an end-of-text token or max_tokens. REQUIRES: prompt not empty, prompt
-// + max_tokens within the context.
-DecodeOutcome Decode(worker::Executor& executor, const std::vector<int32_t>& prompt,
+// Runs all prompts, `sequences` at a time: who is done makes room for the next prompt. REQUIRES: no
+// prompt is empty; sequences <= max_sequences; prompt + max_tokens within the context and an even
+// share of the pages.
+DecodeOutcome Decode(worker::Executor& executor, const std::vector<std::vector<int32_t>>& prompts,
                      const DecodeOptions& options);
 
 }  // namespace ultraspeed::bench

@@ -74,14 +74,14 @@ double TokensPerRound(worker::ModelExecutor& executor, const std::vector<HeldOut
   options.block = std::max(1, executor.config().drafter.block_size);
   options.sampling.temperature = temperature;
   options.sampling.seed = kSeed;
-  int64_t tokens = 0, rounds = 0;
+  std::vector<std::vector<int32_t>> texts;
   for (const HeldOutPrompt& prompt : prompts) {
-    if (prompt.is_chat != chat) continue;
-    const DecodeOutcome outcome = Decode(executor, prompt.tokens, options);
-    tokens += static_cast<int64_t>(outcome.tokens.size()) - 1;
-    rounds += outcome.rounds;
+    if (prompt.is_chat == chat) texts.push_back(prompt.tokens);
   }
-  return rounds == 0 ? 0 : static_cast<double>(tokens) / rounds;
+  const DecodeOutcome outcome = Decode(executor, texts, options);
+  return outcome.sequence_rounds == 0
+             ? 0
+             : static_cast<double>(outcome.tokens) / outcome.sequence_rounds;
 }
 
 absl::Status RunEval() {
