@@ -129,6 +129,7 @@ void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, Pla
                            int& rows_left) {
   const int count = std::min(count_max, static_cast<int>(sequences.size()));
   int block_rows_left = options_.draft_block_max;
+  const DraftCost draft_cost = InCompany(options_.draft_cost, std::max(1, count));
   for (int i = 0; i < count && rows_left > 0; ++i) {
     Sequence* const sequence = sequences[static_cast<size_t>(i)];
     const RequestSpec& spec = sequence->spec();
@@ -137,9 +138,8 @@ void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, Pla
     const int64_t tokens_left = sequence->max() - sequence->committed();
     const int bound =
         static_cast<int>(std::min<int64_t>({std::max(1, share), rows_left, tokens_left}));
-    const int block = spec.speculation ? ChooseBlock(sequence->speculation.acceptance(), bound,
-                                                     options_.draft_cost)
-                                       : 1;
+    const int block =
+        spec.speculation ? ChooseBlock(sequence->speculation.acceptance(), bound, draft_cost) : 1;
     plan.sequences.push_back(sequence);
     plan.round.steps.push_back({.slot = sequence->lease.slot,
                                 .computed = sequence->computed(),

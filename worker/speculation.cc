@@ -27,6 +27,12 @@ double SpeculationState::acceptance() const {
   return (accepted_ + kPriorAcceptance * kPriorWeight) / (tried_ + kPriorWeight);
 }
 
+DraftCost InCompany(const DraftCost& cost, int num_sequences) {
+  KERNELS_CHECK(num_sequences, >=, 1);
+  const double share = (1.0 + cost.row * (num_sequences - 1)) / num_sequences;
+  return {.fixed = cost.fixed / share, .row = cost.row / share};
+}
+
 int ChooseBlock(double acceptance, int block_max, const DraftCost& cost) {
   KERNELS_CHECK(block_max, >=, 1);
   int best_block = 1;

@@ -36,9 +36,14 @@ struct DraftCost {
   double row = 0;    // one more drafted and verified row
 };
 
-// At the served shape one more row of experts costs 0.27 of 4.2 ms and the drafter about 0.2 ms. A
-// machine that computes rather than reads has more: see calibration.h, which measures it.
-inline constexpr DraftCost kServedShapeDraftCost = {.fixed = 0.05, .row = 0.065};
+// One rank of eight of the served shape on an H200 (docs/PERFORMANCE.md): a plain round takes 3.55
+// ms, the drafter 0.39, one more row of other experts 0.31. A machine that computes rather than
+// reads has more: see calibration.h, which measures it.
+inline constexpr DraftCost kServedShapeDraftCost = {.fixed = 0.11, .row = 0.086};
+
+// The same for one of `num_sequences` in a round, in units of its share of their plain round: they
+// share what a round costs anyhow, but nobody's draft.
+DraftCost InCompany(const DraftCost& cost, int num_sequences);
 
 // 1, 2, 4, 8 .. or block_max, whichever gives the most expected tokens per cost; at most block_max.
 // REQUIRES: block_max >= 1.

@@ -92,6 +92,7 @@ TEST_F(SchedulerTest, SequencesDivideOneBlock) {
   for (const Tier tier : {Tier::kStandard, Tier::kUltraspeed}) {
     running_.clear();
     options_.ultraspeed_batch_max = 16;
+    options_.draft_cost = {};  // all rows are wanted
     for (size_t count = 1; count <= 10; ++count) {
       AddDecoding(absl::StrCat("s", count), tier);
       const Plan plan = Scheduler(options_).PlanRound(running_);

@@ -33,6 +33,20 @@ TEST(ChooseBlockTest, CostlyRowsAreNotDrafted) {
   EXPECT_EQ(ChooseBlock(0.9, 8, DraftCost{.fixed = 0, .row = 1}), 1);
 }
 
+TEST(ChooseBlockTest, InCompanyADraftHasToBeWorthMore) {
+  const DraftCost alone = {.fixed = 0.4, .row = 0.02};
+  EXPECT_DOUBLE_EQ(InCompany(alone, 1).fixed, alone.fixed);
+  EXPECT_DOUBLE_EQ(InCompany(alone, 1).row, alone.row);
+  // Four plain rows take 1.06 of one, so a sequence's share is 0.265.
+  EXPECT_NEAR(InCompany(alone, 4).fixed, 0.4 / 0.265, 1e-9);
+  EXPECT_NEAR(InCompany(alone, 4).row, 0.02 / 0.265, 1e-9);
+  EXPECT_EQ(ChooseBlock(0.8, 8, InCompany(alone, 1)), 8);
+  EXPECT_EQ(ChooseBlock(0.8, 4, InCompany(alone, 2)), 4);
+  EXPECT_EQ(ChooseBlock(0.8, 2, InCompany(alone, 4)), 1);
+  // Where rows cost as much as rounds nothing is shared.
+  EXPECT_DOUBLE_EQ(InCompany({.fixed = 0.5, .row = 1}, 8).fixed, 0.5);
+}
+
 TEST(SpeculationStateTest, FollowsRecentAcceptance) {
   SpeculationState state;
   const double prior = state.acceptance();
