@@ -9,7 +9,7 @@ packages=(
   prometheus-cpp-dev libpcre2-dev libutf8proc-dev
   libsqlite3-dev libpq-dev libhiredis-dev
   libgtest-dev libgmock-dev libbenchmark-dev
-  postgresql redis-server  # only their programs: tests start servers of their own
+  postgresql redis-server prometheus  # only their programs: tests start servers of their own
 )
 
 if ! command -v apt-get >/dev/null; then
@@ -46,7 +46,7 @@ fi
 echo "setup: installing ${missing[*]}"
 "${run_as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q
 
-# Debian starts a server that it installs. A policy of "101: forbidden" keeps PostgreSQL and Redis from taking ports of this machine;
+# Debian starts a server that it installs. A policy of "101: forbidden" keeps these from taking ports of this machine;
 # a policy that is there already is the operator's and stays.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then

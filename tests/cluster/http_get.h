@@ -1,4 +1,4 @@
-// One HTTP/1.1 GET on loopback: for /metrics of a process under test.
+// One HTTP/1.0 GET on loopback, answered in one piece: for /metrics of a process under test.
 #pragma once
 
 #include <string>

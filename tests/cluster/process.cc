@@ -1,8 +1,11 @@
 #include "tests/cluster/process.h"
 
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,6 +17,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 
 extern char** environ;
@@ -22,6 +26,27 @@ namespace ultraspeed::testing {
 
 std::string BinFile(const std::string& program) {
   return absl::StrCat(ULTRASPEED_BIN_DIR, "/", program);
+}
+
+std::string FindProgram(const std::string& name) {
+  const char* path = std::getenv("PATH");
+  for (const absl::string_view folder : absl::StrSplit(path == nullptr ? "/usr/bin" : path, ':')) {
+    const std::string file = absl::StrCat(folder, "/", name);
+    if (access(file.c_str(), X_OK) == 0) return file;
+  }
+  return name;
+}
+
+int FreePort() {
+  const int fd = socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t address_bytes = sizeof(address);
+  bind(fd, reinterpret_cast<sockaddr*>(&address), address_bytes);
+  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &address_bytes);
+  close(fd);
+  return ntohs(address.sin_port);
 }
 
 std::string ReadWholeFile(const std::string& path) {

@@ -64,6 +64,9 @@ class Server {
 };
 
 std::string BinFile(const std::string& program);
+std::string FindProgram(const std::string& name);  // in PATH; else `name`
+// On loopback, free now: for a server that cannot be asked for port 0.
+int FreePort();
 std::string ReadWholeFile(const std::string& path);
 
 }  // namespace ultraspeed::testing

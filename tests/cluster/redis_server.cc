@@ -6,10 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <cstdlib>
-
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "tests/cluster/eventually.h"
 
 namespace ultraspeed::testing {
@@ -23,17 +20,6 @@ sockaddr_in Loopback(int port) {
   return address;
 }
 
-// Free now; redis-server cannot be asked for port 0.
-int FreePort() {
-  const int fd = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address = Loopback(0);
-  socklen_t address_bytes = sizeof(address);
-  bind(fd, reinterpret_cast<sockaddr*>(&address), address_bytes);
-  getsockname(fd, reinterpret_cast<sockaddr*>(&address), &address_bytes);
-  close(fd);
-  return ntohs(address.sin_port);
-}
-
 bool AnswersPing(int port) {
   const int fd = socket(AF_INET, SOCK_STREAM, 0);
   const sockaddr_in address = Loopback(port);
@@ -43,15 +29,6 @@ bool AnswersPing(int port) {
       write(fd, "PING\r\n", 6) == 6 && read(fd, reply, 5) == 5 && std::string(reply, 5) == "+PONG";
   close(fd);
   return answered;
-}
-
-std::string FindProgram(const std::string& name) {
-  const char* path = std::getenv("PATH");
-  for (const absl::string_view folder : absl::StrSplit(path == nullptr ? "/usr/bin" : path, ':')) {
-    const std::string file = absl::StrCat(folder, "/", name);
-    if (access(file.c_str(), X_OK) == 0) return file;
-  }
-  return name;
 }
 
 }  // namespace
