@@ -291,8 +291,7 @@ int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
       "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--device auto|cpu|cuda] "
       "[--gpus N] [--prompts held-out|FILE] [--max_tokens N] [--sequences N] [--temperature X] "
-      "[--top_k N] "
-      "[--top_p X] [--json]\n"
+      "[--top_k N] [--top_p X] [--json]\n"
       "  ultraspeed-bench load --model DIR [--device auto|cpu|cuda] [--gpus N] [--read_threads N] "
       "[--experts as-stored|mxfp4] [--weights_cache DIR] [--stream_only] [--json]\n"
       "  ultraspeed-bench rank [--shape mimo-v2.5-pro] [--rank_of N] [--gpus N] [--context N] "

@@ -5,6 +5,8 @@
 #include <memory>
 #include <numeric>
 
+#include "worker/speculation.h"
+
 namespace ultraspeed::bench {
 namespace {
 
@@ -78,10 +80,8 @@ worker::Round NextRound(const std::vector<std::unique_ptr<Sequence>>& running, i
   worker::Round round;
   int rows_left = block, sequences_left = static_cast<int>(running.size());
   for (const auto& sequence : running) {
-    const int rows = std::max(1, (rows_left + sequences_left - 1) / sequences_left);
-    round.steps.push_back(sequence->Step(rows));
-    rows_left = std::max(0, rows_left - rows);
-    --sequences_left;
+    round.steps.push_back(sequence->Step(worker::NextShare(rows_left, sequences_left--)));
+    rows_left -= round.steps.back().block;
   }
   return round;
 }

@@ -133,11 +133,10 @@ void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, Pla
   for (int i = 0; i < count && rows_left > 0; ++i) {
     Sequence* const sequence = sequences[static_cast<size_t>(i)];
     const RequestSpec& spec = sequence->spec();
-    const int num_left = count - i, share = (block_rows_left + num_left - 1) / num_left;
     // No more tokens than may still be committed.
     const int64_t tokens_left = sequence->max() - sequence->committed();
-    const int bound =
-        static_cast<int>(std::min<int64_t>({std::max(1, share), rows_left, tokens_left}));
+    const int bound = static_cast<int>(
+        std::min<int64_t>({NextShare(block_rows_left, count - i), rows_left, tokens_left}));
     const int block =
         spec.speculation ? ChooseBlock(sequence->speculation.acceptance(), bound, draft_cost) : 1;
     plan.sequences.push_back(sequence);
@@ -153,7 +152,7 @@ void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, Pla
                                 .logprobs = spec.logprobs});
     sequence->last_turn = next_turn_++;
     rows_left -= block;
-    block_rows_left = std::max(0, block_rows_left - block);
+    block_rows_left -= block;
   }
 }
 

@@ -7,6 +7,7 @@
 // speed and never the text: every committed token is the target's own choice.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 
@@ -36,14 +37,20 @@ struct DraftCost {
   double row = 0;    // one more drafted and verified row
 };
 
-// One rank of eight of the served shape on an H200 (docs/PERFORMANCE.md): a plain round takes 3.55
-// ms, the drafter 0.39, one more row of other experts 0.31. A machine that computes rather than
+// One rank of eight of the served shape on an H200 (docs/PERFORMANCE.md): a plain round takes 3.58
+// ms, the drafter 0.37, one more row of other experts 0.31. A machine that computes rather than
 // reads has more: see calibration.h, which measures it.
-inline constexpr DraftCost kServedShapeDraftCost = {.fixed = 0.11, .row = 0.086};
+inline constexpr DraftCost kServedShapeDraftCost = {.fixed = 0.10, .row = 0.086};
 
 // The same for one of `num_sequences` in a round, in units of its share of their plain round: they
 // share what a round costs anyhow, but nobody's draft.
 DraftCost InCompany(const DraftCost& cost, int num_sequences);
+
+// Rows for the next of `num_left` sequences that divide `rows_left`: an even share, rounded up, at
+// least one.
+constexpr int NextShare(int rows_left, int num_left) {
+  return std::max(1, (rows_left + num_left - 1) / num_left);
+}
 
 // 1, 2, 4, 8 .. or block_max, whichever gives the most expected tokens per cost; at most block_max.
 // REQUIRES: block_max >= 1.

@@ -32,7 +32,6 @@ using testing::Server;
 constexpr char kModelFolder[] = "models/tiny-mimo";
 constexpr char kModel[] = "tiny-mimo";
 constexpr char kPrompt[] = "def fibonacci(n):\n    \"\"\"Return the n-th number.\"\"\"\n";
-constexpr char kPepper[] = "only for this test, 32 bytes long";
 constexpr char kKey[] = "us-0123456789abcdef0123456789abcdef";
 
 template <typename Predicate>
@@ -52,14 +51,7 @@ struct Answer {
 
 class ClusterTest : public ::testing::Test {
  protected:
-  void SetUp() override {
-    std::ofstream(folder_ + "/pepper") << kPepper;
-    Process hash(folder_, "hash-key",
-                 {BinFile("ultraspeed-router"), "hash-key", "--pepper-file=" + folder_ + "/pepper",
-                  "--tenant=test", kKey});
-    ASSERT_EQ(hash.Wait(absl::Seconds(10)), 0) << hash.Log();
-    std::ofstream(folder_ + "/keys") << hash.Output();
-  }
+  void SetUp() override { ASSERT_TRUE(testing::WriteKeyFiles(folder_, kKey)); }
 
   void TearDown() override {
     router_.reset();

@@ -141,4 +141,14 @@ bool Server::AwaitReady() {
 
 std::string Server::address() const { return absl::StrCat("127.0.0.1:", port_); }
 
+bool WriteKeyFiles(const std::string& folder, const std::string& key) {
+  std::ofstream(folder + "/pepper") << "only for this test, 32 bytes long";
+  Process hash(folder, "hash-key",
+               {BinFile("ultraspeed-router"), "hash-key", "--pepper-file=" + folder + "/pepper",
+                "--tenant=test", key});
+  if (hash.Wait(absl::Seconds(10)) != 0) return false;
+  std::ofstream(folder + "/keys") << hash.Output();
+  return true;
+}
+
 }  // namespace ultraspeed::testing

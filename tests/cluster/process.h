@@ -68,5 +68,7 @@ std::string FindProgram(const std::string& name);  // in PATH; else `name`
 // On loopback, free now: for a server that cannot be asked for port 0.
 int FreePort();
 std::string ReadWholeFile(const std::string& path);
+// Files `pepper` and `keys` in `folder`, for a router that knows one key. False if it refuses it.
+bool WriteKeyFiles(const std::string& folder, const std::string& key);
 
 }  // namespace ultraspeed::testing

@@ -68,8 +68,8 @@ class GpuExecutor : public ModelExecutor {
   virtual ResidentEngine* resident() = 0;
   // Whether steps that it takes go there; true at first.
   void UseResident(bool use) { use_resident_ = use; }
-  // Benchmarks: every layer of a pass or turn reads as many experts, whatever the router says; 0 =
-  // as routed, as at first.
+  // Benchmarks: every layer of a pass or resident round reads as many experts, whatever the router
+  // says; 0 = as routed, as at first.
   virtual void ForceDistinctExperts(int distinct) = 0;
 
  protected:

@@ -111,9 +111,10 @@ struct alignas(16) Phase {
   int out_stride = 0;
   int num_copies =
       1;  // kFeatures of a sharded matrix that stands alone: each rank's rows are these
-  float* residual = nullptr;  // kResidual, kEmbed*: [kRowsMax, H], for who writes it next
+  float* residual = nullptr;  // kResidual, kEmbed: [kRowsMax, H], for who writes it next
   bf16* tap = nullptr;        // of the first column; null = not tapped
   int tap_stride = 0;
+
   int8_t draft_of = kOfTarget;  // else the sequence whose drafter's pass it is part of
 
   // MoE.
@@ -254,7 +255,8 @@ struct Program {
   int token_end = 0;    // past its last that may be chosen
   int32_t banned_token = -1;
   const bf16* mask_embedding = nullptr;  // [H]
-  RowChoice* choices = nullptr;  // [1 + kDraftPassesMax, kRowsMax, blocks]: the target's, ..
+  // [1 + kDraftPassesMax, kRowsMax, blocks] of the target, then of the drafter's passes.
+  RowChoice* choices = nullptr;
   uint32_t* decision = nullptr;  // whether the next round runs, made by one block:
   int decision_counter = 0;      // its arrival, as in Phase
   uint32_t decision_target = 0;
@@ -272,6 +274,7 @@ struct Program {
   StuckReport* stuck = nullptr;
   uint64_t wait_ns_max = 0;
   uint64_t* trace = nullptr;  // [blocks, phases, kTraceStamps] of the last round; may be null
+
   // The sequences; those that draft come first.
   int num_sequences = 1;
   int num_rows = 1;    // of the target's pass, all sequences'
