@@ -42,8 +42,11 @@ inline constexpr size_t kHttpHeaderBytesMax = 64u << 10;
 inline constexpr int kHttpConnectionsMax = 4096;
 inline constexpr size_t kApiKeyBytesMax = 256;
 inline constexpr int kPlacementAttemptsMax =
-    4;  // workers that one request is offered to before its first token
+    4;  // workers that one request is offered to before its next token
 inline constexpr int kFailureRetriesMax = 1;  // of these, after a worker failed rather than refused
+// Workers that may fail under one stream that has begun and is continued elsewhere: more than a
+// rolling update takes, and all that a request which brings workers down can reach.
+inline constexpr int kStreamFailuresMax = 3;
 inline constexpr size_t kInlineTokenizeBytes =
     16u << 10;  // longer texts are tokenized off the gRPC threads
 inline constexpr int kTokenizeThreads = 2;

@@ -139,14 +139,14 @@ void StreamRelay::Begin(RelayRequest request, Settlement settlement,
   }
   AddMetadata(metadata);
   AddMetadata({{"x-service-tier", std::string(TierName(settlement.tier()))}});
-  request_ = std::move(request);
   settlement_ = std::move(settlement);
-  request_.worker_request.set_service_tier(settlement_.tier() == Tier::kUltraspeed
-                                               ? v1::SERVICE_TIER_ULTRASPEED
-                                               : v1::SERVICE_TIER_STANDARD);
-  detokenizer_.emplace(request_.model->tokenizer.get());
-  stop_matcher_.emplace(request_.stop);
-  usage_.set_prompt_tokens(request_.worker_request.prompt_token_ids_size());
+  model_ = std::move(request.model);
+  request.worker_request.set_service_tier(settlement_.tier() == Tier::kUltraspeed
+                                              ? v1::SERVICE_TIER_ULTRASPEED
+                                              : v1::SERVICE_TIER_STANDARD);
+  generation_ = Generation(std::move(request.worker_request), model_->facts.vocabulary_size);
+  detokenizer_.emplace(model_->tokenizer.get());
+  stop_matcher_.emplace(std::move(request.stop));
   AwaitTurn();
 }
 
@@ -158,12 +158,12 @@ void StreamRelay::Fail(const absl::Status& status, const ResponseMetadata& metad
 }
 
 void StreamRelay::AwaitTurn() {
-  const std::string& model = request_.model->facts.name;
-  if (!pool_->AnyReady(*request_.model)) {
+  const std::string& model = model_->facts.name;
+  if (!pool_->AnyReady(*model_)) {
     FailLocked(absl::UnavailableError(absl::StrCat("model ", model, ": no worker is ready")));
     return;
   }
-  const v1::WorkerGenerateRequest& worker_request = request_.worker_request;
+  const v1::WorkerGenerateRequest& worker_request = generation_.request();
   const int64_t prompt_tokens = worker_request.prompt_token_ids_size();
   // A caller that names no max_tokens gets a huge one; what it will use is closer to this.
   const int64_t likely_tokens =
@@ -183,7 +183,7 @@ void StreamRelay::AwaitTurn() {
   if (!entry.ok()) {
     FailQueued(entry.status());
   } else if (entry->place) {
-    Place(pool_->Acquire(*request_.model, tried_workers_), *std::move(entry->place));
+    Place(pool_->Acquire(*model_, tried_workers_), *std::move(entry->place));
   } else {
     queue_ticket_ = entry->ticket;
   }
@@ -191,8 +191,7 @@ void StreamRelay::AwaitTurn() {
 
 void StreamRelay::FailQueued(const absl::Status& status) {
   if (absl::IsResourceExhausted(status)) {
-    const absl::Duration wait =
-        queue_->RetryAfter(request_.model->facts.name, tenant_, settlement_.tier());
+    const absl::Duration wait = queue_->RetryAfter(model_->facts.name, tenant_, settlement_.tier());
     const absl::Duration whole = absl::Ceil(std::max(wait, absl::Seconds(1)), absl::Seconds(1));
     AddMetadata({{"retry-after", absl::StrCat(absl::ToInt64Seconds(whole))}});
   }
@@ -207,7 +206,7 @@ void StreamRelay::OnTurn(absl::StatusOr<RequestQueue::Place> place) {
     FailQueued(place.status());
     return;
   }
-  Place(pool_->Acquire(*request_.model, tried_workers_), *std::move(place));
+  Place(pool_->Acquire(*model_, tried_workers_), *std::move(place));
 }
 
 void StreamRelay::Place(absl::StatusOr<WorkerPool::Lease> lease, RequestQueue::Place place) {
@@ -218,7 +217,7 @@ void StreamRelay::Place(absl::StatusOr<WorkerPool::Lease> lease, RequestQueue::P
   if (!dispatch_time_) dispatch_time_ = clock_->Monotonic();
   worker_address_ = lease->address();
   call_ = std::make_shared<WorkerCall>(shared_from_this(), *std::move(lease), std::move(place));
-  call_->Start(call_, request_.worker_request, deadline_);
+  call_->Start(call_, generation_.request(), deadline_);
 }
 
 // ---- From the worker ----
@@ -230,23 +229,24 @@ bool StreamRelay::OnWorkerChunk(WorkerCall* call, const v1::WorkerGenerateChunk&
     call->Cancel();  // nobody waits for this; the read that fails next ends the call
     return true;
   }
-  if (const absl::Status status = CheckChunk(chunk); !status.ok()) {
+  if (const absl::Status status = generation_.Check(chunk); !status.ok()) {
     metrics_->WorkerProtocolError();
-    FailLocked(status);
+    FailLocked(absl::InternalError(absl::StrCat(status.message(), " (request ", request_id_, ")")));
     return true;
   }
   if (chunk.token_ids_size() > 0) {
     if (last_token_time_)
-      metrics_->ChunkInterval(request_.worker_request.service_tier(), now - *last_token_time_);
+      metrics_->ChunkInterval(generation_.request().service_tier(), now - *last_token_time_);
     if (!first_token_time_) first_token_time_ = now;
     last_token_time_ = now;
     speed_.OnTokens(now, chunk.token_ids_size());
   }
-  usage_.set_cached_tokens(chunk.usage().cached_tokens());
-  usage_.set_reasoning_tokens(chunk.usage().reasoning_tokens());
-  usage_.set_draft_rounds(chunk.usage().draft_rounds());
+  generation_.TakeCounts(chunk.usage());
   AppendTokens(chunk);
-  if (!terminal_ && chunk.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) EndOfText(chunk);
+  if (!terminal_ && chunk.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) {
+    CompareCounts(chunk.usage());
+    EndOfText(chunk.finish_reason(), chunk.stop_token_id());
+  }
   if (terminal_ && chunk.finish_reason() == v1::FINISH_REASON_UNSPECIFIED) call_->Cancel();
   has_pending_ = has_pending_ || terminal_ || chunk.token_ids_size() > 0;
   Flush();
@@ -255,32 +255,11 @@ bool StreamRelay::OnWorkerChunk(WorkerCall* call, const v1::WorkerGenerateChunk&
   return !reading_paused_;
 }
 
-absl::Status StreamRelay::CheckChunk(const v1::WorkerGenerateChunk& chunk) const {
-  const int64_t num_tokens = usage_.completion_tokens() + chunk.token_ids_size();
-  if (num_tokens > request_.worker_request.max_tokens()) {
-    return absl::InternalError(
-        absl::StrCat("worker sent ", num_tokens, " tokens, more than max_tokens=",
-                     request_.worker_request.max_tokens(), " (request ", request_id_, ")"));
-  }
-  for (const int32_t id : chunk.token_ids()) {
-    if (id >= 0 && id < request_.model->facts.vocabulary_size) continue;
-    return absl::InternalError(absl::StrCat("worker sent token id ", id, ", the vocabulary has ",
-                                            request_.model->facts.vocabulary_size, " (request ",
-                                            request_id_, ")"));
-  }
-  if (request_.worker_request.logprobs() >= 0 && chunk.logprobs_size() != chunk.token_ids_size()) {
-    return absl::InternalError(absl::StrCat("worker sent ", chunk.logprobs_size(), " logprobs for ",
-                                            chunk.token_ids_size(), " tokens (request ",
-                                            request_id_, ")"));
-  }
-  return absl::OkStatus();
-}
-
 void StreamRelay::AppendTokens(const v1::WorkerGenerateChunk& chunk) {
   const int num_tokens = chunk.token_ids_size();
   for (int i = 0; i < num_tokens && !terminal_; ++i) {
     const int32_t id = chunk.token_ids(i);
-    usage_.set_completion_tokens(usage_.completion_tokens() + 1);
+    generation_.TakeToken(id);
     pending_.add_token_ids(id);
     if (i < chunk.logprobs_size()) *pending_.add_logprobs() = chunk.logprobs(i);
     // The token that ended generation is counted but is not text.
@@ -297,29 +276,29 @@ void StreamRelay::AppendText(const StopMatcher::Result& result) {
   pending_.set_matched_stop(result.stop);
 }
 
-// The worker's terminal record: what was held back leaves, unless it turns out to complete a stop
-// string.
-void StreamRelay::EndOfText(const v1::WorkerGenerateChunk& chunk) {
+// The caller is told, and owes, what was delivered, whatever the worker's terminal record says.
+void StreamRelay::CompareCounts(const v1::Usage& worker_usage) {
+  if (generation_.Agrees(worker_usage)) return;
+  metrics_->WorkerProtocolError();
+  Log(LogLevel::kError, "router.worker_counts_differ",
+      {{"request_id", request_id_},
+       {"worker", worker_address_},
+       {"worker_prompt_tokens", worker_usage.prompt_tokens()},
+       {"worker_completion_tokens", worker_usage.completion_tokens()},
+       {"resumed_tokens", generation_.request().resumed_tokens()},
+       {"prompt_tokens", generation_.usage().prompt_tokens()},
+       {"completion_tokens", generation_.usage().completion_tokens()}});
+}
+
+// What was held back leaves, unless it turns out to complete a stop string.
+void StreamRelay::EndOfText(v1::FinishReason reason, int32_t stop_token_id) {
   AppendText(stop_matcher_->Append(detokenizer_->Finish()));
   if (terminal_) return;
   pending_.mutable_text()->append(stop_matcher_->Finish());
   terminal_ = true;
-  pending_.set_finish_reason(chunk.finish_reason());
-  if (chunk.finish_reason() == v1::FINISH_REASON_STOP) {
-    pending_.set_matched_stop(
-        std::string(request_.model->tokenizer->TokenBytes(chunk.stop_token_id())));
-  }
-  if (chunk.usage().completion_tokens() != usage_.completion_tokens() ||
-      chunk.usage().prompt_tokens() != usage_.prompt_tokens()) {
-    // The caller is told, and owes, what was delivered.
-    metrics_->WorkerProtocolError();
-    Log(LogLevel::kError, "router.worker_counts_differ",
-        {{"request_id", request_id_},
-         {"worker", worker_address_},
-         {"worker_prompt_tokens", chunk.usage().prompt_tokens()},
-         {"worker_completion_tokens", chunk.usage().completion_tokens()},
-         {"prompt_tokens", usage_.prompt_tokens()},
-         {"completion_tokens", usage_.completion_tokens()}});
+  pending_.set_finish_reason(reason);
+  if (reason == v1::FINISH_REASON_STOP) {
+    pending_.set_matched_stop(std::string(model_->tokenizer->TokenBytes(stop_token_id)));
   }
 }
 
@@ -330,45 +309,61 @@ void StreamRelay::OnWorkerDone(WorkerCall* call, const WorkerPool::Lease& lease,
   if (call != call_.get()) return;
   ended = std::move(call_);
   if (is_over()) return;
-  RetryOrFail(lease, std::move(place),
-              status.ok()
-                  ? absl::InternalError("the worker's stream ended without a terminal record")
-                  : status);
+  GoOnOrFail(lease, std::move(place),
+             status.ok()
+                 ? absl::InternalError("the worker's stream ended without a terminal record")
+                 : status);
 }
 
-void StreamRelay::RetryOrFail(const WorkerPool::Lease& lease, RequestQueue::Place place,
-                              const absl::Status& status) {
+void StreamRelay::GoOnOrFail(const WorkerPool::Lease& lease, RequestQueue::Place place,
+                             const absl::Status& status) {
   if (absl::IsDeadlineExceeded(status)) {
     FailLocked(
         absl::DeadlineExceededError(absl::StrCat("deadline passed (request ", request_id_, ")")));
     return;
   }
-  if (first_token_time_) {
-    FailLocked(absl::UnavailableError(absl::StrCat("worker lost after ", usage_.completion_tokens(),
-                                                   " tokens: ", status.message(), " (request ",
-                                                   request_id_, ")")));
+  if (generation_.is_complete()) {  // only the worker's last word is missing
+    EndOfText(v1::FINISH_REASON_LENGTH, 0);
+    has_pending_ = true;
+    Flush();
     return;
   }
-  const bool is_failure = IsWorkerFailure(status);
-  if (!is_failure && !IsRefusal(status)) {
+  const bool resumes = generation_.has_tokens();
+  const bool is_failure = generation_.placement_has_tokens() || IsWorkerFailure(status);
+  if (!resumes && !is_failure && !IsRefusal(status)) {
     FailLocked(status);
     return;
   }
+  if (generation_.placement_has_tokens()) {
+    generation_.Resume();
+    tried_workers_.clear();  // whoever refused or failed before may be well again
+  }
   tried_workers_.insert(lease.worker_idx());
-  if (is_failure) ++num_failure_retries_;
-  const bool may_retry = num_failure_retries_ <= limits::kFailureRetriesMax &&
-                         static_cast<int>(tried_workers_.size()) < limits::kPlacementAttemptsMax;
+  if (is_failure) ++num_failures_;
   Log(LogLevel::kWarning, "router.placement_failed",
       {{"request_id", request_id_},
        {"worker", lease.address()},
+       {"completion_tokens", generation_.usage().completion_tokens()},
        {"code", absl::StatusCodeToString(status.code())},
        {"message", std::string(status.message())}});
-  if (may_retry) {
-    if (auto next = pool_->Acquire(*request_.model, tried_workers_); next.ok()) {
-      metrics_->PlacementRetried();
+  const int failures_max = resumes ? limits::kStreamFailuresMax : limits::kFailureRetriesMax;
+  if (num_failures_ <= failures_max &&
+      static_cast<int>(tried_workers_.size()) < limits::kPlacementAttemptsMax) {
+    if (auto next = pool_->Acquire(*model_, tried_workers_); next.ok()) {
+      if (resumes) {
+        metrics_->StreamResumed();
+      } else {
+        metrics_->PlacementRetried();
+      }
       Place(std::move(next), std::move(place));
       return;
     }
+  }
+  if (resumes) {
+    FailLocked(absl::UnavailableError(absl::StrCat(
+        "worker lost after ", generation_.usage().completion_tokens(),
+        " tokens, and none to go on: ", status.message(), " (request ", request_id_, ")")));
+    return;
   }
   const std::string message =
       absl::StrCat("no worker took the request; the last one said: ", status.message(),
@@ -382,7 +377,7 @@ void StreamRelay::RetryOrFail(const WorkerPool::Lease& lease, RequestQueue::Plac
 void StreamRelay::FailLocked(const absl::Status& status) {
   if (is_over()) return;
   failure_ = status;
-  if (queue_ticket_ != 0) queue_->Cancel(request_.model->facts.name, queue_ticket_);
+  if (queue_ticket_ != 0) queue_->Cancel(model_->facts.name, queue_ticket_);
   if (call_ != nullptr) call_->Cancel();
   Flush();
 }
@@ -392,11 +387,11 @@ void StreamRelay::Flush() {
   if (has_pending_) {
     has_pending_ = false;
     pending_.set_request_id(request_id_);
-    pending_.set_model(request_.model->facts.name);
-    pending_.set_service_tier(request_.worker_request.service_tier());
-    pending_.set_seed(request_.worker_request.seed());
-    *pending_.mutable_usage() = usage_;
-    written_usage_ = usage_;
+    pending_.set_model(model_->facts.name);
+    pending_.set_service_tier(generation_.request().service_tier());
+    pending_.set_seed(generation_.request().seed());
+    *pending_.mutable_usage() = generation_.usage();
+    written_usage_ = generation_.usage();
     if (terminal_) {
       FillTiming(pending_.mutable_timing());
       const BilledTier billed = settlement_.Judge(speed_.tokens_per_second());
@@ -410,7 +405,7 @@ void StreamRelay::Flush() {
     pending_.Clear();
     if (terminal_) {
       finished_ = true;
-      settlement_.SettleLimits(usage_.prompt_tokens() + usage_.completion_tokens());
+      settlement_.SettleLimits(written_usage_.prompt_tokens() + written_usage_.completion_tokens());
       StartWriteAndFinish(&write_bytes_, grpc::WriteOptions(), grpc::Status::OK);
     } else {
       write_in_flight_ = true;
@@ -504,7 +499,7 @@ void StreamRelay::OnDone() {
   const BilledTier billed = settlement_.Judge(outcome.tokens_per_second);
   settlement_.Settle(outcome);
   StreamRecord record = {.method = method_,
-                         .tier = request_.worker_request.service_tier(),
+                         .tier = generation_.request().service_tier(),
                          .code = code,
                          .prompt_tokens = outcome.sent.prompt,
                          .completion_tokens = outcome.sent.completion,
@@ -526,7 +521,7 @@ void StreamRelay::OnDone() {
        {"tenant", tenant_},
        {"key_id", key_id_},
        {"client_request_id", client_request_id_},
-       {"model", request_.model == nullptr ? std::string() : request_.model->facts.name},
+       {"model", model_ == nullptr ? std::string() : model_->facts.name},
        {"tier", TierName(record.tier)},
        {"billed_tier", TierName(billed.tier)},
        {"billed_reason", billed.reason},
@@ -535,7 +530,8 @@ void StreamRelay::OnDone() {
        {"message", failure_ ? std::string(failure_->message()) : std::string()},
        {"prompt_tokens", outcome.sent.prompt},
        {"completion_tokens", outcome.sent.completion},
-       {"draft_rounds", usage_.draft_rounds()},
+       {"draft_rounds", generation_.usage().draft_rounds()},
+       {"resumed_tokens", generation_.request().resumed_tokens()},
        {"ttft_ms", record.ttft ? absl::ToDoubleMilliseconds(*record.ttft) : 0.0},
        {"overhead_ms", record.overhead ? absl::ToDoubleMilliseconds(*record.overhead) : 0.0},
        {"duration_ms", absl::ToDoubleMilliseconds(clock_->Monotonic() - arrival_)}});

@@ -14,8 +14,9 @@
 //   * When a stop string matches, completion_tokens counts the tokens up to and including the one
 //     that completed the match. Later tokens of the same round are dropped, and the worker call is
 //     cancelled.
-//   * Until the first token a failed placement is repeated on another worker; after it the stream
-//     ends with UNAVAILABLE.
+//   * A worker that fails is replaced: before the first token the request begins again elsewhere,
+//     after it another worker goes on behind the tokens so far (generation.h). The caller sees a
+//     pause, and UNAVAILABLE only if there is nobody to go on.
 #pragma once
 
 #include <chrono>
@@ -36,6 +37,7 @@
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/server_callback.h"
 #include "router/detokenizer.h"
+#include "router/generation.h"
 #include "router/request_queue.h"
 #include "router/router_metrics.h"
 #include "router/settlement.h"
@@ -100,13 +102,13 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void FailQueued(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Place(absl::StatusOr<WorkerPool::Lease> lease, RequestQueue::Place place)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void RetryOrFail(const WorkerPool::Lease& lease, RequestQueue::Place place,
-                   const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  absl::Status CheckChunk(const v1::WorkerGenerateChunk& chunk) const
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void GoOnOrFail(const WorkerPool::Lease& lease, RequestQueue::Place place,
+                  const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void AppendTokens(const v1::WorkerGenerateChunk& chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void AppendText(const StopMatcher::Result& result) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void EndOfText(const v1::WorkerGenerateChunk& chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void CompareCounts(const v1::Usage& worker_usage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void EndOfText(v1::FinishReason reason, int32_t stop_token_id)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Flush() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void FailLocked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void FillTiming(v1::Timing* timing) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -132,7 +134,8 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   std::string key_id_ ABSL_GUARDED_BY(mutex_);
   std::string client_request_id_ ABSL_GUARDED_BY(mutex_);
 
-  RelayRequest request_ ABSL_GUARDED_BY(mutex_);
+  std::shared_ptr<const ServedModel> model_ ABSL_GUARDED_BY(mutex_);  // null until Begin
+  Generation generation_ ABSL_GUARDED_BY(mutex_);
   Settlement settlement_ ABSL_GUARDED_BY(mutex_);
   uint64_t queue_ticket_ ABSL_GUARDED_BY(mutex_) = 0;  // 0: does not wait
   std::optional<Detokenizer> detokenizer_ ABSL_GUARDED_BY(mutex_);
@@ -140,8 +143,8 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   std::shared_ptr<WorkerCall> call_
       ABSL_GUARDED_BY(mutex_);  // null between placements and after the end
-  absl::flat_hash_set<int> tried_workers_ ABSL_GUARDED_BY(mutex_);
-  int num_failure_retries_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::flat_hash_set<int> tried_workers_ ABSL_GUARDED_BY(mutex_);  // since the last token
+  int num_failures_ ABSL_GUARDED_BY(mutex_) = 0;                    // of workers
   std::string worker_address_ ABSL_GUARDED_BY(mutex_);
 
   v1::GenerateChunk pending_ ABSL_GUARDED_BY(mutex_);  // not written yet
@@ -156,7 +159,6 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       v1::FINISH_REASON_UNSPECIFIED;               // of the terminal chunk, once it was written
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;  // Finish was called
 
-  v1::Usage usage_ ABSL_GUARDED_BY(mutex_);          // of what came from the worker
   v1::Usage written_usage_ ABSL_GUARDED_BY(mutex_);  // of what was handed to gRPC
   v1::Usage sent_usage_ ABSL_GUARDED_BY(mutex_);     // of what gRPC has written
   DecodeSpeed speed_ ABSL_GUARDED_BY(mutex_);

@@ -27,6 +27,9 @@ RouterMetrics::RouterMetrics(Metrics* metrics)
       placement_retries_(
           metrics->Counter("ultraspeed_router_placement_retries_total",
                            "Requests offered to another worker before their first token")),
+      resumed_streams_(metrics->Counter(
+          "ultraspeed_router_resumed_streams_total",
+          "Streams that another worker was asked to continue after theirs had failed")),
       worker_protocol_errors_(
           metrics->Counter("ultraspeed_router_worker_protocol_errors_total",
                            "Worker streams whose counts or order broke the contract")),

@@ -40,6 +40,7 @@ class RouterMetrics {
   void UnaryEnded(absl::string_view method, absl::StatusCode code);
   void ChunkInterval(v1::ServiceTier tier, absl::Duration interval);
   void PlacementRetried() { placement_retries_.Increment(); }
+  void StreamResumed() { resumed_streams_.Increment(); }
   void WorkerProtocolError() { worker_protocol_errors_.Increment(); }
   void SetWorkers(absl::string_view state, int count);
   void SetOutboxWrites(int64_t count) { outbox_writes_.Set(static_cast<double>(count)); }
@@ -61,6 +62,7 @@ class RouterMetrics {
   std::array<PerTier, 2> tiers_;  // standard, ultraspeed
   prometheus::Gauge& active_streams_;
   prometheus::Counter& placement_retries_;
+  prometheus::Counter& resumed_streams_;
   prometheus::Counter& worker_protocol_errors_;
   prometheus::Histogram& overhead_;
   prometheus::Gauge& outbox_writes_;

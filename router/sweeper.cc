@@ -32,10 +32,11 @@ RequestOutcome OutcomeOf(const std::string& worker, const v1::TerminalRecord& re
   outcome.worker = worker;
   outcome.finish_reason = FinishName(record.finish_reason());
   const v1::Usage& usage = record.usage();
-  if (usage.completion_tokens() == 0) return outcome;
-  outcome.sent = {.prompt = usage.prompt_tokens(),
+  const int64_t resumed = record.resumed_tokens();  // the caller had them from another worker
+  if (resumed + usage.completion_tokens() == 0) return outcome;
+  outcome.sent = {.prompt = usage.prompt_tokens() - resumed,
                   .cached = usage.cached_tokens(),
-                  .completion = usage.completion_tokens()};
+                  .completion = resumed + usage.completion_tokens()};
   outcome.reasoning_tokens = usage.reasoning_tokens();
   outcome.draft_rounds = usage.draft_rounds();
   if (record.tokens_per_second() > 0) outcome.tokens_per_second = record.tokens_per_second();
@@ -152,8 +153,9 @@ absl::StatusOr<std::vector<LedgerClosing>> Sweeper::Closings(
       // Of a request that was placed twice, the placement that got further is the one that was
       // sent.
       RequestOutcome& best = outcomes[record.request_id()];
-      if (best.worker.empty() || best.sent.completion < record.usage().completion_tokens())
-        best = OutcomeOf(known.address, record);
+      RequestOutcome outcome = OutcomeOf(known.address, record);
+      if (best.worker.empty() || best.sent.completion < outcome.sent.completion)
+        best = std::move(outcome);
     }
   }
   for (const LedgerEntry& entry : entries) {

@@ -74,6 +74,7 @@ GenerateStream* GenerateStream::Start(Engine& engine, TerminalRecords& records,
       new GenerateStream(engine, records, request.request_id()));
   stream->self_ = stream;
   stream->with_logprobs_ = request.logprobs() >= 0;
+  stream->resumed_tokens_ = request.resumed_tokens();
   absl::StatusOr<RequestSpec> spec = ToSpec(request);
   records.Begin(request.request_id());  // first: events may come before Submit returns
   const absl::Status status = spec.ok() ? engine.Submit(*std::move(spec), stream) : spec.status();
@@ -107,7 +108,8 @@ void GenerateStream::Record(const TokenEvent& event) {
                {.usage = event.usage,
                 .finish = event.finish,
                 .tokens_per_second =
-                    num_tokens > 0 && seconds > 0 ? static_cast<double>(num_tokens) / seconds : 0});
+                    num_tokens > 0 && seconds > 0 ? static_cast<double>(num_tokens) / seconds : 0,
+                .resumed_tokens = resumed_tokens_});
 }
 
 void GenerateStream::OnTokens(TokenEvent event) {

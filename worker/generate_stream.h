@@ -48,6 +48,7 @@ class GenerateStream : public grpc::ServerWriteReactor<v1::WorkerGenerateChunk>,
   TerminalRecords& records_;
   const std::string request_id_;
   bool with_logprobs_ = false;            // set before Submit
+  int64_t resumed_tokens_ = 0;            // likewise
   std::shared_ptr<GenerateStream> self_;  // until OnDone
 
   // The engine thread's: when tokens came.

@@ -21,6 +21,7 @@ struct TerminalRecord {
   UsageCounts usage;
   FinishReason finish = FinishReason::kNone;
   double tokens_per_second = 0;  // as TerminalRecord in worker.proto
+  int64_t resumed_tokens = 0;    // of the request
 };
 
 class TerminalRecords {

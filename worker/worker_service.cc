@@ -25,6 +25,7 @@ v1::TerminalRecord ToProto(const std::string& id, const TerminalRecord& record) 
   *message.mutable_usage() = UsageToProto(record.usage);
   message.set_finish_reason(FinishReasonToProto(record.finish));
   message.set_tokens_per_second(record.tokens_per_second);
+  message.set_resumed_tokens(static_cast<int32_t>(record.resumed_tokens));
   return message;
 }
 

@@ -39,7 +39,9 @@ FakeWorker::Script PacedScript(absl::Duration interval) {
   return [interval](const v1::WorkerGenerateRequest& request, grpc::ServerContext* context,
                     FakeWorker::Writer* writer) {
     const bool is_quiet = request.top_k() == kQuietTopK;
-    const int64_t num_tokens = is_quiet ? request.max_tokens() / 2 : request.max_tokens();
+    const int64_t resumed = request.resumed_tokens();
+    const int64_t num_tokens =
+        is_quiet ? (request.max_tokens() + resumed) / 2 - resumed : request.max_tokens();
     v1::Usage usage;
     usage.set_prompt_tokens(request.prompt_token_ids_size());
     usage.set_cached_tokens(request.prompt_token_ids_size() / 3);
@@ -248,7 +250,10 @@ bool BillingCluster::AwaitNothingOpen(absl::Duration timeout) {
 std::map<std::string, v1::TerminalRecord> BillingCluster::WorkerRecords() const {
   std::map<std::string, v1::TerminalRecord> all;
   for (const auto& worker : workers_) {
-    for (const auto& [id, record] : worker->records()) {
+    for (auto& [id, record] : worker->records()) {
+      v1::Usage& usage = *record.mutable_usage();
+      usage.set_prompt_tokens(usage.prompt_tokens() - record.resumed_tokens());
+      usage.set_completion_tokens(usage.completion_tokens() + record.resumed_tokens());
       v1::TerminalRecord& best = all[id];
       if (record.usage().completion_tokens() >= best.usage().completion_tokens()) best = record;
     }

@@ -74,7 +74,8 @@ class BillingCluster : public ::testing::Test {
   // Every closed entry, by request id.
   std::map<std::string, router::LedgerEntry> ClosedEntries();
   bool AwaitNothingOpen(absl::Duration timeout);
-  // By request id; of a request that was placed twice, the placement that got further.
+  // By request id, as the bill counts: resumed tokens as completion. Of a request that was placed
+  // twice, the placement that got further.
   std::map<std::string, v1::TerminalRecord> WorkerRecords() const;
   bool AwaitIdleWorkers();
   // Streams that the limiter in Redis counts as running.

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <boost/json.hpp>
 #include <cmath>
 #include <fstream>
@@ -470,6 +471,47 @@ TEST_F(ClusterTest, AKilledWorkerEndsItsStreamAtOnceAndIsFoundAgain) {
   ASSERT_TRUE(AwaitWorkersReady(1));
   const Answer again = Generate(Request(5));
   EXPECT_TRUE(again.status.ok()) << again.status.error_message();
+}
+
+TEST_F(ClusterTest, AStreamWhoseWorkerIsKilledGoesOnToTheSameToken) {
+  for (int i = 0; i < 3; ++i) StartWorker();
+  StartRouter();
+  v1::GenerateRequest request = Request(600);
+  request.mutable_options()->set_ignore_eos(true);
+  request.mutable_options()->mutable_sampling()->set_temperature(0.8f);
+  request.mutable_options()->mutable_sampling()->set_seed(20261128);
+  const Answer undisturbed = Generate(request);
+  ASSERT_TRUE(undisturbed.status.ok()) << undisturbed.status.error_message();
+
+  const auto kill_the_busy_one = [&] {
+    const auto busy = std::find_if(workers_.begin(), workers_.end(), [](const auto& worker) {
+      return Load(*worker).running_requests() == 1;
+    });
+    ASSERT_NE(busy, workers_.end());
+    (*busy)->process().Signal(SIGKILL);
+    workers_.erase(busy);
+  };
+  grpc::ClientContext context;
+  AddKey(&context);
+  auto reader = stub_->Generate(&context, request);
+  std::vector<int32_t> token_ids;
+  std::string text;
+  v1::GenerateChunk chunk;
+  for (const size_t num_tokens : {100u, 300u}) {
+    while (token_ids.size() < num_tokens && reader->Read(&chunk)) {
+      token_ids.insert(token_ids.end(), chunk.token_ids().begin(), chunk.token_ids().end());
+      text += chunk.text();
+    }
+    kill_the_busy_one();
+  }
+  const Answer rest = Read(std::move(reader));
+  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
+  token_ids.insert(token_ids.end(), rest.token_ids.begin(), rest.token_ids.end());
+  EXPECT_EQ(token_ids, undisturbed.token_ids);
+  EXPECT_EQ(text + rest.text, undisturbed.text);
+  EXPECT_EQ(rest.last().usage().prompt_tokens(), undisturbed.last().usage().prompt_tokens());
+  EXPECT_EQ(rest.last().usage().completion_tokens(), 600);
+  EXPECT_EQ(workers_.size(), 1u);
 }
 
 TEST_F(ClusterTest, ReadinessFollowsTheWorkers) {

@@ -2,6 +2,7 @@
 #include <thread>
 
 #include "absl/strings/match.h"
+#include "common/limits.h"
 #include "tests/cluster/router_service_fixture.h"
 
 namespace ultraspeed::router {
@@ -41,17 +42,134 @@ TEST_F(RouterServiceTest, AFailureBeforeTheFirstTokenIsRepeatedOnce) {
   for (int i = 0; i < 3; ++i) EXPECT_EQ(Generate(Request()).text, "saved");
 }
 
-TEST_F(RouterServiceTest, AnErrorInMidStreamIsUnavailableWithTheRequestId) {
-  AddWorker({.script = PlayStepsThenFail(StepsOf("half a"),
-                                         grpc::Status(grpc::StatusCode::INTERNAL, "boom"))});
-  AddWorker({.script = PlayStepsThenFail(StepsOf("half a"),
-                                         grpc::Status(grpc::StatusCode::INTERNAL, "boom"))});
+TEST_F(RouterServiceTest, AnErrorInMidStreamIsUnavailableIfNobodyCanGoOn) {
+  for (int i = 0; i < 2; ++i) {
+    AddWorker({.script = PlayStepsThenFail(StepsOf("half a"),
+                                           grpc::Status(grpc::StatusCode::INTERNAL, "boom"))});
+  }
   StartRouter();
   const Answer answer = Generate(Request());
   EXPECT_EQ(answer.text, "half a");
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_TRUE(absl::StrContains(answer.status.error_message(), answer.header_request_id));
+  EXPECT_EQ(workers_[0]->num_requests() + workers_[1]->num_requests(), 2);
+}
+
+// ---- Failover in mid-stream ----
+
+constexpr char kWhole[] = "the first half, the second half";
+
+// Whoever gets the request first writes `num_tokens` of the text and fails; the next one goes on.
+FakeWorker::Script FailsAtFirst(size_t num_tokens, const grpc::Status& status) {
+  return [=](const v1::WorkerGenerateRequest& request, grpc::ServerContext* context,
+             FakeWorker::Writer* writer) {
+    std::vector<FakeStep> steps = StepsOf(kWhole);
+    if (request.resumed_tokens() > 0) return PlaySteps(steps)(request, context, writer);
+    steps.resize(num_tokens);
+    return PlayStepsThenFail(steps, status)(request, context, writer);
+  };
+}
+
+TEST_F(RouterServiceTest, AStreamGoesOnAtAnotherWorkerWhereItsOwnFailed) {
+  for (const auto code : {grpc::StatusCode::INTERNAL, grpc::StatusCode::UNAVAILABLE,
+                          grpc::StatusCode::RESOURCE_EXHAUSTED, grpc::StatusCode::OK}) {
+    SCOPED_TRACE(code);
+    TearDown();
+    for (int i = 0; i < 2; ++i) AddWorker({.script = FailsAtFirst(3, grpc::Status(code, "boom"))});
+    StartRouter();
+    v1::GenerateRequest request = Request();
+    request.mutable_options()->set_max_tokens(50);
+    request.mutable_options()->mutable_sampling()->set_seed(99);
+    const Answer answer = Generate(request);
+    ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+    EXPECT_EQ(answer.text, kWhole);
+    int num_terminal = 0;
+    for (const auto& chunk : answer.chunks)
+      num_terminal += chunk.finish_reason() != v1::FINISH_REASON_UNSPECIFIED;
+    EXPECT_EQ(num_terminal, 1);
+    const std::vector<int32_t> whole = Encode(kWhole), prompt = Encode("say something");
+    EXPECT_EQ(answer.last().usage().completion_tokens(), static_cast<int64_t>(whole.size()));
+    EXPECT_EQ(answer.last().usage().prompt_tokens(), static_cast<int64_t>(prompt.size()));
+    EXPECT_EQ(answer.last().usage().draft_rounds(), static_cast<int64_t>(whole.size()));
+    const v1::WorkerGenerateRequest rest =
+        workers_[workers_[0]->last_request().resumed_tokens() > 0 ? 0 : 1]->last_request();
+    EXPECT_EQ(rest.resumed_tokens(), 3);
+    EXPECT_EQ(rest.max_tokens(), 47);
+    EXPECT_EQ(rest.seed(), 99u);
+    EXPECT_EQ(rest.request_id(), answer.header_request_id);
+    std::vector<int32_t> expected = prompt;
+    expected.insert(expected.end(), whole.begin(), whole.begin() + 3);
+    EXPECT_EQ(std::vector<int32_t>(rest.prompt_token_ids().begin(), rest.prompt_token_ids().end()),
+              expected);
+  }
+  EXPECT_TRUE(absl::StrContains(metrics_.Text(), "ultraspeed_router_resumed_streams_total 4"));
+  EXPECT_TRUE(
+      absl::StrContains(metrics_.Text(), "ultraspeed_router_worker_protocol_errors_total 0"));
+}
+
+TEST_F(RouterServiceTest, AStopStringIsFoundAcrossTheSeam) {
+  const size_t num_tokens = Encode("the first half, the").size();
+  for (int i = 0; i < 2; ++i) {
+    AddWorker({.script = FailsAtFirst(num_tokens, grpc::Status(grpc::StatusCode::INTERNAL, ""))});
+  }
+  StartRouter();
+  v1::GenerateRequest request = Request();
+  request.mutable_options()->add_stop("the second");
+  const Answer answer = Generate(request);
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, "the first half, ");
+  EXPECT_EQ(answer.last().matched_stop(), "the second");
+}
+
+TEST_F(RouterServiceTest, ALostLastWordIsNotAskedForAgain) {
+  const size_t num_tokens = Encode(kWhole).size();
+  for (int i = 0; i < 2; ++i) {
+    AddWorker({.script = FailsAtFirst(num_tokens, grpc::Status(grpc::StatusCode::INTERNAL, ""))});
+  }
+  StartRouter();
+  v1::GenerateRequest request = Request();
+  request.mutable_options()->set_max_tokens(static_cast<int>(num_tokens));
+  const Answer answer = Generate(request);
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, kWhole);
+  EXPECT_EQ(answer.last().finish_reason(), v1::FINISH_REASON_LENGTH);
   EXPECT_EQ(workers_[0]->num_requests() + workers_[1]->num_requests(), 1);
+}
+
+TEST_F(RouterServiceTest, ARequestThatBringsWorkersDownDoesNotReachThemAll) {
+  constexpr int kWorkers = 7;
+  for (int i = 0; i < kWorkers; ++i) {
+    AddWorker({.script = [](const v1::WorkerGenerateRequest& request, grpc::ServerContext* context,
+                            FakeWorker::Writer* writer) {
+      std::vector<FakeStep> steps = StepsOf(kWhole);
+      steps.resize(static_cast<size_t>(request.resumed_tokens()) + 1);
+      return PlayStepsThenFail(steps, grpc::Status(grpc::StatusCode::INTERNAL, "boom"))(
+          request, context, writer);
+    }});
+  }
+  StartRouter();
+  const Answer answer = Generate(Request());
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  int num_requests = 0;
+  for (const auto& worker : workers_) num_requests += worker->num_requests();
+  EXPECT_EQ(num_requests, 1 + limits::kStreamFailuresMax);
+  EXPECT_EQ(answer.last().usage().completion_tokens(), num_requests);
+}
+
+TEST_F(RouterServiceTest, AStreamOutlivesItsKilledWorker) {
+  for (int i = 0; i < 2; ++i)
+    AddWorker({.script = PlaySteps(StepsOf(kWhole, absl::Milliseconds(60)))});
+  StartRouter();
+  std::thread killer([&] {
+    Eventually([&] { return workers_[0]->num_running() + workers_[1]->num_running() == 1; });
+    absl::SleepFor(absl::Milliseconds(150));
+    workers_[workers_[0]->num_running() == 1 ? 0 : 1]->Kill();
+  });
+  const Answer answer = Generate(Request());
+  killer.join();
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, kWhole);
+  EXPECT_EQ(workers_[0]->num_requests() + workers_[1]->num_requests(), 2);
 }
 
 TEST_F(RouterServiceTest, AStreamWithoutTerminalRecordIsAnError) {

@@ -2,6 +2,7 @@
 
 #include <openssl/sha.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -21,16 +22,21 @@ std::string Sha256Hex(const std::string& bytes) {
   return absl::BytesToHexString(absl::string_view(reinterpret_cast<char*>(digest), sizeof digest));
 }
 
-// Writes the steps; false when the call was cancelled or broke.
+// Writes the steps but for tokens that the request says it has already; false when the call was
+// cancelled or broke.
 bool WriteSteps(const v1::WorkerGenerateRequest& request, const std::vector<FakeStep>& steps,
                 grpc::ServerContext* context, FakeWorker::Writer* writer, v1::Usage* usage) {
   usage->set_prompt_tokens(request.prompt_token_ids_size());
+  size_t num_had = static_cast<size_t>(request.resumed_tokens());
   for (const FakeStep& step : steps) {
+    const size_t num_skipped = std::min(num_had, step.token_ids.size());
+    num_had -= num_skipped;
+    if (num_skipped > 0 && num_skipped == step.token_ids.size()) continue;
     if (!SleepUnlessCancelled(context, step.delay)) return false;
     v1::WorkerGenerateChunk chunk;
-    chunk.mutable_token_ids()->Add(step.token_ids.begin(), step.token_ids.end());
-    usage->set_completion_tokens(usage->completion_tokens() +
-                                 static_cast<int64_t>(step.token_ids.size()));
+    chunk.mutable_token_ids()->Add(step.token_ids.begin() + static_cast<ptrdiff_t>(num_skipped),
+                                   step.token_ids.end());
+    usage->set_completion_tokens(usage->completion_tokens() + chunk.token_ids_size());
     usage->set_draft_rounds(usage->draft_rounds() + 1);
     *chunk.mutable_usage() = *usage;
     if (!writer->Write(chunk)) return false;
@@ -93,6 +99,14 @@ std::map<std::string, v1::TerminalRecord> FakeWorker::records() const {
   return records_;
 }
 
+FakeWorker::Writer::Writer(const v1::WorkerGenerateRequest& request,
+                           grpc::ServerWriter<v1::WorkerGenerateChunk>* writer)
+    : writer_(writer) {
+  record_.set_request_id(request.request_id());
+  record_.set_resumed_tokens(request.resumed_tokens());
+  record_.mutable_usage()->set_prompt_tokens(request.prompt_token_ids_size());
+}
+
 bool FakeWorker::Writer::Write(const v1::WorkerGenerateChunk& chunk) {
   *record_.mutable_usage() = chunk.usage();
   record_.set_finish_reason(chunk.finish_reason());
@@ -120,7 +134,7 @@ grpc::Status FakeWorker::Generate(grpc::ServerContext* context,
   }
   ++num_requests_;
   ++num_running_;
-  Writer recording(writer);
+  Writer recording(*request, writer);
   const grpc::Status status = script(*request, context, &recording);
   if (context->IsCancelled()) ++num_cancelled_;
   --num_running_;
@@ -128,7 +142,6 @@ grpc::Status FakeWorker::Generate(grpc::ServerContext* context,
   live_.erase(request->request_id());
   v1::TerminalRecord& record = records_[request->request_id()];
   record = recording.record();
-  record.set_request_id(request->request_id());
   if (record.finish_reason() == v1::FINISH_REASON_UNSPECIFIED && context->IsCancelled())
     record.set_finish_reason(v1::FINISH_REASON_CANCELLED);
   return status;

@@ -24,7 +24,8 @@ class FakeWorker final : public v1::Worker::Service {
   // chunk that the script wanted to write, delivered or not, is what the worker generated.
   class Writer {
    public:
-    explicit Writer(grpc::ServerWriter<v1::WorkerGenerateChunk>* writer) : writer_(writer) {}
+    Writer(const v1::WorkerGenerateRequest& request,
+           grpc::ServerWriter<v1::WorkerGenerateChunk>* writer);
     bool Write(const v1::WorkerGenerateChunk& chunk);
     const v1::TerminalRecord& record() const { return record_; }
 
@@ -108,6 +109,8 @@ struct FakeStep {
   absl::Duration delay;
   std::vector<int32_t> token_ids;
 };
+
+// A request with resumed_tokens is played from behind as many tokens of its steps.
 
 // Plays the steps with truthful cumulative usage, then the terminal record with `finish` (no tokens
 // of its own).

@@ -85,11 +85,16 @@ class SweeperTest : public ::testing::Test {
 
   // Runs a request on one of the workers, to its end.
   void RunOnWorker(int worker_idx, const std::string& request_id, std::vector<FakeStep> steps) {
+    RunOnWorker(worker_idx, RequestOf(request_id), std::move(steps));
+  }
+  void RunOnWorker(int worker_idx, const v1::WorkerGenerateRequest& request,
+                   std::vector<FakeStep> steps) {
+    const std::string& request_id = request.request_id();
     workers_[worker_idx]->SetScript(PlaySteps(std::move(steps)));
     const auto stub = v1::Worker::NewStub(
         grpc::CreateChannel(workers_[worker_idx]->address(), grpc::InsecureChannelCredentials()));
     grpc::ClientContext context;
-    auto reader = stub->Generate(&context, RequestOf(request_id));
+    auto reader = stub->Generate(&context, request);
     v1::WorkerGenerateChunk chunk;
     while (reader->Read(&chunk)) {
     }
@@ -149,6 +154,25 @@ TEST_F(SweeperTest, ADeadRoutersRequestIsBilledByTheWorkersRecord) {
   EXPECT_THAT(RouterIds(), ::testing::ElementsAre("a-live"));
   EXPECT_THAT(metrics_.Text(),
               HasSubstr("ultraspeed_router_swept_entries_total{finish_reason=\"length\"} 1"));
+}
+
+TEST_F(SweeperTest, AStreamThatWentOnElsewhereIsBilledWhole) {
+  const std::vector<FakeStep> steps = {{absl::ZeroDuration(), {1, 2, 3}},
+                                       {absl::ZeroDuration(), {4, 5}}};
+  LeaveOpen("b-dead", {"r1"});
+  RunOnWorker(0, "r1", {steps[0]});
+  v1::WorkerGenerateRequest rest = RequestOf("r1");
+  for (const int32_t id : {1, 2, 3}) rest.add_prompt_token_ids(id);
+  rest.set_resumed_tokens(3);
+  RunOnWorker(1, rest, steps);
+  const auto sweeper = NewSweeper("a-live");
+  Sweep(*sweeper);
+  clock_.Advance(kDeadAfter);
+  EXPECT_EQ(Sweep(*sweeper), 1);
+  const LedgerEntry entry = Entry("r1");
+  EXPECT_EQ(entry.closing->worker, workers_[1]->address());
+  EXPECT_EQ(entry.closing->tokens.prompt, 7);
+  EXPECT_EQ(entry.closing->tokens.completion, 5);
 }
 
 TEST_F(SweeperTest, ARouterThatBeatsIsLeftAloneHoweverOldItsRequestsAre) {

@@ -480,7 +480,9 @@ TEST_F(WorkerServiceTest, TokenizerArrivesWholeAndHashesToModelInfo) {
 
 TEST_F(WorkerServiceTest, EndedRequestsCanBeAskedForAgain) {
   Start(kLongContext, absl::Milliseconds(2));
-  const Collected whole = Generate(Request("whole", 10, 20));
+  v1::WorkerGenerateRequest resumed = Request("whole", 10, 20);
+  resumed.set_resumed_tokens(4);
+  const Collected whole = Generate(resumed);
   ASSERT_TRUE(whole.status.ok());
   const auto list = [&](std::vector<std::string> ids) {
     v1::ListRecordsRequest request;
@@ -509,8 +511,10 @@ TEST_F(WorkerServiceTest, EndedRequestsCanBeAskedForAgain) {
   EXPECT_EQ(after.records(0).finish_reason(), v1::FINISH_REASON_LENGTH);
   EXPECT_EQ(after.records(0).usage().prompt_tokens(), 10);
   EXPECT_EQ(after.records(0).usage().completion_tokens(), 20);
+  EXPECT_EQ(after.records(0).resumed_tokens(), 4);
   EXPECT_GT(after.records(0).tokens_per_second(), 0);
   EXPECT_EQ(after.records(1).finish_reason(), v1::FINISH_REASON_CANCELLED);
+  EXPECT_EQ(after.records(1).resumed_tokens(), 0);
   EXPECT_GE(after.records(1).usage().completion_tokens(), chunk.usage().completion_tokens());
 
   v1::ListRecordsRequest too_many;
