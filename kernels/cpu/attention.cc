@@ -6,7 +6,7 @@
 namespace ultraspeed::kernels {
 namespace {
 constexpr int64_t kInlineWork = 64 * 1024;  // multiply-adds
-constexpr int kValueDimMax = 512;           // kValueDimsMax of attention_kernels.inc.h
+constexpr int kHeadDimMax = 512;            // kHeadDimsMax of attention_kernels.inc.h
 }  // namespace
 
 void Attention(ThreadPool& pool, const AttentionParams& params) {
@@ -14,7 +14,8 @@ void Attention(ThreadPool& pool, const AttentionParams& params) {
   KERNELS_CHECK(params.num_q_heads % params.num_kv_heads, ==, 0);
   KERNELS_CHECK(params.qk_head_dim % 32, ==, 0);
   KERNELS_CHECK(params.v_head_dim % 16, ==, 0);
-  KERNELS_CHECK(params.v_head_dim, <=, kValueDimMax);
+  KERNELS_CHECK(params.qk_head_dim, <=, kHeadDimMax);
+  KERNELS_CHECK(params.v_head_dim, <=, kHeadDimMax);
   const FlushDenormals flush;
   const KernelTable& kernels = Active();
   int64_t keys = 0;

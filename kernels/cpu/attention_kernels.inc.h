@@ -7,59 +7,55 @@
 
 constexpr int kChunkKeys = 64;
 constexpr int kHeadsAtOnce = 4;
-constexpr int kValueDimsMax = 512;
+constexpr int kHeadDimsMax = 512;
 constexpr float kMinusInfinity = -__builtin_inff();
 
 template <int kHeads>
 struct AttentionState {
-  const bf16* q[kHeads];  // [D]
+  Factor q[kHeads][kHeadDimsMax / 32];  // 32 of D each
   float max[kHeads];
   float sum[kHeads];
-  float acc[kHeads][kValueDimsMax];
+  float acc[kHeads][kHeadDimsMax];
 };
 
-template <int kHeads>
-INLINE void ScoreFourKeys(const AttentionState<kHeads>& state, const bf16* const* k, int dim,
-                          F (*dots)[kHeads]) {
-  for (int j = 0; j < 4; ++j) {
-    for (int h = 0; h < kHeads; ++h) dots[j][h] = F{};
-  }
-  for (int d = 0; d < dim; d += 32) {
-    W q[kHeads];
+// dots[h * kKeys + j]: lanes that add up to q[h] * k[j].
+template <int kHeads, int kKeys>
+INLINE void DotKeys(const AttentionState<kHeads>& state, const bf16* const* k, int dim, F* dots) {
+  constexpr int kKeysAtOnce = kSumsInRegisters / kHeads;
+#pragma GCC unroll 16
+  for (int first = 0; first < kKeys; first += kKeysAtOnce) {
+    F sums[kKeysAtOnce][kHeads] = {};
+    for (int d = 0; d < dim; d += 32) {
+#pragma GCC unroll 16
+      for (int j = 0; j < kKeysAtOnce; ++j) {
+        const Factor key = ToFactor(LoadW(k[first + j] + d));
 #pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) q[h] = LoadW(state.q[h] + d);
+        for (int h = 0; h < kHeads; ++h) sums[j][h] = Dot(sums[j][h], key, state.q[h][d / 32]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int j = 0; j < kKeysAtOnce; ++j) {
 #pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) {
-      const W key = LoadW(k[j] + d);
-#pragma GCC unroll 4
-      for (int h = 0; h < kHeads; ++h) dots[j][h] = Dot(dots[j][h], key, q[h]);
+      for (int h = 0; h < kHeads; ++h) dots[h * kKeys + first + j] = sums[j][h];
     }
   }
 }
 
-// k and v: the rows of this chunk, padded with valid rows to a multiple of 4.
+// k and v: the rows of this chunk, padded with valid rows to a multiple of kLanes.
 template <int kHeads>
 void AttendChunk(AttentionState<kHeads>& state, const bf16* const* k, const bf16* const* v,
                  int num_keys, float score_scale, int dim, int value_dim) {
   alignas(64) float p[kHeads][kChunkKeys];
-  for (int h = 0; h < kHeads; ++h) {
-    for (int j = 0; j < kChunkKeys; j += kLanes) Store(p[h] + j, Splat(kMinusInfinity));
-  }
-  for (int j = 0; j < num_keys; j += 4) {
-    F dots[4][kHeads];
-    ScoreFourKeys<kHeads>(state, k + j, dim, dots);
-    F padded[kLanes] = {};
-#pragma GCC unroll 4
-    for (int h = 0; h < kHeads; ++h) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) padded[4 * h + i] = dots[i][h];
-    }
+  constexpr int kKeys = kLanes / kHeads;  // whose sums across lanes fill a vector
+  for (int j = 0; j < num_keys; j += kKeys) {
+    F dots[kLanes];
+    DotKeys<kHeads, kKeys>(state, k + j, dim, dots);
     float scores[kLanes];
-    Store(scores, Sum16(padded) * score_scale);
-    const int count = num_keys - j < 4 ? num_keys - j : 4;
-    for (int h = 0; h < kHeads; ++h) {
-      for (int i = 0; i < count; ++i) p[h][j + i] = scores[4 * h + i];
-    }
+    Store(scores, Sum16(dots) * score_scale);
+    for (int h = 0; h < kHeads; ++h) __builtin_memcpy(p[h] + j, scores + h * kKeys, 4 * kKeys);
+  }
+  for (int h = 0; h < kHeads; ++h) {
+    for (int j = num_keys; j < kChunkKeys; ++j) p[h][j] = kMinusInfinity;
   }
   float rescale[kHeads];
   for (int h = 0; h < kHeads; ++h) {
@@ -126,8 +122,9 @@ void AttendHeads(const AttentionTask& task, int first_head) {
   const int value_dim = params.v_head_dim;
   AttentionState<kHeads> state;
   for (int h = 0; h < kHeads; ++h) {
-    state.q[h] =
+    const bf16* const q =
         params.q + (static_cast<size_t>(task.row) * params.num_q_heads + first_head + h) * dim;
+    for (int d = 0; d < dim; d += 32) state.q[h][d / 32] = ToFactor(LoadW(q + d));
     state.max[h] = -1e30f;
     state.sum[h] = 0.0f;
     for (int d = 0; d < value_dim; d += kLanes) Store(state.acc[h] + d, F{});
@@ -135,7 +132,7 @@ void AttendHeads(const AttentionTask& task, int first_head) {
   const bf16* k[kChunkKeys];
   const bf16* v[kChunkKeys];
   const auto attend = [&](int num_keys) {
-    for (int j = num_keys; j % 4 != 0; ++j) k[j] = k[num_keys - 1];
+    for (int j = num_keys; j % kLanes != 0; ++j) k[j] = k[num_keys - 1];
     AttendChunk<kHeads>(state, k, v, num_keys, params.score_scale, dim, value_dim);
   };
   const size_t k_stride = static_cast<size_t>(params.num_kv_heads) * dim;

@@ -11,6 +11,7 @@ namespace {
 // Each builds on those before it.
 // clang-format off
 #include "kernels/cpu/simd.inc.h"
+#include "kernels/cpu/weight_tiles.inc.h"
 #include "kernels/cpu/matmul_kernels.inc.h"
 #include "kernels/cpu/rows_kernels.inc.h"
 #include "kernels/cpu/attention_kernels.inc.h"

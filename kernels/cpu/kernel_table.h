@@ -30,7 +30,7 @@ class FlushDenormals {
   unsigned saved_;
 };
 
-inline constexpr int kTokenBlock = 8;  // tokens that one pass over the weights serves
+inline constexpr int kTokenBlock = 64;  // tokens that one pass over the weights serves
 
 // A packed matrix as the kernels read it: tiles of 16 rows (the last one padded with zeros), a
 // tile's 64-byte units in column order.

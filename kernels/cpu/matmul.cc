@@ -1,7 +1,7 @@
 // Packing of weights and the matrix product on top of the inner loops.
 //
-// Callers: the executor, moe.cc. Rows are split over threads in whole tiles; tokens go in blocks of
-// 8, so a weight is decoded once for eight of them. Neither split changes a bit of the result.
+// Callers: the executor, moe.cc. Rows are split over threads in whole tiles, tokens into blocks
+// that share a pass over the weights. Neither split changes a bit of the result.
 #include "kernels/cpu/matmul.h"
 
 #include <algorithm>

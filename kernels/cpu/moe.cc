@@ -16,7 +16,9 @@ namespace ultraspeed::kernels {
 namespace {
 
 constexpr int64_t kInlineWork = 96 * 1024;
-constexpr int kRowsAtOnce = 64;  // of gate and up: 64 x 8 tokens x 2 fp32 = 4 KiB on the stack
+constexpr int kRowsAtOnceMax = 64;  // of gate and up
+constexpr int kProductsAtOnce =
+    16 * kTokenBlock;  // likewise, rows x tokens: 4 KiB on the stack each
 constexpr int kExpertsPerTokenMax = 64;
 
 size_t Align(size_t bytes) { return (bytes + 63) / 64 * 64; }
@@ -24,22 +26,24 @@ size_t Align(size_t bytes) { return (bytes + 63) / 64 * 64; }
 // hidden[p][rows] = bf16(silu(gate x[p]) * up x[p]) for the pairs p in [0, num_pairs).
 void GateUp(const KernelTable& kernels, const MatrixView& gate, const MatrixView& up, int row_begin,
             int row_end, const bf16* const* x, int num_pairs, bf16* const* hidden) {
-  float gate_out[kTokenBlock][kRowsAtOnce];
-  float up_out[kTokenBlock][kRowsAtOnce];
-  for (int row = row_begin; row < row_end; row += kRowsAtOnce) {
-    const int count = std::min(kRowsAtOnce, row_end - row);
-    for (int p0 = 0; p0 < num_pairs; p0 += kTokenBlock) {
-      const int tokens = std::min(kTokenBlock, num_pairs - p0);
+  float gate_out[kProductsAtOnce];
+  float up_out[kProductsAtOnce];
+  for (int p0 = 0; p0 < num_pairs; p0 += kTokenBlock) {
+    const int tokens = std::min(kTokenBlock, num_pairs - p0);
+    const int rows_at_once = std::min(kRowsAtOnceMax, kProductsAtOnce / tokens / 16 * 16);
+    for (int row = row_begin; row < row_end; row += rows_at_once) {
+      const int count = std::min(rows_at_once, row_end - row);
       float* gate_rows[kTokenBlock];
       float* up_rows[kTokenBlock];
       for (int t = 0; t < tokens; ++t) {
-        gate_rows[t] = gate_out[t] - row;
-        up_rows[t] = up_out[t] - row;
+        gate_rows[t] = gate_out + t * rows_at_once - row;
+        up_rows[t] = up_out + t * rows_at_once - row;
       }
       kernels.matmul(gate, row, row + count, x + p0, tokens, gate_rows);
       kernels.matmul(up, row, row + count, x + p0, tokens, up_rows);
       for (int t = 0; t < tokens; ++t) {
-        kernels.swiglu(gate_out[t], up_out[t], count, hidden[p0 + t] + row);
+        kernels.swiglu(gate_out + t * rows_at_once, up_out + t * rows_at_once, count,
+                       hidden[p0 + t] + row);
       }
     }
   }

@@ -19,23 +19,33 @@ using Bytes = uint8_t __attribute__((vector_size(16), aligned(1), may_alias));
 #include "kernels/cpu/simd_vectors.inc.h"
 #endif
 
-INLINE F Splat(float x) { return F{} + x; }
 INLINE float FmaScalar(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 // Every other number.
 INLINE F OddBf16(W words) { return AsF(AsU(words) & 0xffff0000u); }
 INLINE F EvenBf16(W words) { return AsF(AsU(words) << 16); }
 
-// acc[i] + w[2i+1] x[2i+1], then + w[2i] x[2i], each fused: what vdpbf16ps computes.
-INLINE F Dot(F acc, W w, W x) {
+// acc[i] + w[2i+1] x[2i+1], then + w[2i] x[2i], each fused: what vdpbf16ps computes. A factor is
+// what of that can be done once for many products.
 #if defined(__AVX512BF16__)
+using Factor = W;
+INLINE Factor ToFactor(W x) { return x; }
+INLINE F Dot(F acc, Factor w, Factor x) {
   return reinterpret_cast<F>(_mm512_dpbf16_ps(
       reinterpret_cast<__m512>(acc), reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x)));
-#else
-  acc = Fma(OddBf16(w), OddBf16(x), acc);
-  return Fma(EvenBf16(w), EvenBf16(x), acc);
-#endif
 }
+#else
+struct Factor {
+  F odd, even;
+};
+INLINE Factor ToFactor(W x) { return {OddBf16(x), EvenBf16(x)}; }
+INLINE F Dot(F acc, Factor w, Factor x) { return Fma(w.even, x.even, Fma(w.odd, x.odd, acc)); }
+INLINE F Dot(F acc, W w, W x) { return Dot(acc, ToFactor(w), ToFactor(x)); }
+#endif
+
+// Sums that a loop keeps in registers beside its operands: of 16 registers, where a sum takes two;
+// of 32 else.
+constexpr int kSumsInRegisters = kRegistersOfVector == 2 ? 4 : 16;
 
 INLINE F Max(F a, F b) { return Select(a > b, a, b); }
 

@@ -96,6 +96,10 @@ INLINE HalfW Narrow(U x) {
       _mm256_packus_epi32(reinterpret_cast<__m256i>(x.low), reinterpret_cast<__m256i>(x.high));
   return reinterpret_cast<HalfW>(_mm256_permute4x64_epi64(words, 0xd8));
 }
+INLINE F Splat(float x) {
+  const auto half = reinterpret_cast<Floats>(_mm256_set1_ps(x));
+  return {half, half};
+}
 INLINE W SplatPair(uint32_t pair) {
   const auto half = reinterpret_cast<HalfW>(_mm256_set1_epi32(static_cast<int>(pair)));
   return {half, half};

@@ -31,6 +31,7 @@ INLINE U Widen(HalfW words) { return __builtin_convertvector(words, U); }
 INLINE U Widen(Bytes bytes) { return __builtin_convertvector(bytes, U); }
 // Of numbers below 2^16.
 INLINE HalfW Narrow(U x) { return __builtin_convertvector(x, HalfW); }
+INLINE F Splat(float x) { return F{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 INLINE W SplatPair(uint32_t pair) { return reinterpret_cast<W>(U{} + pair); }
 INLINE U Lanes() { return U{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
