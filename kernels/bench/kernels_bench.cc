@@ -109,6 +109,16 @@ double ReadRate(ThreadPool& pool, size_t bytes) {
 // ---- Operations
 // -------------------------------------------------------------------------------------------------
 
+// The e4m3fn code of `value`, cut towards zero; what would be subnormal becomes zero.
+uint8_t TruncateToE4m3(float value) {
+  const float magnitude = std::min(std::fabs(value), 448.0f);
+  const uint8_t sign = value < 0 ? 0x80 : 0;
+  if (magnitude < 0x1p-6f) return sign;
+  uint32_t bits;
+  std::memcpy(&bits, &magnitude, sizeof bits);
+  return static_cast<uint8_t>(sign | ((bits >> 20) - (120u << 3)));
+}
+
 class Inputs {
  public:
   std::vector<float> Floats(size_t count) {
@@ -130,7 +140,11 @@ class Inputs {
       return PackedMatrix::Pack({format, rows, cols, codes.data(), nullptr, nullptr});
     }
     std::vector<uint8_t> codes(count);
-    for (uint8_t& code : codes) code = static_cast<uint8_t>(engine_() & 0xf7);  // never NaN
+    std::normal_distribution<float> of_448(0, 100);  // as a block quantized by its largest has them
+    for (uint8_t& code : codes) {
+      code = format == WeightFormat::kMxfp4 ? static_cast<uint8_t>(engine_())
+                                            : TruncateToE4m3(of_448(engine_));
+    }
     const std::vector<float> scales((rows + 127) / 128 * ((cols + 127) / 128), 0.01f);
     const std::vector<uint8_t> scales_e8m0(count / 32, 120);
     return PackedMatrix::Pack(
