@@ -1,4 +1,6 @@
-// Attention: checks and the split into (row, key-value head) tasks.
+// Attention: checks and the split into tasks of a few rows and a key-value head.
+#include <algorithm>
+
 #include "kernels/check.h"
 #include "kernels/cpu/kernel_table.h"
 #include "kernels/thread_pool.h"
@@ -25,9 +27,15 @@ void Attention(ThreadPool& pool, const AttentionParams& params) {
     if (row.last_key >= row.first_key) KERNELS_CHECK(row.kv != nullptr, ==, true);
     keys += row.last_key - row.first_key + 1 + (row.block_k != nullptr ? row.block_rows : 0);
   }
-  const int num_tasks = params.num_tokens * params.num_kv_heads;
+  const int group = params.num_q_heads / params.num_kv_heads;
+  const int rows_at_once = group < kQueriesAtOnce ? kQueriesAtOnce / group : 1;
+  const int num_row_groups = (params.num_tokens + rows_at_once - 1) / rows_at_once;
+  const int num_tasks = num_row_groups * params.num_kv_heads;
+  // One head after the other: its keys and values may stay in a core's cache for all rows.
   const auto run = [&](int task) {
-    kernels.attention({&params, task / params.num_kv_heads, task % params.num_kv_heads});
+    const int row = task % num_row_groups * rows_at_once;
+    kernels.attention(
+        {&params, row, std::min(rows_at_once, params.num_tokens - row), task / num_row_groups});
   };
   const int64_t work = keys * params.num_q_heads * (params.qk_head_dim + params.v_head_dim);
   if (work <= kInlineWork) {

@@ -1,18 +1,20 @@
-// Attention of one row and one key-value head, for all query heads of the group.
+// Attention of a few rows and one key-value head, for all query heads of the group. Up to
+// kQueriesAtOnce pairs of row and head, the queries, read a key together.
 //
 // Keys come in chunks of 64, counted from first_key, the block's keys after the cache's; within a
 // chunk: scores by bf16 dot products, an online softmax in fp32, then keys in ascending order, acc
 // = fma(p, v, acc). A chunk never mixes cache and block. The sink joins the denominator at the end.
-// Included once per instruction set inside namespace ULTRASPEED_ISA.
+// A key that only some of the queries see has weight 0 for the others, which changes nothing of
+// theirs. Included once per instruction set inside namespace ULTRASPEED_ISA.
 
 constexpr int kChunkKeys = 64;
-constexpr int kHeadsAtOnce = 4;
 constexpr int kHeadDimsMax = 512;
 constexpr float kMinusInfinity = -__builtin_inff();
 
 template <int kHeads>
 struct AttentionState {
   Factor q[kHeads][kHeadDimsMax / 32];  // 32 of D each
+  int last_key[kHeads];                 // of the cache
   float max[kHeads];
   float sum[kHeads];
   float acc[kHeads][kHeadDimsMax];
@@ -41,13 +43,23 @@ INLINE void DotKeys(const AttentionState<kHeads>& state, const bf16* const* k, i
   }
 }
 
-// k and v: the rows of this chunk, padded with valid rows to a multiple of kLanes.
+// A head's rows lie far apart, too far for the processor to guess the next one.
+INLINE void PrefetchRow(const bf16* row, int dims) {
+  for (int d = 0; d < dims; d += 32) __builtin_prefetch(row + d);
+}
+
+// k and v: the rows of this chunk, padded with valid rows to a multiple of kLanes; query h sees the
+// first num_seen[h] of num_keys.
 template <int kHeads>
 void AttendChunk(AttentionState<kHeads>& state, const bf16* const* k, const bf16* const* v,
-                 int num_keys, float score_scale, int dim, int value_dim) {
+                 int num_keys, const int* num_seen, float score_scale, int dim, int value_dim) {
   alignas(64) float p[kHeads][kChunkKeys];
   constexpr int kKeys = kLanes / kHeads;  // whose sums across lanes fill a vector
   for (int j = 0; j < num_keys; j += kKeys) {
+    for (int i = j; i < j + kKeys; ++i) {
+      if (i + kKeys < num_keys) PrefetchRow(k[i + kKeys], dim);
+      PrefetchRow(v[i], value_dim);
+    }
     F dots[kLanes];
     DotKeys<kHeads, kKeys>(state, k + j, dim, dots);
     float scores[kLanes];
@@ -55,7 +67,7 @@ void AttendChunk(AttentionState<kHeads>& state, const bf16* const* k, const bf16
     for (int h = 0; h < kHeads; ++h) __builtin_memcpy(p[h] + j, scores + h * kKeys, 4 * kKeys);
   }
   for (int h = 0; h < kHeads; ++h) {
-    for (int j = num_keys; j < kChunkKeys; ++j) p[h][j] = kMinusInfinity;
+    for (int j = num_seen[h]; j < kChunkKeys; ++j) p[h][j] = kMinusInfinity;
   }
   float rescale[kHeads];
   for (int h = 0; h < kHeads; ++h) {
@@ -114,16 +126,25 @@ void AttendChunk(AttentionState<kHeads>& state, const bf16* const* k, const bf16
   }
 }
 
+// Queries [first, first + kHeads) of a task whose rows SeeTheSame.
 template <int kHeads>
-void AttendHeads(const AttentionTask& task, int first_head) {
+void AttendQueries(const AttentionTask& task, int first) {
   const AttentionParams& params = *task.params;
   const AttentionRow& row = params.rows[task.row];
+  const int group = params.num_q_heads / params.num_kv_heads;
+  const auto row_of = [&](int h) { return task.row + (first + h) / group; };
+  const auto head_of = [&](int h) { return task.kv_head * group + (first + h) % group; };
+  const auto place_of = [&](int h) {
+    return static_cast<size_t>(row_of(h)) * params.num_q_heads + head_of(h);
+  };
   const int dim = params.qk_head_dim;
   const int value_dim = params.v_head_dim;
   AttentionState<kHeads> state;
+  int last_key = -1;
   for (int h = 0; h < kHeads; ++h) {
-    const bf16* const q =
-        params.q + (static_cast<size_t>(task.row) * params.num_q_heads + first_head + h) * dim;
+    state.last_key[h] = params.rows[row_of(h)].last_key;
+    if (state.last_key[h] > last_key) last_key = state.last_key[h];
+    const bf16* const q = params.q + place_of(h) * dim;
     for (int d = 0; d < dim; d += 32) state.q[h][d / 32] = ToFactor(LoadW(q + d));
     state.max[h] = -1e30f;
     state.sum[h] = 0.0f;
@@ -131,16 +152,24 @@ void AttendHeads(const AttentionTask& task, int first_head) {
   }
   const bf16* k[kChunkKeys];
   const bf16* v[kChunkKeys];
-  const auto attend = [&](int num_keys) {
-    for (int j = num_keys; j % kLanes != 0; ++j) k[j] = k[num_keys - 1];
-    AttendChunk<kHeads>(state, k, v, num_keys, params.score_scale, dim, value_dim);
+  const auto attend = [&](int num_keys, const int* num_seen) {
+    for (int j = num_keys; j % kLanes != 0; ++j) {
+      k[j] = k[num_keys - 1];
+      v[j] = v[num_keys - 1];
+    }
+    AttendChunk<kHeads>(state, k, v, num_keys, num_seen, params.score_scale, dim, value_dim);
   };
   const size_t k_stride = static_cast<size_t>(params.num_kv_heads) * dim;
   const size_t v_stride = static_cast<size_t>(params.num_kv_heads) * value_dim;
   const size_t k_offset = static_cast<size_t>(task.kv_head) * dim;
   const size_t v_offset = static_cast<size_t>(task.kv_head) * value_dim;
-  for (int key = row.first_key; key <= row.last_key; key += kChunkKeys) {
-    const int num_keys = row.last_key - key + 1 < kChunkKeys ? row.last_key - key + 1 : kChunkKeys;
+  const auto up_to = [](int count) {
+    return count < 0 ? 0 : count < kChunkKeys ? count : kChunkKeys;
+  };
+  int num_seen[kHeads];
+  for (int key = row.first_key; key <= last_key; key += kChunkKeys) {
+    const int num_keys = up_to(last_key - key + 1);
+    for (int h = 0; h < kHeads; ++h) num_seen[h] = up_to(state.last_key[h] - key + 1);
     const KvView& kv = *row.kv;
     int page = key / kv.page_tokens;
     int offset = key - page * kv.page_tokens;
@@ -155,41 +184,61 @@ void AttendHeads(const AttentionTask& task, int first_head) {
       v[j] = kv.v + (base + offset) * v_stride + v_offset;
       ++offset;
     }
-    attend(num_keys);
+    attend(num_keys, num_seen);
   }
   if (row.block_k != nullptr) {
     for (int key = 0; key < row.block_rows; key += kChunkKeys) {
-      const int num_keys = row.block_rows - key < kChunkKeys ? row.block_rows - key : kChunkKeys;
+      const int num_keys = up_to(row.block_rows - key);
+      for (int h = 0; h < kHeads; ++h) num_seen[h] = num_keys;
       for (int j = 0; j < num_keys; ++j) {
         k[j] = row.block_k + (key + j) * k_stride + k_offset;
         v[j] = row.block_v + (key + j) * v_stride + v_offset;
       }
-      attend(num_keys);
+      attend(num_keys, num_seen);
     }
   }
   for (int h = 0; h < kHeads; ++h) {
     float sum = state.sum[h];
     float scale = 1.0f;
     if (params.sinks != nullptr) {
-      const float sink = params.sinks[first_head + h];
+      const float sink = params.sinks[head_of(h)];
       const float max = sink > state.max[h] ? sink : state.max[h];
       scale = Exp(Splat(state.max[h] - max))[0];
       sum = FmaScalar(sum, scale, Exp(Splat(sink - max))[0]);
     }
     const float inverse = sum > 0.0f ? scale / sum : 0.0f;
-    bf16* out = params.out +
-                (static_cast<size_t>(task.row) * params.num_q_heads + first_head + h) * value_dim;
+    bf16* out = params.out + place_of(h) * value_dim;
     for (int d = 0; d < value_dim; d += kLanes) {
       StoreBf16Part(out + d, Load(state.acc[h] + d) * inverse, kLanes);
     }
   }
 }
 
+// Whether the rows of a task see the same keys, but for the newest.
+INLINE bool SeeTheSame(const AttentionTask& task) {
+  const AttentionRow& row = task.params->rows[task.row];
+  for (int r = 1; r < task.num_rows; ++r) {
+    const AttentionRow& other = task.params->rows[task.row + r];
+    if (other.kv != row.kv || other.first_key != row.first_key || other.block_k != row.block_k ||
+        other.block_v != row.block_v || other.block_rows != row.block_rows) {
+      return false;
+    }
+  }
+  return true;
+}
+
 void AttentionTaskRun(const AttentionTask& task) {
-  const int group = task.params->num_q_heads / task.params->num_kv_heads;
-  int head = task.kv_head * group;
-  const int end = head + group;
-  for (; head + kHeadsAtOnce <= end; head += kHeadsAtOnce) AttendHeads<kHeadsAtOnce>(task, head);
-  for (; head + 2 <= end; head += 2) AttendHeads<2>(task, head);
-  for (; head < end; ++head) AttendHeads<1>(task, head);
+  if (!SeeTheSame(task)) {
+    for (int r = 0; r < task.num_rows; ++r) {
+      AttentionTaskRun({task.params, task.row + r, 1, task.kv_head});
+    }
+    return;
+  }
+  const int end = task.params->num_q_heads / task.params->num_kv_heads * task.num_rows;
+  int query = 0;
+  for (; query + kQueriesAtOnce <= end; query += kQueriesAtOnce) {
+    AttendQueries<kQueriesAtOnce>(task, query);
+  }
+  for (; query + 2 <= end; query += 2) AttendQueries<2>(task, query);
+  for (; query < end; ++query) AttendQueries<1>(task, query);
 }

@@ -64,11 +64,14 @@ struct alignas(64) E4m3Table {
 };
 extern const E4m3Table kE4m3Table;
 
+// Rows [row, row + num_rows) of one key-value head.
 struct AttentionTask {
   const AttentionParams* params;
-  int row;
+  int row, num_rows;
   int kv_head;
 };
+// Query heads that read a key together, of neighbouring rows too where they see the same keys.
+inline constexpr int kQueriesAtOnce = 4;
 
 struct KernelTable {
   // out[t][r] = x[t] * w[r] for r in [row_begin, row_end), t in [0, num_tokens). REQUIRES: 1 <=

@@ -11,45 +11,37 @@ struct Bf16Tile {
 #if defined(__AVX2__) && !defined(__AVX512F__)
 // The bf16 of e4m3fn codes, low and high bytes apart. The fields lie side by side in both formats:
 // the exponent's lowest bit and the mantissa become the low byte's upper half, the sign and the
-// exponent's other bits give the high byte. Subnormals (zero is one) and NaN are rare among
-// weights, so a vector with one of them takes a branch: a subnormal's bytes come from tables, by
-// its mantissa.
+// exponent's other bits give the high byte. A subnormal's bytes come from tables, by its mantissa.
 struct E4m3Bytes {
   __m256i low, high;
 };
-INLINE __m256i TableOf(__m128i bytes) { return _mm256_broadcastsi128_si256(bytes); }
-
-inline __attribute__((noinline)) E4m3Bytes MendRareE4m3(__m256i codes, E4m3Bytes bytes) {
-  const __m256i subnormal_low =
-      TableOf(_mm_setr_epi8(0, 0, -128, -64, 0, 32, 64, 96, 0, 0, 0, 0, 0, 0, 0, 0));
-  const __m256i subnormal_high =
-      TableOf(_mm_setr_epi8(0, 59, 59, 59, 60, 60, 60, 60, 0, 0, 0, 0, 0, 0, 0, 0));
-  const __m256i mantissa = _mm256_and_si256(codes, _mm256_set1_epi8(7));
-  const __m256i sign = _mm256_and_si256(codes, _mm256_set1_epi8(-128));
-  const __m256i magnitude = _mm256_xor_si256(codes, sign);
-  const __m256i is_subnormal = _mm256_cmpgt_epi8(_mm256_set1_epi8(8), magnitude);
-  const __m256i is_nan = _mm256_cmpeq_epi8(magnitude, _mm256_set1_epi8(0x7f));
-  const auto mend = [&](__m256i byte, __m256i of_subnormal, __m256i of_nan) {
-    return _mm256_blendv_epi8(_mm256_blendv_epi8(byte, of_subnormal, is_subnormal), of_nan, is_nan);
-  };
-  return {mend(bytes.low, _mm256_shuffle_epi8(subnormal_low, mantissa), _mm256_set1_epi8(-64)),
-          mend(bytes.high, _mm256_or_si256(_mm256_shuffle_epi8(subnormal_high, mantissa), sign),
-               _mm256_or_si256(sign, _mm256_set1_epi8(0x7f)))};
-}
-
 INLINE E4m3Bytes E4m3ToBytes(__m256i codes) {
-  const __m256i high_of = TableOf(
-      _mm_setr_epi8(60, 61, 62, 63, 64, 65, 66, 67, -68, -67, -66, -65, -64, -63, -62, -61));
-  const __m256i nibble = _mm256_set1_epi8(15);
+  const auto table = [](__m128i bytes) { return _mm256_broadcastsi128_si256(bytes); };
+  const __m256i high_of =
+      table(_mm_setr_epi8(60, 61, 62, 63, 64, 65, 66, 67, -68, -67, -66, -65, -64, -63, -62, -61));
+  const __m256i subnormal_low =
+      table(_mm_setr_epi8(0, 0, -128, -64, 0, 32, 64, 96, 0, 0, 0, 0, 0, 0, 0, 0));
+  const __m256i subnormal_high =
+      table(_mm_setr_epi8(0, 59, 59, 59, 60, 60, 60, 60, 0, 0, 0, 0, 0, 0, 0, 0));
+  const __m256i nibble = _mm256_set1_epi8(15), sign = _mm256_set1_epi8(-128);
   const __m256i upper = _mm256_and_si256(_mm256_srli_epi16(codes, 4), nibble);
   const __m256i lower = _mm256_and_si256(codes, nibble);
-  const E4m3Bytes bytes = {_mm256_slli_epi16(lower, 4), _mm256_shuffle_epi8(high_of, upper)};
-  // A magnitude plus one is 1..8 for a subnormal and -128 for NaN, as a signed byte.
-  const __m256i one_more =
-      _mm256_add_epi8(_mm256_and_si256(codes, _mm256_set1_epi8(0x7f)), _mm256_set1_epi8(1));
-  const __m256i is_rare = _mm256_cmpgt_epi8(_mm256_set1_epi8(9), one_more);
-  if (__builtin_expect(_mm256_testz_si256(is_rare, is_rare), 1)) return bytes;
-  return MendRareE4m3(codes, bytes);
+  const __m256i magnitude = _mm256_andnot_si256(sign, codes);
+  const __m256i is_subnormal = _mm256_cmpgt_epi8(_mm256_set1_epi8(8), magnitude);
+  E4m3Bytes bytes = {_mm256_slli_epi16(lower, 4), _mm256_shuffle_epi8(high_of, upper)};
+  bytes.low =
+      _mm256_blendv_epi8(bytes.low, _mm256_shuffle_epi8(subnormal_low, lower), is_subnormal);
+  bytes.high = _mm256_blendv_epi8(
+      bytes.high,
+      _mm256_or_si256(_mm256_shuffle_epi8(subnormal_high, lower), _mm256_and_si256(codes, sign)),
+      is_subnormal);
+  const __m256i is_nan = _mm256_cmpeq_epi8(magnitude, _mm256_set1_epi8(0x7f));
+  if (__builtin_expect(_mm256_movemask_epi8(is_nan) != 0, 0)) {
+    bytes.low = _mm256_blendv_epi8(bytes.low, _mm256_set1_epi8(-64), is_nan);
+    bytes.high = _mm256_blendv_epi8(
+        bytes.high, _mm256_or_si256(_mm256_and_si256(codes, sign), _mm256_set1_epi8(0x7f)), is_nan);
+  }
+  return bytes;
 }
 #elif !defined(__AVX512VBMI__)
 // One e4m3fn code per lane (bits 0..7) to fp32, by moving the fields; a subnormal is 2^-6 (1 + m/8)
