@@ -1,0 +1,295 @@
+// The HTTP front in this process, with the router's service behind it and fake workers behind that:
+// timings and faults that a real worker only shows on bad days.
+#include <gmock/gmock.h>
+
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "router/http/http_server.h"
+#include "tests/cluster/http_client.h"
+#include "tests/cluster/router_service_fixture.h"
+
+namespace ultraspeed::router {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using testing::HttpConnection;
+using testing::HttpGetRequest;
+using testing::HttpPost;
+using testing::HttpResponse;
+using ::testing::Not;
+using testing::ParseSse;
+using testing::SseEvents;
+
+constexpr char kText[] = "\"text\":";  // of the first event that has some
+
+class HttpServiceTest : public RouterServiceTest {
+ protected:
+  void StartHttp(HttpServer::Options options = {}) {
+    StartRouter();
+    if (options.listen.empty()) options.listen = "127.0.0.1:0";
+    options.service = service_.get();
+    options.find_model = [this](const std::string& name) {
+      const auto model = pool_->FindModel(name);
+      return model.ok() ? ModelDetails{.weights_sha256 = (*model)->weights_sha256,
+                                       .tokenizer = (*model)->tokenizer}
+                        : ModelDetails();
+    };
+    options.metrics = &metrics_;
+    auto started = HttpServer::Start(std::move(options));
+    ASSERT_TRUE(started.ok()) << started.status();
+    http_ = *std::move(started);
+    http_->SetReady(true);
+  }
+
+  void TearDown() override {
+    http_.reset();
+    RouterServiceTest::TearDown();
+  }
+
+  static std::string Completion(const std::string& more = "", bool stream = true) {
+    return HttpPost("/v1/completions",
+                    absl::StrCat(R"({"model":"fake","prompt":"say something","max_tokens":4000)",
+                                 stream ? R"(,"stream":true)" : "", more, "}"),
+                    "");
+  }
+
+  HttpResponse Ask(const std::string& request) {
+    HttpConnection connection(http_->port());
+    connection.Send(request);
+    return connection.Receive();
+  }
+
+  std::unique_ptr<HttpServer> http_;
+};
+
+TEST_F(HttpServiceTest, EventsAreChunksAndTheEndIsTold) {
+  AddWorker();
+  StartHttp();
+  const HttpResponse response = Ask(Completion());
+  EXPECT_EQ(response.status, 200);
+  EXPECT_EQ(response.header("content-type"), "text/event-stream; charset=utf-8");
+  EXPECT_EQ(response.header("cache-control"), "no-cache");
+  EXPECT_EQ(response.header("x-accel-buffering"), "no");
+  EXPECT_TRUE(response.is_complete);
+  const SseEvents events = ParseSse(response.body);
+  EXPECT_EQ(events.Joined("text"), "hello world");
+  EXPECT_TRUE(events.is_whole);
+  ASSERT_FALSE(events.data.empty());
+  EXPECT_EQ(events.data.back(), "[DONE]");
+}
+
+TEST_F(HttpServiceTest, SilenceIsFilledWithPingsFromTheFirstTokenOnAndBefore) {
+  const std::vector<int32_t> ids = Encode("hello world");
+  AddWorker({.script = PlaySteps({{absl::Milliseconds(130), {ids[0]}},
+                                  {absl::Milliseconds(130), {ids.begin() + 1, ids.end()}}})});
+  StartHttp({.ping_interval = absl::Milliseconds(50)});
+  const HttpResponse response = Ask(Completion());
+  EXPECT_EQ(response.status, 200);
+  EXPECT_TRUE(absl::StartsWith(response.body, ": ping\n\n: ping\n\ndata: ")) << response.body;
+  EXPECT_THAT(response.body, HasSubstr("}\n\n: ping\n\n"));
+  EXPECT_EQ(ParseSse(response.body).Joined("text"), "hello world");
+  // An answer in one piece waits without a word.
+  const HttpResponse whole = Ask(Completion("", false));
+  EXPECT_EQ(whole.status, 200);
+  EXPECT_EQ(whole.json().at("choices").at(0).at("text"), "hello world");
+}
+
+TEST_F(HttpServiceTest, AFailureBeforeTheFirstTokenIsAStatusAndOneAfterItAnEvent) {
+  FakeWorker& worker = AddWorker();
+  worker.SetScript(PlayStepsThenFail({}, grpc::Status(grpc::StatusCode::UNAVAILABLE, "away")));
+  StartHttp();
+  const HttpResponse refused = Ask(Completion());
+  EXPECT_EQ(refused.status, 503);
+  EXPECT_EQ(refused.header("retry-after"), "1");
+  EXPECT_EQ(refused.json().at("error").as_object().size(), 4u);
+  EXPECT_THAT(refused.header("x-request-id"), Not(""));
+
+  worker.SetScript(
+      PlayStepsThenFail(StepsOf("hello"), grpc::Status(grpc::StatusCode::UNAVAILABLE, "away")));
+  const HttpResponse broken = Ask(Completion());
+  EXPECT_EQ(broken.status, 200);
+  EXPECT_TRUE(broken.is_complete);
+  const SseEvents events = ParseSse(broken.body);
+  EXPECT_EQ(events.Joined("text"), "hello");
+  EXPECT_THAT(events.data.back(), HasSubstr("{\"error\":{\"message\":\"worker lost after"));
+  EXPECT_THAT(events.data, Not(::testing::Contains("[DONE]")));
+}
+
+// In the channel within the process a message waits for its reader; none may be lost, whenever the
+// reader comes, and the last one comes together with the status.
+TEST_F(HttpServiceTest, ASlowReaderGetsEverything) {
+  std::string text;
+  for (int i = 0; i < 600; ++i) absl::StrAppend(&text, "line ", i, " of a long answer\n");
+  FakeWorker::Options options;
+  options.context_tokens = 100000;
+  options.script = PlaySteps(StepsOf(text));
+  AddWorker(std::move(options));
+  StartHttp();
+  HttpConnection connection(http_->port(), 4096);
+  connection.Send(Completion(R"(,"max_tokens":50000)"));
+  std::string received;
+  while (!absl::StrContains(received, "0\r\n\r\n")) {
+    const std::string more = connection.ReceiveUntil("\n", absl::Seconds(5));
+    ASSERT_FALSE(more.empty()) << received.size();
+    received += more;
+    if (received.size() < 100000) absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_THAT(received, HasSubstr("[DONE]"));
+  // Put together from the chunked coding by a second parse.
+  HttpConnection again(http_->port());
+  again.Send(Completion(R"(,"max_tokens":50000)"));
+  EXPECT_EQ(ParseSse(again.Receive().body).Joined("text"), text);
+}
+
+TEST_F(HttpServiceTest, AClientThatDoesNotReadIsCutAndItsSlotFreed) {
+  FakeWorker& worker = AddWorker({.context_tokens = 1 << 20});
+  std::vector<FakeStep> endless(200000, {absl::ZeroDuration(), Encode("some words of text")});
+  worker.SetScript(PlaySteps(std::move(endless)));
+  StartHttp({.write_timeout = absl::Milliseconds(300)});
+  HttpConnection connection(http_->port(), 4096);
+  connection.Send(Completion(R"(,"max_tokens":1000000)"));
+  EXPECT_TRUE(Eventually([&] { return worker.num_running() == 1; }));
+  EXPECT_TRUE(Eventually([&] { return worker.num_cancelled() == 1; }));
+  EXPECT_THAT(metrics_.Text(), HasSubstr("ultraspeed_router_http_write_timeouts_total 1"));
+  EXPECT_TRUE(http_->AwaitIdle(absl::Seconds(5)));
+}
+
+TEST_F(HttpServiceTest, AClientThatLeavesIsNoticedInEveryState) {
+  FakeWorker& worker = AddWorker({.max_running_requests = 1});
+  worker.SetScript(PlayStepsThenHang(StepsOf("hello")));
+  StartHttp();
+  auto streaming = std::make_unique<HttpConnection>(http_->port());
+  streaming->Send(Completion());
+  EXPECT_THAT(streaming->ReceiveUntil(kText), HasSubstr(kText));
+
+  // Waits in the queue: nothing is written and nothing read.
+  auto queued = std::make_unique<HttpConnection>(http_->port());
+  queued->Send(Completion());
+  const auto num_streams = [&](int count) {
+    return absl::StrContains(metrics_.Text(),
+                             absl::StrCat("ultraspeed_router_active_streams ", count, "\n"));
+  };
+  EXPECT_TRUE(Eventually([&] { return num_streams(2); }));
+  queued.reset();
+  EXPECT_TRUE(Eventually([&] { return num_streams(1); }));
+  EXPECT_EQ(worker.num_requests(), 1);
+  EXPECT_EQ(worker.num_cancelled(), 0);
+
+  streaming.reset();
+  EXPECT_TRUE(Eventually([&] { return worker.num_cancelled() == 1; }));
+
+  auto whole = std::make_unique<HttpConnection>(http_->port());
+  whole->Send(Completion("", false));
+  EXPECT_TRUE(Eventually([&] { return worker.num_running() == 1; }));
+  whole.reset();
+  EXPECT_TRUE(Eventually([&] { return worker.num_cancelled() == 2; }));
+  EXPECT_EQ(worker.num_requests(), 2);
+  EXPECT_TRUE(http_->AwaitIdle(absl::Seconds(5)));
+  EXPECT_THAT(metrics_.Text(),
+              HasSubstr("http_requests_total{code=\"499\",route=\"completions\"} 2"));
+}
+
+TEST_F(HttpServiceTest, SlowSendersAreTimedOut) {
+  AddWorker();
+  StartHttp({.header_timeout = absl::Milliseconds(150),
+             .body_timeout = absl::Milliseconds(150),
+             .idle_timeout = absl::Milliseconds(150)});
+  HttpConnection silent(http_->port());
+  EXPECT_TRUE(silent.IsClosed(absl::Seconds(3)));
+  HttpConnection slow_head(http_->port());
+  slow_head.Send("POST /v1/completions HTTP/1.1\r\nHost: a\r\n");
+  EXPECT_EQ(slow_head.Receive().status, 408);
+  HttpConnection slow_body(http_->port());
+  slow_body.Send("POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{");
+  EXPECT_EQ(slow_body.Receive().status, 408);
+  HttpConnection idle(http_->port());
+  idle.Send(HttpGetRequest("/healthz", ""));
+  EXPECT_EQ(idle.Receive().status, 200);
+  EXPECT_TRUE(idle.IsClosed(absl::Seconds(3)));
+}
+
+TEST_F(HttpServiceTest, ConnectionsAreBounded) {
+  AddWorker();
+  StartHttp({.connections_max = 2});
+  HttpConnection first(http_->port()), second(http_->port());
+  for (HttpConnection* connection : {&first, &second}) {
+    connection->Send(HttpGetRequest("/healthz", ""));
+    EXPECT_EQ(connection->Receive().status, 200);
+  }
+  HttpConnection third(http_->port());
+  EXPECT_TRUE(third.IsClosed(absl::Seconds(3)));
+  first.Close();
+  EXPECT_TRUE(Eventually([&] { return Ask(HttpGetRequest("/healthz", "")).status == 200; }));
+}
+
+TEST_F(HttpServiceTest, DrainingLetsAnswersFinishAndClosesTheRest) {
+  AddWorker({.script = PlaySteps(StepsOf("hello world, how are you", absl::Milliseconds(30)))});
+  StartHttp();
+  HttpConnection idle(http_->port());
+  idle.Send(HttpGetRequest("/readyz", ""));
+  EXPECT_EQ(idle.Receive().status, 200);
+  HttpConnection streaming(http_->port());
+  streaming.Send(Completion());
+  EXPECT_THAT(streaming.ReceiveUntil(kText), HasSubstr(kText));
+  http_->StopAccepting();
+  EXPECT_TRUE(idle.IsClosed(absl::Seconds(3)));
+  EXPECT_THAT(streaming.ReceiveUntil("[DONE]"), HasSubstr("[DONE]"));
+  streaming.Close();
+  EXPECT_TRUE(http_->AwaitIdle(absl::Seconds(3)));
+  HttpConnection late(http_->port());
+  EXPECT_FALSE(late.Send(HttpGetRequest("/healthz", "")) && late.Receive().status != 0);
+}
+
+TEST_F(HttpServiceTest, ADrainThatTakesTooLongTellsItsClients) {
+  FakeWorker& worker = AddWorker();
+  worker.SetScript(PlayStepsThenHang(StepsOf("hello")));
+  StartHttp();
+  HttpConnection streaming(http_->port());
+  streaming.Send(Completion());
+  EXPECT_THAT(streaming.ReceiveUntil(kText), HasSubstr(kText));
+  http_->StopAccepting();
+  std::thread drain([&] { http_->Drain(absl::Now() + absl::Milliseconds(100)); });
+  EXPECT_THAT(streaming.ReceiveUntil("0\r\n\r\n"), HasSubstr("data: {\"error\":{"));
+  streaming.Close();
+  drain.join();
+  EXPECT_TRUE(Eventually([&] { return worker.num_cancelled() == 1; }));
+}
+
+TEST_F(HttpServiceTest, EndingTheServerCutsWhatIsOpen) {
+  FakeWorker& worker = AddWorker();
+  worker.SetScript(PlayStepsThenHang(StepsOf("hello")));
+  StartHttp();
+  HttpConnection streaming(http_->port());
+  streaming.Send(Completion());
+  EXPECT_THAT(streaming.ReceiveUntil(kText), HasSubstr(kText));
+  http_.reset();
+  EXPECT_TRUE(streaming.IsClosed(absl::Seconds(3)));
+  EXPECT_TRUE(Eventually([&] { return worker.num_cancelled() == 1; }));
+}
+
+TEST_F(HttpServiceTest, BadAddressesAreNamed) {
+  AddWorker();
+  StartRouter();
+  const auto error = [&](const std::string& listen) {
+    return HttpServer::Start({.listen = listen, .service = service_.get(), .metrics = &metrics_})
+        .status();
+  };
+  EXPECT_THAT(std::string(error("nonsense").message()), HasSubstr("http-listen=nonsense"));
+  EXPECT_EQ(error("0.0.0.0:0").code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(error("127.0.0.1:99999999").code(), absl::StatusCode::kInvalidArgument);
+  const auto first =
+      HttpServer::Start({.listen = "127.0.0.1:0", .service = service_.get(), .metrics = &metrics_});
+  ASSERT_TRUE(first.ok());
+  EXPECT_EQ(error(absl::StrCat("127.0.0.1:", (*first)->port())).code(),
+            absl::StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace ultraspeed::router
