@@ -38,6 +38,7 @@ std::optional<std::string> PercentDecode(absl::string_view text, bool plus_is_bl
 Route RouteOf(absl::string_view path) {
   if (path == "/v1/chat/completions") return Route::kChatCompletions;
   if (path == "/v1/completions") return Route::kCompletions;
+  if (path == "/v1/messages") return Route::kMessages;
   if (path == "/v1/models") return Route::kModels;
   if (path == "/v1/usage") return Route::kUsage;
   if (path == "/healthz") return Route::kHealth;

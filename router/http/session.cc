@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/uuid.h"
+#include "router/http/anthropic_request.h"
 #include "router/http/openai_lists.h"
 #include "router/http/openai_request.h"
 
@@ -375,13 +376,11 @@ Session::Awaitable<void> Session::HandleRequest() {
   if (!has_body) co_return;
 
   const std::string body = std::move(parser_->get().body());
-  const ReplyContext context = {.created_unix_s = absl::ToUnixSeconds(absl::Now()),
-                                .find_model = shared_->options.find_model};
   switch (target_.route) {
     case Route::kChatCompletions:
-    case Route::kCompletions: {
-      auto translated = target_.route == Route::kCompletions ? ParseCompletion(body, context)
-                                                             : ParseChatCompletion(body, context);
+    case Route::kCompletions:
+    case Route::kMessages: {
+      auto translated = Translate(body);
       if (translated.ok()) {
         co_await AnswerStreamCall(*std::move(translated));
       } else {
@@ -404,10 +403,17 @@ Session::Awaitable<void> Session::HandleRequest() {
       co_await WriteAnswer(is_ready ? 200 : 503, "text/plain", is_ready ? "ok\n" : "not ready\n");
       co_return;
     }
-    case Route::kMessages:
-    case Route::kNone:
+    case Route::kNone:  // CheckHead has answered
       break;
   }
+}
+
+absl::StatusOr<TranslatedCall> Session::Translate(absl::string_view body) const {
+  if (target_.route == Route::kMessages) return ParseMessages(body);
+  const ReplyContext context = {.created_unix_s = absl::ToUnixSeconds(absl::Now()),
+                                .find_model = shared_->options.find_model};
+  return target_.route == Route::kCompletions ? ParseCompletion(body, context)
+                                              : ParseChatCompletion(body, context);
 }
 
 Session::Awaitable<void> Session::AnswerStreamCall(TranslatedCall translated) {

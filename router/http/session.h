@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
@@ -98,6 +99,7 @@ class Session : public std::enable_shared_from_this<Session> {
   std::optional<HttpError> CheckHead();
   HttpHeaders CallersMetadata() const;
 
+  absl::StatusOr<TranslatedCall> Translate(absl::string_view body) const;
   Awaitable<void> AnswerStreamCall(TranslatedCall translated);
   Awaitable<void> AnswerModels();
   Awaitable<void> AnswerUsage();

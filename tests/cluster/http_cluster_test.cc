@@ -13,6 +13,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/time/clock.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
@@ -261,6 +262,48 @@ TEST_F(HttpClusterTest, ChatSaysWhatGrpcSays) {
   EXPECT_EQ(json::parse(events.data[0]).at("choices").at(0).at("delta").at("role"), "assistant");
   EXPECT_EQ(json::parse(events.data[0]).at("system_fingerprint"),
             whole.json().at("system_fingerprint"));
+}
+
+TEST_F(HttpClusterTest, MessagesSayWhatGrpcSays) {
+  const GrpcAnswer expected = GrpcChat();
+  const auto ask = [&](const char* more) {
+    return Ask(absl::StrReplaceAll(
+        HttpPost("/v1/messages",
+                 absl::StrCat(R"({"model":"tiny-mimo","messages":[{"role":"user","content":")",
+                              kQuestion, "\"}],", kSameOptions, more, "}"),
+                 open_key_),
+        {{"Authorization: Bearer", "x-api-key:"}}));
+  };
+  const HttpResponse whole = ask("");
+  ASSERT_EQ(whole.status, 200) << whole.body;
+  EXPECT_EQ(whole.json().at("content").at(0).at("text").as_string().c_str(), expected.text);
+  EXPECT_EQ(whole.json().at("usage").at("output_tokens"),
+            expected.last.usage().completion_tokens());
+  EXPECT_EQ(whole.json().at("stop_reason"), "max_tokens");
+  EXPECT_EQ(whole.header("request-id"), whole.header("x-request-id"));
+  EXPECT_EQ(whole.header("anthropic-ratelimit-requests-limit"),
+            whole.header("x-ratelimit-limit-requests"));
+
+  const SseEvents events = ParseSse(ask(R"(,"stream":true,"speed":"fast")").body);
+  ASSERT_GE(events.names.size(), 6u);
+  EXPECT_EQ(events.names.front(), "message_start");
+  EXPECT_EQ(events.names.back(), "message_stop");
+  std::string text;
+  for (const std::string& data : events.data) {
+    const json::value event = json::parse(data);
+    if (event.at("type") == "content_block_delta") {
+      text += event.at("delta").at("text").as_string().c_str();
+    }
+    if (event.at("type") == "message_delta") {
+      EXPECT_EQ(event.at("usage").at("speed"), "fast");
+    }
+  }
+  EXPECT_EQ(text, expected.text);
+
+  const HttpResponse refused = ask(R"(,"temperature":3)");
+  EXPECT_EQ(refused.status, 400);
+  EXPECT_EQ(refused.json().at("error").at("type"), "invalid_request_error");
+  EXPECT_EQ(refused.json().at("request_id").as_string().c_str(), refused.header("request-id"));
 }
 
 TEST_F(HttpClusterTest, LogprobsSpellTheText) {
@@ -539,7 +582,7 @@ TEST_F(HttpClusterTest, SigtermLetsRunningStreamsFinish) {
   EXPECT_EQ(idle.Receive().status, 200);
   streaming.Send(HttpPost("/v1/completions",
                           absl::StrCat(R"({"model":"tiny-mimo","prompt":")", kCode,
-                                       R"(","max_tokens":300,"ignore_eos":true,"stream":true})"),
+                                       R"(","max_tokens":150,"ignore_eos":true,"stream":true})"),
                           open_key_));
   std::string received = streaming.ReceiveUntil("\"text\"");
   router->process().Signal(SIGTERM);
