@@ -77,7 +77,8 @@ absl::StatusOr<tcp::endpoint> ParseListen(asio::io_context& io, absl::string_vie
 
 absl::Status SetUpTls(const ServerPems& pems, std::optional<asio::ssl::context>* tls) {
   if (pems.cert.empty()) return absl::OkStatus();
-  asio::ssl::context& context = tls->emplace(asio::ssl::context::tls_server);
+  tls->emplace(asio::ssl::context::tls_server);
+  asio::ssl::context& context = **tls;
   error_code error;
   context.set_options(asio::ssl::context::default_workarounds | asio::ssl::context::no_tlsv1 |
                           asio::ssl::context::no_tlsv1_1,

@@ -10,6 +10,7 @@
 //     that nobody reads yet, and the message is lost (grpc/grpc#23398).
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>

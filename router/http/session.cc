@@ -204,6 +204,8 @@ Session::Awaitable<void> Session::CloseGently() {
 
 // ---- Reading ----
 
+// Stops while a client sends ahead more than there is room for; that one's leaving is noticed only
+// when its answer cannot be written.
 Session::Awaitable<void> Session::ReadInput() {
   std::array<char, kReadBytes> block;
   while (!is_gone()) {
@@ -359,6 +361,19 @@ HttpHeaders Session::CallersMetadata() const {
   return metadata;
 }
 
+// What the log calls the request beside its id: the caller's header, else what the body says, else
+// the id that this answer's head had if pings made it leave before gRPC named the request.
+std::string Session::Label(const std::string& of_body) const {
+  for (const char* name : {"x-client-request-id", "x-request-id"}) {
+    const absl::string_view label = ToView(parser_->get()[name]);
+    if (!label.empty() && label.size() <= limits::kClientRequestIdBytesMax &&
+        IsPlainHeaderValue(label)) {
+      return std::string(label);
+    }
+  }
+  return of_body.empty() ? request_id_ : of_body;
+}
+
 Session::Awaitable<void> Session::HandleRequest() {
   target_ = ParseTarget(ToView(parser_->get().target()));
   keep_alive_ = parser_->keep_alive();
@@ -417,14 +432,7 @@ absl::StatusOr<TranslatedCall> Session::Translate(absl::string_view body) const 
 }
 
 Session::Awaitable<void> Session::AnswerStreamCall(TranslatedCall translated) {
-  for (const char* name : {"x-client-request-id", "x-request-id"}) {
-    const absl::string_view label = ToView(parser_->get()[name]);
-    if (!label.empty() && label.size() <= limits::kClientRequestIdBytesMax &&
-        IsPlainHeaderValue(label)) {
-      translated.options()->set_client_request_id(std::string(label));
-      break;
-    }
-  }
+  translated.options()->set_client_request_id(Label(translated.options()->client_request_id()));
   call_ = StreamCall::Start(shared_->stub, &shared_->queue, &shared_->calls,
                             std::move(translated.request), CallersMetadata(), NotifyOnStrand());
   const std::function<bool()> has_news = [this] { return is_gone() || call_->HasNews(); };

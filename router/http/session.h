@@ -98,6 +98,7 @@ class Session : public std::enable_shared_from_this<Session> {
   // The first thing that is wrong with a head, whatever its body will be.
   std::optional<HttpError> CheckHead();
   HttpHeaders CallersMetadata() const;
+  std::string Label(const std::string& of_body) const;
 
   absl::StatusOr<TranslatedCall> Translate(absl::string_view body) const;
   Awaitable<void> AnswerStreamCall(TranslatedCall translated);

@@ -1,6 +1,8 @@
 // The HTTP front in this process, with the router's service behind it and fake workers behind that:
 // timings and faults that a real worker only shows on bad days.
 #include <gmock/gmock.h>
+#include <openssl/bio.h>
+#include <openssl/ssl.h>
 
 #include <memory>
 #include <string>
@@ -13,10 +15,12 @@
 #include "router/http/http_server.h"
 #include "tests/cluster/http_client.h"
 #include "tests/cluster/router_service_fixture.h"
+#include "tests/common/certificate.h"
 
 namespace ultraspeed::router {
 namespace {
 
+using testing::Certificate;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using testing::HttpConnection;
@@ -33,6 +37,9 @@ class HttpServiceTest : public RouterServiceTest {
  protected:
   void StartHttp(HttpServer::Options options = {}) {
     StartRouter();
+    StartHttpServer(std::move(options));
+  }
+  void StartHttpServer(HttpServer::Options options) {
     if (options.listen.empty()) options.listen = "127.0.0.1:0";
     options.service = service_.get();
     options.find_model = [this](const std::string& name) {
@@ -92,7 +99,7 @@ TEST_F(HttpServiceTest, SilenceIsFilledWithPingsFromTheFirstTokenOnAndBefore) {
   StartHttp({.ping_interval = absl::Milliseconds(50)});
   const HttpResponse response = Ask(Completion());
   EXPECT_EQ(response.status, 200);
-  EXPECT_TRUE(absl::StartsWith(response.body, ": ping\n\n: ping\n\ndata: ")) << response.body;
+  EXPECT_TRUE(absl::StartsWith(response.body, ": ping\n\n")) << response.body;
   EXPECT_THAT(response.body, HasSubstr("}\n\n: ping\n\n"));
   EXPECT_EQ(ParseSse(response.body).Joined("text"), "hello world");
   // An answer in one piece waits without a word.
@@ -110,6 +117,11 @@ TEST_F(HttpServiceTest, AFailureBeforeTheFirstTokenIsAStatusAndOneAfterItAnEvent
   EXPECT_EQ(refused.header("retry-after"), "1");
   EXPECT_EQ(refused.json().at("error").as_object().size(), 4u);
   EXPECT_THAT(refused.header("x-request-id"), Not(""));
+  const HttpResponse anthropic = Ask(HttpPost(
+      "/v1/messages",
+      R"({"model":"fake","max_tokens":5,"messages":[{"role":"user","content":"a"}]})", ""));
+  EXPECT_EQ(anthropic.status, 529);
+  EXPECT_EQ(anthropic.json().at("error").at("type"), "overloaded_error");
 
   worker.SetScript(
       PlayStepsThenFail(StepsOf("hello"), grpc::Status(grpc::StatusCode::UNAVAILABLE, "away")));
@@ -227,6 +239,58 @@ TEST_F(HttpServiceTest, ConnectionsAreBounded) {
   EXPECT_TRUE(third.IsClosed(absl::Seconds(3)));
   first.Close();
   EXPECT_TRUE(Eventually([&] { return Ask(HttpGetRequest("/healthz", "")).status == 200; }));
+}
+
+// What a client says and hears over TLS; empty if there is no connection.
+std::string AskOverTls(int port, const Certificate& authority, const Certificate* own,
+                       const std::string& request) {
+  const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_client_method()),
+                                                                  &SSL_CTX_free);
+  SSL_CTX_load_verify_locations(context.get(), authority.cert_file().c_str(), nullptr);
+  SSL_CTX_set_verify(context.get(), SSL_VERIFY_PEER, nullptr);
+  if (own != nullptr) {
+    SSL_CTX_use_certificate_file(context.get(), own->cert_file().c_str(), SSL_FILETYPE_PEM);
+    SSL_CTX_use_PrivateKey_file(context.get(), own->key_file().c_str(), SSL_FILETYPE_PEM);
+  }
+  const std::unique_ptr<BIO, decltype(&BIO_free_all)> bio(BIO_new_ssl_connect(context.get()),
+                                                          &BIO_free_all);
+  BIO_set_conn_hostname(bio.get(), absl::StrCat("127.0.0.1:", port).c_str());
+  if (BIO_do_connect(bio.get()) != 1) return "";
+  BIO_write(bio.get(), request.data(), static_cast<int>(request.size()));
+  std::string answer;
+  char block[4096];
+  for (int num_read; (num_read = BIO_read(bio.get(), block, sizeof(block))) > 0;) {
+    answer.append(block, static_cast<size_t>(num_read));
+  }
+  return answer;
+}
+
+TEST_F(HttpServiceTest, ServesTlsAndAsksForCertificatesWhereToldTo) {
+  AddWorker();
+  const Certificate server, client;
+  StartHttp({.listen = "0.0.0.0:0",
+             .tls = {.cert_file = server.cert_file(), .key_file = server.key_file()},
+             .header_timeout = absl::Milliseconds(300)});
+  const std::string stream =
+      HttpPost("/v1/completions", R"({"model":"fake","prompt":"a","stream":true})", "",
+               "Connection: close\r\n");
+  EXPECT_THAT(AskOverTls(http_->port(), server, nullptr, stream), HasSubstr("[DONE]"));
+  EXPECT_EQ(AskOverTls(http_->port(), client, nullptr, stream), "");  // of another authority
+  HttpConnection in_the_clear(http_->port()), silent(http_->port());
+  in_the_clear.Send(HttpGetRequest("/healthz", ""));
+  EXPECT_TRUE(in_the_clear.IsClosed(absl::Seconds(3)));
+  EXPECT_TRUE(silent.IsClosed(absl::Seconds(3)));
+
+  http_.reset();
+  StartHttpServer({.listen = "0.0.0.0:0",
+                   .tls = {.cert_file = server.cert_file(),
+                           .key_file = server.key_file(),
+                           .ca_file = client.cert_file()}});
+  EXPECT_EQ(AskOverTls(http_->port(), server, nullptr, stream), "");
+  EXPECT_EQ(AskOverTls(http_->port(), server, &server, stream), "");  // not the authority's
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_THAT(AskOverTls(http_->port(), server, &client, stream), HasSubstr("[DONE]"));
+  }
 }
 
 TEST_F(HttpServiceTest, DrainingLetsAnswersFinishAndClosesTheRest) {
