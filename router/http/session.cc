@@ -390,12 +390,11 @@ Session::Awaitable<void> Session::HandleRequest() {
   const bool has_body = co_await ReadBody();
   if (!has_body) co_return;
 
-  const std::string body = std::move(parser_->get().body());
   switch (target_.route) {
     case Route::kChatCompletions:
     case Route::kCompletions:
     case Route::kMessages: {
-      auto translated = Translate(body);
+      auto translated = TakeCall();
       if (translated.ok()) {
         co_await AnswerStreamCall(*std::move(translated));
       } else {
@@ -423,7 +422,10 @@ Session::Awaitable<void> Session::HandleRequest() {
   }
 }
 
-absl::StatusOr<TranslatedCall> Session::Translate(absl::string_view body) const {
+// The body is gone afterwards: an answer may take long.
+absl::StatusOr<TranslatedCall> Session::TakeCall() {
+  const std::string body = std::move(parser_->get().body());
+  shared_->body_bytes -= std::exchange(body_bytes_, 0);
   if (target_.route == Route::kMessages) return ParseMessages(body);
   const ReplyContext context = {.created_unix_s = absl::ToUnixSeconds(absl::Now()),
                                 .find_model = shared_->options.find_model};
@@ -433,39 +435,46 @@ absl::StatusOr<TranslatedCall> Session::Translate(absl::string_view body) const 
 
 Session::Awaitable<void> Session::AnswerStreamCall(TranslatedCall translated) {
   translated.options()->set_client_request_id(Label(translated.options()->client_request_id()));
-  call_ = StreamCall::Start(shared_->stub, &shared_->queue, &shared_->calls,
-                            std::move(translated.request), CallersMetadata(), NotifyOnStrand());
+  call_ = StreamCall::Start(shared_->stub, &shared_->queue, &shared_->calls, translated.request,
+                            CallersMetadata(), NotifyOnStrand());
+  translated.request = v1::ChatRequest();  // gRPC has it
   const std::function<bool()> has_news = [this] { return is_gone() || call_->HasNews(); };
-  while (true) {
+  for (bool is_first = true, is_last = false; !is_last;) {
     const bool in_time = co_await Until(has_news, shared_->options.ping_interval);
-    if (is_gone()) co_return;
+    if (is_gone()) {
+      call_->Cancel();  // who left before there was a call could not
+      co_return;
+    }
     if (!in_time) {
       if (translated.stream) co_await WriteEvents(translated.reply->Ping(), "");
       continue;
     }
-    TakeMetadata(call_->metadata());
-    const std::optional<v1::GenerateChunk> chunk = call_->TakeChunk();
+    if (std::exchange(is_first, false)) TakeMetadata(call_->metadata());
+    std::optional<v1::GenerateChunk> chunk = call_->TakeChunk();
     if (!chunk) {
       absl::Status status = *call_->status();
       if (status.ok()) status = absl::InternalError("the stream ended without a last chunk");
       co_await WriteStatus(status, translated.names);
       co_return;
     }
-    if (chunk->finish_reason() == v1::FINISH_REASON_CANCELLED) {
-      co_await WriteStatus(absl::UnavailableError("the operator ended this request"),
-                           translated.names);
-      co_return;
-    }
-    const bool is_last = chunk->finish_reason() != v1::FINISH_REASON_UNSPECIFIED;
+    is_last = chunk->finish_reason() != v1::FINISH_REASON_UNSPECIFIED;
+    // No shape has an end for this one: what there is of the text, then an error.
+    const bool is_ended = chunk->finish_reason() == v1::FINISH_REASON_CANCELLED;
+    if (is_ended) chunk->clear_finish_reason();
     if (translated.stream) {
       const std::string events = translated.reply->Events(*chunk);
-      if (!events.empty()) co_await WriteEvents(events, is_last ? kLastChunk : "");
+      if (!events.empty()) co_await WriteEvents(events, is_last && !is_ended ? kLastChunk : "");
     } else {
       translated.reply->Collect(*chunk);
-      if (is_last) co_await WriteAnswer(200, "application/json", translated.reply->Body());
+      if (is_last && !is_ended) {
+        co_await WriteAnswer(200, "application/json", translated.reply->Body());
+      }
     }
-    call_->ReadNext();
-    if (is_last) co_return;
+    if (is_ended) {
+      co_await WriteStatus(absl::UnavailableError("the operator ended this request"),
+                           translated.names);
+    }
+    call_->ReadNext();  // after the last chunk: the status, which ends the call
   }
 }
 

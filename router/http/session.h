@@ -100,7 +100,7 @@ class Session : public std::enable_shared_from_this<Session> {
   HttpHeaders CallersMetadata() const;
   std::string Label(const std::string& of_body) const;
 
-  absl::StatusOr<TranslatedCall> Translate(absl::string_view body) const;
+  absl::StatusOr<TranslatedCall> TakeCall();
   Awaitable<void> AnswerStreamCall(TranslatedCall translated);
   Awaitable<void> AnswerModels();
   Awaitable<void> AnswerUsage();

@@ -136,6 +136,16 @@ TEST_F(HttpServiceTest, AFailureBeforeTheFirstTokenIsAStatusAndOneAfterItAnEvent
 
 // In the channel within the process a message waits for its reader; none may be lost, whenever the
 // reader comes, and the last one comes together with the status.
+TEST_F(HttpServiceTest, AnAnswerThatTheOperatorEndsIsAnError) {
+  AddWorker({.script = PlaySteps(StepsOf("hello"), v1::FINISH_REASON_CANCELLED)});
+  StartHttp();
+  EXPECT_EQ(Ask(Completion("", false)).status, 503);
+  const SseEvents events = ParseSse(Ask(Completion()).body);
+  EXPECT_EQ(events.Joined("text"), "hello");
+  EXPECT_THAT(events.data.back(), HasSubstr("the operator ended this request"));
+  http_.reset();  // waits for calls that never ended
+}
+
 TEST_F(HttpServiceTest, ASlowReaderGetsEverything) {
   std::string text;
   for (int i = 0; i < 600; ++i) absl::StrAppend(&text, "line ", i, " of a long answer\n");
@@ -203,6 +213,25 @@ TEST_F(HttpServiceTest, AClientThatLeavesIsNoticedInEveryState) {
   whole.reset();
   EXPECT_TRUE(Eventually([&] { return worker.num_cancelled() == 2; }));
   EXPECT_EQ(worker.num_requests(), 2);
+  EXPECT_TRUE(http_->AwaitIdle(absl::Seconds(5)));
+
+  // At once, so that it may have left before there is a call.
+  for (int i = 0; i < 50; ++i) HttpConnection(http_->port()).Send(Completion());
+  EXPECT_TRUE(Eventually([&] { return num_streams(0) && worker.num_running() == 0; }));
+  EXPECT_TRUE(http_->AwaitIdle(absl::Seconds(5)));
+}
+
+TEST_F(HttpServiceTest, AnswersThatNobodyGotAreCountedApart) {
+  FakeWorker& worker = AddWorker();
+  worker.SetScript(PlayStepsThenHang({}));
+  StartHttp();
+  for (int i = 0; i < 2; ++i) {
+    HttpConnection connection(http_->port());
+    connection.Send(Completion());
+    EXPECT_TRUE(Eventually([&] { return worker.num_running() == 1; }));
+    connection.Close();
+    EXPECT_TRUE(Eventually([&] { return worker.num_cancelled() == i + 1; }));
+  }
   EXPECT_TRUE(http_->AwaitIdle(absl::Seconds(5)));
   EXPECT_THAT(metrics_.Text(),
               HasSubstr("http_requests_total{code=\"499\",route=\"completions\"} 2"));
