@@ -4,7 +4,9 @@
 #include <openssl/bio.h>
 #include <openssl/ssl.h>
 
+#include <atomic>
 #include <memory>
+#include <random>
 #include <string>
 #include <thread>
 #include <utility>
@@ -235,6 +237,66 @@ TEST_F(HttpServiceTest, AnswersThatNobodyGotAreCountedApart) {
   EXPECT_TRUE(http_->AwaitIdle(absl::Seconds(5)));
   EXPECT_THAT(metrics_.Text(),
               HasSubstr("http_requests_total{code=\"499\",route=\"completions\"} 2"));
+}
+
+// Many clients at once, of whom some leave in the middle: nobody gets another's text, and nothing
+// stays behind.
+TEST_F(HttpServiceTest, AStormOfClientsLeavesNothingBehind) {
+  FakeWorker& worker = AddWorker({.max_running_requests = 16});
+  worker.SetScript(PlaySteps(StepsOf("hello world, how are you", absl::Milliseconds(2))));
+  StartHttp();
+  std::atomic<int> num_whole{0};
+  std::vector<std::thread> clients;
+  for (int client = 0; client < 8; ++client) {
+    clients.emplace_back([&, client] {
+      for (int i = 0; i < 12; ++i) {
+        HttpConnection connection(http_->port());
+        connection.Send(Completion("", i % 2 == 0));
+        if ((client + i) % 3 == 0) {
+          connection.ReceiveUntil("data:", absl::Milliseconds(i));
+          continue;  // leaves
+        }
+        const HttpResponse response = connection.Receive();
+        EXPECT_EQ(response.status, 200) << response.body;
+        const std::string text =
+            i % 2 == 0 ? ParseSse(response.body).Joined("text")
+                       : response.json().at("choices").at(0).at("text").as_string().c_str();
+        EXPECT_EQ(text, "hello world, how are you");
+        ++num_whole;
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  EXPECT_EQ(num_whole, 64);
+  EXPECT_TRUE(Eventually([&] { return worker.num_running() == 0; }));
+  EXPECT_TRUE(http_->AwaitIdle(absl::Seconds(5)));
+}
+
+TEST_F(HttpServiceTest, GarbageDoesNoHarm) {
+  AddWorker();
+  StartHttp({.header_timeout = absl::Milliseconds(50), .body_timeout = absl::Milliseconds(50)});
+  std::mt19937_64 random(20261128);
+  const std::string good = Completion();
+  for (int i = 0; i < 300; ++i) {
+    std::string bytes = good;
+    for (int changes = 1 + static_cast<int>(random() % 4); changes > 0; --changes) {
+      const size_t at = random() % bytes.size();
+      switch (random() % 3) {
+        case 0:
+          bytes[at] = static_cast<char>(random());
+          break;
+        case 1:
+          bytes.erase(at, 1 + random() % 8);
+          break;
+        default:
+          bytes.insert(at, 1 + random() % 8, static_cast<char>(random()));
+      }
+    }
+    HttpConnection connection(http_->port());
+    connection.Send(bytes);
+    if (i % 4 == 0) connection.Receive(absl::Milliseconds(200));
+  }
+  EXPECT_EQ(ParseSse(Ask(good).body).Joined("text"), "hello world");
 }
 
 TEST_F(HttpServiceTest, SlowSendersAreTimedOut) {

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <boost/json.hpp>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -179,6 +180,28 @@ TEST(OpenAiRequest, BodiesThatAreNoObject) {
   const std::string error = ChatError(Chat(longest + "\""));
   EXPECT_LT(error.size(), 200u);
   EXPECT_TRUE(absl::StrContains(error, "é..;")) << error;
+}
+
+// Whatever a body says, the answer is a call, or an error that names what is wrong.
+TEST(OpenAiRequest, DamagedBodiesAreRefusedOrUnderstood) {
+  std::mt19937_64 random(20261128);
+  const std::string good =
+      Chat(R"("stop":["a","b"],"temperature":0.5,"stream_options":{"include_usage":true},"seed":7,)"
+           R"("logprobs":true,"top_logprobs":2,"tools":[],"service_tier":"auto","max_tokens":5)");
+  int num_refused = 0;
+  for (int i = 0; i < 5000; ++i) {
+    std::string body = good;
+    for (int changes = 1 + static_cast<int>(random() % 3); changes > 0; --changes) {
+      constexpr absl::string_view kBytes = "{}[]\",:0-e.\\ntfu \xff";
+      body[random() % body.size()] = kBytes[random() % kBytes.size()];
+    }
+    for (const auto& call : {ParseChatCompletion(body, Context()).status(),
+                             ParseCompletion(body, Context()).status()}) {
+      num_refused += !call.ok();
+      EXPECT_TRUE(call.ok() || !call.message().empty());
+    }
+  }
+  EXPECT_GT(num_refused, 5000);  // a chat is no completion
 }
 
 TEST(OpenAiRequest, Completions) {
