@@ -95,8 +95,10 @@ absl::StatusOr<ParseOutcome> ParseFlags(int argc, char** argv, Flags* flags) {
                   "Takes text requests from tenants and places them on workers.");
   table.String("listen", &flags->listen, "host:port",
                "Where to serve gRPC; port 0 takes a free one");
-  table.String("http-listen", &flags->http_listen, "host:port",
-               "Where to serve the OpenAI and Anthropic HTTP APIs; none = nowhere");
+  table.String(
+      "http-listen", &flags->http_listen, "host:port",
+      "Where to serve the OpenAI and Anthropic HTTP APIs, with the TLS of listen unless an "
+      "http- flag says otherwise; none = nowhere");
   table.StringList("worker", &flags->workers, "host:port",
                    "Workers, comma-separated or the flag repeated");
   table.String("api-keys", &flags->api_keys, "file",
@@ -143,7 +145,7 @@ absl::StatusOr<ParseOutcome> ParseFlags(int argc, char** argv, Flags* flags) {
   table.Choice("log-level", &flags->log_level, {"debug", "info", "warning", "error"},
                "Lines below it are dropped");
   AddTlsFlags(table, "", "callers", &flags->tls);
-  AddTlsFlags(table, "http-", "HTTP callers, instead of those for callers", &flags->http_tls);
+  AddTlsFlags(table, "http-", "HTTP callers", &flags->http_tls);
   AddTlsFlags(table, "worker-", "the connections to workers", &flags->worker_tls);
   const std::vector<std::string> words = JoinWorkerFlags(argc, argv);
   std::vector<const char*> pointers;
@@ -232,7 +234,8 @@ absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const Flags& flags, grpc::
                                                       const WorkerPool* pool, Metrics* metrics) {
   if (flags.http_listen.empty()) return nullptr;
   const TlsOptions& own = flags.http_tls;
-  const bool has_own = own.insecure || !own.cert_file.empty() || !own.key_file.empty();
+  const bool has_own =
+      own.insecure || !own.cert_file.empty() || !own.key_file.empty() || !own.ca_file.empty();
   const auto find_model = [pool](const std::string& name) {
     const auto model = pool->FindModel(name);
     return model.ok() ? ModelDetails{.weights_sha256 = (*model)->weights_sha256,

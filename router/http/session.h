@@ -1,5 +1,5 @@
 // One HTTP connection: reads requests, has them translated, makes the calls, writes the answers.
-// Private to router/http: the only header with Boost in it.
+// Private to router/http: the only header with Asio and Beast in it.
 //
 // Two coroutines share the connection's strand: Run goes from request to answer to request;
 // ReadInput reads ahead all the time, so that a client that leaves is noticed while its request
