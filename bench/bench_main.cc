@@ -1,5 +1,6 @@
 // ultraspeed-bench: measures, and states every figure beside its physical bound.
 //   serving  load on a running router from many tenants at once
+//   http     a running router's HTTP beside its gRPC, request by request
 //   load     a checkpoint's way from its files to an executor, beside raw reads of the same files
 //   decode   plain and speculative decoding of held-out prompts, straight on the executor
 //   rank     rounds at the served model's shape, the share of one GPU or of several, with made-up
@@ -300,7 +301,9 @@ int main(int argc, char** argv) {
       "  ultraspeed-bench allreduce --gpus N [--calls N] [--json]\n"
       "  ultraspeed-bench serving --api_key_file FILE [--target HOST:PORT] [--requests_per_second "
       "X] "
-      "[--flood X] [--ultraspeed_share X] [--duration 30s] [--max_tokens N] [--json]");
+      "[--flood X] [--ultraspeed_share X] [--duration 30s] [--max_tokens N] [--json]\n"
+      "  ultraspeed-bench http --api_key_file FILE [--target HOST:PORT] [--http_target HOST:PORT] "
+      "[--max_tokens N] [--repeats N] [--json]");
   const std::vector<char*> arguments = absl::ParseCommandLine(argc, argv);
   const std::string command = arguments.size() == 2 ? arguments[1] : "";
   if (absl::GetFlag(FLAGS_gpus) > 1) ultraspeed::worker::SetNodeEnvironment();
@@ -315,8 +318,11 @@ int main(int argc, char** argv) {
     status = ultraspeed::bench::RunAllReduce();
   } else if (command == "serving") {
     status = ultraspeed::bench::RunServing(absl::GetFlag(FLAGS_json));
+  } else if (command == "http") {
+    status = ultraspeed::bench::RunHttp(absl::GetFlag(FLAGS_json));
   } else {
-    std::cerr << "usage: ultraspeed-bench allreduce|decode|load|rank|serving [--help for the flags]"
+    std::cerr << "usage: ultraspeed-bench allreduce|decode|http|load|rank|serving [--help for the "
+                 "flags]"
               << std::endl;
     return 2;
   }

@@ -1,11 +1,12 @@
-// `ultraspeed-bench serving` on the command line: its flags, and the run.
+// `ultraspeed-bench serving` and `http` on the command line: their flags, and the runs.
 #pragma once
 
 #include "absl/status/status.h"
 
 namespace ultraspeed::bench {
 
-// Prints a table, or one JSON object. REQUIRES: the flags are parsed.
+// Print a table, or one JSON object. REQUIRES: the flags are parsed.
 absl::Status RunServing(bool json);
+absl::Status RunHttp(bool json);
 
 }  // namespace ultraspeed::bench

@@ -38,8 +38,20 @@ inline constexpr size_t kQueueBytesMax = 1u << 30;
 inline constexpr int kWorkersMax = 1024;
 inline constexpr size_t kHttpBodyBytesMax =
     2 * kPromptBytesMax;  // JSON escapes; the prompt itself is checked again
+inline constexpr size_t kHttpBodiesBytesMax = 1u << 30;  // of all requests that are being read
 inline constexpr size_t kHttpHeaderBytesMax = 64u << 10;
 inline constexpr int kHttpConnectionsMax = 4096;
+inline constexpr int kHttpThreads = 4;
+inline constexpr size_t kHttpInputBytesMax = 64u << 10;  // read ahead of the request under way
+inline constexpr size_t kHttpWriteBytesMax = 64u << 10;  // of one write, which has a timeout
+inline constexpr int kHttpSendBufferBytes = 128 << 10;   // the kernel's, of one connection
+inline constexpr int kHttpHeaderTimeoutS = 10;           // from a request's first byte
+inline constexpr int kHttpBodyTimeoutS = 60;             // from the end of its header
+inline constexpr int kHttpIdleTimeoutS = 75;             // between requests
+inline constexpr int kHttpWriteTimeoutS = 30;            // a client that reads nothing is cut
+inline constexpr int kHttpPingIntervalS = 10;            // silence of a stream before a ping
+inline constexpr int kHttpLingerS = 2;  // for a client to read the last answer and close
+inline constexpr int kJsonDepthMax = 64;
 inline constexpr size_t kApiKeyBytesMax = 256;
 inline constexpr int kPlacementAttemptsMax =
     4;  // workers that one request is offered to before its next token

@@ -60,25 +60,32 @@ void AddTlsFlags(FlagTable& flags, const std::string& prefix, const std::string&
              absl::StrCat("Allow ", what, " in the clear off loopback"));
 }
 
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> CreateServerCredentials(
-    const TlsOptions& options, const std::string& address) {
+absl::StatusOr<ServerPems> ReadServerPems(const TlsOptions& options, const std::string& address) {
   RETURN_IF_ERROR(CheckPair(options));
+  ServerPems pems;
   if (options.cert_file.empty()) {
     if (!options.ca_file.empty())
       return absl::InvalidArgumentError("tls-ca needs tls-cert and tls-key");
     if (!IsLoopback(address) && !options.insecure) return RefuseCleartext("listen on", address);
-    return grpc::InsecureServerCredentials();
+    return pems;
   }
-  const bool mutual = !options.ca_file.empty();
+  ASSIGN_OR_RETURN(pems.cert, ReadPem(options.cert_file, "tls-cert"));
+  ASSIGN_OR_RETURN(pems.key, ReadPem(options.key_file, "tls-key"));
+  if (!options.ca_file.empty()) {
+    ASSIGN_OR_RETURN(pems.ca, ReadPem(options.ca_file, "tls-ca"));
+  }
+  return pems;
+}
+
+absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> CreateServerCredentials(
+    const TlsOptions& options, const std::string& address) {
+  ASSIGN_OR_RETURN(ServerPems pems, ReadServerPems(options, address));
+  if (pems.cert.empty()) return grpc::InsecureServerCredentials();
   grpc::SslServerCredentialsOptions ssl(
-      mutual ? GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY
-             : GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE);
-  ASSIGN_OR_RETURN(std::string cert, ReadPem(options.cert_file, "tls-cert"));
-  ASSIGN_OR_RETURN(std::string key, ReadPem(options.key_file, "tls-key"));
-  if (mutual) {
-    ASSIGN_OR_RETURN(ssl.pem_root_certs, ReadPem(options.ca_file, "tls-ca"));
-  }
-  ssl.pem_key_cert_pairs.push_back({std::move(key), std::move(cert)});
+      pems.ca.empty() ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
+                      : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
+  ssl.pem_root_certs = std::move(pems.ca);
+  ssl.pem_key_cert_pairs.push_back({std::move(pems.key), std::move(pems.cert)});
   return grpc::SslServerCredentials(ssl);
 }
 

@@ -28,8 +28,17 @@ struct TlsOptions {
 void AddTlsFlags(FlagTable& flags, const std::string& prefix, const std::string& what,
                  TlsOptions* options);
 
+// The PEM texts of a server's files; `cert` is empty for a server in the clear.
+struct ServerPems {
+  std::string cert;
+  std::string key;
+  std::string ca;  // empty: clients need no certificate
+};
 // `address` is where the server listens, "host:port". FAILED_PRECONDITION: it is off loopback,
 // without TLS and without --insecure.
+absl::StatusOr<ServerPems> ReadServerPems(const TlsOptions& options, const std::string& address);
+
+// Of the same; errors are the same too.
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> CreateServerCredentials(
     const TlsOptions& options, const std::string& address);
 

@@ -27,6 +27,7 @@
 #include "router/accounts_cache.h"
 #include "router/admin_service.h"
 #include "router/auth.h"
+#include "router/http/http_server.h"
 #include "router/in_process_rate_limiter.h"
 #include "router/inference_service.h"
 #include "router/outbox.h"
@@ -51,6 +52,7 @@ struct Flags {
   std::string pepper_file;
   bool no_auth = false;
   std::string auto_tier = "standard";
+  std::string http_listen;
   std::string admin_listen;
   std::string admin_token_file;
   std::string metrics_listen;
@@ -66,6 +68,7 @@ struct Flags {
   absl::Duration router_dead_after = absl::Seconds(15);
   absl::Duration request_lost_after = absl::Minutes(2);
   TlsOptions tls;
+  TlsOptions http_tls;
   TlsOptions worker_tls;
 };
 
@@ -92,6 +95,10 @@ absl::StatusOr<ParseOutcome> ParseFlags(int argc, char** argv, Flags* flags) {
                   "Takes text requests from tenants and places them on workers.");
   table.String("listen", &flags->listen, "host:port",
                "Where to serve gRPC; port 0 takes a free one");
+  table.String(
+      "http-listen", &flags->http_listen, "host:port",
+      "Where to serve the OpenAI and Anthropic HTTP APIs, with the TLS of listen unless an "
+      "http- flag says otherwise; none = nowhere");
   table.StringList("worker", &flags->workers, "host:port",
                    "Workers, comma-separated or the flag repeated");
   table.String("api-keys", &flags->api_keys, "file",
@@ -138,6 +145,7 @@ absl::StatusOr<ParseOutcome> ParseFlags(int argc, char** argv, Flags* flags) {
   table.Choice("log-level", &flags->log_level, {"debug", "info", "warning", "error"},
                "Lines below it are dropped");
   AddTlsFlags(table, "", "callers", &flags->tls);
+  AddTlsFlags(table, "http-", "HTTP callers", &flags->http_tls);
   AddTlsFlags(table, "worker-", "the connections to workers", &flags->worker_tls);
   const std::vector<std::string> words = JoinWorkerFlags(argc, argv);
   std::vector<const char*> pointers;
@@ -185,6 +193,10 @@ absl::StatusOr<Accounts> OpenAccounts(const Flags& flags) {
       return absl::FailedPreconditionError(
           absl::StrCat("no-auth: allowed on loopback only, listen=", flags.listen));
     }
+    if (!flags.http_listen.empty() && !IsLoopback(flags.http_listen)) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("no-auth: allowed on loopback only, http-listen=", flags.http_listen));
+    }
     Log(LogLevel::kWarning, "router.no_auth", {{"listen", flags.listen}});
     return accounts;
   }
@@ -215,6 +227,26 @@ absl::StatusOr<std::unique_ptr<AdminServer>> StartAdmin(const Flags& flags, Stor
   return AdminServer::Start(
       flags.admin_listen, flags.tls,
       {.store = store, .tokens = std::move(tokens), .pepper = std::move(pepper)});
+}
+
+// Null without --http-listen.
+absl::StatusOr<std::unique_ptr<HttpServer>> StartHttp(const Flags& flags, grpc::Service* service,
+                                                      const WorkerPool* pool, Metrics* metrics) {
+  if (flags.http_listen.empty()) return nullptr;
+  const TlsOptions& own = flags.http_tls;
+  const bool has_own =
+      own.insecure || !own.cert_file.empty() || !own.key_file.empty() || !own.ca_file.empty();
+  const auto find_model = [pool](const std::string& name) {
+    const auto model = pool->FindModel(name);
+    return model.ok() ? ModelDetails{.weights_sha256 = (*model)->weights_sha256,
+                                     .tokenizer = (*model)->tokenizer}
+                      : ModelDetails();
+  };
+  return HttpServer::Start({.listen = flags.http_listen,
+                            .tls = has_own ? own : flags.tls,
+                            .service = service,
+                            .find_model = find_model,
+                            .metrics = metrics});
 }
 
 absl::StatusOr<std::unique_ptr<RateLimiter>> OpenLimiter(const Flags& flags, Metrics* metrics) {
@@ -312,10 +344,14 @@ absl::Status Serve(const Flags& flags) {
   ASSIGN_OR_RETURN(const std::unique_ptr<AdminServer> admin,
                    StartAdmin(flags, accounts.store.get()));
   if (admin != nullptr) ports.admin_port = admin->port();
+  ASSIGN_OR_RETURN(const std::unique_ptr<HttpServer> http,
+                   StartHttp(flags, &service, pool.get(), &metrics));
+  if (http != nullptr) ports.http_port = http->port();
   RETURN_IF_ERROR(AnnounceReady("ultraspeed-router", ports, flags.ready_file));
 
   while (!shutdown.WaitFor(kTick)) {
     SetHealth(health, pool->AnyReady());
+    if (http != nullptr) http->SetReady(pool->AnyReady());
     const auto counts = pool->CountStates();
     for (int state = 0; state < kNumWorkerStates; ++state) {
       router_metrics.SetWorkers(WorkerStateName(static_cast<WorkerState>(state)), counts[state]);
@@ -327,13 +363,16 @@ absl::Status Serve(const Flags& flags) {
       }
     }
   }
-  // GOAWAY to every client, so new calls go to another replica; running streams finish until the
-  // deadline.
+  // GOAWAY to every gRPC client, HTTP connections close after their answers: new calls go to
+  // another replica; running streams finish until the deadline.
   Log(LogLevel::kInfo, "router.draining",
       {{"timeout_s", absl::ToDoubleSeconds(flags.drain_timeout)}});
   SetHealth(health, false);
-  server->Shutdown(absl::ToChronoTime(absl::Now() + flags.drain_timeout));
+  const absl::Time deadline = absl::Now() + flags.drain_timeout;
+  if (http != nullptr) http->StopAccepting();
+  server->Shutdown(absl::ToChronoTime(deadline));
   server->Wait();
+  if (http != nullptr) http->Drain(deadline);
   Log(LogLevel::kInfo, "router.stopped");
   return absl::OkStatus();
 }

@@ -19,5 +19,5 @@ ultraspeed_library(ultraspeed_router_service
 target_precompile_headers(ultraspeed_router_service PRIVATE
   <grpcpp/grpcpp.h> "${PROJECT_SOURCE_DIR}/router/precompiled.h")
 
-ultraspeed_program(ultraspeed-router SOURCES main.cc LINKS ultraspeed_router_service)
+ultraspeed_program(ultraspeed-router SOURCES main.cc LINKS ultraspeed_router_service ultraspeed_router_http)
 target_precompile_headers(ultraspeed-router REUSE_FROM ultraspeed_router_service)

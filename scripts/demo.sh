@@ -66,19 +66,21 @@ ULTRASPEED_API_KEY="$(cat "$work/key")"
 export ULTRASPEED_API_KEY
 
 await_ready worker "$worker_pid" "$work/worker.json"
-setsid "$bin/ultraspeed-router" --listen=127.0.0.1:0 --metrics-listen=127.0.0.1:0 \
+setsid "$bin/ultraspeed-router" --listen=127.0.0.1:0 --http-listen=127.0.0.1:0 --metrics-listen=127.0.0.1:0 \
   --worker="127.0.0.1:$(field "$work/worker.json" port)" --api-keys="$work/keys" --pepper-file="$work/pepper" \
   --ready-file="$work/router.json" \
   >"$work/router.out" 2>"$work/router.log" &
 router_pid=$!
 await_ready router "$router_pid" "$work/router.json"
 server="127.0.0.1:$(field "$work/router.json" port)"
+http="http://127.0.0.1:$(field "$work/router.json" http_port)"
 "$bin/ultraspeed" models --server="$server" --wait=30s >"$work/models"
 
 if [ "$stay" = yes ]; then
   cat <<TEXT
 UltraSpeed serves $model.
   gRPC     $server  (ultraspeed.v1.Inference)
+  HTTP     $http  (/v1/chat/completions, /v1/completions, /v1/messages, /v1/models)
   metrics  http://127.0.0.1:$(field "$work/router.json" metrics_port)/metrics
   key      $ULTRASPEED_API_KEY
 
@@ -87,6 +89,8 @@ Try, in another terminal:
   $bin/ultraspeed models --server=$server
   $bin/ultraspeed generate --server=$server --tier=ultraspeed --temperature=0 --max-tokens=200 'def main():'
   $bin/ultraspeed generate --server=$server --temperature=0 --max-tokens=200 --no-speculation 'def main():'
+  curl -N $http/v1/chat/completions -H "Authorization: Bearer $ULTRASPEED_API_KEY" -H 'Content-Type: application/json' \\
+    -d '{"model":"tiny-mimo","messages":[{"role":"user","content":"Write a function that reverses a string."}],"max_tokens":200,"stream":true}'
 
 Ctrl-C stops both servers.
 TEXT

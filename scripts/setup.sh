@@ -18,11 +18,11 @@ if ! command -v apt-get >/dev/null; then
   exit 1
 fi
 
-# Debian 12 carries Boost.JSON 1.81, Ubuntu 24.04 carries 1.83.
+# Debian 12 carries Boost 1.81 (JSON; Asio and Beast, which are headers), Ubuntu 24.04 carries 1.83.
 if [ "$(. /etc/os-release && echo "$ID")" = ubuntu ]; then
-  packages+=(libboost-json1.83-dev)
+  packages+=(libboost-json1.83-dev libboost1.83-dev)
 else
-  packages+=(libboost-json1.81-dev)
+  packages+=(libboost-json1.81-dev libboost1.81-dev)
 fi
 
 missing=()

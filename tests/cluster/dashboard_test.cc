@@ -54,7 +54,7 @@ class DashboardTest : public ::testing::Test {
     router_ = std::make_unique<Server>(
         folder_, "router", "ultraspeed-router",
         std::vector<std::string>{"--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0",
-                                 "--api-keys=" + folder_ + "/keys",
+                                 "--http-listen=127.0.0.1:0", "--api-keys=" + folder_ + "/keys",
                                  "--pepper-file=" + folder_ + "/pepper",
                                  "--worker=" + worker_->address()});
     ASSERT_TRUE(router_->AwaitReady()) << router_->process().Log();
@@ -90,13 +90,14 @@ class DashboardTest : public ::testing::Test {
         << prometheus_->Log();
   }
 
-  // A stream of the tier, long enough to span scrapes.
+  // A stream of the tier, long enough to span scrapes, and a request by HTTP.
   void Generate(const std::string& tier) {
     Process client(folder_, "client",
                    {BinFile("ultraspeed"), "generate", "--server=" + router_->address(),
                     "--tier=" + tier, "--max-tokens=200", "--ignore-eos", "def main():"},
                    {{"ULTRASPEED_API_KEY", kKey}});
     EXPECT_EQ(client.Wait(absl::Seconds(60)), 0) << client.Log();
+    EXPECT_EQ(testing::HttpGet(router_->http_port(), "/healthz"), "ok\n");
   }
 
   // "data" of an answer of Prometheus; null and a failure if it is an error.

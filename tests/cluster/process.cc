@@ -133,6 +133,9 @@ bool Server::AwaitReady() {
   const boost::json::value ready = boost::json::parse(ReadWholeFile(ready_file_));
   port_ = static_cast<int>(ready.at("port").as_int64());
   metrics_port_ = static_cast<int>(ready.at("metrics_port").as_int64());
+  if (const auto* http_port = ready.as_object().if_contains("http_port")) {
+    http_port_ = static_cast<int>(http_port->as_int64());
+  }
   if (const auto* admin_port = ready.as_object().if_contains("admin_port")) {
     admin_port_ = static_cast<int>(admin_port->as_int64());
   }

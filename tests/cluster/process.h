@@ -51,7 +51,8 @@ class Server {
   bool AwaitReady();
   int port() const { return port_; }
   int metrics_port() const { return metrics_port_; }
-  int admin_port() const { return admin_port_; }  // 0 = none
+  int http_port() const { return http_port_; }    // 0 = none
+  int admin_port() const { return admin_port_; }  // likewise
   std::string address() const;
   Process& process() { return *process_; }
 
@@ -60,6 +61,7 @@ class Server {
   std::unique_ptr<Process> process_;
   int port_ = 0;
   int metrics_port_ = 0;
+  int http_port_ = 0;
   int admin_port_ = 0;
 };
 

@@ -1,0 +1,216 @@
+#include "router/http/openai_request.h"
+
+#include <boost/json.hpp>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+#include "router/http/openai_reply.h"
+#include "router/http/request_fields.h"
+
+namespace ultraspeed::router {
+namespace {
+
+namespace json = boost::json;
+
+// OpenAI's default for completions, far below the gRPC API's.
+constexpr int32_t kDefaultCompletionTokens = 16;
+
+// Strings, or parts of text, which are joined with line breaks.
+absl::StatusOr<std::string> ContentOf(RequestFields& message) {
+  const json::value* content = message.Find("content");
+  if (content == nullptr) return std::string();
+  if (content->is_string()) return std::string(content->get_string());
+  const json::array* parts = content->if_array();
+  if (parts == nullptr) {
+    message.Refuse("content", "a string or an array of text parts");
+    return message.status();
+  }
+  std::string text;
+  for (size_t i = 0; i < parts->size(); ++i) {
+    const std::string path = absl::StrCat(message.PathOf("content"), "[", i, "]");
+    if (!(*parts)[i].is_object()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, " is no object; it must be a text part"));
+    }
+    RequestFields part((*parts)[i].get_object(), path + ".");
+    if (part.Choice("type", {"text"}).empty()) part.Refuse("type", "text");
+    const auto part_text = part.String("text");
+    if (!part_text) part.Refuse("text", "a string");
+    RETURN_IF_ERROR(part.status());
+    absl::StrAppend(&text, i == 0 ? "" : "\n", *part_text);
+  }
+  return text;
+}
+
+v1::Role RoleOf(const std::string& role) {
+  if (role == "system" || role == "developer") return v1::ROLE_SYSTEM;
+  if (role == "user") return v1::ROLE_USER;
+  if (role == "assistant") return v1::ROLE_ASSISTANT;
+  return v1::ROLE_TOOL;
+}
+
+absl::Status AddMessages(RequestFields& fields, v1::ChatRequest* request) {
+  const json::array* messages = fields.Array("messages");
+  if (messages == nullptr) fields.Refuse("messages", "an array");
+  RETURN_IF_ERROR(fields.status());
+  for (size_t i = 0; i < messages->size(); ++i) {
+    const std::string path = absl::StrCat("messages[", i, "]");
+    if (!(*messages)[i].is_object()) {
+      return absl::InvalidArgumentError(absl::StrCat(path, " is no object; it must be one"));
+    }
+    RequestFields message((*messages)[i].get_object(), path + ".");
+    const std::string role =
+        message.Choice("role", {"system", "developer", "user", "assistant", "tool"});
+    if (role.empty()) {
+      message.Refuse("role", "one of system, developer, user, assistant, tool");
+    }
+    for (const char* name : {"tool_calls", "function_call", "audio", "refusal"}) {
+      message.RefuseUnlessEmpty(name);
+    }
+    ASSIGN_OR_RETURN(std::string content, ContentOf(message));
+    const std::string reasoning = message.String("reasoning_content").value_or("");
+    RETURN_IF_ERROR(message.status());
+    v1::ChatMessage* out = request->add_messages();
+    out->set_role(RoleOf(role));
+    out->set_content(std::move(content));
+    out->set_reasoning_content(reasoning);
+  }
+  return absl::OkStatus();
+}
+
+void RefuseWhatCannotBeHonoured(RequestFields& fields) {
+  for (const char* name :
+       {"tools", "functions", "function_call", "audio", "frequency_penalty", "presence_penalty",
+        "logit_bias", "echo", "suffix", "web_search_options", "use_beam_search"}) {
+    fields.RefuseUnlessEmpty(name);
+  }
+  fields.Choice("tool_choice", {"none", "auto"});
+  fields.Whole("n", 1, 1);
+  fields.Whole("best_of", 1, 1);
+  if (const json::object* format = fields.Object("response_format")) {
+    RequestFields inner(*format, "response_format.");
+    if (inner.Choice("type", {"text"}).empty()) inner.Refuse("type", "text");
+    fields.Merge(inner.status());
+  }
+  for (const std::string& modality : fields.Strings("modalities")) {
+    if (modality != "text") fields.Refuse("modalities", "[\"text\"]");
+  }
+}
+
+// What both endpoints share. `max_tokens` is the name that the caller used for it.
+void ReadOptions(RequestFields& fields, absl::string_view max_tokens, v1::GenerateOptions* options,
+                 OpenAiReplyOptions* reply) {
+  if (const auto count = fields.Int32(max_tokens)) options->set_max_tokens(*count);
+  v1::SamplingParams* sampling = options->mutable_sampling();
+  if (const auto value = fields.Number("temperature")) {
+    sampling->set_temperature(static_cast<float>(*value));
+  }
+  if (const auto value = fields.Number("top_p")) sampling->set_top_p(static_cast<float>(*value));
+  if (const auto value = fields.Int32("top_k")) sampling->set_top_k(*value);
+  if (const auto value = fields.Bits64("seed")) sampling->set_seed(*value);
+  for (std::string& stop : fields.Strings("stop")) options->add_stop(std::move(stop));
+  if (const auto user = fields.String("user")) options->set_client_request_id(*user);
+  if (const auto value = fields.Bool("speculation")) options->set_speculation(*value);
+  if (const auto value = fields.Bool("ignore_eos")) options->set_ignore_eos(*value);
+
+  const std::string tier =
+      fields.Choice("service_tier", {"auto", "default", "standard", "priority", "ultraspeed"});
+  reply->own_tier_names = tier == "standard" || tier == "ultraspeed";
+  if (tier == "default" || tier == "standard") {
+    options->set_service_tier(v1::SERVICE_TIER_STANDARD);
+  } else if (tier == "priority" || tier == "ultraspeed") {
+    options->set_service_tier(v1::SERVICE_TIER_ULTRASPEED);
+  }
+
+  if (const json::object* stream_options = fields.Object("stream_options")) {
+    RequestFields inner(*stream_options, "stream_options.");
+    reply->include_usage = inner.Bool("include_usage").value_or(false);
+    reply->continuous_usage = inner.Bool("continuous_usage_stats").value_or(false);
+    fields.Merge(inner.status());
+  }
+}
+
+FieldNames NamesOf(absl::string_view max_tokens, absl::string_view logprobs) {
+  return {.renames = {{"options.sampling.", ""},
+                      {"options.max_tokens", std::string(max_tokens)},
+                      {"options.logprobs", std::string(logprobs)},
+                      {"options.client_request_id", "user"},
+                      {"options.", ""}}};
+}
+
+absl::StatusOr<std::string> PromptOf(RequestFields& fields) {
+  std::vector<std::string> prompts = fields.Strings("prompt");
+  if (fields.Find("prompt") == nullptr) fields.Refuse("prompt", "a string");
+  RETURN_IF_ERROR(fields.status());
+  if (prompts.size() != 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prompt has ", prompts.size(), " strings; it must have 1"));
+  }
+  return std::move(prompts.front());
+}
+
+}  // namespace
+
+absl::StatusOr<TranslatedCall> ParseChatCompletion(absl::string_view body, ReplyContext context) {
+  ASSIGN_OR_RETURN(const json::object object, ParseJsonBody(body));
+  RequestFields fields(object);
+  v1::ChatRequest request;
+  OpenAiReplyOptions reply;
+  TranslatedCall call;
+
+  request.set_model(fields.String("model").value_or(""));
+  if (fields.Find("model") == nullptr) fields.Refuse("model", "the name of a model");
+  RefuseWhatCannotBeHonoured(fields);
+  const bool new_name = fields.Find("max_completion_tokens") != nullptr;
+  if (new_name && fields.Find("max_tokens") != nullptr) {
+    fields.Refuse("max_tokens", "absent where max_completion_tokens is given");
+  }
+  const absl::string_view max_tokens = new_name ? "max_completion_tokens" : "max_tokens";
+  ReadOptions(fields, max_tokens, request.mutable_options(), &reply);
+  const auto top_logprobs = fields.Int32("top_logprobs");
+  if (fields.Bool("logprobs").value_or(false)) {
+    request.mutable_options()->set_logprobs(top_logprobs.value_or(0));
+  } else if (top_logprobs) {
+    fields.Refuse("top_logprobs", "absent unless logprobs is true");
+  }
+  if (const json::object* kwargs = fields.Object("chat_template_kwargs")) {
+    RequestFields inner(*kwargs, "chat_template_kwargs.");
+    if (const auto thinking = inner.Bool("enable_thinking")) request.set_enable_thinking(*thinking);
+    fields.Merge(inner.status());
+  }
+  RETURN_IF_ERROR(AddMessages(fields, &request));
+  call.stream = fields.Bool("stream").value_or(false);
+  RETURN_IF_ERROR(fields.status());
+
+  call.request = std::move(request);
+  call.names = NamesOf(max_tokens, "top_logprobs");
+  call.reply = NewChatCompletionWriter(reply, std::move(context));
+  return call;
+}
+
+absl::StatusOr<TranslatedCall> ParseCompletion(absl::string_view body, ReplyContext context) {
+  ASSIGN_OR_RETURN(const json::object object, ParseJsonBody(body));
+  RequestFields fields(object);
+  v1::GenerateRequest request;
+  OpenAiReplyOptions reply;
+  TranslatedCall call;
+
+  request.set_model(fields.String("model").value_or(""));
+  if (fields.Find("model") == nullptr) fields.Refuse("model", "the name of a model");
+  RefuseWhatCannotBeHonoured(fields);
+  request.mutable_options()->set_max_tokens(kDefaultCompletionTokens);
+  ReadOptions(fields, "max_tokens", request.mutable_options(), &reply);
+  if (const auto count = fields.Int32("logprobs")) request.mutable_options()->set_logprobs(*count);
+  call.stream = fields.Bool("stream").value_or(false);
+  ASSIGN_OR_RETURN(*request.mutable_prompt(), PromptOf(fields));
+
+  call.request = std::move(request);
+  call.names = NamesOf("max_tokens", "logprobs");
+  call.reply = NewCompletionWriter(reply, std::move(context));
+  return call;
+}
+
+}  // namespace ultraspeed::router

@@ -1,0 +1,37 @@
+#include "router/http/reply_parts.h"
+
+#include <boost/json.hpp>
+
+#include "absl/strings/str_cat.h"
+
+namespace ultraspeed::router {
+
+namespace json = boost::json;
+
+const char* OwnTierName(v1::ServiceTier tier) {
+  return tier == v1::SERVICE_TIER_ULTRASPEED ? "ultraspeed" : "standard";
+}
+
+json::object SpeedAndBill(const v1::GenerateChunk& last) {
+  json::object object = {{"tokens_per_second", last.timing().tokens_per_second()},
+                         {"ttft_ms", last.timing().ttft_ms()},
+                         {"tokens_per_round", nullptr},
+                         {"billed_tier", OwnTierName(last.billed_tier())},
+                         {"billed_reason", last.billed_reason()},
+                         {"seed", last.seed()}};
+  if (const int64_t rounds = last.usage().draft_rounds(); rounds > 0) {
+    object["tokens_per_round"] =
+        static_cast<double>(last.usage().completion_tokens()) / static_cast<double>(rounds);
+  }
+  return object;
+}
+
+std::string SseEvent(absl::string_view name, const json::object& data) {
+  std::string event;
+  if (!name.empty()) absl::StrAppend(&event, "event: ", name, "\n");
+  // JSON as Boost writes it has no line breaks, which would end the event.
+  absl::StrAppend(&event, "data: ", json::serialize(data), "\n\n");
+  return event;
+}
+
+}  // namespace ultraspeed::router

@@ -1,0 +1,22 @@
+// Parts that the answers of every shape share, as JSON. Private to router/http's reply writers.
+// Pure.
+#pragma once
+
+#include <boost/json/fwd.hpp>
+#include <string>
+
+#include "absl/strings/string_view.h"
+#include "ultraspeed/v1/inference.pb.h"
+
+namespace ultraspeed::router {
+
+const char* OwnTierName(v1::ServiceTier tier);  // "standard" or "ultraspeed"
+
+// The extension `ultraspeed` of a terminal chunk: tokens_per_second, ttft_ms, tokens_per_round
+// (null if no decode round ran), billed_tier, billed_reason, seed.
+boost::json::object SpeedAndBill(const v1::GenerateChunk& last);
+
+// `name` empty: no event line.
+std::string SseEvent(absl::string_view name, const boost::json::object& data);
+
+}  // namespace ultraspeed::router

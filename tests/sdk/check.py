@@ -1,0 +1,124 @@
+"""The official SDKs as clients of a router: one line for each thing that holds, exit status 1 at the first that does not.
+
+usage: check.py BASE_URL     environment: ULTRASPEED_API_KEY
+"""
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import anthropic
+import openai
+
+base_url = sys.argv[1]
+key = os.environ["ULTRASPEED_API_KEY"]
+MODEL = "tiny-mimo"
+QUESTION = [{"role": "user", "content": "Write a function that adds two numbers."}]
+SAME = {"temperature": 0.8, "max_tokens": 40}
+EXTRA = {"ignore_eos": True, "seed": 7}
+
+
+def check(what, holds):
+    print("ok  " if holds else "FAIL", what, flush=True)
+    if not holds:
+        sys.exit(1)
+
+
+def refused(kind, call):
+    try:
+        call()
+    except kind as error:
+        return error
+    return None
+
+
+def await_model():
+    for _ in range(100):
+        try:
+            urllib.request.urlopen(base_url + "/readyz")
+            return
+        except urllib.error.HTTPError:  # 503: the worker is not known yet
+            time.sleep(0.1)
+    check("the router is ready", False)
+
+
+def check_openai():
+    client = openai.OpenAI(base_url=base_url + "/v1", api_key=key, max_retries=0)
+    check(f"openai {openai.__version__}: models.list", [m.id for m in client.models.list()] == [MODEL])
+    check("models.retrieve", client.models.retrieve(MODEL).id == MODEL)
+
+    whole = client.chat.completions.create(model=MODEL, messages=QUESTION, extra_body=EXTRA, **SAME)
+    text = whole.choices[0].message.content
+    check("chat.completions.create", bool(text) and whole.choices[0].finish_reason == "length")
+    check("its usage", whole.usage.completion_tokens == 40 and whole.usage.total_tokens == whole.usage.prompt_tokens + 40)
+    check("its tier and fingerprint", whole.service_tier == "default" and whole.system_fingerprint.startswith("fp_"))
+
+    stream = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, stream=True, stream_options={"include_usage": True}, extra_body=EXTRA, **SAME)
+    chunks = list(stream)
+    joined = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    check("the same text streamed", joined == text)
+    check("usage in the last chunk", not chunks[-1].choices and chunks[-1].usage.completion_tokens == 40)
+
+    with client.chat.completions.stream(model=MODEL, messages=QUESTION, extra_body=EXTRA, **SAME) as helper:
+        # An answer that max_tokens cut is an exception of the helper's, which holds what it put together.
+        error = refused(openai.LengthFinishReasonError, helper.get_final_completion)
+        check("the stream helper's text", error is not None and error.completion.choices[0].message.content == text)
+
+    logprobs = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, max_tokens=5, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    check("logprobs", len(logprobs) == 5 and len(logprobs[0].top_logprobs) == 2)
+
+    fast = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, max_tokens=5, service_tier="priority")
+    check("service_tier priority", fast.service_tier == "priority")
+
+    completion = client.completions.create(model=MODEL, prompt="def main():", max_tokens=10, extra_body=EXTRA)
+    streamed = client.completions.create(model=MODEL, prompt="def main():", max_tokens=10, stream=True, extra_body=EXTRA)
+    check("completions, streamed and not", completion.choices[0].text == "".join(c.choices[0].text for c in streamed if c.choices))
+
+    error = refused(openai.BadRequestError, lambda: client.chat.completions.create(
+        model=MODEL, messages=QUESTION, tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}]))
+    check("tools are a BadRequestError with param", error is not None and error.param == "tools")
+    error = refused(openai.NotFoundError, lambda: client.chat.completions.create(model="other", messages=QUESTION))
+    check("an unknown model is a NotFoundError", error is not None and error.code == "model_not_found")
+    stranger = openai.OpenAI(base_url=base_url + "/v1", api_key="us-wrong", max_retries=0)
+    check("a wrong key is an AuthenticationError", refused(openai.AuthenticationError, stranger.models.list) is not None)
+    return text
+
+
+def check_anthropic(openai_text):
+    # Newer versions of this SDK take no temperature of their own.
+    same = {"max_tokens": SAME["max_tokens"], "extra_body": {"temperature": SAME["temperature"], **EXTRA}}
+    client = anthropic.Anthropic(base_url=base_url, api_key=key, max_retries=0)
+    whole = client.messages.create(model=MODEL, messages=QUESTION, **same)
+    check(f"anthropic {anthropic.__version__}: messages.create", whole.content[0].text == openai_text)
+    check("its stop_reason and usage", whole.stop_reason == "max_tokens" and whole.usage.output_tokens == 40)
+
+    events = list(client.messages.create(model=MODEL, messages=QUESTION, stream=True, **same))
+    check("message_start first, message_stop last", (events[0].type, events[-1].type) == ("message_start", "message_stop"))
+    with client.messages.stream(model=MODEL, messages=QUESTION, **same) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    check("the same text streamed", text == openai_text and final.content[0].text == openai_text)
+    check("the final message's usage", final.usage.output_tokens == 40 and final.stop_reason == "max_tokens")
+
+    stop = openai_text[10:14]
+    stopped = client.messages.create(model=MODEL, messages=QUESTION, stop_sequences=[stop], **same)
+    check("stop_sequences", stopped.stop_reason == "stop_sequence" and stopped.stop_sequence == stop)
+    check("end before the match", stopped.content[0].text == openai_text[:openai_text.index(stop)])
+    brief = client.messages.create(model=MODEL, system="Be brief.", messages=QUESTION, max_tokens=5)
+    check("system", brief.usage.input_tokens != whole.usage.input_tokens)
+
+    error = refused(anthropic.BadRequestError, lambda: client.messages.create(
+        model=MODEL, messages=QUESTION, max_tokens=5, extra_body={"temperature": 3}))
+    check("a bad temperature is a BadRequestError", error is not None and error.body["error"]["type"] == "invalid_request_error")
+    check("with the request's id", error.request_id is not None and error.body["request_id"] == error.request_id)
+    stranger = anthropic.Anthropic(base_url=base_url, api_key="us-wrong", max_retries=0)
+    check("a wrong key is an AuthenticationError", refused(anthropic.AuthenticationError, lambda: stranger.messages.create(
+        model=MODEL, messages=QUESTION, max_tokens=5)) is not None)
+
+
+await_model()
+check_anthropic(check_openai())
