@@ -20,8 +20,11 @@
 #include "common/limits.h"
 #include "common/metrics.h"
 #include "common/tls.h"
-#include "grpcpp/impl/codegen/service_type.h"
 #include "router/http/translation.h"
+
+namespace grpc {
+class Service;
+}
 
 namespace ultraspeed::router {
 
