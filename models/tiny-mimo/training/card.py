@@ -80,8 +80,9 @@ AdamW for the rest, steps of 131,072 tokens in random windows of 1,024 and 2,048
 last 60 %, straight-through MXFP4 on the experts for the last 40 %, chat pairs (requests built from signatures and docstrings, answered by the
 function) mixed in at 10 %, then 40 % for the last 35 %, aux-loss-free expert balancing. A polish by refine.sh: a fifth of the learning rate to zero, quantisation-aware
 throughout, kept where the held-out loss falls. Drafter: every position of greedy (60 %) and temperature-1 continuations by the exported target is an anchor; those where
-decoding would start a round weigh full, the others 0.35. `drafter.py --init MODEL_DIR` goes on with the drafter alone and `export.py` puts it into the folder. Loss half hard and half soft cross-entropy, block position k weighted exp(-(k-1)/{S.GAMMA:g}) and by the chance that
-the draft is right up to it.
+decoding would start a round weigh full, the others 0.35. Loss: what is rejected, 1 - the overlap of the drafter's and the target's distribution (greedy: all on one token), and a cross-entropy
+whose weight falls from 1 to 0.2; block position k weighted exp(-(k-1)/{S.GAMMA:g}) and by the chance that the draft is right up to it. `drafter.py --init MODEL_DIR` goes on with the drafter alone, under
+torchrun on several GPUs, and `export.py` puts it into the folder.
 
 Expert block exponents use the smallest e with amax <= 7 * 2^e, in training and export alike.
 

@@ -1,13 +1,16 @@
 """Train the DFlash block drafter on the target's own outputs (self-distillation).
 
-usage: drafter.py --work DIR --model MODEL_DIR [--gen-minutes 1.5 --minutes 4 | --gen-until T1 --until T2 (unix times)] [--init MODEL_DIR] [--warm]
+usage: [torchrun --nproc-per-node=N] drafter.py --work DIR --model MODEL_DIR [--gen-minutes 1.5 --minutes 4 | --gen-until T1 --until T2 (unix times)]
+       [--init MODEL_DIR] [--checkpoint FILE] [--warm]
 The exported target continues training prompts (code and chat, generate.py). Every generated position is an anchor: a step takes
 rows, runs the frozen target over them for its taps, drafts a block at every anchor and follows the rounds that decoding would
 make (chain below). Anchors where a round starts, just behind a rejection, weigh full; the others less.
 --init starts from that folder's drafter; layers it lacks start as the identity. --warm only compiles, for the cache.
+Under torchrun every process (one a GPU) generates rows of its own, --rows is divided among them and gradients are averaged. With --checkpoint the
+same command goes on with a run that was cut short, for what its schedule has left of --minutes, which count from the first step.
 """
-import argparse, os, signal, time
-import torch, torch.nn as nn, torch.nn.functional as F
+import argparse, os, signal, sys, time
+import torch, torch.distributed as dist, torch.nn as nn, torch.nn.functional as F
 import tokenizers
 from train import Muon, Stream, Target, exported_target, guard, rms, rope, rope_tab, BF
 from generate import ChatPrompts, CodePrompts, Pool, collect, generate
@@ -16,6 +19,7 @@ from shape import *
 
 H, KH, HD = DRAFT_HQ, DRAFT_HK, DRAFT_HD
 ELSEWHERE = 0.35      # weight of an anchor where no round starts
+ENTROPY_LEAST = 0.2   # the cross-entropy's weight in the loss goes from --entropy to this; that of the other part, 1 - overlap, is 1
 FLOOR = 0.3           # least share of a block position's weight, however unlikely it is that the draft is right up to it
 
 DRAFT_NAMES = {"n1": "input_layernorm.weight", "n2": "post_attention_layernorm.weight", "q": "self_attn.q_proj.weight", "k": "self_attn.k_proj.weight", "v": "self_attn.v_proj.weight",
@@ -100,17 +104,25 @@ def features(t, ids):
     return torch.cat(taps, -1), hid
 
 
+def windows(x):
+    """x [B,U,...] of U positions in a row -> [B,U-6,7,...]: what the 7 drafted rows of a block at each of the first U - 6 look at."""
+    return x.unfold(1, BLOCK - 1, 1).movedim(-1, 2)
+
+
 def score(h, teacher, head, y):
-    """Drafter rows h and target rows teacher, both [N,D], labels y [N] -> both logits [N,V] and normalisers, log p(y) of both, argmax == y."""
-    lg, tg = h @ head.T, teacher @ head.T; f, g = lg.float(), tg.float(); zl, zt = f.logsumexp(-1), g.logsumexp(-1); at = y[:, None]
-    return lg, tg, zl, zt, f.gather(1, at)[:, 0] - zl, g.gather(1, at)[:, 0] - zt, f.argmax(-1) == y
+    """Drafter rows h [B,A,7,D], target rows teacher [B,A+6,D], what follows each, y [B,A+6] -> both logits and normalisers, log p(y) of both, argmax == y."""
+    lg, tg = (h.reshape(-1, D) @ head.T).view(*h.shape[:3], V), teacher @ head.T; f, g, yw = lg.float(), tg.float(), windows(y); zl, zt = f.logsumexp(-1), g.logsumexp(-1)
+    return lg, tg, zl, zt, f.gather(-1, yw[..., None])[..., 0] - zl, windows(g.gather(-1, y[..., None])[..., 0] - zt), f.argmax(-1) == yw
 
 
-def gradient(lg, tg, zl, zt, y, weight, head):
-    """Of sum(weight x (half hard, half soft cross-entropy)) with respect to h; and that sum."""
-    f = lg.float(); p, q = (f - zl[:, None]).exp(), (tg.float() - zt[:, None]).exp()
-    hot = (torch.arange(V, device=y.device) == y[:, None]).float(); goal = 0.5 * (hot + q)
-    return ((p - goal) * weight[:, None]).to(BF) @ head, (weight * (zl - (goal * f).sum(-1))).sum()
+def gradient(lg, tg, zl, zt, y, weight, sampled, entropy, head):
+    """Of sum(weight x (entropy x cross-entropy + 1 - overlap)) with respect to h; and that sum. A draft from p is accepted with chance sum(min(p, m)),
+    its overlap with what the token is chosen by: the target's distribution q where tokens are sampled, all on y where they are greedy (there the
+    cross-entropy is half hard and half soft, for the sake of sampling from such a context)."""
+    f = lg.float(); p, q = (f - zl[..., None]).exp(), windows((tg.float() - zt[..., None]).exp())
+    m = torch.where(sampled[:, None, None, None], q, (torch.arange(V, device=y.device) == windows(y)[..., None]).float()); goal = 0.5 * (m + q)
+    under = (p < m).float(); grad = entropy * (p - goal) + p * ((p * under).sum(-1, keepdim=True) - under)
+    return ((grad * weight[..., None]).to(BF).view(-1, V) @ head).view(*lg.shape[:3], D), (weight * (entropy * (zl - (goal * f).sum(-1)) + 1 - torch.minimum(p, m).sum(-1))).sum()
 
 
 def chain(step):
@@ -124,7 +136,7 @@ def chain(step):
 
 class Step:
     """Forward and backward of one batch. The loss's gradient is written out, so the [rows, V] logits stay in BF16 and are made once."""
-    def __init__(s, t, d): s.t, s.d, s.score, s.gradient = t, d, score, gradient
+    def __init__(s, t, d): s.t, s.d, s.score, s.gradient, s.entropy = t, d, score, gradient, torch.ones((), device=t.embed.device)
 
     def compile(s):
         torch._dynamo.config.cache_size_limit = 64
@@ -137,21 +149,20 @@ class Step:
 
     def __call__(s, ids, first, end, sampled, new, backward=True):
         """Rows ids [B,T] generated in first..end-1 -> (loss, tokens per round as decoded, both on the device)."""
-        B, T = ids.shape; dev = ids.device; n = BLOCK - 1; taps, hid = features(s.t, ids)
-        anchors = (first[:, None] + torch.arange(new, device=dev)).clamp_max(T - 1)
+        B, T = ids.shape; n = BLOCK - 1; taps, hid = features(s.t, ids)
+        at = first[:, None] + torch.arange(new + n, device=ids.device); anchors = at[:, :new].clamp_max(T - 1)
         h = s.d(taps, anchors, s.t.embed, ids)          # with gradients in any case: one compiled form
         with torch.no_grad():
-            at = anchors[..., None] + torch.arange(1, BLOCK, device=dev); valid = at < end[:, None, None]; at = at.clamp_max(T - 1).view(B, -1)
-            y, teacher = ids.gather(1, at).view(-1), hid.gather(1, (at - 1)[..., None].expand(-1, -1, D)).view(-1, D); flat = h.detach().reshape(-1, D)
-            lg, tg, zl, zt, lp, lq, top = s.score(flat, teacher, s.t.head, y)
-            chance = torch.where(sampled[:, None, None], (lp - lq).exp().clamp_max(1).view(B, new, n), lp.exp().view(B, new, n))     # of matching the target's token
-            hit = torch.where(sampled[:, None, None], torch.rand_like(chance) < chance, top.view(B, new, n)) & valid
+            valid, at = windows(at[:, 1:] < end[:, None]), at.clamp_max(T - 1); y = ids.gather(1, at[:, 1:]); teacher = hid.gather(1, at[:, :-1, None].expand(-1, -1, D))
+            lg, tg, zl, zt, lp, lq, top = s.score(h.detach(), teacher, s.t.head, y); drawn = sampled[:, None, None]
+            chance = torch.where(drawn, (lp - lq).clamp_max(0), lp).exp()                                  # of matching the target's token
+            hit = torch.where(drawn, torch.rand_like(chance) < chance, top) & valid
             step = hit.int().cumprod(-1).sum(-1) + 1; starts = chain(step) * valid[..., 0]
-            gamma = torch.exp(-torch.arange(n, device=dev) / GAMMA); before = F.pad(chance.cumprod(-1)[..., :-1], (1, 0), value=1.0)
+            gamma = torch.exp(-torch.arange(n, device=ids.device) / GAMMA); before = F.pad(chance.cumprod(-1)[..., :-1], (1, 0), value=1.0)
             weight = (starts + ELSEWHERE * (1 - starts))[..., None] * gamma * (FLOOR + (1 - FLOOR) * before) * valid
             weight = weight / weight.sum().clamp_min(1e-6)
-            grad, loss = s.gradient(lg, tg, zl, zt, y, weight.view(-1), s.t.head)
-        if backward: h.backward(grad.view_as(h))
+            grad, loss = s.gradient(lg, tg, zl, zt, y, weight, sampled, s.entropy, s.t.head)
+        if backward: h.backward(grad)
         return loss, (step * starts).sum() / starts.sum().clamp_min(1)
 
 
@@ -168,51 +179,91 @@ def warm_compile(step, shapes, limit, dev):
     finally: signal.alarm(0); signal.signal(signal.SIGALRM, old); step.d.zero_grad(set_to_none=True)
 
 
+def average(params, f):
+    """Gradients become their means over the processes, in one flat buffer that also carries each one's clock f; returns that mean, on the device."""
+    flat = torch.cat([p.grad.flatten() for p in params] + [params[0].new_tensor([f])]); dist.all_reduce(flat); flat /= dist.get_world_size()
+    torch._foreach_copy_([p.grad for p in params], [x.view_as(p) for x, p in zip(flat.split([*map(torch.numel, params), 1]), params)])
+    return flat[-1]
+
+
+def write(state, path): torch.save(state, path + ".tmp"); os.replace(path + ".tmp", path)
+
+
+def rows_of(a, t, pools, per_step, seed, until, dev):
+    """Fill the pools; returns a held-out one, the same in every run: 4 steps' rows of code, the first half greedy."""
+    tk = tokenizers.Tokenizer.from_file(a.model + "/tokenizer.json"); real = tk.get_vocab_size(); stop = torch.tensor([tk.token_to_id(x) for x in ("<|im_end|>", "<|endoftext|>")], device=dev)
+    held = Pool(*a.code_row); prompts, lengths = CodePrompts(Stream(a.work, "heldout", 0.3, 5, dev), 5).get(4 * per_step, held.new, held.T); temp = (torch.arange(4 * per_step, device=dev)[:, None] >= 2 * per_step).float()
+    held.add(generate(t, prompts, lengths, held.new, temp, real, torch.Generator(dev).manual_seed(5)), lengths, stop[:0], temp[:, 0] > 0); held.close()
+    sources = [CodePrompts(Stream(a.work, "train", 0.5, seed, dev), seed), ChatPrompts(a.work, tk.token_to_id("</think>"), seed, dev)]
+    collect(t, sources, pools, a.gen_rows or (6144 if dev == "cuda" else 64), a.greedy, real, stop, seed, until, dev)
+    return held
+
+
 def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--work", required=True); ap.add_argument("--model", required=True); ap.add_argument("--seed", type=int, default=3); ap.add_argument("--init")
     ap.add_argument("--gen-minutes", type=float, default=1.5); ap.add_argument("--minutes", type=float, default=4); ap.add_argument("--gen-until", type=float); ap.add_argument("--until", type=float)
     ap.add_argument("--code-row", type=int, nargs=2, default=[512, 160], help="tokens of a row, and the generated ones of them"); ap.add_argument("--chat-row", type=int, nargs=2, default=[256, 128])
     ap.add_argument("--gen-rows", type=int, help="sequences generated together; 6144 on CUDA, else 64"); ap.add_argument("--greedy", type=float, default=0.6, help="share of greedy rows")
-    ap.add_argument("--rows", type=int, default=32, help="code rows per step; chat rows take the same number of tokens"); ap.add_argument("--lr", type=float, default=0.02)
+    ap.add_argument("--rows", type=int, default=32, help="code rows per step; chat rows take the same number of tokens"); ap.add_argument("--lr", type=float, default=0.02); ap.add_argument("--entropy", type=float, default=1.0, help="weight of the cross-entropy in the loss at the start")
     ap.add_argument("--compile-limit", type=int, default=90, help="seconds; 0 = no compilation"); ap.add_argument("--warm", action="store_true")
-    a = ap.parse_args(); begin = time.time(); gen_until, until = a.gen_until or begin + a.gen_minutes * 60, a.until or begin + (a.gen_minutes + a.minutes) * 60
-    dev = "cuda" if torch.cuda.is_available() else "cpu"; torch.manual_seed(a.seed)
-    rows = a.gen_rows or (6144 if dev == "cuda" else 64); pools = [Pool(*a.code_row), Pool(*a.chat_row)]; shapes = [(a.rows * a.code_row[0] // p.T, p.T, p.new) for p in pools]; d = Drafter().to(dev)
+    ap.add_argument("--checkpoint", help="state of the run, written every 30 s and read at the start; generated rows lie beside it")
+    a = ap.parse_args(); rank, world = (int(os.environ.get(k, v)) for k, v in (("RANK", 0), ("WORLD_SIZE", 1))); dev = "cuda" if torch.cuda.is_available() else "cpu"
+    if dev == "cuda": torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    begin = time.time(); torch.manual_seed(a.seed); d = Drafter().to(dev); rows = a.rows // world
+    pools = [Pool(*a.code_row), Pool(*a.chat_row)]; shapes = [(rows * a.code_row[0] // p.T, p.T, p.new) for p in pools]
     if a.warm:
         warm_compile(Step(frozen(Target(), dev), d), shapes, a.compile_limit, dev); return
+    if world > 1: dist.init_process_group("nccl" if dev == "cuda" else "gloo")
+    if rank: sys.stdout = open(os.devnull, "w")
     if a.init: d.load_state_dict(exported_drafter(a.init))
-    save(d, a.work, 0, 0)
-    t = frozen(exported_target(a.model), dev); tk = tokenizers.Tokenizer.from_file(a.model + "/tokenizer.json"); real = tk.get_vocab_size()
-    stop = torch.tensor([tk.token_to_id(x) for x in ("<|im_end|>", "<|endoftext|>")], device=dev)
-    sources = [CodePrompts(Stream(a.work, "train", 0.5, a.seed, dev), a.seed), ChatPrompts(a.work, tk.token_to_id("</think>"), a.seed, dev)]
-    held = Pool(*a.code_row); hp, hl = CodePrompts(Stream(a.work, "heldout", 0.3, a.seed, dev), 5).get(shapes[0][0], held.new, held.T)
-    held.add(generate(t, hp, hl, held.new, torch.zeros(len(hp), 1, device=dev), real, None), hl, stop[:0], torch.zeros(len(hp), dtype=torch.bool, device=dev)); held.close()
-    n_gen = collect(t, sources, pools, rows, a.greedy, real, stop, a.seed, gen_until, dev)
-    if dev == "cuda": torch.cuda.empty_cache()
-    run = Step(t, d)
-    if dev == "cuda" and a.compile_limit: warm_compile(run, shapes, a.compile_limit, dev)
     every = list(d.parameters()); small = [p for p in every if p.ndim == 1]
-    muon, adam = Muon([p for p in every if p.ndim == 2], a.lr), torch.optim.AdamW(small, lr=0.003, betas=(0.9, 0.95), weight_decay=0, fused=dev == "cuda")
-    f = 0.0; step = 0; t0 = last = saved = time.time(); seconds = max(1.0, until - t0); told = 0
+    muon, adam = Muon([p for p in every if p.ndim == 2], a.lr), torch.optim.AdamW(small, lr=0.15 * a.lr, betas=(0.9, 0.95), weight_decay=0, fused=dev == "cuda")
+    f, step = 0.0, 0
+    if a.checkpoint and os.path.exists(a.checkpoint):
+        c = torch.load(a.checkpoint, map_location=dev); f, step = c["f"], c["step"]; print(f"goes on at step {step}, f {f:.3f}", flush=True)
+        d.load_state_dict(c["model"]); adam.load_state_dict(c["adam"]); torch._foreach_copy_([m for _, m in muon.groups], c["muon"])
+    if rank == 0: save(d, a.work, step, 0)
+    t = frozen(exported_target(a.model), dev); kept = a.checkpoint and f"{a.checkpoint}.rows{rank}"; seed = a.seed + 1000 * rank; torch.manual_seed(seed + step)
+    if kept and os.path.exists(kept):
+        held = Pool(*a.code_row)
+        for p, x in zip([*pools, held], torch.load(kept, map_location=dev)): vars(p).update(x)
+    else:
+        held = rows_of(a, t, pools, rows, seed, a.gen_until or begin + a.gen_minutes * 60, dev)
+        if kept: write([vars(p) for p in [*pools, held]], kept)
+    if dev == "cuda": torch.cuda.empty_cache()
+    run = Step(t, d); n_gen = torch.tensor(sum(p.tokens for p in pools), device=dev)
+    if dev == "cuda" and a.compile_limit: warm_compile(run, shapes, a.compile_limit, dev)
+    if world > 1: dist.all_reduce(n_gen)      # and the clocks start together
+    n_gen = int(n_gen)
+    def heldout():      # tokens per round: greedy, sampled
+        x = [run(held.ids[i].long(), held.first[i], held.end[i], held.sampled[i], held.new, backward=False)[1] for i in torch.arange(4 * rows, device=dev).split(rows)]
+        return torch.stack(x).view(2, 2).mean(1).tolist()
+    look = 25 if dev == "cuda" else 1      # the device is waited for, and the clock looked at, every so many steps
+    f0, t0 = f, time.time(); seconds = max(1.0, a.until - t0) / (1 - f) if a.until else a.minutes * 60; last = saved = t0; told = step
     while f < 1:
         lr = min(1, (step + 1) / 100, (1 - f) / 0.8)                      # warm-up, constant, linear to zero at the end of the time
-        k = step % 2; loss, rate = run(*pools[k].batch(shapes[k][0]), pools[k].new)
+        k = step % 2; run.entropy.fill_(max(ENTROPY_LEAST, a.entropy - f)); loss, rate = run(*pools[k].batch(shapes[k][0]), pools[k].new)
+        clock = f0 + (time.time() - t0) / seconds
+        if world > 1: clock = average(every, clock)                       # all processes go by the same one
         guard(every); muon.step(lr)
-        for g in adam.param_groups: g["lr"] = 0.003 * lr
+        for g in adam.param_groups: g["lr"] = 0.15 * a.lr * lr
         adam.step(); d.zero_grad(set_to_none=True)
         step += 1
-        if step % 50 == 0 and dev == "cuda": torch.cuda.synchronize()      # the clock below is the device's, not the launches'
-        now = time.time(); f = (now - t0) / seconds
-        if step in (2, 100) or now - last > 10:
-            ho = run(held.ids.long(), held.first, held.end, held.sampled, held.new, backward=False)[1].item()
-            print(f"{time.strftime('%H:%M:%S')} step {step} f {f:.3f} {('code', 'chat')[k]} loss {loss.item():.4f} tokens/round {rate.item():.2f} held-out code, greedy {ho:.2f} {(now - last) / (step - told) * 1e3:.1f} ms/step", flush=True); last, told = time.time(), step
-            if now - saved > 25: save(d, a.work, step, n_gen); saved = now
-    save(d, a.work, step, n_gen); print("done", step, flush=True)
+        if step % look and step != 2: continue
+        if dev == "cuda": torch.cuda.synchronize()
+        f = float(clock); now = time.time()
+        if rank == 0 and (step in (2, 100) or now - last > 10):
+            greedy, drawn = heldout(); print(f"{time.strftime('%H:%M:%S')} step {step} f {f:.3f} {('code', 'chat')[k]} loss {loss.item():.4f} tokens/round {rate.item():.2f}"
+                  f" held-out code: greedy {greedy:.2f}, temperature 1 {drawn:.2f}; {(now - last) / (step - told) * 1e3:.1f} ms/step", flush=True); last, told = time.time(), step
+            if now - saved > 30:
+                save(d, a.work, step, n_gen); saved = now
+                if a.checkpoint: write({"model": d.state_dict(), "muon": [m for _, m in muon.groups], "adam": adam.state_dict(), "f": f, "step": step}, a.checkpoint)
+    if rank == 0: save(d, a.work, step, n_gen); print("done", step, flush=True)
+    if world > 1: dist.destroy_process_group()
 
 
-def save(d, work, step, n_gen):
-    torch.save({"model": {k: v.to(BF) for k, v in d.state_dict().items()}, "step": step, "gen": n_gen}, work + "/draft.tmp"); os.replace(work + "/draft.tmp", work + "/draft.pt")
+def save(d, work, step, n_gen): write({"model": {k: v.to(BF) for k, v in d.state_dict().items()}, "step": step, "gen": n_gen}, work + "/draft.pt")
 
 
 if __name__ == "__main__": main()

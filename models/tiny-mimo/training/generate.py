@@ -50,17 +50,19 @@ class CodePrompts:
 
 
 class ChatPrompts:
-    """Chat prompts cut right after the generation prompt, in batches of neighbours by length."""
+    """Chat prompts cut right after the generation prompt, in batches of neighbours by length. Every prompt comes up once before one comes up again;
+    from the second time on half of them with up to 32 tokens of the reference's answer, but no more than half of it: other greedy answers."""
     def __init__(s, work, think, seed, dev):
         t, o = np.load(work + "/chat.npy"), np.load(work + "/chat_off.npy"); s.r, s.t, s.queue = np.random.default_rng(seed), torch.from_numpy(t.astype(np.int32)).to(dev), []
         at = np.flatnonzero(t == think); row = np.searchsorted(o, at, "right") - 1; row, first = np.unique(row, return_index=True)
-        s.begin, s.len = o[row], at[first] - o[row] + 1
+        s.begin, s.len = o[row], at[first] - o[row] + 1; s.answer, s.given = o[row + 1] - at[first] - 1, 0 * row
     def get(s, n, new, T):
-        """Up to n prompts with room for `new` tokens in a row of T; every prompt comes up once before one comes up again."""
+        """Up to n prompts with room for `new` tokens in a row of T."""
         if not s.queue:
-            fit = np.flatnonzero(s.len <= T - new); fit = s.r.permutation(fit); fit = fit[np.argsort(s.len[fit], kind="stable")]
-            s.queue = [fit[i:i + n] for i in range(0, len(fit), n)]; s.r.shuffle(s.queue)
-        rows = s.queue.pop(); dev = s.t.device; length = torch.from_numpy(s.len[rows]).to(dev); P = int(s.len[rows].max())
+            total = s.len + s.given; fit = np.flatnonzero(total <= T - new); fit = s.r.permutation(fit); fit = fit[np.argsort(total[fit], kind="stable")]
+            s.queue = [(fit[i:i + n], total[fit[i:i + n]]) for i in range(0, len(fit), n)]; s.r.shuffle(s.queue)
+            s.given = s.r.integers(0, 2, len(s.len)) * np.minimum(s.r.integers(1, 33, len(s.len)), s.answer // 2)
+        rows, length = s.queue.pop(); dev = s.t.device; length = torch.from_numpy(length).to(dev); P = int(length.max())
         at = torch.from_numpy(s.begin[rows]).to(dev)[:, None] + torch.arange(P, device=dev)
         return torch.where(torch.arange(P, device=dev) < length[:, None], s.t[at.clamp_max(len(s.t) - 1)].long(), 0), length
 
@@ -80,10 +82,10 @@ class Pool:
 
 
 def collect(t, sources, pools, rows, greedy_share, real, stop, seed, until, dev):
-    """Fill the pools in turn with continuations of their sources' prompts until the given unix time (each at least once)."""
+    """Fill the pools evenly with continuations of their sources' prompts until the given unix time (each at least once)."""
     gen = torch.Generator(dev).manual_seed(seed); t0 = last = time.time(); n = 0
     while n < len(pools) or time.time() + (time.time() - last) * 0.5 < until:
-        last = time.time(); pool = pools[n % len(pools)]; prompts, lengths = sources[n % len(pools)].get(rows, pool.new, pool.T)
+        last = time.time(); pool, source = min(zip(pools, sources), key=lambda x: x[0].tokens); prompts, lengths = source.get(rows, pool.new, pool.T)
         temp = (torch.rand(len(prompts), 1, generator=gen, device=dev) >= greedy_share).float()
         pool.add(generate(t, prompts, lengths, pool.new, temp, real, gen), lengths, stop, temp[:, 0] > 0); n += 1
         total = sum(p.tokens for p in pools); now = time.time()

@@ -2,7 +2,7 @@
 # Go on from the published folder within a wall-clock budget: polish the target, generate with it, train the drafter on
 # that, measure, and put everything that changed into OUT_DIR as a few files (install.sh puts them back into this folder).
 # usage: refine.sh WORK_DIR OUT_DIR [SECONDS, default 480]
-# Environment: CORPUS (a pack made by pack_corpus.sh: no network needed), PYTHON, POLISH_FLAGS, DRAFTER_FLAGS, EVALUATE_FLAGS.
+# Environment: CORPUS (a pack made by pack_corpus.sh: no network needed), PYTHON, POLISH_FLAGS, DRAFTER_FLAGS, EVALUATE_FLAGS, LAUNCH (as of run.sh).
 # Whatever cuts the run short, OUT_DIR holds the last state that was complete.
 set -euo pipefail
 start=$(date +%s); here=$(cd "$(dirname "$0")" && pwd)
@@ -29,7 +29,7 @@ fi
 mkdir "$work/model"; cp -r ../*.json ../*.safetensors ../README.md ../dflash ../golden ../heldout "$work/model/"; mkdir "$work/model/training"; cp figures.json licences.tsv "$work/model/training/"
 cp -r "$work/model" "$work/polished"
 if nvidia-smi -L > /dev/null 2>&1; then                                                # the drafter's kernels, compiled while the target trains
-  limit "$(at 100)" $py drafter.py --work "$work" --model "$work/model" --warm --compile-limit 90 ${DRAFTER_FLAGS:-} > "$work/warm.log" 2>&1 & warm=$!
+  limit "$(at 100)" ${LAUNCH:-$py} drafter.py --work "$work" --model "$work/model" --warm --compile-limit 90 ${DRAFTER_FLAGS:-} > "$work/warm.log" 2>&1 & warm=$!
 fi
 
 stage polish
@@ -48,7 +48,7 @@ fi
 pack "target, with the drafter as it was"
 
 stage drafter; [ -z "${warm:-}" ] || { wait "$warm" || true; cat "$work/warm.log"; }
-limit "$(at 432)" $py drafter.py --work "$work" --model "$work/model" --init "$here/.." --gen-until "$(at 200)" --until "$(at 416)" ${DRAFTER_FLAGS:-} || stage "drafter cut short"
+limit "$(at 432)" ${LAUNCH:-$py} drafter.py --work "$work" --model "$work/model" --init "$here/.." --gen-until "$(at 200)" --until "$(at 416)" ${DRAFTER_FLAGS:-} || stage "drafter cut short"
 [ -z "${bpb:-}" ] || { wait "$bpb" || true; cat "$work/evaluate.log"; cp "$work/polished/training/figures.json" "$work/model/training/"; }
 mkdir -p "$work/drafted"; cp "$work/draft.pt" "$work/drafted/"          # without target.pt: the target in the folder stays
 stage export; $py export.py --work "$work/drafted" --out "$work/model"

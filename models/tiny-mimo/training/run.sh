@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Rebuild the whole folder: data, tokenizer, target, drafter, figures, model card. Uses CUDA when present.
 # usage: run.sh [WORK_DIR] [TARGET_MINUTES] [GENERATE_MINUTES] [DRAFTER_MINUTES]
-# Environment: OUT (a model folder elsewhere than this one), PYTHON, TRAIN_FLAGS, DRAFTER_FLAGS, EVALUATE_FLAGS.
+# Environment: OUT (a model folder elsewhere than this one), PYTHON, TRAIN_FLAGS, DRAFTER_FLAGS, EVALUATE_FLAGS, LAUNCH (what starts
+# drafter.py: "torchrun --nproc-per-node=N" trains the drafter on N GPUs).
 # A train.json already in WORK_DIR is used as it is; so is a tokenizer.json.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -14,7 +15,7 @@ stage data;      [ -f "$work/train.json" ] || $py prepare_data.py --work "$work"
 stage tokenizer; $py tokenizer.py --work "$work" --out "$out"
 stage target;    $py train.py --work "$work" --minutes "${2:-120}" ${TRAIN_FLAGS:-} 2>&1 | tee "$work/train.log"
 stage export;    $py export.py --work "$work" --out "$out"
-stage drafter;   $py drafter.py --work "$work" --model "$out" --gen-minutes "${3:-10}" --minutes "${4:-30}" ${DRAFTER_FLAGS:-} 2>&1 | tee "$work/drafter.log"
+stage drafter;   ${LAUNCH:-$py} drafter.py --work "$work" --model "$out" --gen-minutes "${3:-10}" --minutes "${4:-30}" ${DRAFTER_FLAGS:-} 2>&1 | tee "$work/drafter.log"
 stage export;    $py export.py --work "$work" --out "$out"
 stage card;      $py card.py --work "$work" --out "$out"      # a card without figures, should the next stage be cut short
 stage evaluate;  $py evaluate.py --work "$work" --model "$out" ${EVALUATE_FLAGS:-}
