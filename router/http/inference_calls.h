@@ -4,10 +4,9 @@
 // Surprising:
 //   * A streamed call reads its next chunk only when told to, so the relay learns that a chunk was
 //     sent no earlier than the session had the one before it on the socket.
-//   * Streamed calls use a completion queue, not gRPC's callbacks, which ask for the status from
-//   the
-//     start on: in gRPC 1.51 the channel within a process then lets a status overtake a message
-//     that nobody reads yet, and the message is lost (grpc/grpc#23398).
+//   * Streamed calls use a completion queue, not gRPC's callbacks: those ask for the status from
+//     the start on, and in gRPC 1.51 the channel within a process then lets a status overtake a
+//     message that nobody reads yet, and the message is lost (grpc/grpc#23398).
 #pragma once
 
 #include <cstdint>
