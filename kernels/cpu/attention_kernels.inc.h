@@ -11,34 +11,34 @@ constexpr int kChunkKeys = 64;
 constexpr int kHeadDimsMax = 512;
 constexpr float kMinusInfinity = -__builtin_inff();
 
-template <int kHeads>
+template <int kQueries>
 struct AttentionState {
-  Factor q[kHeads][kHeadDimsMax / 32];  // 32 of D each
-  int last_key[kHeads];                 // of the cache
-  float max[kHeads];
-  float sum[kHeads];
-  float acc[kHeads][kHeadDimsMax];
+  Factor q[kQueries][kHeadDimsMax / 32];  // 32 of D each
+  int last_key[kQueries];                 // of the cache
+  float max[kQueries];
+  float sum[kQueries];
+  float acc[kQueries][kHeadDimsMax];
 };
 
 // dots[h * kKeys + j]: lanes that add up to q[h] * k[j].
-template <int kHeads, int kKeys>
-INLINE void DotKeys(const AttentionState<kHeads>& state, const bf16* const* k, int dim, F* dots) {
-  constexpr int kKeysAtOnce = kSumsInRegisters / kHeads;
+template <int kQueries, int kKeys>
+INLINE void DotKeys(const AttentionState<kQueries>& state, const bf16* const* k, int dim, F* dots) {
+  constexpr int kKeysAtOnce = kSumsInRegisters / kQueries;
 #pragma GCC unroll 16
   for (int first = 0; first < kKeys; first += kKeysAtOnce) {
-    F sums[kKeysAtOnce][kHeads] = {};
+    F sums[kKeysAtOnce][kQueries] = {};
     for (int d = 0; d < dim; d += 32) {
 #pragma GCC unroll 16
       for (int j = 0; j < kKeysAtOnce; ++j) {
         const Factor key = ToFactor(LoadW(k[first + j] + d));
 #pragma GCC unroll 4
-        for (int h = 0; h < kHeads; ++h) sums[j][h] = Dot(sums[j][h], key, state.q[h][d / 32]);
+        for (int h = 0; h < kQueries; ++h) sums[j][h] = Dot(sums[j][h], key, state.q[h][d / 32]);
       }
     }
 #pragma GCC unroll 16
     for (int j = 0; j < kKeysAtOnce; ++j) {
 #pragma GCC unroll 4
-      for (int h = 0; h < kHeads; ++h) dots[h * kKeys + first + j] = sums[j][h];
+      for (int h = 0; h < kQueries; ++h) dots[h * kKeys + first + j] = sums[j][h];
     }
   }
 }
@@ -50,27 +50,27 @@ INLINE void PrefetchRow(const bf16* row, int dims) {
 
 // k and v: the rows of this chunk, padded with valid rows to a multiple of kLanes; query h sees the
 // first num_seen[h] of num_keys.
-template <int kHeads>
-void AttendChunk(AttentionState<kHeads>& state, const bf16* const* k, const bf16* const* v,
+template <int kQueries>
+void AttendChunk(AttentionState<kQueries>& state, const bf16* const* k, const bf16* const* v,
                  int num_keys, const int* num_seen, float score_scale, int dim, int value_dim) {
-  alignas(64) float p[kHeads][kChunkKeys];
-  constexpr int kKeys = kLanes / kHeads;  // whose sums across lanes fill a vector
+  alignas(64) float p[kQueries][kChunkKeys];
+  constexpr int kKeys = kLanes / kQueries;  // whose sums across lanes fill a vector
   for (int j = 0; j < num_keys; j += kKeys) {
     for (int i = j; i < j + kKeys; ++i) {
       if (i + kKeys < num_keys) PrefetchRow(k[i + kKeys], dim);
       PrefetchRow(v[i], value_dim);
     }
     F dots[kLanes];
-    DotKeys<kHeads, kKeys>(state, k + j, dim, dots);
+    DotKeys<kQueries, kKeys>(state, k + j, dim, dots);
     float scores[kLanes];
     Store(scores, Sum16(dots) * score_scale);
-    for (int h = 0; h < kHeads; ++h) __builtin_memcpy(p[h] + j, scores + h * kKeys, 4 * kKeys);
+    for (int h = 0; h < kQueries; ++h) __builtin_memcpy(p[h] + j, scores + h * kKeys, 4 * kKeys);
   }
-  for (int h = 0; h < kHeads; ++h) {
+  for (int h = 0; h < kQueries; ++h) {
     for (int j = num_seen[h]; j < kChunkKeys; ++j) p[h][j] = kMinusInfinity;
   }
-  float rescale[kHeads];
-  for (int h = 0; h < kHeads; ++h) {
+  float rescale[kQueries];
+  for (int h = 0; h < kQueries; ++h) {
     F largest = Load(p[h]);
     for (int j = kLanes; j < kChunkKeys; j += kLanes) largest = Max(Load(p[h] + j), largest);
     const float chunk_max = MaxLane(largest);
@@ -88,9 +88,9 @@ void AttendChunk(AttentionState<kHeads>& state, const bf16* const* k, const bf16
   constexpr int kVectors = 4 / kRegistersOfVector;
   for (int d = 0; d < value_dim;) {
     if (value_dim - d >= kVectors * kLanes) {
-      F acc[kHeads][kVectors];
+      F acc[kQueries][kVectors];
 #pragma GCC unroll 4
-      for (int h = 0; h < kHeads; ++h) {
+      for (int h = 0; h < kQueries; ++h) {
 #pragma GCC unroll 4
         for (int i = 0; i < kVectors; ++i) {
           acc[h][i] = Load(state.acc[h] + d + i * kLanes) * rescale[h];
@@ -101,33 +101,33 @@ void AttendChunk(AttentionState<kHeads>& state, const bf16* const* k, const bf16
 #pragma GCC unroll 4
         for (int i = 0; i < kVectors; ++i) value[i] = LoadBf16(v[j] + d + i * kLanes);
 #pragma GCC unroll 4
-        for (int h = 0; h < kHeads; ++h) {
+        for (int h = 0; h < kQueries; ++h) {
           const F weight = Splat(p[h][j]);
 #pragma GCC unroll 4
           for (int i = 0; i < kVectors; ++i) acc[h][i] = Fma(weight, value[i], acc[h][i]);
         }
       }
 #pragma GCC unroll 4
-      for (int h = 0; h < kHeads; ++h) {
+      for (int h = 0; h < kQueries; ++h) {
 #pragma GCC unroll 4
         for (int i = 0; i < kVectors; ++i) Store(state.acc[h] + d + i * kLanes, acc[h][i]);
       }
       d += kVectors * kLanes;
     } else {
-      F acc[kHeads];
-      for (int h = 0; h < kHeads; ++h) acc[h] = Load(state.acc[h] + d) * rescale[h];
+      F acc[kQueries];
+      for (int h = 0; h < kQueries; ++h) acc[h] = Load(state.acc[h] + d) * rescale[h];
       for (int j = 0; j < num_keys; ++j) {
         const F value = LoadBf16(v[j] + d);
-        for (int h = 0; h < kHeads; ++h) acc[h] = Fma(Splat(p[h][j]), value, acc[h]);
+        for (int h = 0; h < kQueries; ++h) acc[h] = Fma(Splat(p[h][j]), value, acc[h]);
       }
-      for (int h = 0; h < kHeads; ++h) Store(state.acc[h] + d, acc[h]);
+      for (int h = 0; h < kQueries; ++h) Store(state.acc[h] + d, acc[h]);
       d += kLanes;
     }
   }
 }
 
-// Queries [first, first + kHeads) of a task whose rows SeeTheSame.
-template <int kHeads>
+// Queries [first, first + kQueries) of a task whose rows SeeTheSame.
+template <int kQueries>
 void AttendQueries(const AttentionTask& task, int first) {
   const AttentionParams& params = *task.params;
   const AttentionRow& row = params.rows[task.row];
@@ -139,9 +139,9 @@ void AttendQueries(const AttentionTask& task, int first) {
   };
   const int dim = params.qk_head_dim;
   const int value_dim = params.v_head_dim;
-  AttentionState<kHeads> state;
+  AttentionState<kQueries> state;
   int last_key = -1;
-  for (int h = 0; h < kHeads; ++h) {
+  for (int h = 0; h < kQueries; ++h) {
     state.last_key[h] = params.rows[row_of(h)].last_key;
     if (state.last_key[h] > last_key) last_key = state.last_key[h];
     const bf16* const q = params.q + place_of(h) * dim;
@@ -157,7 +157,7 @@ void AttendQueries(const AttentionTask& task, int first) {
       k[j] = k[num_keys - 1];
       v[j] = v[num_keys - 1];
     }
-    AttendChunk<kHeads>(state, k, v, num_keys, num_seen, params.score_scale, dim, value_dim);
+    AttendChunk<kQueries>(state, k, v, num_keys, num_seen, params.score_scale, dim, value_dim);
   };
   const size_t k_stride = static_cast<size_t>(params.num_kv_heads) * dim;
   const size_t v_stride = static_cast<size_t>(params.num_kv_heads) * value_dim;
@@ -166,10 +166,10 @@ void AttendQueries(const AttentionTask& task, int first) {
   const auto up_to = [](int count) {
     return count < 0 ? 0 : count < kChunkKeys ? count : kChunkKeys;
   };
-  int num_seen[kHeads];
+  int num_seen[kQueries];
   for (int key = row.first_key; key <= last_key; key += kChunkKeys) {
     const int num_keys = up_to(last_key - key + 1);
-    for (int h = 0; h < kHeads; ++h) num_seen[h] = up_to(state.last_key[h] - key + 1);
+    for (int h = 0; h < kQueries; ++h) num_seen[h] = up_to(state.last_key[h] - key + 1);
     const KvView& kv = *row.kv;
     int page = key / kv.page_tokens;
     int offset = key - page * kv.page_tokens;
@@ -189,7 +189,7 @@ void AttendQueries(const AttentionTask& task, int first) {
   if (row.block_k != nullptr) {
     for (int key = 0; key < row.block_rows; key += kChunkKeys) {
       const int num_keys = up_to(row.block_rows - key);
-      for (int h = 0; h < kHeads; ++h) num_seen[h] = num_keys;
+      for (int h = 0; h < kQueries; ++h) num_seen[h] = num_keys;
       for (int j = 0; j < num_keys; ++j) {
         k[j] = row.block_k + (key + j) * k_stride + k_offset;
         v[j] = row.block_v + (key + j) * v_stride + v_offset;
@@ -197,7 +197,7 @@ void AttendQueries(const AttentionTask& task, int first) {
       attend(num_keys, num_seen);
     }
   }
-  for (int h = 0; h < kHeads; ++h) {
+  for (int h = 0; h < kQueries; ++h) {
     float sum = state.sum[h];
     float scale = 1.0f;
     if (params.sinks != nullptr) {

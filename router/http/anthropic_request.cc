@@ -9,6 +9,7 @@
 #include "common/status_macros.h"
 #include "router/http/anthropic_reply.h"
 #include "router/http/request_fields.h"
+#include "router/http/request_parts.h"
 
 namespace ultraspeed::router {
 namespace {
@@ -38,47 +39,40 @@ absl::StatusOr<Content> ReadContent(RequestFields& fields, absl::string_view nam
     fields.Refuse(name, "a string or an array of blocks");
     return fields.status();
   }
-  for (size_t i = 0; i < blocks->size(); ++i) {
-    const std::string path = absl::StrCat(fields.PathOf(name), "[", i, "]");
-    if (!(*blocks)[i].is_object()) {
-      return absl::InvalidArgumentError(absl::StrCat(path, " is no object; it must be a block"));
-    }
-    RequestFields block((*blocks)[i].get_object(), path + ".");
+  RETURN_IF_ERROR(ForEachObject(*blocks, fields.PathOf(name), "a block", [&](RequestFields& block) {
     const std::string type = block.Choice("type", allowed);
     if (type.empty()) block.Refuse("type", "the type of a block");
     const char* field = type == "thinking" ? "thinking" : "text";
     const auto text = block.String(field);
     if (!text) block.Refuse(field, "a string");
-    RETURN_IF_ERROR(block.status());
-    AppendBlock(*text, type == "thinking" ? &content.thinking : &content.text);
-  }
+    AppendBlock(text.value_or(""), type == "thinking" ? &content.thinking : &content.text);
+    return block.status();
+  }));
   return content;
+}
+
+absl::Status AddMessage(RequestFields& message, v1::ChatRequest* request) {
+  const std::string role = message.Choice("role", {"user", "assistant"});
+  if (role.empty()) message.Refuse("role", "user or assistant");
+  RETURN_IF_ERROR(message.status());
+  const bool is_assistant = role == "assistant";
+  ASSIGN_OR_RETURN(Content content,
+                   ReadContent(message, "content",
+                               is_assistant ? std::vector<absl::string_view>{"text", "thinking"}
+                                            : std::vector<absl::string_view>{"text"}));
+  v1::ChatMessage* out = request->add_messages();
+  out->set_role(is_assistant ? v1::ROLE_ASSISTANT : v1::ROLE_USER);
+  out->set_content(std::move(content.text));
+  out->set_reasoning_content(std::move(content.thinking));
+  return absl::OkStatus();
 }
 
 absl::Status AddMessages(RequestFields& fields, v1::ChatRequest* request) {
   const json::array* messages = fields.Array("messages");
   if (messages == nullptr) fields.Refuse("messages", "an array");
   RETURN_IF_ERROR(fields.status());
-  for (size_t i = 0; i < messages->size(); ++i) {
-    const std::string path = absl::StrCat("messages[", i, "]");
-    if (!(*messages)[i].is_object()) {
-      return absl::InvalidArgumentError(absl::StrCat(path, " is no object; it must be one"));
-    }
-    RequestFields message((*messages)[i].get_object(), path + ".");
-    const std::string role = message.Choice("role", {"user", "assistant"});
-    if (role.empty()) message.Refuse("role", "user or assistant");
-    RETURN_IF_ERROR(message.status());
-    const bool is_assistant = role == "assistant";
-    ASSIGN_OR_RETURN(Content content,
-                     ReadContent(message, "content",
-                                 is_assistant ? std::vector<absl::string_view>{"text", "thinking"}
-                                              : std::vector<absl::string_view>{"text"}));
-    v1::ChatMessage* out = request->add_messages();
-    out->set_role(is_assistant ? v1::ROLE_ASSISTANT : v1::ROLE_USER);
-    out->set_content(std::move(content.text));
-    out->set_reasoning_content(std::move(content.thinking));
-  }
-  return absl::OkStatus();
+  return ForEachObject(*messages, "messages", "one",
+                       [request](RequestFields& message) { return AddMessage(message, request); });
 }
 
 void ReadTier(RequestFields& fields, v1::GenerateOptions* options) {
@@ -114,8 +108,7 @@ absl::StatusOr<TranslatedCall> ParseMessages(absl::string_view body) {
   v1::GenerateOptions* options = request.mutable_options();
   TranslatedCall call;
 
-  request.set_model(fields.String("model").value_or(""));
-  if (fields.Find("model") == nullptr) fields.Refuse("model", "the name of a model");
+  request.set_model(ReadModel(fields));
   for (const char* name : {"tools", "mcp_servers", "container"}) fields.RefuseUnlessEmpty(name);
   if (const json::object* choice = fields.Object("tool_choice")) {
     RequestFields inner(*choice, "tool_choice.");
@@ -124,13 +117,7 @@ absl::StatusOr<TranslatedCall> ParseMessages(absl::string_view body) {
   }
   if (const auto count = fields.Int32("max_tokens")) options->set_max_tokens(*count);
   if (fields.Find("max_tokens") == nullptr) fields.Refuse("max_tokens", "a whole number");
-  v1::SamplingParams* sampling = options->mutable_sampling();
-  if (const auto value = fields.Number("temperature")) {
-    sampling->set_temperature(static_cast<float>(*value));
-  }
-  if (const auto value = fields.Number("top_p")) sampling->set_top_p(static_cast<float>(*value));
-  if (const auto value = fields.Int32("top_k")) sampling->set_top_k(*value);
-  if (const auto value = fields.Bits64("seed")) sampling->set_seed(*value);
+  ReadSampling(fields, options->mutable_sampling());
   std::vector<std::string> stops = fields.Strings("stop_sequences");
   for (const std::string& stop : stops) options->add_stop(stop);
   if (const auto value = fields.Bool("speculation")) options->set_speculation(*value);

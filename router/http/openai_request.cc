@@ -4,11 +4,14 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/status_macros.h"
 #include "router/http/openai_reply.h"
 #include "router/http/request_fields.h"
+#include "router/http/request_parts.h"
 
 namespace ultraspeed::router {
 namespace {
@@ -28,21 +31,17 @@ absl::StatusOr<std::string> ContentOf(RequestFields& message) {
     message.Refuse("content", "a string or an array of text parts");
     return message.status();
   }
-  std::string text;
-  for (size_t i = 0; i < parts->size(); ++i) {
-    const std::string path = absl::StrCat(message.PathOf("content"), "[", i, "]");
-    if (!(*parts)[i].is_object()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(path, " is no object; it must be a text part"));
-    }
-    RequestFields part((*parts)[i].get_object(), path + ".");
-    if (part.Choice("type", {"text"}).empty()) part.Refuse("type", "text");
-    const auto part_text = part.String("text");
-    if (!part_text) part.Refuse("text", "a string");
-    RETURN_IF_ERROR(part.status());
-    absl::StrAppend(&text, i == 0 ? "" : "\n", *part_text);
-  }
-  return text;
+  std::vector<std::string> texts;
+  RETURN_IF_ERROR(ForEachObject(*parts, message.PathOf("content"), "a text part",
+                                [&texts](RequestFields& part) {
+                                  if (part.Choice("type", {"text"}).empty())
+                                    part.Refuse("type", "text");
+                                  const auto text = part.String("text");
+                                  if (!text) part.Refuse("text", "a string");
+                                  texts.push_back(text.value_or(""));
+                                  return part.status();
+                                }));
+  return absl::StrJoin(texts, "\n");
 }
 
 v1::Role RoleOf(const std::string& role) {
@@ -52,33 +51,29 @@ v1::Role RoleOf(const std::string& role) {
   return v1::ROLE_TOOL;
 }
 
+absl::Status AddMessage(RequestFields& message, v1::ChatRequest* request) {
+  const std::string role =
+      message.Choice("role", {"system", "developer", "user", "assistant", "tool"});
+  if (role.empty()) message.Refuse("role", "one of system, developer, user, assistant, tool");
+  for (const char* name : {"tool_calls", "function_call", "audio", "refusal"}) {
+    message.RefuseUnlessEmpty(name);
+  }
+  ASSIGN_OR_RETURN(std::string content, ContentOf(message));
+  const std::string reasoning = message.String("reasoning_content").value_or("");
+  RETURN_IF_ERROR(message.status());
+  v1::ChatMessage* out = request->add_messages();
+  out->set_role(RoleOf(role));
+  out->set_content(std::move(content));
+  out->set_reasoning_content(reasoning);
+  return absl::OkStatus();
+}
+
 absl::Status AddMessages(RequestFields& fields, v1::ChatRequest* request) {
   const json::array* messages = fields.Array("messages");
   if (messages == nullptr) fields.Refuse("messages", "an array");
   RETURN_IF_ERROR(fields.status());
-  for (size_t i = 0; i < messages->size(); ++i) {
-    const std::string path = absl::StrCat("messages[", i, "]");
-    if (!(*messages)[i].is_object()) {
-      return absl::InvalidArgumentError(absl::StrCat(path, " is no object; it must be one"));
-    }
-    RequestFields message((*messages)[i].get_object(), path + ".");
-    const std::string role =
-        message.Choice("role", {"system", "developer", "user", "assistant", "tool"});
-    if (role.empty()) {
-      message.Refuse("role", "one of system, developer, user, assistant, tool");
-    }
-    for (const char* name : {"tool_calls", "function_call", "audio", "refusal"}) {
-      message.RefuseUnlessEmpty(name);
-    }
-    ASSIGN_OR_RETURN(std::string content, ContentOf(message));
-    const std::string reasoning = message.String("reasoning_content").value_or("");
-    RETURN_IF_ERROR(message.status());
-    v1::ChatMessage* out = request->add_messages();
-    out->set_role(RoleOf(role));
-    out->set_content(std::move(content));
-    out->set_reasoning_content(reasoning);
-  }
-  return absl::OkStatus();
+  return ForEachObject(*messages, "messages", "one",
+                       [request](RequestFields& message) { return AddMessage(message, request); });
 }
 
 void RefuseWhatCannotBeHonoured(RequestFields& fields) {
@@ -104,13 +99,7 @@ void RefuseWhatCannotBeHonoured(RequestFields& fields) {
 void ReadOptions(RequestFields& fields, absl::string_view max_tokens, v1::GenerateOptions* options,
                  OpenAiReplyOptions* reply) {
   if (const auto count = fields.Int32(max_tokens)) options->set_max_tokens(*count);
-  v1::SamplingParams* sampling = options->mutable_sampling();
-  if (const auto value = fields.Number("temperature")) {
-    sampling->set_temperature(static_cast<float>(*value));
-  }
-  if (const auto value = fields.Number("top_p")) sampling->set_top_p(static_cast<float>(*value));
-  if (const auto value = fields.Int32("top_k")) sampling->set_top_k(*value);
-  if (const auto value = fields.Bits64("seed")) sampling->set_seed(*value);
+  ReadSampling(fields, options->mutable_sampling());
   for (std::string& stop : fields.Strings("stop")) options->add_stop(std::move(stop));
   if (const auto user = fields.String("user")) options->set_client_request_id(*user);
   if (const auto value = fields.Bool("speculation")) options->set_speculation(*value);
@@ -161,8 +150,7 @@ absl::StatusOr<TranslatedCall> ParseChatCompletion(absl::string_view body, Reply
   OpenAiReplyOptions reply;
   TranslatedCall call;
 
-  request.set_model(fields.String("model").value_or(""));
-  if (fields.Find("model") == nullptr) fields.Refuse("model", "the name of a model");
+  request.set_model(ReadModel(fields));
   RefuseWhatCannotBeHonoured(fields);
   const bool new_name = fields.Find("max_completion_tokens") != nullptr;
   if (new_name && fields.Find("max_tokens") != nullptr) {
@@ -198,8 +186,7 @@ absl::StatusOr<TranslatedCall> ParseCompletion(absl::string_view body, ReplyCont
   OpenAiReplyOptions reply;
   TranslatedCall call;
 
-  request.set_model(fields.String("model").value_or(""));
-  if (fields.Find("model") == nullptr) fields.Refuse("model", "the name of a model");
+  request.set_model(ReadModel(fields));
   RefuseWhatCannotBeHonoured(fields);
   request.mutable_options()->set_max_tokens(kDefaultCompletionTokens);
   ReadOptions(fields, "max_tokens", request.mutable_options(), &reply);

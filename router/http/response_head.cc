@@ -49,13 +49,13 @@ absl::string_view ReasonPhrase(int status) {
   }
 }
 
+}  // namespace
+
 std::string ValueOf(const HttpHeaders& headers, absl::string_view name) {
   const auto found = std::find_if(headers.begin(), headers.end(),
                                   [&](const auto& header) { return header.first == name; });
   return found == headers.end() ? "" : found->second;
 }
-
-}  // namespace
 
 std::string ResponseHead::ToString() const {
   std::string text = absl::StrCat("HTTP/1.1 ", status, " ", ReasonPhrase(status), "\r\n",

@@ -16,6 +16,8 @@
 namespace ultraspeed::router {
 
 using HttpHeaders = std::vector<std::pair<std::string, std::string>>;
+// Of the first header of that name, in lower case; empty: there is none.
+std::string ValueOf(const HttpHeaders& headers, absl::string_view name);
 
 // How the end of the body is found.
 enum class BodyFraming : uint8_t { kLength, kChunked, kUntilClose };

@@ -1,5 +1,6 @@
 // One HTTP connection: reads requests, has them translated, makes the calls, writes the answers.
-// Private to router/http: the only header with Asio and Beast in it.
+// Private to router/http: the only header with Asio and Beast in it. session.cc reads and writes,
+// session_requests.cc knows what requests want.
 //
 // Two coroutines share the connection's strand: Run goes from request to answer to request;
 // ReadInput reads ahead all the time, so that a client that leaves is noticed while its request
@@ -38,6 +39,10 @@
 #include "router/http/translation.h"
 
 namespace ultraspeed::router {
+
+inline absl::string_view ToView(boost::beast::string_view text) {
+  return {text.data(), text.size()};
+}
 
 class Session;
 

@@ -1,0 +1,39 @@
+#include "router/http/request_parts.h"
+
+#include <boost/json.hpp>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_macros.h"
+
+namespace ultraspeed::router {
+
+std::string ReadModel(RequestFields& fields) {
+  if (fields.Find("model") == nullptr) fields.Refuse("model", "the name of a model");
+  return fields.String("model").value_or("");
+}
+
+void ReadSampling(RequestFields& fields, v1::SamplingParams* sampling) {
+  if (const auto value = fields.Number("temperature")) {
+    sampling->set_temperature(static_cast<float>(*value));
+  }
+  if (const auto value = fields.Number("top_p")) sampling->set_top_p(static_cast<float>(*value));
+  if (const auto value = fields.Int32("top_k")) sampling->set_top_k(*value);
+  if (const auto value = fields.Bits64("seed")) sampling->set_seed(*value);
+}
+
+absl::Status ForEachObject(const boost::json::array& items, absl::string_view path,
+                           absl::string_view must_be,
+                           absl::FunctionRef<absl::Status(RequestFields& item)> visit) {
+  for (size_t i = 0; i < items.size(); ++i) {
+    const std::string item_path = absl::StrCat(path, "[", i, "]");
+    if (!items[i].is_object()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(item_path, " is no object; it must be ", must_be));
+    }
+    RequestFields item(items[i].get_object(), item_path + ".");
+    RETURN_IF_ERROR(visit(item));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace ultraspeed::router

@@ -1,0 +1,25 @@
+// Parts that the requests of every shape share. Private to router/http's request parsers. Pure.
+#pragma once
+
+#include <boost/json/fwd.hpp>
+#include <string>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "router/http/request_fields.h"
+#include "ultraspeed/v1/inference.pb.h"
+
+namespace ultraspeed::router {
+
+// `model`, which must be there.
+std::string ReadModel(RequestFields& fields);
+// temperature, top_p, top_k and seed.
+void ReadSampling(RequestFields& fields, v1::SamplingParams* sampling);
+// Visits the objects of the array at `path` in order, up to the first error. INVALID_ARGUMENT: an
+// item is no object; "it must be <must_be>".
+absl::Status ForEachObject(const boost::json::array& items, absl::string_view path,
+                           absl::string_view must_be,
+                           absl::FunctionRef<absl::Status(RequestFields& item)> visit);
+
+}  // namespace ultraspeed::router
