@@ -13,7 +13,7 @@
 #include "router/api_key.h"
 #include "router/redis_client.h"
 #include "tests/cluster/eventually.h"
-#include "tests/cluster/http_get.h"
+#include "tests/cluster/http_client.h"
 #include "tests/router/store_fixture.h"
 
 namespace ultraspeed::testing {

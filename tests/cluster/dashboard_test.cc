@@ -16,7 +16,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "tests/cluster/eventually.h"
-#include "tests/cluster/http_get.h"
+#include "tests/cluster/http_client.h"
 #include "tests/cluster/process.h"
 #include "tests/temporary_folder.h"
 

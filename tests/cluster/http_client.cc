@@ -142,6 +142,11 @@ std::string HttpGetRequest(const std::string& path, const std::string& key) {
                       "\r\n");
 }
 
+std::string HttpGet(int port, const std::string& path) {
+  HttpConnection connection(port);
+  return connection.Send(HttpGetRequest(path, "")) ? connection.Receive().body : "";
+}
+
 SseEvents ParseSse(const std::string& body) {
   SseEvents events;
   events.is_whole = absl::EndsWith(body, "\n\n");

@@ -50,6 +50,8 @@ class HttpConnection {
 std::string HttpPost(const std::string& path, const std::string& body, const std::string& key,
                      const std::string& more_headers = "");
 std::string HttpGetRequest(const std::string& path, const std::string& key);
+// The body of GET path at 127.0.0.1:port; empty if nothing answers.
+std::string HttpGet(int port, const std::string& path);
 
 // Data of every event of an SSE body; the names of events apart. Comments are left out.
 struct SseEvents {

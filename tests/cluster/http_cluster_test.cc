@@ -19,7 +19,6 @@
 #include "grpcpp/security/credentials.h"
 #include "tests/cluster/eventually.h"
 #include "tests/cluster/http_client.h"
-#include "tests/cluster/http_get.h"
 #include "tests/cluster/process.h"
 #include "tests/temporary_folder.h"
 #include "ultraspeed/v1/inference.grpc.pb.h"
