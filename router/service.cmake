@@ -1,4 +1,4 @@
-# ultraspeed_router_service: everything that makes gRPC calls or serves them; and the program. A precompiled header carries gRPC.
+# ultraspeed_router_service: everything that makes gRPC calls or serves them; and the program.
 ultraspeed_library(ultraspeed_router_service
   SOURCES
     admin_messages.cc
@@ -16,8 +16,5 @@ ultraspeed_library(ultraspeed_router_service
     ultraspeed_router_billing ultraspeed_router_accounts ultraspeed_router_core ultraspeed_common ultraspeed_proto
     absl::flat_hash_map absl::flat_hash_set absl::status absl::statusor absl::strings absl::synchronization absl::time
     gRPC::grpc++ OpenSSL::Crypto Threads::Threads)
-target_precompile_headers(ultraspeed_router_service PRIVATE
-  <grpcpp/grpcpp.h> "${PROJECT_SOURCE_DIR}/router/precompiled.h")
 
 ultraspeed_program(ultraspeed-router SOURCES main.cc LINKS ultraspeed_router_service ultraspeed_router_http)
-target_precompile_headers(ultraspeed-router REUSE_FROM ultraspeed_router_service)
