@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -64,6 +65,23 @@ class RankRounds {
     step.num_tokens = options_.prefill_tokens;
     step.sample = true;
     return MedianMs({.steps = {step}}, 1, kPrefillPasses);
+  }
+
+  // What it takes to keep a beginning as long as the context, and to go on from it instead of
+  // computing it: plain rounds with the copies before them, less plain rounds.
+  boost::json::object SharedBeginning() {
+    worker::SequenceStep step = Step(options_.context);
+    step.sample = true;
+    const int64_t border = options_.context / worker::kPageTokens * worker::kPageTokens;
+    worker::UseResidentEngine(executor_, false);
+    const auto round_ms = [&](const std::function<void()>& before) {
+      return MedianMs({.steps = {step}}, kWarmUpRounds, options_.rounds, before);
+    };
+    const double plain = round_ms([] {});
+    const double saved = round_ms([&] { executor_.SaveSnapshot(0, 0, border); });
+    const double loaded = round_ms([&] { executor_.LoadSnapshot(0, 0, border); });
+    worker::UseResidentEngine(executor_, true);
+    return {{"tokens", border}, {"save_ms", saved - plain}, {"load_ms", loaded - plain}};
   }
 
   // Rounds of the resident engine.
@@ -209,10 +227,13 @@ class RankRounds {
     return step;
   }
 
-  double MedianMs(const worker::Round& round, int warm_up, int repeats) {
+  double MedianMs(
+      const worker::Round& round, int warm_up, int repeats,
+      const std::function<void()>& before = [] {}) {
     std::vector<double> ms;
     for (int i = 0; i < warm_up + repeats; ++i) {
       const auto start = std::chrono::steady_clock::now();
+      before();
       executor_.Run(round);
       const std::chrono::duration<double, std::milli> elapsed =
           std::chrono::steady_clock::now() - start;
@@ -261,6 +282,7 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
   worker::ExecutorOptions executor_options;
   executor_options.max_sequences = options.sequences;
   executor_options.max_batch_tokens = options.prefill_tokens;
+  executor_options.num_snapshots = 1;
   executor_options.kv_tokens = options.sequences * (options.context + worker::kPageTokens);
   executor_options.count_experts = true;
   executor_options.kv_precision =
@@ -272,6 +294,7 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
   const double ceiling = worker::MeasureDeviceReadBandwidth(kCeilingBytes);
   RankRounds rounds(model, options);
   const double prefill_ms = rounds.PrefillMs();
+  boost::json::object shared_beginning = rounds.SharedBeginning();
   const int block = config.drafter.block_size;
   boost::json::object graphs, resident;
   // By both engines; `distinct_experts` a layer, 0 = as routed.
@@ -310,6 +333,7 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
       {"prefill_rows", options.prefill_tokens},
       {"prefill_ms", prefill_ms},
       {"prefill_tokens_per_second", 1e3 * options.prefill_tokens / prefill_ms},
+      {"shared_beginning", std::move(shared_beginning)},
       {"graphs", std::move(graphs)},
       {"resident", std::move(resident)},
       {"several_sequences", std::move(several)}};

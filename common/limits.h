@@ -22,6 +22,8 @@ inline constexpr int kPriorityMax = 100;
 
 // ---- Between router and worker (worker.proto) ----
 inline constexpr size_t kRequestIdBytesMax = 64;
+inline constexpr size_t kCacheScopeBytesMax = 128;
+inline constexpr int kPrefixSnapshotsMax = 4096;
 inline constexpr int kStopTokenIdsMax = 64;
 inline constexpr int kGrpcMessageBytesMax = 16 << 20;  // a prompt of 1M token ids is below 5 MiB
 inline constexpr int kGrpcMetadataBytesMax = 16 << 10;

@@ -227,6 +227,7 @@ absl::StatusOr<InferenceService::Prepared> InferenceService::Assemble(
   out.set_speculation(params.speculation);
   out.set_logprobs(params.logprobs);
   out.set_priority(params.priority);
+  out.set_cache_scope(tenant.tenant);
   return prepared;
 }
 

@@ -11,6 +11,7 @@
 #include "grpcpp/client_context.h"
 #include "grpcpp/support/client_callback.h"
 #include "grpcpp/support/proto_buffer_writer.h"
+#include "router/routing_policy.h"
 
 namespace ultraspeed::router {
 namespace {
@@ -144,6 +145,9 @@ void StreamRelay::Begin(RelayRequest request, Settlement settlement,
   request.worker_request.set_service_tier(settlement_.tier() == Tier::kUltraspeed
                                               ? v1::SERVICE_TIER_ULTRASPEED
                                               : v1::SERVICE_TIER_STANDARD);
+  const auto& prompt = request.worker_request.prompt_token_ids();
+  preferred_worker_ = PreferredWorker(request.worker_request.cache_scope(),
+                                      absl::MakeConstSpan(prompt.data(), prompt.size()));
   generation_ = Generation(std::move(request.worker_request), model_->facts.vocabulary_size);
   detokenizer_.emplace(model_->tokenizer.get());
   stop_matcher_.emplace(std::move(request.stop));
@@ -183,7 +187,7 @@ void StreamRelay::AwaitTurn() {
   if (!entry.ok()) {
     FailQueued(entry.status());
   } else if (entry->place) {
-    Place(pool_->Acquire(*model_, tried_workers_), *std::move(entry->place));
+    Place(pool_->Acquire(*model_, tried_workers_, preferred_worker_), *std::move(entry->place));
   } else {
     queue_ticket_ = entry->ticket;
   }
@@ -206,7 +210,7 @@ void StreamRelay::OnTurn(absl::StatusOr<RequestQueue::Place> place) {
     FailQueued(place.status());
     return;
   }
-  Place(pool_->Acquire(*model_, tried_workers_), *std::move(place));
+  Place(pool_->Acquire(*model_, tried_workers_, preferred_worker_), *std::move(place));
 }
 
 void StreamRelay::Place(absl::StatusOr<WorkerPool::Lease> lease, RequestQueue::Place place) {
@@ -349,7 +353,7 @@ void StreamRelay::GoOnOrFail(const WorkerPool::Lease& lease, RequestQueue::Place
   const int failures_max = resumes ? limits::kStreamFailuresMax : limits::kFailureRetriesMax;
   if (num_failures_ <= failures_max &&
       static_cast<int>(tried_workers_.size()) < limits::kPlacementAttemptsMax) {
-    if (auto next = pool_->Acquire(*model_, tried_workers_); next.ok()) {
+    if (auto next = pool_->Acquire(*model_, tried_workers_, preferred_worker_); next.ok()) {
       if (resumes) {
         metrics_->StreamResumed();
       } else {

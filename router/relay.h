@@ -144,7 +144,8 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   std::shared_ptr<WorkerCall> call_
       ABSL_GUARDED_BY(mutex_);  // null between placements and after the end
   absl::flat_hash_set<int> tried_workers_ ABSL_GUARDED_BY(mutex_);  // since the last token
-  int num_failures_ ABSL_GUARDED_BY(mutex_) = 0;                    // of workers
+  uint64_t preferred_worker_ ABSL_GUARDED_BY(mutex_) = 0;
+  int num_failures_ ABSL_GUARDED_BY(mutex_) = 0;  // of workers
   std::string worker_address_ ABSL_GUARDED_BY(mutex_);
 
   v1::GenerateChunk pending_ ABSL_GUARDED_BY(mutex_);  // not written yet

@@ -6,6 +6,9 @@
 #include <optional>
 #include <vector>
 
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+
 namespace ultraspeed::router {
 
 // What the policy may know of one worker. Counts are >= 0.
@@ -24,8 +27,11 @@ int64_t CandidateLoad(const WorkerCandidate& candidate);
 
 // Index of the eligible worker with the least load. A fresh report with a free slot beats a full
 // worker, and any fresh report beats a stale one. Ties go to the first tied index at or after
-// `turn` modulo the number of candidates, so a caller that counts `turn` up gets round robin.
-// nullopt if none is eligible.
-std::optional<int> ChooseWorker(const std::vector<WorkerCandidate>& candidates, uint64_t turn);
+// `preferred` modulo the number of candidates. nullopt if none is eligible.
+std::optional<int> ChooseWorker(const std::vector<WorkerCandidate>& candidates, uint64_t preferred);
+
+// Which worker a prompt prefers: the same for every router and for all prompts of a tenant that
+// begin alike, so that a worker that is no busier than others has computed their beginning before.
+uint64_t PreferredWorker(absl::string_view tenant, absl::Span<const int32_t> prompt);
 
 }  // namespace ultraspeed::router

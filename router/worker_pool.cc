@@ -138,7 +138,8 @@ void WorkerPool::ReleaseLease(Worker* worker, uint64_t lease_id) {
 }
 
 absl::StatusOr<WorkerPool::Lease> WorkerPool::Acquire(const ServedModel& model,
-                                                      const absl::flat_hash_set<int>& excluded) {
+                                                      const absl::flat_hash_set<int>& excluded,
+                                                      uint64_t preferred) {
   absl::MutexLock lock(&mutex_);
   const absl::Duration now = options_.clock->Monotonic();
   std::vector<WorkerCandidate> candidates(workers_.size());
@@ -151,11 +152,10 @@ absl::StatusOr<WorkerPool::Lease> WorkerPool::Acquire(const ServedModel& model,
                                .own_requests = static_cast<int64_t>(worker->leases.size()),
                                .max_running_requests = worker->max_running_requests};
   }
-  const std::optional<int> chosen = ChooseWorker(candidates, turn_);
+  const std::optional<int> chosen = ChooseWorker(candidates, preferred);
   if (!chosen) {
     return absl::UnavailableError(absl::StrCat("model ", model.facts.name, ": no worker is ready"));
   }
-  turn_ = static_cast<uint64_t>(*chosen) + 1;
   Lease lease;
   lease.pool_ = this;
   lease.worker_ = workers_[*chosen].get();

@@ -111,9 +111,10 @@ class WorkerPool {
   // NOT_FOUND names the model and those there are.
   absl::StatusOr<std::shared_ptr<const ServedModel>> FindModel(absl::string_view name) const;
   std::vector<ModelStatus> Models() const;
-  // The best worker of the model that is not in `excluded` (worker_idx). UNAVAILABLE if there is
-  // none.
-  absl::StatusOr<Lease> Acquire(const ServedModel& model, const absl::flat_hash_set<int>& excluded);
+  // The best worker of the model that is not in `excluded` (worker_idx); of equals the one that
+  // `preferred` names (routing_policy.h). UNAVAILABLE if there is none.
+  absl::StatusOr<Lease> Acquire(const ServedModel& model, const absl::flat_hash_set<int>& excluded,
+                                uint64_t preferred);
   std::array<int, kNumWorkerStates> CountStates() const;
   bool AnyReady() const;
   bool AnyReady(const ServedModel& model) const;
@@ -151,7 +152,6 @@ class WorkerPool {
   absl::Mutex capacity_mutex_;  // reports in the order of their counting; held over on_capacity
   mutable absl::Mutex mutex_ ABSL_ACQUIRED_AFTER(capacity_mutex_);
   bool closing_ ABSL_GUARDED_BY(mutex_) = false;
-  uint64_t turn_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t next_lease_id_ ABSL_GUARDED_BY(mutex_) = 1;
   int64_t num_leases_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<std::string, std::shared_ptr<const ServedModel>, std::less<>> models_

@@ -57,6 +57,7 @@ Engine::Engine(std::unique_ptr<Executor> executor, EngineOptions options, const 
       observer_(observer),
       bounds_(BoundsOf(*executor_)),
       kv_(executor_->max_sequences(), executor_->num_pages(), executor_->page_tokens()),
+      prefixes_(kv_, executor_->num_snapshots()),
       scheduler_(ForExecutor(options.scheduler, *executor_)) {
   load_.running_max = executor_->max_sequences();
   load_.kv_tokens_max = kv_.tokens_max();
@@ -170,6 +171,7 @@ void Engine::Run() {
 
 bool Engine::Step() {
   DrainInbox();
+  SaveSnapshots();
   AdmitWaiting();
   const bool any_ended = !emissions_.empty();
   const Plan plan = scheduler_.PlanRound(running_);
@@ -177,6 +179,7 @@ bool Engine::Step() {
   if (plan.empty()) return any_ended;
   RunRound(plan);
   Emit();
+  SaveSnapshots();
   return true;
 }
 
@@ -240,12 +243,28 @@ void Engine::DrainInbox() {
 
 void Engine::AdmitWaiting() {
   while (std::unique_ptr<Sequence> sequence = scheduler_.Admit(waiting_, kv_)) {
-    sequence->lease = kv_.Acquire(sequence->max());
-    executor_->ResetSlot(sequence->lease.slot);
+    Place(*sequence);
     running_.push_back(std::move(sequence));
   }
   // With nothing running all memory is free, and ValidateRequest let in nothing larger.
   KERNELS_CHECK((running_.empty() && !waiting_.empty()), ==, false);
+}
+
+void Engine::Place(Sequence& sequence) {
+  // At least the last token of the prompt has to run: it chooses the first new one.
+  const PrefixMatch match =
+      prefixes_.Find(sequence.spec().cache_scope,
+                     sequence.tokens().first(static_cast<size_t>(sequence.prompt_tokens()) - 1));
+  sequence.lease = kv_.Begin(match.pages);
+  prefixes_.MakeRoom(kv_.PagesFor(sequence.max()) - static_cast<int64_t>(match.pages.size()));
+  kv_.Extend(sequence.lease, sequence.max());
+  sequence.shared_tokens = match.num_known;
+  if (match.num_tokens == 0) {
+    executor_->ResetSlot(sequence.lease.slot);
+    return;
+  }
+  executor_->LoadSnapshot(match.snapshot, sequence.lease.slot, match.num_tokens);
+  sequence.StartAt(match.num_tokens);
 }
 
 void Engine::RunRound(const Plan& plan) {
@@ -263,6 +282,7 @@ void Engine::RunRound(const Plan& plan) {
     KERNELS_CHECK(static_cast<int>(outcome.chosen.size()), <=, step.block);
     sequence.speculation.Record(outcome.num_drafted, outcome.num_accepted);
     TokenEvent event = sequence.Advance(step.num_tokens, std::move(outcome));
+    KeepPrompt(sequence, step.computed);
     if (event.tokens.empty()) continue;
     if (sequence.first_event_tokens == 0) {
       sequence.first_token_at = now;
@@ -282,8 +302,34 @@ void Engine::RunRound(const Plan& plan) {
   }
 }
 
+void Engine::KeepPrompt(const Sequence& sequence, int64_t computed_before) {
+  const int64_t page = kv_.page_tokens();
+  // Where the prompt parts from a known one, and where it ends for somebody who repeats it.
+  for (const int64_t border :
+       {sequence.shared_tokens, (sequence.prompt_tokens() - 1) / page * page}) {
+    if (computed_before < border && border <= sequence.computed()) Keep(sequence, border);
+  }
+}
+
+void Engine::Keep(const Sequence& sequence, int64_t num_tokens) {
+  const int snapshot = prefixes_.Keep(sequence.spec().cache_scope,
+                                      sequence.tokens().first(static_cast<size_t>(num_tokens)),
+                                      sequence.lease.pages);
+  if (snapshot >= 0) pending_snapshots_.push_back({snapshot, sequence.lease.slot, num_tokens});
+}
+
+void Engine::SaveSnapshots() {
+  for (const PendingSnapshot& pending : pending_snapshots_)
+    executor_->SaveSnapshot(pending.snapshot, pending.slot, pending.position);
+  pending_snapshots_.clear();
+}
+
 void Engine::End(std::unique_ptr<Sequence> sequence, TokenEvent terminal) {
-  if (sequence->lease.slot >= 0) kv_.Release(sequence->lease);
+  if (sequence->lease.slot >= 0) {
+    const int64_t whole_pages = sequence->computed() / kv_.page_tokens() * kv_.page_tokens();
+    if (whole_pages > 0 && terminal.finish != FinishReason::kShutdown) Keep(*sequence, whole_pages);
+    kv_.Release(sequence->lease);
+  }
   emissions_.push_back({sequence.get(), std::move(terminal)});
   ended_.push_back(std::move(sequence));
 }
@@ -367,15 +413,17 @@ void Engine::ReportFinish(const Sequence& sequence, const TokenEvent& event) {
 
 void Engine::CheckIntegrity() const {
   kv_.CheckIntegrity();
-  int64_t pages_tokens = 0;
+  prefixes_.CheckIntegrity();
+  KERNELS_CHECK(pending_snapshots_.size(), ==, size_t{0});
+  std::set<int32_t> pages;
   std::set<int> slots;
   for (const auto& sequence : running_) {
     KERNELS_CHECK(sequence->lease.slot, >=, 0);
     KERNELS_CHECK(slots.insert(sequence->lease.slot).second, ==, true);
     KERNELS_CHECK(sequence->pending(), >=, 1);
-    pages_tokens += static_cast<int64_t>(sequence->lease.pages.size()) * executor_->page_tokens();
+    pages.insert(sequence->lease.pages.begin(), sequence->lease.pages.end());
   }
-  KERNELS_CHECK(pages_tokens, ==, kv_.tokens_used());
+  KERNELS_CHECK(static_cast<int64_t>(pages.size()) * kv_.page_tokens(), ==, kv_.tokens_used());
   KERNELS_CHECK(static_cast<int>(running_.size()), ==, kv_.num_slots() - kv_.slots_free());
   absl::MutexLock lock(&mutex_);
   KERNELS_CHECK(live_ids_.size(), ==, running_.size() + waiting_.size() + inbox_.size());

@@ -2,7 +2,9 @@
 //
 // Submit, Cancel, Drain and the load report are called by the service from any thread and only
 // leave messages; the engine thread sees them at the next round boundary. It then runs rounds at
-// its own pace: drain inbox -> schedule -> run -> emit -> retire. It sleeps when idle. Bounds: at
+// its own pace: drain inbox -> schedule -> run -> emit -> retire. What ended sequences and prompts
+// have computed is kept for requests that begin alike (prefix_cache.h), as long as nobody needs the
+// memory. It sleeps when idle. Bounds: at
 // most Executor::max_sequences() requests run, and at most that many plus waiting_max are accepted
 // and not ended.
 #pragma once
@@ -25,6 +27,7 @@
 #include "common/limits.h"
 #include "worker/executor.h"
 #include "worker/kv_cache.h"
+#include "worker/prefix_cache.h"
 #include "worker/request.h"
 #include "worker/scheduler.h"
 
@@ -137,12 +140,24 @@ class Engine {
     Sequence* sequence;
     TokenEvent event;
   };
+  struct PendingSnapshot {
+    int snapshot;
+    int slot;
+    int64_t position;
+  };
 
   void Run();
   void WarmUp();
   void DrainInbox();
   void AdmitWaiting();
+  // The sequence begins where another one has been, if it can; it has its slot and its pages then.
+  void Place(Sequence& sequence);
   void RunRound(const Plan& plan);
+  // Remembers the pages that the round completed, where a snapshot is worth it.
+  void KeepPrompt(const Sequence& sequence, int64_t computed_before);
+  void Keep(const Sequence& sequence, int64_t num_tokens);
+  // Before any slot is used again. After Emit: nobody waits for it.
+  void SaveSnapshots();
   void End(std::unique_ptr<Sequence> sequence, TokenEvent terminal);
   void EndAll(FinishReason reason);
   // Publishes load and totals, then delivers the emissions: who sees a terminal event sees the slot
@@ -160,6 +175,8 @@ class Engine {
 
   // The engine thread's.
   KvCache kv_;
+  PrefixCache prefixes_;
+  std::vector<PendingSnapshot> pending_snapshots_;
   Scheduler scheduler_;
   Scheduler::Waiting waiting_;
   Scheduler::Running running_;

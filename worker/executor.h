@@ -4,6 +4,10 @@
 // of each step, plus, where it sampled, for the accepted draft tokens: the new `computed` is
 // computed + num_tokens + num_accepted, and the last chosen token is the next anchor. KV of
 // rejected drafts is dead and is overwritten by the next round.
+//
+// A layer that sees a window keeps only the newest positions of a slot, in a ring. A snapshot is a
+// copy of the part of them that a sequence needs to go on from some page's border: together with
+// the pages before it, it lets another sequence that begins alike start there (prefix_cache.h).
 #pragma once
 
 #include <cstdint>
@@ -26,6 +30,7 @@ struct ExecutorOptions {
   int max_sequences = 8;       // slots
   int max_batch_tokens = 512;  // rows of one round, all sequences together
   int64_t kv_tokens = 65536;   // capacity of the full layers, rounded up to pages
+  int num_snapshots = 0;       // of beginnings that are kept to be shared
   int num_threads = 0;         // 0 = NumUsableCores()
   KvPrecision kv_precision = KvPrecision::kBf16;
   bool resident = true;  // rounds of a few sequences on the resident kernel; CUDA only
@@ -60,8 +65,17 @@ class Executor {
       const = 0;  // ids that may be sampled: rows past the tokenizer's last id are masked
   virtual std::string device() const = 0;  // "cpu avx512_bf16, 2 threads"
 
+  virtual int num_snapshots() const = 0;
+
   // Forgets what slot `slot` held; the next step on it starts at computed == 0.
   virtual void ResetSlot(int slot) = 0;
+  // Copies to snapshot `snapshot` what a sequence that goes on from `position` needs of the rings
+  // of `slot`. REQUIRES: position > 0, a multiple of P; position <= computed <= position + max(P,
+  // max_batch_tokens) of the sequence that ran in the slot last.
+  virtual void SaveSnapshot(int snapshot, int slot, int64_t position) = 0;
+  // Instead of ResetSlot: the next step on the slot starts at computed == position. Its pages
+  // before that are those of the sequence of which the snapshot was saved, at the same position.
+  virtual void LoadSnapshot(int snapshot, int slot, int64_t position) = 0;
 
   // Runs one round. REQUIRES: the bounds above; total rows (num_tokens + block - 1) <=
   // max_batch_tokens.

@@ -31,7 +31,8 @@ absl::StatusOr<RequestSpec> ToSpec(const v1::WorkerGenerateRequest& request) {
       .tier = tier == v1::SERVICE_TIER_ULTRASPEED ? Tier::kUltraspeed : Tier::kStandard,
       .logprobs = request.logprobs(),
       .priority = request.priority(),
-      .resumed_tokens = request.resumed_tokens()};
+      .resumed_tokens = request.resumed_tokens(),
+      .cache_scope = request.cache_scope()};
 }
 
 void AddLogprob(const ChosenToken& chosen, v1::WorkerGenerateChunk* chunk) {

@@ -44,7 +44,7 @@ struct Options {
   std::string manifest;
   absl::Duration drain_timeout = absl::Seconds(60);
   int waiting_max = limits::kWaitingRequestsMax;
-  ExecutorOptions executor;
+  ExecutorOptions executor = {.num_snapshots = 64};
   std::string draft_cost = "measured";
   std::string kv_precision = "bf16";
   std::string experts = "as-stored";
@@ -76,6 +76,10 @@ void AddFlags(FlagTable& flags, Options* options) {
             "Rows of one round, all requests together");
   flags.Int64("kv-tokens", &executor.kv_tokens, {256, int64_t{1} << 32}, "tokens",
               "KV capacity of the full-attention layers");
+  flags.Int("prefix-snapshots", &executor.num_snapshots, {0, limits::kPrefixSnapshotsMax},
+            "snapshots",
+            "Places from which prompts that begin like earlier ones may go on without computing "
+            "them again; 0 computes every prompt whole");
   flags.Choice(
       "kv-precision", &options->kv_precision, {"bf16", "fp8"},
       "How keys and values are cached; fp8 takes half the memory, needs a GPU, and changes "

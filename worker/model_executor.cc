@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "common/limits.h"
 #include "kernels/check.h"
 
 namespace ultraspeed::worker {
@@ -31,6 +32,10 @@ absl::Status ValidateOptions(const ExecutorOptions& options) {
     return s;
   if (absl::Status s = CheckOption("kv_tokens", options.kv_tokens, 1, kKvTokensMax); !s.ok())
     return s;
+  if (absl::Status s =
+          CheckOption("num_snapshots", options.num_snapshots, 0, limits::kPrefixSnapshotsMax);
+      !s.ok())
+    return s;
   return CheckOption("num_threads", options.num_threads, 0, kThreadsMax);
 }
 
@@ -54,6 +59,15 @@ void CheckRound(const Round& round, const Executor& executor) {
     num_rows += step.num_tokens + step.block - 1;
   }
   KERNELS_CHECK(num_rows, <=, executor.max_batch_tokens());
+}
+
+void CheckSnapshot(int snapshot, int slot, int64_t position, const Executor& executor) {
+  KERNELS_CHECK(snapshot, >=, 0);
+  KERNELS_CHECK(snapshot, <, executor.num_snapshots());
+  KERNELS_CHECK(slot, >=, 0);
+  KERNELS_CHECK(slot, <, executor.max_sequences());
+  KERNELS_CHECK(position, >=, int64_t{1});
+  KERNELS_CHECK(position % executor.page_tokens(), ==, int64_t{0});
 }
 
 }  // namespace ultraspeed::worker

@@ -4,13 +4,24 @@
 // Thread: the engine thread only.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+
 #include "absl/status/status.h"
+#include "worker/batch.h"
 #include "worker/executor.h"
 #include "worker/statistics.h"
 
 namespace ultraspeed::worker {
 
 inline constexpr int kPageTokens = 64;  // P, of both executors
+
+// Positions that the ring of a window holds: the window behind a page's border, the pass or the
+// page of tokens that may follow before a snapshot is taken there, and rows that were rejected or
+// that the resident engine ran ahead.
+constexpr int64_t RingTokens(int window, int max_batch_tokens) {
+  return int64_t{window} + std::max(max_batch_tokens, kPageTokens) + 3 * kDraftBlockMax;
+}
 
 class ModelExecutor : public Executor {
  public:
@@ -26,5 +37,7 @@ absl::Status ValidateOptions(const ExecutorOptions& options);
 
 // Aborts with the operands if the round breaks what Executor::Run requires of the engine.
 void CheckRound(const Round& round, const Executor& executor);
+// Likewise for Save- and LoadSnapshot.
+void CheckSnapshot(int snapshot, int slot, int64_t position, const Executor& executor);
 
 }  // namespace ultraspeed::worker

@@ -22,10 +22,8 @@ constexpr char kServedShape[] = "mimo-v2.5-pro";
 
 double Gigabytes(int64_t bytes) { return static_cast<double>(bytes) / 1e9; }
 
-// Tokens of a ring: the window, one pass beyond it and a rejected block, in whole pages.
-int64_t RingTokens(int window, int max_batch_tokens) {
-  return (int64_t{window} + max_batch_tokens + kDraftBlockMax + kPageTokens - 1) / kPageTokens *
-         kPageTokens;
+int64_t RingPageTokens(int window, int max_batch_tokens) {
+  return (RingTokens(window, max_batch_tokens) + kPageTokens - 1) / kPageTokens * kPageTokens;
 }
 
 int64_t ValueBytes(KvPrecision precision) { return precision == KvPrecision::kFp8 ? 1 : 2; }
@@ -53,12 +51,13 @@ ContextPlan PlanContext(const NodePlan& plan, int64_t context) {
   ContextPlan out;
   out.context_tokens = context;
   out.gpu_bytes_per_sequence =
-      position_bytes * (full * pages + sliding * RingTokens(part.window, options.max_batch_tokens));
+      position_bytes *
+      (full * pages + sliding * RingPageTokens(part.window, options.max_batch_tokens));
   out.gpu_kv_bytes_per_round =
       position_bytes * (full * context + sliding * std::min<int64_t>(context, part.window));
   if (part.drafter.num_layers > 0) {
     out.gpu_bytes_per_sequence += DrafterPositionBytes(part.drafter) *
-                                  RingTokens(part.drafter.window, options.max_batch_tokens);
+                                  RingPageTokens(part.drafter.window, options.max_batch_tokens);
     out.gpu_kv_bytes_per_round +=
         DrafterPositionBytes(part.drafter) * std::min<int64_t>(context, part.drafter.window);
   }

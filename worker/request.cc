@@ -97,6 +97,11 @@ absl::Status ValidateRequest(const RequestSpec& spec, const RequestBounds& bound
   if (spec.priority < limits::kPriorityMin || spec.priority > limits::kPriorityMax) {
     return OutOfBounds("priority", spec.priority, limits::kPriorityMin, limits::kPriorityMax);
   }
+  if (spec.cache_scope.size() > limits::kCacheScopeBytesMax) {
+    return absl::InvalidArgumentError(absl::StrCat("cache_scope: ", spec.cache_scope.size(),
+                                                   " bytes; must be at most ",
+                                                   limits::kCacheScopeBytesMax));
+  }
   if (spec.resumed_tokens < 0 || spec.resumed_tokens >= prompt_tokens) {
     return OutOfBounds("resumed_tokens", spec.resumed_tokens, int64_t{0}, prompt_tokens - 1);
   }
@@ -111,6 +116,13 @@ Sequence::Sequence(RequestSpec spec, std::shared_ptr<TokenSink> sink, absl::Dura
   tokens_.reserve(static_cast<size_t>(max_));
   tokens_ = spec_.prompt;
   tokens_.reserve(static_cast<size_t>(max_));
+  CheckOrder();
+}
+
+void Sequence::StartAt(int64_t num_tokens) {
+  KERNELS_CHECK(computed_, ==, int64_t{0});
+  KERNELS_CHECK(num_tokens, <, prompt_tokens());
+  cached_ = computed_ = num_tokens;
   CheckOrder();
 }
 

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "kernels/ops.h"
 #include "worker/batch.h"
 #include "worker/kv_cache.h"
@@ -43,6 +44,8 @@ struct RequestSpec {
   int priority = 0;
   int64_t resumed_tokens =
       0;  // tail of the prompt that another worker produced; no effect on the result
+  // Only requests of the same scope share what they have computed (prefix_cache.h).
+  std::string cache_scope = {};
 };
 
 // What bounds a spec: facts of the model and of this worker's memory.
@@ -96,6 +99,11 @@ class Sequence {
   bool is_decoding() const { return committed() > prompt_tokens() && pending() == 1; }
   int64_t prompt_tokens() const { return static_cast<int64_t>(spec_.prompt.size()); }
   const int32_t* tokens_to_compute() const { return tokens_.data() + computed_; }
+  absl::Span<const int32_t> tokens() const { return tokens_; }  // [committed]
+
+  // The first tokens of the prompt have KV already. REQUIRES: nothing has run; num_tokens <
+  // prompt_tokens().
+  void StartAt(int64_t num_tokens);
 
   // Applies one round's outcome: `num_tokens` pending tokens now have KV, `result` follows them.
   // Tokens after a stop token are dropped. ENSURES: the order of the four integers, else aborts.
@@ -103,7 +111,8 @@ class Sequence {
   // The terminal event of a request that ends before it is done.
   TokenEvent End(FinishReason reason) const;
 
-  KvLease lease;  // held while running
+  KvLease lease;              // held while running
+  int64_t shared_tokens = 0;  // of the prompt that another request began with: worth a snapshot
   SpeculationState speculation;
   int64_t last_turn = -1;  // the scheduler's: when this sequence was last served
   absl::Duration first_token_at = absl::ZeroDuration();
@@ -118,7 +127,7 @@ class Sequence {
   const std::shared_ptr<TokenSink> sink_;
   const absl::Duration submitted_at_;
   const int64_t max_;
-  const int64_t cached_ = 0;  // no prefix reuse: a new sequence computes its whole prompt
+  int64_t cached_ = 0;
   int64_t computed_ = 0;
   int64_t draft_rounds_ = 0;
   std::vector<int32_t> tokens_;  // [committed], reserved to max: pointers into it stay valid

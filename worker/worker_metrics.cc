@@ -16,6 +16,8 @@ WorkerMetrics::WorkerMetrics(Metrics& metrics, int draft_block_max)
       draining_(metrics.Gauge("ultraspeed_worker_draining", "1 while new requests are refused")),
       prompt_tokens_(metrics.Counter("ultraspeed_worker_prompt_tokens_total",
                                      "Prompt tokens of ended requests")),
+      cached_tokens_(metrics.Counter("ultraspeed_worker_cached_tokens_total",
+                                     "Of the prompt tokens, those that had been computed before")),
       completion_tokens_(metrics.Counter("ultraspeed_worker_completion_tokens_total",
                                          "Completion tokens of ended requests")),
       rounds_(metrics.Counter("ultraspeed_worker_rounds_total", "Rounds run")),
@@ -66,6 +68,7 @@ void WorkerMetrics::OnRound(const RoundStats& stats) {
 
 void WorkerMetrics::OnFinish(const RequestStats& stats) {
   prompt_tokens_.Increment(static_cast<double>(stats.usage.prompt_tokens));
+  cached_tokens_.Increment(static_cast<double>(stats.usage.cached_tokens));
   completion_tokens_.Increment(static_cast<double>(stats.usage.completion_tokens));
   requests_.at(stats.finish)->Increment();
   if (stats.time_to_first_token > absl::ZeroDuration())

@@ -30,6 +30,7 @@ class WorkerMetrics : public EngineObserver {
   prometheus::Gauge& tokens_per_second_;
   prometheus::Gauge& draining_;
   prometheus::Counter& prompt_tokens_;
+  prometheus::Counter& cached_tokens_;
   prometheus::Counter& completion_tokens_;
   prometheus::Counter& rounds_;
   prometheus::Counter& rows_;

@@ -1,5 +1,6 @@
 // The real programs as processes on loopback with the bundled model: what a user sees, and what
 // happens when something dies.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 
@@ -61,12 +62,13 @@ class ClusterTest : public ::testing::Test {
   }
 
   // port 0 = a free one.
-  Server& StartWorker(int port = 0) {
-    workers_.push_back(std::make_unique<Server>(
-        folder_, absl::StrCat("worker", workers_.size()), "ultraspeed-worker",
-        std::vector<std::string>{absl::StrCat("--model=", kModelFolder),
-                                 absl::StrCat("--listen=127.0.0.1:", port), "--threads=1",
-                                 "--drain-timeout=30s"}));
+  Server& StartWorker(int port = 0, const std::vector<std::string>& more_flags = {}) {
+    std::vector<std::string> flags = {absl::StrCat("--model=", kModelFolder),
+                                      absl::StrCat("--listen=127.0.0.1:", port), "--threads=1",
+                                      "--drain-timeout=30s"};
+    flags.insert(flags.end(), more_flags.begin(), more_flags.end());
+    workers_.push_back(std::make_unique<Server>(folder_, absl::StrCat("worker", workers_.size()),
+                                                "ultraspeed-worker", flags));
     EXPECT_TRUE(workers_.back()->AwaitReady()) << workers_.back()->process().Log();
     return *workers_.back();
   }
@@ -116,6 +118,12 @@ class ClusterTest : public ::testing::Test {
     v1::GenerateRequest request = Request(8000);
     request.mutable_options()->set_ignore_eos(true);
     return request;
+  }
+
+  static void AddMessage(v1::ChatRequest* request, v1::Role role, const std::string& content) {
+    v1::ChatMessage* const message = request->add_messages();
+    message->set_role(role);
+    message->set_content(content);
   }
 
   Answer Generate(const v1::GenerateRequest& request) {
@@ -335,9 +343,7 @@ TEST_F(ClusterTest, ChatStreams) {
   StartOneOfEach();
   v1::ChatRequest request;
   request.set_model(kModel);
-  v1::ChatMessage* message = request.add_messages();
-  message->set_role(v1::ROLE_USER);
-  message->set_content("Write a function that adds two numbers. π 漢字 🙂");
+  AddMessage(&request, v1::ROLE_USER, "Write a function that adds two numbers. π 漢字 🙂");
   request.mutable_options()->set_max_tokens(40);
   grpc::ClientContext context;
   AddKey(&context);
@@ -348,6 +354,46 @@ TEST_F(ClusterTest, ChatStreams) {
 }
 
 // ---- What users get wrong ----
+
+// A conversation of two turns, and the same on a worker that keeps nothing.
+TEST_F(ClusterTest, TheNextTurnOfAChatComputesOnlyWhatIsNew) {
+  const auto converse = [&](std::vector<int64_t>* cached_tokens) {
+    v1::ChatRequest request;
+    request.set_model(kModel);
+    request.mutable_options()->set_max_tokens(80);
+    request.mutable_options()->mutable_sampling()->set_temperature(0);
+    std::string text;
+    for (const char* question :
+         {"Write a function that returns the n-th Fibonacci number, where the first is 0 and the "
+          "second is 1, and say what it does in a docstring of one line, with its arguments.",
+          "Now the same without recursion."}) {
+      AddMessage(&request, v1::ROLE_USER, question);
+      grpc::ClientContext context;
+      AddKey(&context);
+      const Answer answer = Read(stub_->Chat(&context, request));
+      EXPECT_TRUE(answer.status.ok()) << answer.status.error_message();
+      if (!answer.status.ok()) return text;
+      cached_tokens->push_back(answer.last().usage().cached_tokens());
+      AddMessage(&request, v1::ROLE_ASSISTANT, answer.text);
+      text += answer.text;
+    }
+    return text;
+  };
+  StartOneOfEach();
+  std::vector<int64_t> cached_tokens;
+  const std::string text = converse(&cached_tokens);
+  ASSERT_EQ(cached_tokens.size(), 2u);
+  EXPECT_EQ(cached_tokens[0], 0);
+  EXPECT_GE(cached_tokens[1], 64);
+
+  router_.reset();
+  workers_.clear();
+  StartWorker(0, {"--prefix-snapshots=0"});
+  StartRouter();
+  cached_tokens.clear();
+  EXPECT_EQ(converse(&cached_tokens), text);
+  EXPECT_THAT(cached_tokens, ::testing::ElementsAre(0, 0));
+}
 
 TEST_F(ClusterTest, EveryBadInputIsNamedAndTheServersGoOn) {
   StartOneOfEach();

@@ -26,7 +26,18 @@ struct Request {
   bool cancelled = false;
 };
 
-void RunOneHistory(uint32_t seed) {
+// The prompt begins as far as possible like another request's prompt and output.
+void ContinueAnother(std::mt19937& random, const std::vector<Request>& accepted,
+                     RequestSpec& spec) {
+  const Request& other = accepted[random() % accepted.size()];
+  std::vector<int32_t> text = other.spec.prompt;
+  text.insert(text.end(), other.sink->tokens.begin(), other.sink->tokens.end());
+  const size_t common = std::min(text.size(), spec.prompt.size());
+  std::copy_n(text.begin(), random() % 4 == 0 ? random() % (common + 1) : common,
+              spec.prompt.begin());
+}
+
+void RunOneHistory(uint32_t seed, int64_t& cached_tokens) {
   SCOPED_TRACE(testing::Message() << "ULTRASPEED_SEED=" << seed);
   std::mt19937 random(seed);
   const auto below = [&](uint32_t bound) { return static_cast<int>(random() % bound); };
@@ -37,7 +48,8 @@ void RunOneHistory(uint32_t seed) {
                            .num_pages = 40 + below(60),
                            .vocabulary = 50,
                            .context_tokens = 200,
-                           .draft_block = 1 + below(8)};
+                           .draft_block = 1 + below(8),
+                           .num_snapshots = below(6)};
   auto owned = std::make_unique<ScriptedExecutor>(scripted);
   owned->accept = [&](int num_drafted) { return below(static_cast<uint32_t>(num_drafted) + 1); };
   owned->before_round = [&](const Round&) { clock.Advance(absl::Microseconds(1 + below(5000))); };
@@ -55,6 +67,8 @@ void RunOneHistory(uint32_t seed) {
                               1 + below(static_cast<uint32_t>(context - num_prompt_tokens)),
                               below(3) == 0 ? Tier::kUltraspeed : Tier::kStandard);
       for (int32_t& token : request.spec.prompt) token = below(50);
+      if (!accepted.empty() && below(3) != 0) ContinueAnother(random, accepted, request.spec);
+      if (below(4) == 0) request.spec.cache_scope = "b";
       request.spec.sampling.seed = random();
       request.spec.speculation = below(4) != 0;
       request.spec.priority = below(3);
@@ -107,15 +121,19 @@ void RunOneHistory(uint32_t seed) {
   ASSERT_EQ(load.running + load.waiting, 0);
   ASSERT_EQ(load.requests_total, accepted.size());
   ASSERT_EQ(load.completion_tokens_total, completion_tokens);
+  for (const Request& request : accepted) cached_tokens += request.sink->usage.cached_tokens;
 }
 
 TEST(EnginePropertyTest, RandomHistoriesKeepTheInvariants) {
   const uint32_t first = FirstSeed();
   std::printf("first seed %u\n", first);
+  int64_t cached_tokens = 0;
   for (uint32_t i = 0; i < 60; ++i) {
-    RunOneHistory(first + i);
+    RunOneHistory(first + i, cached_tokens);
     if (testing::Test::HasFatalFailure()) return;
   }
+  std::printf("%lld prompt tokens were in memory\n", static_cast<long long>(cached_tokens));
+  EXPECT_GT(cached_tokens, 0);
 }
 
 }  // namespace

@@ -334,5 +334,113 @@ TEST(RateMeterTest, ForgetsAfterASecond) {
   EXPECT_EQ(meter.PerSecond(start + absl::Seconds(3)), 0);
 }
 
+// ---- Prompts that begin like earlier ones
+
+class SharedBeginningTest : public EngineTest {
+ protected:
+  // 16 of max_batch_tokens, so prompts run in chunks.
+  void SetUp() override { Create({.max_batch_tokens = 16, .num_snapshots = 8}); }
+
+  std::shared_ptr<RecordingSink> Run(const RequestSpec& spec) {
+    const auto sink = Submit(spec);
+    RunAll();
+    EXPECT_EQ(sink->tokens, ExpectedTokens(spec, 1000)) << spec.id;
+    return sink;
+  }
+  static RequestSpec Continue(const RequestSpec& spec, const RecordingSink& sink,
+                              const std::string& id, int num_more_tokens) {
+    RequestSpec next = spec;
+    next.id = id;
+    next.prompt.insert(next.prompt.end(), sink.tokens.begin(), sink.tokens.end());
+    for (int i = 0; i < num_more_tokens; ++i) next.prompt.push_back(900 + i);
+    return next;
+  }
+};
+
+TEST_F(SharedBeginningTest, TheNextTurnComputesOnlyWhatIsNew) {
+  RequestSpec spec = MakeSpec("turn-0", 50, 30);
+  auto sink = Run(spec);
+  EXPECT_EQ(sink->usage.cached_tokens, 0);
+  for (int turn = 1; turn < 4; ++turn) {
+    const int64_t computed = static_cast<int64_t>(spec.prompt.size() + sink->tokens.size()) - 1;
+    spec = Continue(spec, *sink, absl::StrCat("turn-", turn), 5);
+    sink = Run(spec);
+    EXPECT_EQ(sink->usage.cached_tokens, computed / 8 * 8);
+    EXPECT_EQ(sink->usage.prompt_tokens, static_cast<int64_t>(spec.prompt.size()));
+  }
+  EXPECT_EQ(executor_->num_loads, 3);
+}
+
+TEST_F(SharedBeginningTest, TheSamePromptAgainStillComputesItsLastToken) {
+  for (const int num_tokens : {8, 9, 16, 40, 41}) {
+    Create({.max_batch_tokens = 16, .num_snapshots = 8});
+    RequestSpec spec = MakeSpec("a", num_tokens, 1);
+    Run(spec);
+    spec.id = "b";
+    EXPECT_EQ(Run(spec)->usage.cached_tokens, (num_tokens - 1) / 8 * 8) << num_tokens;
+  }
+}
+
+TEST_F(SharedBeginningTest, ACommonSystemPromptIsSharedFromTheThirdRequestOn) {
+  const std::vector<int64_t> expected = {0, 0, 40, 40};
+  for (int i = 0; i < 4; ++i) {
+    RequestSpec spec = MakeSpec(absl::StrCat("user-", i), 44, 10);
+    for (int k = 0; k < 30; ++k) spec.prompt.push_back(100 * i + k);
+    EXPECT_EQ(Run(spec)->usage.cached_tokens, expected[static_cast<size_t>(i)]) << i;
+  }
+}
+
+TEST_F(SharedBeginningTest, ScopesAndSwitchedOffShareNothing) {
+  RequestSpec spec = MakeSpec("a", 40, 10);
+  Run(spec);
+  spec.id = "b";
+  spec.cache_scope = "another tenant";
+  EXPECT_EQ(Run(spec)->usage.cached_tokens, 0);
+  Create({.max_batch_tokens = 16});
+  Run(spec);
+  spec.id = "c";
+  EXPECT_EQ(Run(spec)->usage.cached_tokens, 0);
+}
+
+TEST_F(SharedBeginningTest, ACancelledRequestsWorkIsKept) {
+  RequestSpec spec = MakeSpec("a", 100, 200);
+  Submit(spec);
+  for (int i = 0; i < 4; ++i) engine_->Step();  // 64 of its tokens
+  engine_->Cancel("a");
+  RunAll();
+  spec.id = "b";
+  EXPECT_EQ(Run(spec)->usage.cached_tokens, 64);
+}
+
+TEST_F(SharedBeginningTest, SequencesThatRunShareTheirPages) {
+  RequestSpec spec = MakeSpec("a", 64, 300);
+  Run(spec);
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  std::vector<RequestSpec> specs;
+  for (int i = 0; i < 3; ++i) {
+    specs.push_back(MakeSpec(absl::StrCat("b", i), 64, 100));
+    specs.back().prompt.push_back(i);
+    specs.back().sampling.seed = static_cast<uint64_t>(i);
+    sinks.push_back(Submit(specs.back()));
+  }
+  engine_->Step();
+  engine_->CheckIntegrity();
+  EXPECT_EQ(engine_->Load().running, 3);
+  // 56 of 165 tokens of each are the same pages: 21 pages each without them.
+  EXPECT_EQ(engine_->Load().kv_tokens_used, 8 * (3 * 21 - 2 * 7));
+  RunAll();
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(sinks[i]->tokens, ExpectedTokens(specs[i], 1000));
+}
+
+TEST_F(SharedBeginningTest, KeptPagesAreGivenUpWhenARequestNeedsThem) {
+  Create({.num_pages = 16, .num_snapshots = 8});
+  Run(MakeSpec("a", 60, 60));
+  RequestSpec other = MakeSpec("b", 60, 68);
+  for (int32_t& token : other.prompt) token += 3;
+  EXPECT_EQ(Run(other)->usage.cached_tokens, 0);
+  EXPECT_EQ(engine_->Load().kv_tokens_used, 0);
+  engine_->CheckIntegrity();
+}
+
 }  // namespace
 }  // namespace ultraspeed::worker

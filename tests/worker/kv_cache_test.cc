@@ -35,6 +35,41 @@ TEST(KvCacheTest, RefusesWithoutSlotOrPages) {
   EXPECT_EQ(kv.slots_free(), 2);
 }
 
+TEST(KvCacheTest, ACachedPageOutlivesItsLeaseAndIsShared) {
+  KvCache kv(3, 4, 8);
+  KvLease first = kv.Acquire(24);
+  kv.Cache(first.pages[0]);
+  kv.Cache(first.pages[1]);
+  const std::vector<int32_t> cached(first.pages.begin(), first.pages.begin() + 2);
+  kv.Release(first);
+  EXPECT_EQ(kv.pages_idle(), 2);
+  EXPECT_EQ(kv.pages_free(), 2);
+  EXPECT_EQ(kv.tokens_used(), 0);
+  EXPECT_TRUE(kv.CanAcquire(32)) << "idle pages can be freed";
+  KvLease second = kv.Begin(cached), third = kv.Begin({cached[0]});
+  EXPECT_EQ(kv.tokens_used(), 16) << "a shared page counts once";
+  EXPECT_EQ(kv.pages_idle(), 0);
+  kv.Extend(second, 17);
+  EXPECT_EQ(second.pages.size(), 3u);
+  kv.Uncache(cached[1]);
+  EXPECT_EQ(kv.pages_free(), 1) << "it is still leased";
+  kv.CheckIntegrity();
+  kv.Release(second);
+  EXPECT_EQ(kv.pages_free(), 3);
+  kv.Release(third);
+  kv.Uncache(cached[0]);
+  EXPECT_EQ(kv.pages_free(), 4);
+  kv.CheckIntegrity();
+}
+
+TEST(KvCacheDeathTest, OnlyLeasedPagesAreCachedAndOnlyCachedOnesShared) {
+  KvCache kv(2, 2, 8);
+  KvLease lease = kv.Acquire(8);
+  EXPECT_DEATH(kv.Begin(lease.pages), "KERNELS_CHECK");
+  EXPECT_DEATH(kv.Cache(1 - lease.pages[0]), "KERNELS_CHECK");
+  EXPECT_DEATH(kv.Uncache(lease.pages[0]), "KERNELS_CHECK");
+}
+
 TEST(KvCacheDeathTest, DoubleReleaseAborts) {
   KvCache kv(1, 1, 8);
   KvLease lease = kv.Acquire(8);

@@ -28,6 +28,7 @@ struct ScriptedOptions {
   int vocabulary = 1000;
   int64_t context_tokens = 512;
   int draft_block = 8;  // 1 = no drafter
+  int num_snapshots = 0;
 };
 
 // The target's choice at `position`, given the token before it.
@@ -58,7 +59,10 @@ class ScriptedExecutor : public Executor {
   using AcceptScript = std::function<int(int num_drafted)>;
 
   explicit ScriptedExecutor(const ScriptedOptions& options)
-      : options_(options), slots_(options.max_sequences) {
+      : options_(options),
+        slots_(options.max_sequences),
+        snapshots_(options.num_snapshots),
+        pages_(options.num_pages, std::vector<int32_t>(options.page_tokens, -1)) {
     config_.name = "scripted";
     config_.context_tokens = options.context_tokens;
     config_.vocabulary = options.vocabulary;
@@ -78,18 +82,38 @@ class ScriptedExecutor : public Executor {
   int num_pages() const override { return options_.num_pages; }
   int vocabulary_used() const override { return options_.vocabulary; }
   std::string device() const override { return "scripted"; }
+  int num_snapshots() const override { return options_.num_snapshots; }
   void ResetSlot(int slot) override { slots_.at(slot).clear(); }
+  void SaveSnapshot(int snapshot, int slot, int64_t position) override {
+    const std::vector<int32_t>& kv = slots_.at(slot);
+    const auto computed = static_cast<int64_t>(kv.size());
+    KERNELS_CHECK(position, >=, int64_t{1});
+    KERNELS_CHECK(position % options_.page_tokens, ==, int64_t{0});
+    KERNELS_CHECK(position, <=, computed);
+    KERNELS_CHECK(computed - position, <=,
+                  std::max(options_.page_tokens, options_.max_batch_tokens));
+    snapshots_.at(snapshot).assign(kv.begin(), kv.begin() + position);
+  }
+  void LoadSnapshot(int snapshot, int slot, int64_t position) override {
+    KERNELS_CHECK(position, ==, static_cast<int64_t>(snapshots_.at(snapshot).size()));
+    slots_.at(slot) = snapshots_.at(snapshot);
+    num_loads.fetch_add(1);
+  }
 
   RoundResult Run(const Round& round) override {
     if (before_round) before_round(round);
     RoundResult result;
     int num_rows = 0;
     std::set<int> slots;
-    std::set<int32_t> pages;
+    std::set<int32_t> written;  // pages; no other sequence may have them
     for (const SequenceStep& step : round.steps) {
       KERNELS_CHECK(slots.insert(step.slot).second, ==, true);
-      for (int i = 0; i < step.num_pages; ++i)
-        KERNELS_CHECK(pages.insert(step.pages[i]).second, ==, true);
+      for (int i = static_cast<int>(step.computed / options_.page_tokens); i < step.num_pages; ++i)
+        KERNELS_CHECK(written.insert(step.pages[i]).second, ==, true);
+    }
+    for (const SequenceStep& step : round.steps) {
+      for (int64_t i = 0; i < step.computed / options_.page_tokens; ++i)
+        KERNELS_CHECK(written.count(step.pages[i]), ==, size_t{0});
       num_rows += step.num_tokens + step.block - 1;
       result.sequences.push_back(RunStep(step));
     }
@@ -104,6 +128,7 @@ class ScriptedExecutor : public Executor {
   };  // default: every draft is accepted
   std::function<void(const Round&)> before_round;
   std::atomic<int> num_rounds{0};
+  std::atomic<int> num_loads{0};
 
  private:
   SequenceResult RunStep(const SequenceStep& step) {
@@ -116,9 +141,13 @@ class ScriptedExecutor : public Executor {
     KERNELS_CHECK(step.computed, ==, static_cast<int64_t>(kv.size()));
     KERNELS_CHECK(step.computed + step.num_tokens + step.block - 1, <=,
                   int64_t{step.num_pages} * options_.page_tokens);
+    for (int64_t i = 0; i < step.computed; ++i) KERNELS_CHECK(PageToken(step, i), ==, kv[i]);
     kv.insert(kv.end(), step.tokens, step.tokens + step.num_tokens);
     SequenceResult result;
-    if (!step.sample) return result;
+    if (!step.sample) {
+      WritePages(step, kv);
+      return result;
+    }
     result.num_drafted = step.block - 1;
     result.num_accepted = result.num_drafted > 0 ? accept(result.num_drafted) : 0;
     for (int i = 0; i <= result.num_accepted; ++i) {
@@ -132,12 +161,26 @@ class ScriptedExecutor : public Executor {
       result.chosen.push_back(std::move(chosen));
       if (i < result.num_accepted) kv.push_back(token);  // the last one is the next anchor
     }
+    WritePages(step, kv);
     return result;
+  }
+  int32_t& PageToken(const SequenceStep& step, int64_t position) {
+    return pages_.at(step.pages[position / options_.page_tokens])
+        .at(position % options_.page_tokens);
+  }
+  // Rejected drafts leave something else behind.
+  void WritePages(const SequenceStep& step, const std::vector<int32_t>& kv) {
+    const auto computed = static_cast<int64_t>(kv.size());
+    for (int64_t i = step.computed; i < computed; ++i) PageToken(step, i) = kv[i];
+    for (int64_t i = computed; i < step.computed + step.num_tokens + step.block - 1; ++i)
+      PageToken(step, i) = -2;
   }
 
   const ScriptedOptions options_;
   ModelConfig config_;
-  std::vector<std::vector<int32_t>> slots_;
+  std::vector<std::vector<int32_t>> slots_;      // tokens whose KV it holds
+  std::vector<std::vector<int32_t>> snapshots_;  // likewise
+  std::vector<std::vector<int32_t>> pages_;      // [num_pages, page_tokens]
 };
 
 // Keeps everything that one request was sent.

@@ -33,7 +33,10 @@ class CpuExecutor : public ModelExecutor {
   int num_pages() const override { return shape_.num_pages; }
   int vocabulary_used() const override { return vocabulary_used_; }
   std::string device() const override;
+  int num_snapshots() const override { return shape_.num_snapshots; }
   void ResetSlot(int slot) override;
+  void SaveSnapshot(int snapshot, int slot, int64_t position) override;
+  void LoadSnapshot(int snapshot, int slot, int64_t position) override;
   RoundResult Run(const Round& round) override;
   const ForwardStatistics& statistics() const override { return statistics_; }
   void Logits(const SequenceStep& step, float* out) override;

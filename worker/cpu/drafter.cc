@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "kernels/check.h"
+#include "worker/model_executor.h"
 
 namespace ultraspeed::worker {
 namespace {
@@ -26,27 +27,31 @@ float Widen(bf16 value) { return std::bit_cast<float>(uint32_t{value} << 16); }
 }  // namespace
 
 DrafterForward::DrafterForward(const ModelConfig& config, const DrafterWeights& weights,
-                               const TargetWeights& target, int max_sequences,
-                               int64_t max_positions, kernels::ThreadPool& pool,
-                               ForwardStatistics& statistics, const RankLink& link)
+                               const TargetWeights& target, const CacheShape& shape,
+                               kernels::ThreadPool& pool, ForwardStatistics& statistics,
+                               const RankLink& link)
     : config_(config.drafter),
       weights_(weights),
       target_(target),
       vocabulary_(config.vocabulary),
       link_(link),
+      shape_(shape),
+      ring_tokens_(static_cast<int>(RingTokens(config.drafter.window, shape.max_rows))),
       tap_width_(config.drafter.target_layer_ids.size() * static_cast<size_t>(config.hidden)),
-      max_rows_(std::max(max_sequences * config.drafter.block_size, kContextRowsAtOnce)),
+      max_rows_(std::max(shape.max_sequences * config.drafter.block_size, kContextRowsAtOnce)),
       pool_(pool),
       statistics_(statistics),
-      slots_(static_cast<size_t>(max_sequences)) {
+      slots_(static_cast<size_t>(shape.max_sequences)),
+      snapshot_context_end_(static_cast<size_t>(shape.num_snapshots)) {
+  const int64_t max_positions = int64_t{shape.num_pages} * shape.page_tokens;
   rope_ = kernels::BuildRopeTable(config_.rope_theta, config_.rotary_dims,
                                   static_cast<int>(max_positions + config_.block_size));
-  pending_taps_ = ZeroedArray<bf16>(Size(max_sequences, config_.window) * tap_width_);
-  const size_t cache_size =
-      Size(max_sequences, config_.window, config_.num_kv_heads, config_.head_dim);
+  const int64_t rows_kept =
+      int64_t{shape.max_sequences} * ring_tokens_ + int64_t{shape.num_snapshots} * config_.window;
+  pending_taps_ = ZeroedArray<bf16>(static_cast<size_t>(rows_kept) * tap_width_);
   for (int l = 0; l < config_.num_layers; ++l) {
-    keys_.emplace_back(cache_size);
-    values_.emplace_back(cache_size);
+    keys_.emplace_back(Size(rows_kept, config_.num_kv_heads, config_.head_dim));
+    values_.emplace_back(Size(rows_kept, config_.num_kv_heads, config_.head_dim));
   }
   const int rows = max_rows_, d = config_.head_dim;
   taps_.resize(static_cast<size_t>(kContextRowsAtOnce) * tap_width_);
@@ -67,13 +72,42 @@ DrafterForward::DrafterForward(const ModelConfig& config, const DrafterWeights& 
 void DrafterForward::ResetSlot(int slot) { slots_[static_cast<size_t>(slot)] = Slot(); }
 
 size_t DrafterForward::RingRow(int slot, int64_t position) const {
-  return static_cast<size_t>(int64_t{slot} * config_.window + position % config_.window);
+  return static_cast<size_t>(int64_t{slot} * ring_tokens_ + position % ring_tokens_);
+}
+
+void DrafterForward::SaveSnapshot(int snapshot, int slot, int64_t position) {
+  const Slot& state = slots_[static_cast<size_t>(slot)];
+  KERNELS_CHECK(position, <=, state.taps_end);
+  KERNELS_CHECK(state.taps_end - position, <=, int64_t{ring_tokens_} - config_.window);
+  CopySnapshot(SnapshotCopy::kSave, snapshot, slot, position);
+  snapshot_context_end_[static_cast<size_t>(snapshot)] = std::min(position, state.context_end);
+}
+
+void DrafterForward::LoadSnapshot(int snapshot, int slot, int64_t position) {
+  CopySnapshot(SnapshotCopy::kLoad, snapshot, slot, position);
+  slots_[static_cast<size_t>(slot)] = {
+      .taps_end = position, .context_end = snapshot_context_end_[static_cast<size_t>(snapshot)]};
+}
+
+void DrafterForward::CopySnapshot(SnapshotCopy direction, int snapshot, int slot,
+                                  int64_t position) {
+  const RingSnapshot rows = {.ring_begin = int64_t{slot} * ring_tokens_,
+                             .ring_tokens = ring_tokens_,
+                             .snapshot_begin = int64_t{shape_.max_sequences} * ring_tokens_ +
+                                               int64_t{snapshot} * config_.window,
+                             .window = config_.window,
+                             .position = position};
+  rows.Copy(direction, pending_taps_, tap_width_);
+  for (size_t l = 0; l < keys_.size(); ++l) {
+    rows.Copy(direction, keys_[l], Size(config_.num_kv_heads, config_.head_dim));
+    rows.Copy(direction, values_[l], Size(config_.num_kv_heads, config_.head_dim));
+  }
 }
 
 void DrafterForward::AddTaps(int slot, int64_t position, const bf16* taps, int count) {
   Slot& state = slots_[static_cast<size_t>(slot)];
   KERNELS_CHECK(position, ==, state.taps_end);
-  for (int i = std::max(0, count - config_.window); i < count; ++i) {
+  for (int i = std::max(0, count - ring_tokens_); i < count; ++i) {
     std::copy_n(taps + static_cast<size_t>(i) * tap_width_, tap_width_,
                 &pending_taps_[RingRow(slot, position + i) * tap_width_]);
   }
@@ -209,7 +243,7 @@ void DrafterForward::Attend(size_t layer_idx, absl::Span<const DraftAnchor> anch
                       .v = values_[layer_idx].data(),
                       .pages = &anchor.slot,
                       .num_pages = 1,
-                      .page_tokens = config_.window});
+                      .page_tokens = ring_tokens_});
   }
   for (size_t a = 0; a < anchors.size(); ++a) {
     const int anchor_position = static_cast<int>(anchors[a].position);

@@ -4,8 +4,8 @@
 // It sees the past only through the target's tapped residuals, turned into keys and values of every
 // draft layer (KV injection). Taps of committed rows are stored as they come (AddTaps, a copy) and
 // turned into keys and values when the sequence next drafts, so a sequence that never drafts pays
-// nothing. Only the last `window` positions are kept. Of the whole drafter or of one rank's part,
-// as TargetForward. Caller: CpuExecutor. Thread: the engine thread.
+// nothing. Rings keep what the last `window` positions need, as in target.h. Of the whole drafter
+// or of one rank's part, as TargetForward. Caller: CpuExecutor. Thread: the engine thread.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,7 @@
 #include "kernels/ops.h"
 #include "kernels/thread_pool.h"
 #include "worker/cpu/rank_group.h"
+#include "worker/cpu/target.h"
 #include "worker/cpu/zeroed_array.h"
 #include "worker/model/config.h"
 #include "worker/model/weights.h"
@@ -32,14 +33,15 @@ struct DraftAnchor {
 
 class DrafterForward {
  public:
-  // The embedding and the head are the target's. REQUIRES: config has a drafter. `max_positions`:
-  // past the last position ever drafted.
+  // The embedding and the head are the target's. REQUIRES: config has a drafter.
   DrafterForward(const ModelConfig& config, const DrafterWeights& weights,
-                 const TargetWeights& target, int max_sequences, int64_t max_positions,
-                 kernels::ThreadPool& pool, ForwardStatistics& statistics,
-                 const RankLink& link = {});
+                 const TargetWeights& target, const CacheShape& shape, kernels::ThreadPool& pool,
+                 ForwardStatistics& statistics, const RankLink& link = {});
 
   void ResetSlot(int slot);
+  // As Executor's SaveSnapshot and LoadSnapshot.
+  void SaveSnapshot(int snapshot, int slot, int64_t position);
+  void LoadSnapshot(int snapshot, int slot, int64_t position);
 
   // Taps of the next `count` committed rows of a slot. REQUIRES: `position` continues the slot's
   // last call.
@@ -68,12 +70,15 @@ class DrafterForward {
   void HeadLogits(absl::Span<const DraftAnchor> anchors, float* logits);
   void AddToResidual(int num_rows);
   size_t RingRow(int slot, int64_t position) const;
+  void CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position);
 
   const DrafterConfig& config_;
   const DrafterWeights& weights_;
   const TargetWeights& target_;
   const int vocabulary_;  // of the rank's part
   const RankLink link_;
+  const CacheShape shape_;
+  const int ring_tokens_;
   const size_t tap_width_;
   const int max_rows_;
   kernels::ThreadPool& pool_;
@@ -81,9 +86,10 @@ class DrafterForward {
   kernels::RopeTable rope_;
 
   std::vector<Slot> slots_;
-  ZeroedArray<kernels::bf16> pending_taps_;  // [slots, window, taps * H], position p at p % window
-  std::vector<ZeroedArray<kernels::bf16>> keys_;    // [layers] of [slots, window, Hkv, D], likewise
-  std::vector<ZeroedArray<kernels::bf16>> values_;  // [layers] of [slots, window, Hkv, D]
+  std::vector<int64_t> snapshot_context_end_;       // [snapshots] of the slot when it was saved
+  ZeroedArray<kernels::bf16> pending_taps_;         // [slots * ring + snapshots * window, taps * H]
+  std::vector<ZeroedArray<kernels::bf16>> keys_;    // [layers] of [likewise, Hkv, D]
+  std::vector<ZeroedArray<kernels::bf16>> values_;  // [layers] of [likewise, Hkv, D]
 
   std::vector<kernels::bf16> taps_;      // [T, taps * H]
   std::vector<float> context_kv_;        // [T, layers * 2 * Hkv * D]

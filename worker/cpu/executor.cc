@@ -34,7 +34,8 @@ absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const ExecutorO
       .max_sequences = options.max_sequences,
       .max_rows = options.max_batch_tokens,
       .num_pages = static_cast<int>((options.kv_tokens + kPageTokens - 1) / kPageTokens),
-      .page_tokens = kPageTokens};
+      .page_tokens = kPageTokens,
+      .num_snapshots = options.num_snapshots};
   const absl::StatusOr<ModelConfig> part = PartOf(*config, options.num_ranks);
   if (!part.ok()) return part.status();
   std::unique_ptr<CpuExecutor> executor(
@@ -54,9 +55,8 @@ CpuExecutor::RankModel::RankModel(const ModelConfig& part_config, ModelWeights l
       pool(num_threads),
       target(part, weights.target, shape, pool, statistics, link) {
   if (part.drafter.num_layers > 0) {
-    drafter = std::make_unique<DrafterForward>(
-        part, weights.drafter, weights.target, shape.max_sequences,
-        int64_t{shape.num_pages} * shape.page_tokens, pool, statistics, link);
+    drafter = std::make_unique<DrafterForward>(part, weights.drafter, weights.target, shape, pool,
+                                               statistics, link);
   }
 }
 
@@ -115,6 +115,22 @@ void CpuExecutor::ResetSlot(int slot) {
   KERNELS_CHECK(slot, <, shape_.max_sequences);
   for (const auto& rank : ranks_) {
     if (rank->drafter != nullptr) rank->drafter->ResetSlot(slot);
+  }
+}
+
+void CpuExecutor::SaveSnapshot(int snapshot, int slot, int64_t position) {
+  CheckSnapshot(snapshot, slot, position, *this);
+  for (const auto& rank : ranks_) {
+    rank->target.CopySnapshot(SnapshotCopy::kSave, snapshot, slot, position);
+    if (rank->drafter != nullptr) rank->drafter->SaveSnapshot(snapshot, slot, position);
+  }
+}
+
+void CpuExecutor::LoadSnapshot(int snapshot, int slot, int64_t position) {
+  CheckSnapshot(snapshot, slot, position, *this);
+  for (const auto& rank : ranks_) {
+    rank->target.CopySnapshot(SnapshotCopy::kLoad, snapshot, slot, position);
+    if (rank->drafter != nullptr) rank->drafter->LoadSnapshot(snapshot, slot, position);
   }
 }
 

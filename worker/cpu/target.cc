@@ -6,6 +6,7 @@
 
 #include "kernels/check.h"
 #include "worker/batch.h"
+#include "worker/model_executor.h"
 
 namespace ultraspeed::worker {
 namespace {
@@ -40,7 +41,7 @@ TargetForward::TargetForward(const ModelConfig& config, const TargetWeights& wei
       pool_(pool),
       statistics_(statistics),
       group_rows_(QkvGroupRows(config)),
-      ring_tokens_(config.window + shape.max_rows),
+      ring_tokens_(static_cast<int>(RingTokens(config.window, shape.max_rows))),
       tap_width_(config.drafter.target_layer_ids.size() * static_cast<size_t>(config.hidden)) {
   const int64_t positions =
       std::min<int64_t>(config.context_tokens, int64_t{shape.num_pages} * shape.page_tokens) +
@@ -52,7 +53,8 @@ TargetForward::TargetForward(const ModelConfig& config, const TargetWeights& wei
   for (const AttentionKind kind : config.attention) {
     const int64_t tokens = kind == AttentionKind::kFull
                                ? int64_t{shape.num_pages} * shape.page_tokens
-                               : int64_t{shape.max_sequences} * ring_tokens_;
+                               : int64_t{shape.max_sequences} * ring_tokens_ +
+                                     int64_t{shape.num_snapshots} * config.window;
     keys_.emplace_back(Size(tokens, config.num_kv_heads, config.qk_head_dim));
     values_.emplace_back(Size(tokens, config.num_kv_heads, config.v_head_dim));
   }
@@ -103,6 +105,20 @@ void TargetForward::Run(absl::Span<const TargetSequence> sequences,
   }
   statistics_.target_passes += 1;
   statistics_.target_rows += num_rows;
+}
+
+void TargetForward::CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position) {
+  const RingSnapshot rows = {.ring_begin = int64_t{slot} * ring_tokens_,
+                             .ring_tokens = ring_tokens_,
+                             .snapshot_begin = int64_t{shape_.max_sequences} * ring_tokens_ +
+                                               int64_t{snapshot} * config_.window,
+                             .window = config_.window,
+                             .position = position};
+  for (size_t l = 0; l < keys_.size(); ++l) {
+    if (config_.attention[l] == AttentionKind::kFull) continue;
+    rows.Copy(direction, keys_[l], Size(config_.num_kv_heads, config_.qk_head_dim));
+    rows.Copy(direction, values_[l], Size(config_.num_kv_heads, config_.v_head_dim));
+  }
 }
 
 void TargetForward::Logits(absl::Span<const int> row_indices, float* out) {

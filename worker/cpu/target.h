@@ -3,7 +3,7 @@
 //
 // Ranks run the same pass at the same time; each holds all residuals and its own heads, columns and
 // vocabulary, and they meet three times: after the embedding and, in each layer, after o_proj and
-// after the MLP or the experts. // Caller: CpuExecutor (and bench/ for perplexity). Reads like
+// after the MLP or the experts. Caller: CpuExecutor (and bench/ for perplexity). Reads like
 // docs/MODEL.md: the residual stream is fp32; norm outputs, q, k, v, attention output and SwiGLU
 // product are bf16; everything else is fp32. A row's result depends on its own sequence only.
 // Thread: the engine thread; the pool's threads work inside Run.
@@ -16,6 +16,7 @@
 #include "kernels/ops.h"
 #include "kernels/thread_pool.h"
 #include "worker/cpu/rank_group.h"
+#include "worker/cpu/ring_snapshot.h"
 #include "worker/cpu/zeroed_array.h"
 #include "worker/model/config.h"
 #include "worker/model/weights.h"
@@ -28,6 +29,7 @@ struct CacheShape {
   int max_rows = 0;       // of one pass
   int num_pages = 0;      // of the full layers
   int page_tokens = 0;    // P
+  int num_snapshots = 0;
 };
 
 // Where one sequence of a pass keeps its keys and values.
@@ -53,6 +55,9 @@ class TargetForward {
 
   // REQUIRES: rows.size() <= max_rows; every earlier position of each sequence has been run.
   void Run(absl::Span<const TargetSequence> sequences, absl::Span<const TargetRow> rows);
+
+  // Of the sliding layers: as Executor's SaveSnapshot and LoadSnapshot.
+  void CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position);
 
   // After Run: logits of the given rows, out[i * V + token] with V of the whole model. Ranks share
   // `out`: each fills its own part of every row.
@@ -80,12 +85,13 @@ class TargetForward {
   kernels::ThreadPool& pool_;
   ForwardStatistics& statistics_;
   int group_rows_;   // rows of one kv head's q, k and v in the fused projection
-  int ring_tokens_;  // of a sliding layer: the window plus the rows of one pass
+  int ring_tokens_;  // of a sliding layer
   size_t tap_width_;
 
   kernels::RopeTable rope_full_, rope_sliding_;
-  std::vector<ZeroedArray<kernels::bf16>> keys_;    // [L] of [pages * P | slots * ring, Hkv, D]
-  std::vector<ZeroedArray<kernels::bf16>> values_;  // [L] of [pages * P | slots * ring, Hkv, Dv]
+  // [L] of [pages * P, Hkv, D], or of [slots * ring + snapshots * window, Hkv, D]; values Dv.
+  std::vector<ZeroedArray<kernels::bf16>> keys_;
+  std::vector<ZeroedArray<kernels::bf16>> values_;
 
   std::vector<float> residual_;          // [T, H]
   std::vector<kernels::bf16> normed_;    // [T, H]

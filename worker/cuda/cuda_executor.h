@@ -101,9 +101,16 @@ class CudaExecutor : public GpuExecutor {
   int max_batch_tokens() const override { return options_.executor.max_batch_tokens; }
   int page_tokens() const override { return kPageTokens; }
   int num_pages() const override { return limits_.num_pages; }
+  int num_snapshots() const override { return limits_.num_snapshots; }
   int vocabulary_used() const override { return vocabulary_used_; }
   std::string device() const override { return device_; }
   void ResetSlot(int slot) override;
+  void SaveSnapshot(int snapshot, int slot, int64_t position) override {
+    CopySnapshot(SnapshotCopy::kSave, snapshot, slot, position);
+  }
+  void LoadSnapshot(int snapshot, int slot, int64_t position) override {
+    CopySnapshot(SnapshotCopy::kLoad, snapshot, slot, position);
+  }
   const ForwardStatistics& statistics() const override { return statistics_; }
   // `out` may be null on all ranks but one: all have the same.
   void Logits(const SequenceStep& step, float* out) override;
@@ -112,6 +119,7 @@ class CudaExecutor : public GpuExecutor {
   ResidentEngine* resident() override { return model_->resident.get(); }
   void ForceDistinctExperts(int distinct) override;
   // Public for an executor of several ranks.
+  void CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position);
   std::vector<RoundResult> RunResident(const std::vector<Round>& rounds, bool goes_on) override;
   RoundResult RunPasses(const Round& round) override;
 

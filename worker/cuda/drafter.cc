@@ -23,15 +23,14 @@ DrafterForward::DrafterForward(const ModelConfig& config, const DrafterWeights& 
       weights_(weights),
       target_(target),
       vocabulary_(config.vocabulary),
-      ring_pages_(RingPages(config.drafter.window, limits)),
+      rings_(PlanRings(config.drafter.window, limits)),
       workspace_(workspace),
       link_(link) {
   const int d = config_.head_dim, q_heads = config_.num_q_heads, kv_heads = config_.num_kv_heads;
   rope_ = UploadRope(config_.rope_theta, config_.rotary_dims, limits.positions, arena);
   for (int l = 0; l < config_.num_layers; ++l) {
-    caches_.push_back(TakeKvCache(MemoryKind::kDrafterRings, limits.kv_format,
-                                  int64_t{limits.max_sequences} * ring_pages_, kv_heads, d, d,
-                                  arena));
+    caches_.push_back(TakeKvCache(MemoryKind::kDrafterRings, limits.kv_format, rings_.num_pages(),
+                                  kv_heads, d, d, arena));
   }
   constexpr MemoryKind kKind = MemoryKind::kActivations;
   features_ = arena.Take<float>(kKind, Size(limits.max_rows, config_.hidden));
@@ -136,7 +135,7 @@ ops::ProjectParams DrafterForward::Projection(size_t layer_idx,
           .q = nullptr,
           .cache = {},
           .place = ops::KvPlace::kRing,
-          .ring_pages = ring_pages_,
+          .ring_pages = ring_pages(),
           .block_k = nullptr,
           .block_v = nullptr};
 }
@@ -155,7 +154,7 @@ void DrafterForward::Attend(size_t layer_idx, const ops::Sequences& sequences, i
   ops::Attention({.q = q_,
                   .cache = caches_[layer_idx],
                   .place = ops::KvPlace::kRing,
-                  .ring_pages = ring_pages_,
+                  .ring_pages = ring_pages(),
                   .window = config_.window,
                   .sinks = weights_.layers[layer_idx].sinks,
                   .block_k = block_k_,
@@ -193,6 +192,12 @@ void DrafterForward::AppendContext(const bf16* taps, int num_rows, const ops::Se
     project.num_rows_kept = num_rows_kept;
     ops::ProjectQkv(project, num_rows, stream);
   }
+}
+
+void DrafterForward::CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position,
+                                  cudaStream_t stream) {
+  for (const ops::KvCache& cache : caches_)
+    CopyRingSnapshot(direction, cache, rings_, snapshot, slot, position, stream);
 }
 
 void DrafterForward::AddBytes(PassBytes& bytes) const {

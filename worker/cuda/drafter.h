@@ -40,10 +40,14 @@ class DrafterForward {
                      const kernels::cuda::Sequences& sequences,
                      const int32_t* num_rows_kept /*device [S] or null*/, cudaStream_t stream);
 
+  // As TargetForward's.
+  void CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position,
+                    cudaStream_t stream);
+
   // What another engine on the same caches needs.
   const kernels::cuda::KvCache& cache(size_t layer_idx) const { return caches_[layer_idx]; }
   const float* rope() const { return rope_; }
-  int ring_pages() const { return ring_pages_; }
+  int ring_pages() const { return static_cast<int>(rings_.ring_pages); }
 
   // Adds what the drafter's two passes read.
   void AddBytes(PassBytes& bytes) const;
@@ -59,7 +63,7 @@ class DrafterForward {
   const DrafterWeights& weights_;
   const TargetWeights& target_;
   const int vocabulary_;  // of the rank's part
-  const int ring_pages_;
+  const RingPlan rings_;
   Workspace& workspace_;
   const RankLink link_;
 

@@ -29,6 +29,7 @@ PassLimits LimitsOf(const ModelConfig& config, const CudaOptions& options) {
           .max_rows = executor.max_batch_tokens,
           .max_logits = std::max(kLogitRowsMin, executor.max_sequences * BlockSizeMax(config)),
           .num_pages = static_cast<int>(num_pages),
+          .num_snapshots = executor.num_snapshots,
           .positions = std::min(config.context_tokens, num_pages * kPageTokens) + kDraftBlockMax,
           .kv_format = executor.kv_precision == KvPrecision::kFp8 ? ops::KvFormat::kFp8
                                                                   : ops::KvFormat::kBf16};
@@ -285,6 +286,14 @@ void CudaExecutor::ForceDistinctExperts(int distinct) {
 void CudaExecutor::ResetSlot(int slot) {
   KERNELS_CHECK(slot, >=, 0);
   KERNELS_CHECK(slot, <, limits_.max_sequences);
+}
+
+void CudaExecutor::CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position) {
+  CheckSnapshot(snapshot, slot, position, *this);
+  if (model_->resident != nullptr && !link_.divided()) model_->resident->Yield();
+  model_->target.CopySnapshot(direction, snapshot, slot, position, stream_);
+  if (model_->drafter != nullptr)
+    model_->drafter->CopySnapshot(direction, snapshot, slot, position, stream_);
 }
 
 RoundResult GpuExecutor::Run(const Round& round) {

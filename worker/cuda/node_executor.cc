@@ -98,6 +98,13 @@ void NodeExecutor::ResetSlot(int slot) {
   for (const auto& rank : ranks_) rank->ResetSlot(slot);
 }
 
+void NodeExecutor::CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position) {
+  if (resident() != nullptr) resident()->Yield();
+  group_->Run([&](int rank) {
+    ranks_[static_cast<size_t>(rank)]->CopySnapshot(direction, snapshot, slot, position);
+  });
+}
+
 void NodeExecutor::ForceDistinctExperts(int distinct) {
   for (const auto& rank : ranks_) rank->ForceDistinctExperts(distinct);
 }

@@ -30,9 +30,16 @@ class NodeExecutor : public GpuExecutor {
   int max_batch_tokens() const override { return ranks_.front()->max_batch_tokens(); }
   int page_tokens() const override { return ranks_.front()->page_tokens(); }
   int num_pages() const override { return ranks_.front()->num_pages(); }
+  int num_snapshots() const override { return ranks_.front()->num_snapshots(); }
   int vocabulary_used() const override { return ranks_.front()->vocabulary_used(); }
   std::string device() const override;
   void ResetSlot(int slot) override;
+  void SaveSnapshot(int snapshot, int slot, int64_t position) override {
+    CopySnapshot(SnapshotCopy::kSave, snapshot, slot, position);
+  }
+  void LoadSnapshot(int snapshot, int slot, int64_t position) override {
+    CopySnapshot(SnapshotCopy::kLoad, snapshot, slot, position);
+  }
   const ForwardStatistics& statistics() const override { return statistics_; }
   void Logits(const SequenceStep& step, float* out) override;
   const MemoryPlan& memory() const override { return ranks_.front()->memory(); }
@@ -43,6 +50,7 @@ class NodeExecutor : public GpuExecutor {
  private:
   std::vector<RoundResult> RunResident(const std::vector<Round>& rounds, bool goes_on) override;
   RoundResult RunPasses(const Round& round) override;
+  void CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position);
   explicit NodeExecutor(std::unique_ptr<NodeGroup> group);
   static absl::StatusOr<std::unique_ptr<NodeExecutor>> Build(
       const absl::StatusOr<ModelSource>& source, CudaOptions options);

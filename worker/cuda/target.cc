@@ -20,9 +20,12 @@ size_t Bytes(const ops::Matrix& m) { return ops::PackedBytes(m.format, m.num_row
 
 }  // namespace
 
-int RingPages(int window, const PassLimits& limits) {
-  const int tokens = window + std::max(limits.max_rows, kDraftBlockMax) + kDraftBlockMax;
-  return (tokens + kPageTokens - 1) / kPageTokens;
+RingPlan PlanRings(int window, const PassLimits& limits) {
+  const auto pages = [](int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; };
+  return {.num_slots = limits.max_sequences,
+          .num_snapshots = limits.num_snapshots,
+          .ring_pages = pages(RingTokens(window, limits.max_rows)),
+          .window_pages = pages(window)};
 }
 
 const float* UploadRope(double theta, int rotary_dims, int64_t positions, DeviceArena& arena) {
@@ -54,7 +57,7 @@ TargetForward::TargetForward(const ModelConfig& config, const TargetWeights& wei
                              const RankLink& link)
     : config_(config),
       weights_(weights),
-      ring_pages_(RingPages(config.window, limits)),
+      rings_(PlanRings(config.window, limits)),
       tap_width_(static_cast<int>(config.drafter.target_layer_ids.size()) * config.hidden),
       workspace_(workspace),
       link_(link) {
@@ -62,10 +65,10 @@ TargetForward::TargetForward(const ModelConfig& config, const TargetWeights& wei
   rope_sliding_ =
       UploadRope(config.rope_theta_sliding, config.rotary_dims, limits.positions, arena);
   for (size_t l = 0; l < config.attention.size(); ++l) {
-    caches_.push_back(
-        TakeKvCache(full(l) ? MemoryKind::kKvPages : MemoryKind::kRings, limits.kv_format,
-                    full(l) ? limits.num_pages : int64_t{limits.max_sequences} * ring_pages_,
-                    config.num_kv_heads, config.qk_head_dim, config.v_head_dim, arena));
+    caches_.push_back(TakeKvCache(full(l) ? MemoryKind::kKvPages : MemoryKind::kRings,
+                                  limits.kv_format, full(l) ? limits.num_pages : rings_.num_pages(),
+                                  config.num_kv_heads, config.qk_head_dim, config.v_head_dim,
+                                  arena));
     num_moe_layers_ += config.is_moe[l] ? 1 : 0;
   }
 
@@ -153,6 +156,13 @@ void TargetForward::Run(const int32_t* tokens, int num_rows, const ops::Sequence
   }
 }
 
+void TargetForward::CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position,
+                                 cudaStream_t stream) {
+  for (size_t l = 0; l < caches_.size(); ++l) {
+    if (!full(l)) CopyRingSnapshot(direction, caches_[l], rings_, snapshot, slot, position, stream);
+  }
+}
+
 void TargetForward::Logits(const int32_t* rows, int num_logits, float* out, cudaStream_t stream) {
   ops::GatherNorm(residual_, rows, num_logits, weights_.final_norm, config_.norm_epsilon,
                   config_.hidden, normed_, stream);
@@ -190,7 +200,7 @@ void TargetForward::ProjectAndCache(size_t layer_idx, int num_rows, const ops::S
                    .q = q_,
                    .cache = caches_[layer_idx],
                    .place = full(layer_idx) ? KvPlace::kPaged : KvPlace::kRing,
-                   .ring_pages = ring_pages_,
+                   .ring_pages = ring_pages(),
                    .block_k = nullptr,
                    .block_v = nullptr},
                   num_rows, stream);
@@ -200,7 +210,7 @@ void TargetForward::Attend(size_t layer_idx, const ops::Sequences& sequences, cu
   ops::Attention({.q = q_,
                   .cache = caches_[layer_idx],
                   .place = full(layer_idx) ? KvPlace::kPaged : KvPlace::kRing,
-                  .ring_pages = ring_pages_,
+                  .ring_pages = ring_pages(),
                   .window = full(layer_idx) ? 0 : config_.window,
                   .sinks = weights_.layers[layer_idx].sinks,
                   .block_k = nullptr,

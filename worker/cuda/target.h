@@ -20,6 +20,7 @@
 #include "worker/cuda/device_memory.h"
 #include "worker/cuda/device_weights.h"
 #include "worker/cuda/rank_link.h"
+#include "worker/cuda/ring_snapshot.h"
 #include "worker/model/config.h"
 
 namespace ultraspeed::worker::cuda {
@@ -30,12 +31,13 @@ struct PassLimits {
   int max_rows = 0;       // of one pass
   int max_logits = 0;     // rows of one call of Logits
   int num_pages = 0;      // of the full layers
+  int num_snapshots = 0;
   int64_t positions = 0;  // past the last position of any row
   kernels::cuda::KvFormat kv_format = kernels::cuda::KvFormat::kBf16;
 };
 
-// Tokens per ring of a window: the window, one pass beyond it and a rejected block, in whole pages.
-int RingPages(int window, const PassLimits& limits);
+// Rings of RingTokens (model_executor.h) in whole pages.
+RingPlan PlanRings(int window, const PassLimits& limits);
 
 class TargetForward {
  public:
@@ -46,6 +48,10 @@ class TargetForward {
   // REQUIRES: num_rows <= max_rows; every earlier position of each sequence has been run.
   void Run(const int32_t* tokens /*device [T]*/, int num_rows,
            const kernels::cuda::Sequences& sequences, cudaStream_t stream);
+
+  // Of the sliding layers: as Executor's SaveSnapshot and LoadSnapshot.
+  void CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position,
+                    cudaStream_t stream);
 
   // After Run: logits of the given rows, V of the whole model.
   void Logits(const int32_t* rows /*device [n]*/, int num_logits, float* out /*device [n, V]*/,
@@ -61,7 +67,7 @@ class TargetForward {
   // What another engine on the same caches needs of layer `layer_idx`.
   const kernels::cuda::KvCache& cache(size_t layer_idx) const { return caches_[layer_idx]; }
   const float* rope(size_t layer_idx) const { return full(layer_idx) ? rope_full_ : rope_sliding_; }
-  int ring_pages() const { return ring_pages_; }
+  int ring_pages() const { return static_cast<int>(rings_.ring_pages); }
   // Adds what the target's passes read.
   void AddBytes(PassBytes& bytes) const;
 
@@ -75,7 +81,7 @@ class TargetForward {
 
   const ModelConfig& config_;
   const TargetWeights& weights_;
-  const int ring_pages_;
+  const RingPlan rings_;  // of the sliding layers
   const int tap_width_;
   Workspace& workspace_;
   const RankLink link_;

@@ -134,6 +134,71 @@ TEST_F(BitwiseTest, AUsedSlot) {
   EXPECT_EQ(Difference(Record(*executor_, plan), fresh), "");
 }
 
+// What a sequence that begins with another's first `border` tokens, from a snapshot, differs in
+// from one that computes them: nothing. It runs in a slot that has been used.
+std::string DifferenceFromSnapshot(Executor& executor, const RunPlan& plan,
+                                   const RunningSequence& begun, int snapshot, int64_t border,
+                                   int logprobs) {
+  Record(executor, {.prompt = Prompt(50, 200), .num_new_tokens = 20, .slot = plan.slot}, 0);
+  std::vector<RunningSequence> sequences;
+  sequences.emplace_back(executor, plan, begun, snapshot, border);
+  RecordedRun resumed = RecordToEnd(executor, sequences, logprobs)[0];
+  resumed.chosen.resize(static_cast<size_t>(plan.num_new_tokens));
+  RunPlan whole = plan;
+  whole.slot = plan.slot + 1;
+  return Difference(resumed, Record(executor, whole, logprobs));
+}
+
+// As the engine does when a sequence ends: the border of the last page, behind which rows have run.
+TEST_F(BitwiseTest, FromASnapshotOfAnEndedSequence) {
+  for (const int logprobs : {0, 4}) {  // the GPU's resident engine gives no alternatives
+    for (const int num_new_tokens : {30, 100, 700}) {
+      std::vector<RunningSequence> begun;
+      const RunPlan plan{.prompt = Prompt(0, 70),
+                         .num_new_tokens = num_new_tokens,
+                         .block = 8,
+                         .sampling = Sampled(5),
+                         .slot = 2};
+      begun.emplace_back(*executor_, plan);
+      RecordToEnd(*executor_, begun, logprobs);
+      const int64_t border = begun[0].computed() / kPageTokens * kPageTokens;
+      executor_->SaveSnapshot(1, plan.slot, border);
+      RunPlan next{.prompt = plan.prompt,
+                   .num_new_tokens = 40,
+                   .block = 8,
+                   .sampling = Sampled(6),
+                   .slot = 5};
+      const std::vector<int32_t> output = begun[0].output(), question = Prompt(100, 20);
+      next.prompt.insert(next.prompt.end(), output.begin(), output.end());
+      next.prompt.insert(next.prompt.end(), question.begin(), question.end());
+      EXPECT_EQ(DifferenceFromSnapshot(*executor_, next, begun[0], 1, border, logprobs), "")
+          << num_new_tokens << " tokens, logprobs " << logprobs;
+    }
+  }
+}
+
+// Borders anywhere in a prompt that one pass has computed; the sequence then goes on and overwrites
+// its rings.
+TEST_F(BitwiseTest, FromSnapshotsWithinAPrompt) {
+  std::vector<RunningSequence> begun;
+  const RunPlan plan{.prompt = Prompt(), .num_new_tokens = 600, .block = 8, .slot = 2};
+  begun.emplace_back(*executor_, plan);
+  const SequenceStep prompt = begun[0].Step();
+  begun[0].Take(prompt, executor_->Run({{prompt}}).sequences[0]);
+  for (int i = 0; i < 3; ++i) executor_->SaveSnapshot(i, plan.slot, (i + 1) * kPageTokens);
+  RecordToEnd(*executor_, begun, 0);
+  for (int i = 0; i < 3; ++i) {
+    const int64_t border = (i + 1) * kPageTokens;
+    RunPlan next{.prompt = Prompt(0, static_cast<size_t>(border)),
+                 .num_new_tokens = 40,
+                 .block = 8,
+                 .sampling = Sampled(7),
+                 .slot = 5};
+    next.prompt.push_back(100 + i);
+    EXPECT_EQ(DifferenceFromSnapshot(*executor_, next, begun[0], i, border, 4), "") << border;
+  }
+}
+
 // The drafter works on text that nobody trained it on: more than 1.2 tokens come of a round,
 // sampled as well as greedy.
 TEST_F(BitwiseTest, DraftsAreAccepted) {

@@ -113,8 +113,10 @@ TEST_F(GoldenTest, DraftLogitsMatchTheReference) {
   const int anchor = golden_.Values<int32_t>("draft_anchor")[0];
   RunPrefix(static_cast<size_t>(anchor));
   ForwardStatistics statistics;
+  constexpr CacheShape kShape = {
+      .max_sequences = 1, .max_rows = 512, .num_pages = 16, .page_tokens = kPageTokens};
   DrafterForward drafter(executor_->config(), executor_->weights().drafter,
-                         executor_->weights().target, 1, 1024, executor_->pool(), statistics);
+                         executor_->weights().target, kShape, executor_->pool(), statistics);
   drafter.AddTaps(0, 0, executor_->target().taps(0), anchor);
   const std::vector<float> expected = golden_.Values<float>("draft_logits");
   std::vector<float> logits(expected.size());

@@ -10,6 +10,7 @@ std::unique_ptr<ModelExecutor> LoadBundledModel(const BundledModelOptions& optio
       CpuExecutor::Create({.model_folder = kBundledModel,
                            .max_sequences = options.max_sequences,
                            .kv_tokens = 16384,
+                           .num_snapshots = 3,
                            .num_threads = options.num_threads});
   if (!executor.ok()) ADD_FAILURE() << executor.status();
   return executor.ok() ? *std::move(executor) : nullptr;

@@ -18,14 +18,10 @@ struct RecordedRun {
   int num_accepted = 0;             // drafts, of all rounds
 };
 
-// All plans side by side in the same rounds; every choice comes with `logprobs` alternatives.
-inline std::vector<RecordedRun> RecordTogether(Executor& executor,
-                                               const std::vector<RunPlan>& plans,
-                                               int logprobs = 4) {
-  std::vector<RunningSequence> sequences;
-  sequences.reserve(plans.size());
-  for (const RunPlan& plan : plans) sequences.emplace_back(executor, plan);
-  std::vector<RecordedRun> runs(plans.size());
+// Sequences side by side in the same rounds; every choice comes with `logprobs` alternatives.
+inline std::vector<RecordedRun> RecordToEnd(Executor& executor,
+                                            std::vector<RunningSequence>& sequences, int logprobs) {
+  std::vector<RecordedRun> runs(sequences.size());
   for (;;) {
     Round round;
     std::vector<size_t> active;
@@ -46,6 +42,17 @@ inline std::vector<RecordedRun> RecordTogether(Executor& executor,
       run.num_accepted += sequence.num_accepted;
     }
   }
+  return runs;
+}
+
+// Likewise, from their beginning.
+inline std::vector<RecordedRun> RecordTogether(Executor& executor,
+                                               const std::vector<RunPlan>& plans,
+                                               int logprobs = 4) {
+  std::vector<RunningSequence> sequences;
+  sequences.reserve(plans.size());
+  for (const RunPlan& plan : plans) sequences.emplace_back(executor, plan);
+  std::vector<RecordedRun> runs = RecordToEnd(executor, sequences, logprobs);
   for (size_t i = 0; i < plans.size(); ++i)
     runs[i].chosen.resize(static_cast<size_t>(plans[i].num_new_tokens));
   return runs;

@@ -24,23 +24,17 @@ struct RunPlan {
 class RunningSequence {
  public:
   RunningSequence(Executor& executor, const RunPlan& plan)
-      : executor_(executor), plan_(plan), tokens_(plan.prompt) {
-    const auto room =
-        static_cast<int>(plan.prompt.size()) + plan.num_new_tokens + 2 * kDraftBlockMax;
-    const int num_pages = (room + executor.page_tokens() - 1) / executor.page_tokens();
-    pages_.resize(static_cast<size_t>(num_pages));
-    // Pages of the slots interleave, so a mixed-up page table cannot pass unseen.
-    for (int i = 0; i < num_pages; ++i) {
-      pages_[static_cast<size_t>(i)] =
-          (i * executor.max_sequences() + plan.slot) % executor.num_pages();
-    }
-    executor.ResetSlot(plan.slot);
-  }
+      : RunningSequence(executor, plan, nullptr, 0, 0) {}
+  // Begins with the first `position` tokens of `begun`, of which `snapshot` was saved.
+  RunningSequence(Executor& executor, const RunPlan& plan, const RunningSequence& begun,
+                  int snapshot, int64_t position)
+      : RunningSequence(executor, plan, &begun, snapshot, position) {}
 
   bool done() const {
     return static_cast<int>(tokens_.size() - plan_.prompt.size()) >= plan_.num_new_tokens;
   }
   int num_rounds() const { return num_rounds_; }
+  int64_t computed() const { return computed_; }
 
   SequenceStep Step() const {
     SequenceStep step;
@@ -74,6 +68,27 @@ class RunningSequence {
   }
 
  private:
+  RunningSequence(Executor& executor, const RunPlan& plan, const RunningSequence* begun,
+                  int snapshot, int64_t position)
+      : executor_(executor), plan_(plan), tokens_(plan.prompt) {
+    const auto room =
+        static_cast<int>(plan.prompt.size()) + plan.num_new_tokens + 2 * kDraftBlockMax;
+    const int num_pages = (room + executor.page_tokens() - 1) / executor.page_tokens();
+    pages_.resize(static_cast<size_t>(num_pages));
+    // Pages of the slots interleave, so a mixed-up page table cannot pass unseen.
+    for (int i = 0; i < num_pages; ++i) {
+      pages_[static_cast<size_t>(i)] =
+          (i * executor.max_sequences() + plan.slot) % executor.num_pages();
+    }
+    if (begun == nullptr) {
+      executor.ResetSlot(plan.slot);
+      return;
+    }
+    std::copy_n(begun->pages_.begin(), position / executor.page_tokens(), pages_.begin());
+    executor.LoadSnapshot(snapshot, plan.slot, position);
+    computed_ = position;
+  }
+
   Executor& executor_;
   const RunPlan plan_;
   std::vector<int32_t> tokens_;
