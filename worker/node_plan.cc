@@ -13,8 +13,8 @@
 namespace ultraspeed::worker {
 namespace {
 
-// Context, modules, graphs, activations of one pass, scratch and staging: more than the CUDA
-// executor's own plan comes to at the served shape (about 2.5 GB).
+// Context, modules, graphs, activations of one pass, scratch, staging and 64 snapshots: more than
+// the CUDA executor's own plan comes to at the served shape (about 3 GB).
 constexpr int64_t kWorkingBytes = 4'000'000'000;
 constexpr int64_t kContexts[] = {4096, 16384, 32768, 131072, 262144, 1048576};
 constexpr char kShapePrefix[] = "shape:";

@@ -134,21 +134,6 @@ TEST_F(BitwiseTest, AUsedSlot) {
   EXPECT_EQ(Difference(Record(*executor_, plan), fresh), "");
 }
 
-// What a sequence that begins with another's first `border` tokens, from a snapshot, differs in
-// from one that computes them: nothing. It runs in a slot that has been used.
-std::string DifferenceFromSnapshot(Executor& executor, const RunPlan& plan,
-                                   const RunningSequence& begun, int snapshot, int64_t border,
-                                   int logprobs) {
-  Record(executor, {.prompt = Prompt(50, 200), .num_new_tokens = 20, .slot = plan.slot}, 0);
-  std::vector<RunningSequence> sequences;
-  sequences.emplace_back(executor, plan, begun, snapshot, border);
-  RecordedRun resumed = RecordToEnd(executor, sequences, logprobs)[0];
-  resumed.chosen.resize(static_cast<size_t>(plan.num_new_tokens));
-  RunPlan whole = plan;
-  whole.slot = plan.slot + 1;
-  return Difference(resumed, Record(executor, whole, logprobs));
-}
-
 // As the engine does when a sequence ends: the border of the last page, behind which rows have run.
 TEST_F(BitwiseTest, FromASnapshotOfAnEndedSequence) {
   for (const int logprobs : {0, 4}) {  // the GPU's resident engine gives no alternatives

@@ -10,7 +10,7 @@
 namespace ultraspeed::worker {
 namespace {
 
-constexpr int kDraws = 2400;
+constexpr int kDraws = 1200;
 constexpr int kSequences = 8;
 
 // Counts per token; expected probabilities per token. Cells of fewer than 8 expected draws are

@@ -88,6 +88,25 @@ inline std::string Difference(const RecordedRun& a, const RecordedRun& b) {
   return "";
 }
 
+// What a sequence that begins with the first `border` tokens of `begun`, from a snapshot of it,
+// differs in from one that computes them: "". It runs in a slot that other text has used.
+inline std::string DifferenceFromSnapshot(Executor& executor, const RunPlan& plan,
+                                          const RunningSequence& begun, int snapshot,
+                                          int64_t border, int logprobs) {
+  Record(executor,
+         {.prompt = {plan.prompt.rbegin(), plan.prompt.rend()},
+          .num_new_tokens = 20,
+          .slot = plan.slot},
+         0);
+  std::vector<RunningSequence> sequences;
+  sequences.emplace_back(executor, plan, begun, snapshot, border);
+  RecordedRun resumed = RecordToEnd(executor, sequences, logprobs)[0];
+  resumed.chosen.resize(static_cast<size_t>(plan.num_new_tokens));
+  RunPlan whole = plan;
+  whole.slot = plan.slot + 1;
+  return Difference(resumed, Record(executor, whole, logprobs));
+}
+
 // Pages 0..num_pages of the executor in order, for a single sequence.
 inline std::vector<int32_t> AllPages(const Executor& executor) {
   std::vector<int32_t> pages(static_cast<size_t>(executor.num_pages()));

@@ -16,6 +16,7 @@
 #include "tests/temporary_folder.h"
 #include "tests/worker/cpu/bundled_model.h"
 #include "tests/worker/cpu/rank_comparison.h"
+#include "tests/worker/cpu/recorded_run.h"
 #include "tests/worker/cuda/cpu_comparison.h"
 #include "tests/worker/cuda/mixed_requests.h"
 #include "tests/worker/model/synthetic_checkpoint.h"
@@ -66,6 +67,7 @@ class CudaRanksTest : public testing::Test {
     return {.executor = {.model_folder = folder,
                          .max_sequences = kSlots,
                          .kv_tokens = 16384,
+                         .num_snapshots = 1,
                          .num_ranks = num_ranks},
             .wait_ns_max = kWaitNsMax};
   }
@@ -362,6 +364,27 @@ TEST_F(CudaRanksTest, CompanyChunksAndSpeculationChangeNoBit) {
 }
 
 // Where GPUs cannot map each other's memory, all goes through NCCL: slower, and the same bits.
+TEST_F(CudaRanksTest, FromASnapshotOfEveryRank) {
+  for (const int num_ranks : RankCounts()) {
+    const std::unique_ptr<NodeExecutor> ranks = LoadRanks(kBundledModel, num_ranks);
+    ASSERT_NE(ranks, nullptr);
+    for (const int logprobs : {0, 4}) {  // resident rounds give no alternatives
+      std::vector<RunningSequence> begun;
+      begun.emplace_back(*ranks,
+                         RunPlan{.prompt = Prompt(0, 70), .num_new_tokens = 200, .block = 8});
+      RecordToEnd(*ranks, begun, logprobs);
+      const int64_t border = begun[0].computed() / kPageTokens * kPageTokens;
+      ranks->SaveSnapshot(0, 0, border);
+      RunPlan next{.prompt = Prompt(0, 70), .num_new_tokens = 40, .block = 8, .slot = 2};
+      const std::vector<int32_t> output = begun[0].output();
+      next.prompt.insert(next.prompt.end(), output.begin(), output.end());
+      next.prompt.push_back(17);
+      EXPECT_EQ(DifferenceFromSnapshot(*ranks, next, begun[0], 0, border, logprobs), "")
+          << num_ranks << " ranks, logprobs " << logprobs;
+    }
+  }
+}
+
 TEST_F(CudaRanksTest, WithoutPeerMemoryTheBitsAreTheSame) {
   if (const auto group = NodeGroup::Create({.num_ranks = 2}); (*group)->nccl() == nullptr)
     GTEST_SKIP() << (*group)->description();
