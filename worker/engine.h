@@ -4,9 +4,8 @@
 // leave messages; the engine thread sees them at the next round boundary. It then runs rounds at
 // its own pace: drain inbox -> schedule -> run -> emit -> retire. What ended sequences and prompts
 // have computed is kept for requests that begin alike (prefix_cache.h), as long as nobody needs the
-// memory. It sleeps when idle. Bounds: at
-// most Executor::max_sequences() requests run, and at most that many plus waiting_max are accepted
-// and not ended.
+// memory. It sleeps when idle. Bounds: at most Executor::max_sequences() requests run, and at most
+// that many plus waiting_max are accepted and not ended.
 #pragma once
 
 #include <array>

@@ -104,8 +104,8 @@ TEST_F(BitwiseTest, APagesPlaceIsNoMatter) {
   EXPECT_EQ(Difference(runs[0], runs[1]), "");
 }
 
-// 700 tokens wrap every ring: a sliding layer's has the window's 128 rows and those of one pass,
-// 512.
+// 940 tokens wrap every ring: a sliding layer's has the window's 128 rows, those of one pass and 48
+// more.
 TEST_F(BitwiseTest, PastTheRingsInOnePassOrMany) {
   RunPlan plan{.prompt = Prompt(), .num_new_tokens = 700, .sampling = Sampled(5)};
   const RecordedRun plain = Record(*executor_, plan, 1);

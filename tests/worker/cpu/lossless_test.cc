@@ -90,7 +90,7 @@ TEST_F(LosslessTest, EightUsersAtOnceEqualEachAlone) {
 }
 
 TEST_F(LosslessTest, PastEveryWindow) {
-  // 1,300 tokens: past the sliding window of 128, its ring of 640 and the drafter's window of
+  // 1,300 tokens: past the sliding window of 128, its ring of 688 and the drafter's window of
   // 1,024.
   RunPlan plan{.prompt = prompts_[0].tokens,
                .num_new_tokens = 1300,
