@@ -91,12 +91,8 @@ void DrafterForward::LoadSnapshot(int snapshot, int slot, int64_t position) {
 
 void DrafterForward::CopySnapshot(SnapshotCopy direction, int snapshot, int slot,
                                   int64_t position) {
-  const RingSnapshot rows = {.ring_begin = int64_t{slot} * ring_tokens_,
-                             .ring_tokens = ring_tokens_,
-                             .snapshot_begin = int64_t{shape_.max_sequences} * ring_tokens_ +
-                                               int64_t{snapshot} * config_.window,
-                             .window = config_.window,
-                             .position = position};
+  const RingSnapshot rows(shape_.max_sequences, ring_tokens_, config_.window, snapshot, slot,
+                          position);
   rows.Copy(direction, pending_taps_, tap_width_);
   for (size_t l = 0; l < keys_.size(); ++l) {
     rows.Copy(direction, keys_[l], Size(config_.num_kv_heads, config_.head_dim));

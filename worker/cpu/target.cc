@@ -108,12 +108,8 @@ void TargetForward::Run(absl::Span<const TargetSequence> sequences,
 }
 
 void TargetForward::CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position) {
-  const RingSnapshot rows = {.ring_begin = int64_t{slot} * ring_tokens_,
-                             .ring_tokens = ring_tokens_,
-                             .snapshot_begin = int64_t{shape_.max_sequences} * ring_tokens_ +
-                                               int64_t{snapshot} * config_.window,
-                             .window = config_.window,
-                             .position = position};
+  const RingSnapshot rows(shape_.max_sequences, ring_tokens_, config_.window, snapshot, slot,
+                          position);
   for (size_t l = 0; l < keys_.size(); ++l) {
     if (config_.attention[l] == AttentionKind::kFull) continue;
     rows.Copy(direction, keys_[l], Size(config_.num_kv_heads, config_.qk_head_dim));
