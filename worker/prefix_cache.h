@@ -39,8 +39,8 @@ class PrefixCache {
   PrefixMatch Find(absl::string_view scope, absl::Span<const int32_t> tokens);
 
   // Keeps the pages of `tokens`, as long as nobody needs their memory. Returns the snapshot that is
-  // to hold what follows the last of them, or -1 if there is one already. REQUIRES: whole pages of
-  // tokens, at least one; `pages`, leased, has a page for each.
+  // to be saved at their end, or -1 if there is one already. REQUIRES: whole pages of tokens, at
+  // least one; `pages`, leased, has a page for each.
   int Keep(absl::string_view scope, absl::Span<const int32_t> tokens,
            absl::Span<const int32_t> pages);
 
