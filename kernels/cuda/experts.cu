@@ -6,14 +6,14 @@
 //   down             a product over the tiles, fp32 [T * K, H]
 //   CombineKernel    out[t] = sum over k ascending of weight * row
 // The order of rows within an expert is whatever the sort gave: no row sees its neighbours. Nothing
-// depends on the routing on the host: the stream form loops over as many tiles as there are, the
-// tile form launches as many as there can be. Bytes: the matrices of the experts that were chosen.
+// depends on the routing on the host: both forms loop over as many tiles as there are. Bytes: the
+// matrices of the experts that were chosen.
 #include <algorithm>
 
 #include "kernels/check.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/stream_product.cuh"
-#include "kernels/cuda/tile_product.cuh"
+#include "kernels/cuda/wide_product.cuh"
 
 namespace ultraspeed::kernels::cuda {
 namespace {
@@ -23,13 +23,15 @@ constexpr int kExpertsMax = kGroupThreads;
 constexpr int kCombineThreads = 256;
 constexpr size_t kAlignment = 256;
 constexpr int kStreamTileTokens = 8;
+constexpr int kWideTileTokensMin = 16;
 
 // Tokens of a tile, from the rows that an expert gets if the routing is even: below the first
 // bounds the weights' bytes rule, above them the tensor cores.
 int TileTokens(int64_t num_slots, int num_experts) {
   if (num_slots <= 4 * int64_t{num_experts}) return kStreamTileTokens;
-  if (num_slots <= 16 * int64_t{num_experts}) return 32;
-  if (num_slots <= 64 * int64_t{num_experts}) return 64;
+  if (num_slots <= 12 * int64_t{num_experts}) return 16;
+  if (num_slots <= 24 * int64_t{num_experts}) return 32;
+  if (num_slots <= 56 * int64_t{num_experts}) return 64;
   return 128;
 }
 
@@ -41,26 +43,33 @@ struct Workspace {
   int32_t* num_tiles;
   TokenTile* tiles;
   int32_t* slots;
-  bf16* activations;  // [T * K, F]
-  float* outputs;     // [T * K, H]
+  void* arranged;     // inputs of the wide form
+  void* activations;  // bf16 [T * K, F], or the wide form's inputs
+  size_t activation_bytes;
+  float* outputs;  // [T * K, H]
   size_t bytes;
 };
 
-Workspace Divide(void* memory, const Experts& experts, int64_t num_slots) {
+Workspace Divide(void* memory, const Experts& experts, int num_tokens, int experts_per_token) {
   size_t offset = 0;
   const auto take = [&](size_t bytes) {
     uint8_t* const place = static_cast<uint8_t*>(memory) + offset;
     offset += (bytes + kAlignment - 1) / kAlignment * kAlignment;
     return static_cast<void*>(place);
   };
-  const auto slots = static_cast<size_t>(num_slots);
+  const auto slots = static_cast<size_t>(num_tokens) * experts_per_token;
   const auto tiles =
-      static_cast<size_t>(NumTilesMax(num_slots, experts.num_experts, kStreamTileTokens));
+      static_cast<size_t>(NumTilesMax(slots, experts.num_experts, kStreamTileTokens));
   Workspace w = {};
   w.num_tiles = static_cast<int32_t*>(take(sizeof(int32_t)));
   w.tiles = static_cast<TokenTile*>(take(tiles * sizeof(TokenTile)));
   w.slots = static_cast<int32_t*>(take(slots * sizeof(int32_t)));
-  w.activations = static_cast<bf16*>(take(slots * experts.ffn_width * sizeof(bf16)));
+  // The wide form's tiles have 16 tokens at least; below that a slot has its own.
+  const auto arranged_tiles =
+      static_cast<int64_t>(NumTilesMax(slots, experts.num_experts, kWideTileTokensMin));
+  w.arranged = take(WideInputBytes(slots, arranged_tiles, experts.hidden));
+  w.activation_bytes = WideInputBytes(slots, arranged_tiles, experts.ffn_width);
+  w.activations = take(w.activation_bytes);
   w.outputs = static_cast<float*>(take(slots * experts.hidden * sizeof(float)));
   w.bytes = offset;
   return w;
@@ -71,7 +80,7 @@ __global__ void __launch_bounds__(kGroupThreads)
     GroupKernel(const int32_t* expert_ids, int num_slots, int num_experts, int tile_tokens,
                 int32_t* num_tiles, TokenTile* tiles, int32_t* slots) {
   __shared__ int32_t next[kExpertsMax];  // count, then the next free place of an expert
-  __shared__ int2 sums[kExpertsMax];     // inclusive sums over experts: slots, tiles
+  __shared__ int3 sums[kExpertsMax];     // inclusive sums over experts: slots, tiles, their rows
   AllowNextKernel();
   const int expert = threadIdx.x;
   next[expert] = 0;
@@ -81,21 +90,26 @@ __global__ void __launch_bounds__(kGroupThreads)
 
   const int count = next[expert];
   const int tile_count = (count + tile_tokens - 1) / tile_tokens;
-  sums[expert] = {count, tile_count};
+  const int whole_tiles = count / tile_tokens;
+  const int num_rows = whole_tiles * tile_tokens + WideInputs::Rows(count % tile_tokens);
+  sums[expert] = {count, tile_count, num_rows};
   __syncthreads();
   for (int distance = 1; distance < kExpertsMax; distance *= 2) {
-    const int2 before = expert >= distance ? sums[expert - distance] : int2{0, 0};
+    const int3 before = expert >= distance ? sums[expert - distance] : int3{0, 0, 0};
     __syncthreads();
     sums[expert].x += before.x;
     sums[expert].y += before.y;
+    sums[expert].z += before.z;
     __syncthreads();
   }
   const int first = sums[expert].x - count;
   const int first_tile = sums[expert].y - tile_count;
+  const int first_row = sums[expert].z - num_rows;
   next[expert] = first;
   for (int i = 0; i < tile_count; ++i) {
     tiles[first_tile + i] = {expert, first + i * tile_tokens,
-                             min(tile_tokens, count - i * tile_tokens)};
+                             min(tile_tokens, count - i * tile_tokens),
+                             first_row + i * tile_tokens};
   }
   if (expert == num_experts - 1) *num_tiles = sums[expert].y;
   __syncthreads();
@@ -124,16 +138,16 @@ __global__ void __launch_bounds__(kCombineThreads)
 }
 
 template <WeightFormat kFormat, Epilogue kEpilogue>
-void LaunchGrouped(const Product& p, int tile_tokens, int num_tiles_max, cudaStream_t stream) {
+void LaunchWideGrouped(const Product& p, int tile_tokens, int num_tiles_max, cudaStream_t stream) {
   switch (tile_tokens) {
-    case kStreamTileTokens:
-      return LaunchStreamProduct<kFormat, kStreamTileTokens, kEpilogue>(p, stream);
+    case 16:
+      return LaunchWideProduct<kFormat, 16, kEpilogue>(p, num_tiles_max, stream);
     case 32:
-      return LaunchTileProduct<kFormat, 32, kEpilogue>(p, num_tiles_max, stream);
+      return LaunchWideProduct<kFormat, 32, kEpilogue>(p, num_tiles_max, stream);
     case 64:
-      return LaunchTileProduct<kFormat, 64, kEpilogue>(p, num_tiles_max, stream);
+      return LaunchWideProduct<kFormat, 64, kEpilogue>(p, num_tiles_max, stream);
     default:
-      return LaunchTileProduct<kFormat, 128, kEpilogue>(p, num_tiles_max, stream);
+      return LaunchWideProduct<kFormat, 128, kEpilogue>(p, num_tiles_max, stream);
   }
 }
 
@@ -145,26 +159,37 @@ void Run(const MoeParams& params, cudaStream_t stream) {
   const auto num_tiles_max =
       static_cast<int>(NumTilesMax(num_slots, experts.num_experts, tile_tokens));
   const ExpertBytes bytes = PackedExpertBytes(kFormat, experts.ffn_width, experts.hidden);
-  const Workspace w = Divide(params.workspace, experts, num_slots);
+  const Workspace w =
+      Divide(params.workspace, experts, params.num_tokens, params.experts_per_token);
+  const bool wide = tile_tokens > kStreamTileTokens;
   GroupKernel<<<1, kGroupThreads, 0, stream>>>(params.expert_ids, num_slots, experts.num_experts,
                                                tile_tokens, w.num_tiles, w.tiles, w.slots);
   CheckLaunch("GroupKernel");
 
   const auto one_segment = [](int num_cols) { return (NumSlabs(num_cols) + 1) / 2 * 2; };
-  const Product gate_up = {.weights = static_cast<const uint8_t*>(experts.gate_up),
-                           .expert_bytes = bytes.gate_up,
-                           .num_rows = 2 * experts.ffn_width,
-                           .num_cols = experts.hidden,
-                           .segment_slabs = one_segment(experts.hidden),
-                           .x = params.x,
-                           .num_tokens = num_slots,
-                           .tiles = w.tiles,
-                           .num_tiles = w.num_tiles,
-                           .slots = w.slots,
-                           .slots_per_input = params.experts_per_token,
-                           .out = w.activations,
-                           .partials = nullptr};
-  LaunchGrouped<kFormat, Epilogue::kSwiGlu>(gate_up, tile_tokens, num_tiles_max, stream);
+  Product gate_up = {.weights = static_cast<const uint8_t*>(experts.gate_up),
+                     .expert_bytes = bytes.gate_up,
+                     .num_rows = 2 * experts.ffn_width,
+                     .num_cols = experts.hidden,
+                     .segment_slabs = one_segment(experts.hidden),
+                     .x = params.x,
+                     .num_tokens = num_slots,
+                     .tiles = w.tiles,
+                     .num_tiles = w.num_tiles,
+                     .slots = w.slots,
+                     .slots_per_input = params.experts_per_token,
+                     .out = w.activations,
+                     .partials = nullptr};
+  if (wide) {
+    if (experts.ffn_width % kSlabColumns != 0) {  // down's columns past the last must be zeros
+      CheckCuda(cudaMemsetAsync(w.activations, 0, w.activation_bytes, stream), "cudaMemsetAsync");
+    }
+    ArrangeInputs<kFormat>(gate_up, tile_tokens, num_tiles_max, w.arranged, stream);
+    LaunchWideGrouped<kFormat, Epilogue::kSwiGluArranged>(gate_up, tile_tokens, num_tiles_max,
+                                                          stream);
+  } else {
+    LaunchStreamProduct<kFormat, kStreamTileTokens, Epilogue::kSwiGlu>(gate_up, stream);
+  }
 
   Product down = gate_up;
   down.weights = static_cast<const uint8_t*>(experts.down);
@@ -172,10 +197,14 @@ void Run(const MoeParams& params, cudaStream_t stream) {
   down.num_rows = experts.hidden;
   down.num_cols = experts.ffn_width;
   down.segment_slabs = one_segment(experts.ffn_width);
-  down.x = w.activations;
+  down.x = static_cast<const bf16*>(w.activations);
   down.slots_per_input = 1;
   down.out = w.outputs;
-  LaunchGrouped<kFormat, Epilogue::kStore>(down, tile_tokens, num_tiles_max, stream);
+  if (wide) {
+    LaunchWideGrouped<kFormat, Epilogue::kStore>(down, tile_tokens, num_tiles_max, stream);
+  } else {
+    LaunchStreamProduct<kFormat, kStreamTileTokens, Epilogue::kStore>(down, stream);
+  }
 
   const dim3 grid(CeilDiv(experts.hidden, kCombineThreads * 4), params.num_tokens);
   CombineKernel<<<grid, kCombineThreads, 0, stream>>>(
@@ -203,7 +232,7 @@ void MixtureOfExperts(const MoeParams& params, cudaStream_t stream) {
 }
 
 size_t MoeWorkspaceBytes(const Experts& experts, int experts_per_token, int num_tokens_max) {
-  return Divide(nullptr, experts, int64_t{num_tokens_max} * experts_per_token).bytes;
+  return Divide(nullptr, experts, num_tokens_max, experts_per_token).bytes;
 }
 
 }  // namespace ultraspeed::kernels::cuda

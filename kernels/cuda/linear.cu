@@ -7,13 +7,14 @@
 #include "kernels/check.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/stream_product.cuh"
-#include "kernels/cuda/tile_product.cuh"
+#include "kernels/cuda/wide_product.cuh"
 
 namespace ultraspeed::kernels::cuda {
 namespace {
 
 constexpr int kSplitTokensMax = 128;  // more tokens fill the GPU without splitting sums
 constexpr int kThreads = 256;
+constexpr size_t kAlignment = 256;
 
 Product ProductOf(const Matrix& w, const bf16* x, int num_tokens, float* out) {
   return {.weights = static_cast<const uint8_t*>(w.data),
@@ -32,7 +33,7 @@ Product ProductOf(const Matrix& w, const bf16* x, int num_tokens, float* out) {
 }
 
 int StreamTileTokens(int num_tokens) { return num_tokens <= 8 ? 8 : num_tokens <= 16 ? 16 : 32; }
-int TileTokens(int num_tokens) { return num_tokens <= 64 ? 64 : 128; }
+int WideTileTokens(int num_tokens) { return num_tokens <= 64 ? 64 : 128; }
 
 // Whether the segments of the sums go to the workspace.
 template <WeightFormat kFormat>
@@ -41,8 +42,8 @@ bool LeavesSegments(const Product& p) {
   if (p.num_tokens <= kStreamTokensMax) {
     return PlanStream<kFormat>(p, StreamTileTokens(p.num_tokens)).num_groups_per_tile > 1;
   }
-  const int blocks = CeilDiv(NumRowTiles(p.num_rows), kBlockRowTiles) *
-                     CeilDiv(p.num_tokens, TileTokens(p.num_tokens));
+  const int blocks = CeilDiv(NumRowTiles(p.num_rows), kWideRowTiles) *
+                     CeilDiv(p.num_tokens, WideTileTokens(p.num_tokens));
   return p.num_tokens <= kSplitTokensMax && blocks <= NumMultiprocessors();
 }
 
@@ -55,6 +56,27 @@ __global__ void AddSegmentsKernel(const float* partials, int num_segments, int64
   out[i] = sum;
 }
 
+// The wide form's inputs lie behind the segments.
+size_t SegmentBytes(const Product& p) {
+  if (NumSegments(p) == 1 || p.num_tokens > kSplitTokensMax) return 0;
+  const size_t bytes = size_t{4} * NumSegments(p) * p.num_tokens * p.num_rows;
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+size_t ArrangedBytes(const Product& p) {
+  return p.num_tokens <= kStreamTokensMax ? 0 : WideInputBytes(p.num_tokens, 1, p.num_cols);
+}
+
+template <WeightFormat kFormat>
+void MultiplyWide(Product p, void* workspace, cudaStream_t stream) {
+  const int tile_tokens = WideTileTokens(p.num_tokens);
+  const int num_tiles = CeilDiv(p.num_tokens, tile_tokens);
+  ArrangeInputs<kFormat>(p, tile_tokens, num_tiles,
+                         static_cast<uint8_t*>(workspace) + SegmentBytes(p), stream);
+  const auto launch = tile_tokens == 64 ? LaunchWideProduct<kFormat, 64, Epilogue::kStore>
+                                        : LaunchWideProduct<kFormat, 128, Epilogue::kStore>;
+  launch(p, num_tiles, stream);
+}
+
 template <WeightFormat kFormat>
 void Multiply(Product p, void* workspace, cudaStream_t stream) {
   const bool leaves_segments = LeavesSegments<kFormat>(p);
@@ -65,10 +87,8 @@ void Multiply(Product p, void* workspace, cudaStream_t stream) {
     LaunchStreamProduct<kFormat, 16, Epilogue::kStore>(p, stream);
   } else if (p.num_tokens <= kStreamTokensMax) {
     LaunchStreamProduct<kFormat, 32, Epilogue::kStore>(p, stream);
-  } else if (p.num_tokens <= 64) {
-    LaunchTileProduct<kFormat, 64, Epilogue::kStore>(p, 1, stream);
   } else {
-    LaunchTileProduct<kFormat, 128, Epilogue::kStore>(p, CeilDiv(p.num_tokens, 128), stream);
+    MultiplyWide<kFormat>(p, workspace, stream);
   }
   if (!leaves_segments) return;
   const int64_t count = int64_t{p.num_tokens} * p.num_rows;
@@ -95,11 +115,11 @@ void Linear(const Matrix& w, const bf16* x, int num_tokens, float* out, void* wo
 }
 
 size_t LinearWorkspaceBytes(const Matrix& w, int num_tokens_max) {
-  const Product p = ProductOf(w, nullptr, 0, nullptr);
-  const int segments = NumSegments(p);
-  if (segments == 1) return 0;
-  return static_cast<size_t>(segments) * std::min(num_tokens_max, kSplitTokensMax) * w.num_rows *
-         sizeof(float);
+  const auto bytes = [&](int num_tokens) {
+    const Product p = ProductOf(w, nullptr, num_tokens, nullptr);
+    return SegmentBytes(p) + ArrangedBytes(p);
+  };
+  return std::max(bytes(std::min(num_tokens_max, kSplitTokensMax)), bytes(num_tokens_max));
 }
 
 }  // namespace ultraspeed::kernels::cuda

@@ -1,6 +1,6 @@
 // What the two forms of the matrix product share: operands, the tokens of a tile, the epilogue.
 //
-// stream_product.cuh reads weights at memory speed for few tokens, tile_product.cuh keeps the
+// stream_product.cuh reads weights at memory speed for few tokens, wide_product.cuh keeps the
 // tensor cores busy for many. Both make every output element by the same sequence of operations
 // (weight_layout.h), so which of them runs never shows in the result. Kernels and launchers are
 // static: each .cu that instantiates them has its own, with its own attributes.
@@ -10,13 +10,14 @@
 #include "kernels/cuda/device/numbers.cuh"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/weight_layout.h"
+#include "kernels/cuda/wide_inputs.cuh"
 
 namespace ultraspeed::kernels::cuda {
 
 // Up to a tile's width of tokens that go through one expert: places [first, first + count) of the
-// slot list.
+// slot list. `first_row`: where their rows begin among inputs that are arranged (wide_inputs.cuh).
 struct TokenTile {
-  int32_t expert, first, count;
+  int32_t expert, first, count, first_row;
 };
 
 struct Product {
@@ -39,7 +40,8 @@ struct Product {
   float* partials;  // kStore: not null: sums of segments [segment, T, N] instead of out
 };
 
-enum class Epilogue { kStore, kSwiGlu };
+// kSwiGluArranged: as arranged inputs of a format with an input gain.
+enum class Epilogue { kStore, kSwiGlu, kSwiGluArranged };
 
 __host__ __device__ inline int NumSegments(const Product& p) {
   return (NumSlabs(p.num_cols) + p.segment_slabs - 1) / p.segment_slabs;
@@ -47,7 +49,8 @@ __host__ __device__ inline int NumSegments(const Product& p) {
 
 __device__ __forceinline__ TokenTile TileOf(const Product& p, int index, int tile_tokens) {
   if (p.tiles != nullptr) return p.tiles[index];
-  return {0, index * tile_tokens, min(tile_tokens, p.num_tokens - index * tile_tokens)};
+  const int first = index * tile_tokens;
+  return {0, first, min(tile_tokens, p.num_tokens - first), first};
 }
 __device__ __forceinline__ int SlotOf(const Product& p, int place) {
   return p.slots != nullptr ? p.slots[place] : place;
@@ -64,13 +67,19 @@ __device__ __forceinline__ void Store(const Product& p, const TokenTile& tile, i
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     if (i + c >= tile.count) continue;
-    const size_t slot = SlotOf(p, tile.first + i + c);
+    const size_t slot = kEpilogue == Epilogue::kSwiGluArranged ? 0 : SlotOf(p, tile.first + i + c);
     const float low = c == 0 ? v.x : v.y;
     const float high = c == 0 ? v.z : v.w;
-    if constexpr (kEpilogue == Epilogue::kSwiGlu) {  // the tile's upper rows are up to its gate
-      const int column = row_tile * 8 + g;
-      if (2 * column < p.num_rows) {
-        static_cast<bf16*>(p.out)[slot * (p.num_rows / 2) + column] = SwiGluProduct(low, high);
+    if constexpr (kEpilogue != Epilogue::kStore) {  // the tile's upper rows are up to its gate
+      const int column = row_tile * 8 + g, num_columns = p.num_rows / 2;
+      if (column >= num_columns) continue;
+      const bf16 product = SwiGluProduct(low, high);
+      if constexpr (kEpilogue == Epilogue::kSwiGlu) {
+        static_cast<bf16*>(p.out)[slot * num_columns + column] = product;
+      } else {
+        const WideInputs inputs = {tile.first_row, tile.count, NumSlabs(num_columns)};
+        uint8_t* const place = static_cast<uint8_t*>(p.out) + inputs.ElementOffset(i + c, column);
+        *reinterpret_cast<bf16*>(place) = RoundToBf16(Bf16ToFloat(product) * kInputGainFloat);
       }
     } else {
       const int row = row_tile * kTileRows + g;

@@ -261,6 +261,7 @@ static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
 #pragma unroll
             for (int c = 0; c < kColumnTiles; ++c) {
               EndSlab<kFormat>(block_partials[c], sums[c], scales, slab == now.block_slab());
+              if constexpr (ScalesEverySlab(kFormat)) Clear(sums[c]);
             }
             ++slab;
           }

@@ -25,10 +25,14 @@ __device__ __forceinline__ void WaitCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// ---- mbarriers, one arrival (the producer's) plus the bytes of its copies
+// ---- mbarriers: arrivals (of a bulk copy's producer one) plus the bytes of bulk copies
 
-__device__ __forceinline__ void InitBarrier(uint64_t* barrier) {
-  asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(SharedAddress(barrier)) : "memory");
+__device__ __forceinline__ void InitBarrier(uint64_t* barrier, int arrivals = 1) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(arrivals)
+               : "memory");
+}
+__device__ __forceinline__ void Arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
 }
 // After the last InitBarrier of a thread, before other threads or copies use them.
 __device__ __forceinline__ void FenceBarrierInit() {

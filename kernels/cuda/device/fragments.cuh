@@ -127,14 +127,14 @@ __device__ __forceinline__ void Clear(float (&sum)[4]) {
   for (float& element : sum) element = 0.0f;
 }
 
-// Moves the scaled sum of a slab into its block's partial, where a slab has scales of its own.
+// Adds the scaled sum of a slab to its block's partial, where a slab has scales of its own; the next
+// slab's sum starts from zero.
 template <WeightFormat kFormat>
-__device__ __forceinline__ void EndSlab(float4& partial, float (&sum)[4], float2 scales,
+__device__ __forceinline__ void EndSlab(float4& partial, const float (&sum)[4], float2 scales,
                                         bool first_of_block) {
   if constexpr (ScalesEverySlab(kFormat)) {
     const float4 scaled = ScaledPartial(sum, scales);
     partial = first_of_block ? scaled : Add(partial, scaled);
-    Clear(sum);
   }
 }
 // The partial of a block whose slabs have all ended.
