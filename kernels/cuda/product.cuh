@@ -59,15 +59,21 @@ __device__ __forceinline__ const bf16* InputOf(const Product& p, int place) {
   return p.x + static_cast<size_t>(SlotOf(p, place) / p.slots_per_input) * p.num_cols;
 }
 
+// Those of tokens i, i + 1 of a tile.
+__device__ __forceinline__ int2 SlotsOf(const Product& p, const TokenTile& tile, int i) {
+  return {i < tile.count ? SlotOf(p, tile.first + i) : 0,
+          i + 1 < tile.count ? SlotOf(p, tile.first + i + 1) : 0};
+}
+
 // Writes the lane's part of a finished 16 x 8 tile: v.x, v.y belong to row `row_tile` * 16 + g and
-// tokens i, i + 1 of the tile, v.z, v.w to row + 8.
+// tokens i, i + 1 of the tile, v.z, v.w to row + 8. `slots`: SlotsOf (kSwiGluArranged needs none).
 template <Epilogue kEpilogue>
-__device__ __forceinline__ void Store(const Product& p, const TokenTile& tile, int row_tile, int i,
-                                      int g, float4 v) {
+__device__ __forceinline__ void Store(const Product& p, const TokenTile& tile, int2 slots,
+                                      int row_tile, int i, int g, float4 v) {
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     if (i + c >= tile.count) continue;
-    const size_t slot = kEpilogue == Epilogue::kSwiGluArranged ? 0 : SlotOf(p, tile.first + i + c);
+    const auto slot = static_cast<size_t>(c == 0 ? slots.x : slots.y);
     const float low = c == 0 ? v.x : v.y;
     const float high = c == 0 ? v.z : v.w;
     if constexpr (kEpilogue != Epilogue::kStore) {  // the tile's upper rows are up to its gate

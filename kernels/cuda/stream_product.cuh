@@ -288,6 +288,7 @@ static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
     for (int i = (warp + unit) % kStreamWarps; i < num_sums; i += kStreamWarps) {
       const int row_tile = now.first_row_tile + i / kColumnTiles;
       const int column = i % kColumnTiles * 8 + 2 * t;
+      const int2 slots = SlotsOf(p, tile, column);
       const float4* const terms =
           buffer + (i / kColumnTiles * now.blocks * kColumnTiles + i % kColumnTiles) * 32 + lane;
       float4 sum = {};
@@ -298,12 +299,12 @@ static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
         for (int b = begin; b < end; ++b) total = Add(total, terms[b * kColumnTiles * 32]);
         if (kEpilogue == Epilogue::kStore && p.partials != nullptr) {
           const int segment = (now.first_slab / kBlockSlabs + begin) / segment_blocks;
-          Store<kEpilogue>(SegmentOutput(p, segment), tile, row_tile, column, g, total);
+          Store<kEpilogue>(SegmentOutput(p, segment), tile, slots, row_tile, column, g, total);
         } else {
           sum = begin == 0 ? total : Add(sum, total);
         }
       }
-      if (p.partials == nullptr) Store<kEpilogue>(p, tile, row_tile, column, g, sum);
+      if (p.partials == nullptr) Store<kEpilogue>(p, tile, slots, row_tile, column, g, sum);
     }
   }
 }

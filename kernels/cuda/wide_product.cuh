@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/device/copy.cuh"
 #include "kernels/cuda/device/wgmma.cuh"
@@ -122,16 +123,150 @@ __device__ __forceinline__ void FillStages(const Product& p, uint8_t* stages, ui
   }
 }
 
+// The two warpgroups take turns at the tensor cores where each has much to do between its products:
+// side by side they would both multiply and then both not. Group 0 begins.
+struct Turns {
+  int group;
+
+  __device__ __forceinline__ explicit Turns(int warpgroup) : group(warpgroup) {
+    if (group == 1) Pass();
+  }
+  __device__ __forceinline__ void Wait() const {
+    asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(kWideGroups * kWarpgroupThreads)
+                 : "memory");
+  }
+  __device__ __forceinline__ void Pass() const {
+    asm volatile("bar.arrive %0, %1;" ::"r"(2 - group), "n"(kWideGroups * kWarpgroupThreads)
+                 : "memory");
+  }
+};
+
+// A warp's sums over the columns of an item: 16 rows x kTokens, as lanes hold mma results.
+template <WeightFormat kFormat, int kTokens>
+struct WideSums {
+  static constexpr int kColumnTiles = kTokens / 8;
+  static constexpr bool kScalesGroups = kFormat == WeightFormat::kMxfp4;
+  static constexpr bool kTakesTurns = ScalesEverySlab(kFormat) && kTokens == 128;
+  // Sums of groups that are on their way at once, where groups have scales.
+  static constexpr int kGroupBuffers = kTokens == 16 ? 4 : kTokens <= 64 ? 2 : 1;
+
+  float sums[kColumnTiles][4];    // of a block; of a slab where slabs have scales
+  float4 partials[kColumnTiles];  // of a block, where slabs have scales
+  float4 totals[kColumnTiles];    // of a segment
+
+  // Adds a slab's columns; `inputs` is the descriptor of its first ones.
+  template <bool kBeginsBlock>
+  __device__ __forceinline__ void AddSlab(const Slab<kFormat>& weights, uint64_t inputs,
+                                          const Turns& turns) {
+    if constexpr (kScalesGroups) {
+      AddScaledGroups<kBeginsBlock>(weights, inputs);
+    } else {
+      AddGroups<kBeginsBlock>(weights, inputs, turns);
+    }
+  }
+  __device__ __forceinline__ void EndBlocks() {
+#pragma unroll
+    for (int c = 0; c < kColumnTiles; ++c) {
+      totals[c] = Add(totals[c], EndBlock<kFormat>(partials[c], sums[c]));
+    }
+  }
+
+ private:
+  template <bool kBeginsBlock>
+  __device__ __forceinline__ void AddGroups(const Slab<kFormat>& weights, uint64_t inputs,
+                                            const Turns& turns) {
+    constexpr bool kBeginsSum = kBeginsBlock || ScalesEverySlab(kFormat);
+    GroupFragments a[2];
+    if constexpr (kTakesTurns) turns.Wait();
+#pragma unroll
+    for (int j = 0; j < kGroupsPerSlab; ++j) {
+      weights.Group(j, a[j % 2]);
+      FenceProducts();
+      AddProducts(sums, a[j % 2], inputs, j, j > 0 || !kBeginsSum);
+      CommitProducts();
+      if (j > 0) WaitProducts<1>();
+    }
+    if constexpr (kTakesTurns) turns.Pass();
+    WaitProducts<0>();
+    HoldSums(sums);
+    if constexpr (ScalesEverySlab(kFormat)) {
+      const float2 scales = weights.Scales();
+#pragma unroll
+      for (int c = 0; c < kColumnTiles; ++c) {
+        EndSlab<kFormat>(partials[c], sums[c], scales, kBeginsBlock);
+      }
+    }
+  }
+
+  // Both products of group j.
+  static __device__ __forceinline__ void AddProducts(float (&to)[kColumnTiles][4],
+                                                     const GroupFragments& a, uint64_t inputs,
+                                                     int j, bool accumulate) {
+    const uint64_t group = inputs + (j / 2 * kTokens * kInputRowBytes + j % 2 * 64) / 16;
+    AddProduct(to, a[0], group, accumulate);
+    AddProduct(to, a[1], group + 32 / 16, true);
+  }
+
+  template <bool kBeginsBlock>
+  __device__ __forceinline__ void AddScaledGroups(const Slab<kFormat>& weights, uint64_t inputs) {
+    float groups[kGroupBuffers][kColumnTiles][4];
+    const auto add = [&](int j) {
+      HoldSums(groups[j % kGroupBuffers]);
+#pragma unroll
+      for (int c = 0; c < kColumnTiles; ++c) {
+        if (kBeginsBlock && j == 0) Clear(sums[c]);
+        AddScaled(sums[c], weights.exponents, j, groups[j % kGroupBuffers][c]);
+      }
+    };
+    if constexpr (kGroupBuffers == kGroupsPerSlab) {
+      GroupFragments a[kGroupsPerSlab];
+#pragma unroll
+      for (int j = 0; j < kGroupsPerSlab; ++j) weights.Group(j, a[j]);
+      FenceProducts();
+#pragma unroll
+      for (int j = 0; j < kGroupsPerSlab; ++j) {
+        AddProducts(groups[j], a[j], inputs, j, false);
+        CommitProducts();
+      }
+      WaitProducts<2>();
+      add(0);
+      add(1);
+      WaitProducts<0>();
+      add(2);
+      add(3);
+    } else {
+      GroupFragments a[2];
+#pragma unroll
+      for (int j = 0; j < kGroupsPerSlab; ++j) {
+        weights.Group(j, a[j % 2]);
+        if (kGroupBuffers == 1 && j > 0) {
+          WaitProducts<0>();
+          add(j - 1);
+        }
+        FenceProducts();
+        AddProducts(groups[j % kGroupBuffers], a[j % 2], inputs, j, false);
+        CommitProducts();
+        if (kGroupBuffers == 2 && j > 0) {
+          WaitProducts<1>();
+          add(j - 1);
+        }
+      }
+      WaitProducts<0>();
+      add(kGroupsPerSlab - 1);
+    }
+  }
+};
+
 // Adds what `out` holds already: earlier segments of the same elements, written by this thread.
-__device__ __forceinline__ float4 AddStored(const Product& p, const TokenTile& tile, int row_tile,
-                                            int i, int g, float4 v) {
-  const auto stored = [&](int token, int row) {
-    if (token >= tile.count || row >= p.num_rows) return 0.0f;
-    const size_t slot = SlotOf(p, tile.first + token);
+__device__ __forceinline__ float4 AddStored(const Product& p, const TokenTile& tile, int2 slots,
+                                            int row_tile, int i, int g, float4 v) {
+  const auto stored = [&](int c, int row) {
+    if (i + c >= tile.count || row >= p.num_rows) return 0.0f;
+    const auto slot = static_cast<size_t>(c == 0 ? slots.x : slots.y);
     return static_cast<const float*>(p.out)[slot * p.num_rows + row];
   };
   const int row = row_tile * kTileRows + g;
-  return Add({stored(i, row), stored(i + 1, row), stored(i, row + 8), stored(i + 1, row + 8)}, v);
+  return Add({stored(0, row), stored(1, row), stored(0, row + 8), stored(1, row + 8)}, v);
 }
 
 // A warp's 16 rows x kTokens of the items of the thread block.
@@ -139,113 +274,54 @@ template <WeightFormat kFormat, int kTokens, Epilogue kEpilogue>
 __device__ __forceinline__ void MultiplyStages(const Product& p, const uint8_t* stages,
                                                uint64_t* full, uint64_t* empty) {
   using Stages = WideStages<kFormat, kTokens>;
-  constexpr int kColumnTiles = kTokens / 8;
-  constexpr bool kScaledGroups = kFormat == WeightFormat::kMxfp4;
-  constexpr int kBuffers = kTokens <= 64 ? 2 : 1;  // of the sums of scaled groups
+  using Sums = WideSums<kFormat, kTokens>;
+  constexpr int kColumnTiles = Sums::kColumnTiles;
+  // Slots are asked for before they are needed, where there are registers for them.
+  constexpr bool kKeepsSlots = kEpilogue == Epilogue::kStore && kTokens <= 64;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const WideItems items(p, kTokens);
+  const Turns turns(warp / 4);
   StageCursor<Stages::kCount> now;
   for (int item = items.first; item < items.last; ++item) {
     const TokenTile tile = items.Tile(item);
     const int row_tile = items.FirstRowTile(item) + warp;
-    int slabs_left = items.EndSlab(item) - items.FirstSlab(item);
-    int segment_slabs_left = p.segment_slabs;
-    bool begins_block = true, first_segment = true;
-    float sums[kColumnTiles][4];  // of a block; of a slab where slabs have scales
-    float4 partials[kColumnTiles];
-    float4 totals[kColumnTiles] = {};
-    while (slabs_left > 0) {
+    int2 slots[kKeepsSlots ? kColumnTiles : 1];
+    if constexpr (kKeepsSlots) {
+#pragma unroll
+      for (int c = 0; c < kColumnTiles; ++c) slots[c] = SlotsOf(p, tile, c * 8 + 2 * t);
+    }
+    Sums sums;
+    const auto add_slab = [&](auto begins_block) {
       WaitBarrier(full + now.stage, now.parity);
       const uint8_t* const stage = stages + now.stage * Stages::kBytes;
       const Slab<kFormat> weights(stage + Stages::kInputBytes + warp * SlabBytes(kFormat), lane);
-      const uint32_t inputs = SharedAddress(stage);
-      const auto descriptor = [&](int j, int m) {
-        return InputDescriptor(inputs + j / 2 * kTokens * kInputRowBytes + j % 2 * 64 + m * 32);
-      };
-      GroupFragments a[2];
-      if constexpr (kScaledGroups) {
-        if (begins_block) {
-#pragma unroll
-          for (int c = 0; c < kColumnTiles; ++c) Clear(sums[c]);
-        }
-        float groups[kBuffers][kColumnTiles][4];
-        const auto add_group = [&](int j) {
-          HoldSums(groups[j % kBuffers]);
-#pragma unroll
-          for (int c = 0; c < kColumnTiles; ++c) {
-            AddScaled(sums[c], weights.exponents, j, groups[j % kBuffers][c]);
-          }
-        };
-#pragma unroll
-        for (int j = 0; j < kGroupsPerSlab; ++j) {
-          weights.Group(j, a[j % 2]);
-          if (kBuffers == 1 && j > 0) {
-            WaitProducts<0>();
-            add_group(j - 1);
-          }
-          FenceProducts();
-          AddProduct(groups[j % kBuffers], a[j % 2][0], descriptor(j, 0), false);
-          AddProduct(groups[j % kBuffers], a[j % 2][1], descriptor(j, 1), true);
-          CommitProducts();
-          if (kBuffers == 2 && j > 0) {
-            WaitProducts<1>();
-            add_group(j - 1);
-          }
-        }
-        WaitProducts<0>();
-        add_group(kGroupsPerSlab - 1);
-      } else {
-        const bool begins_sum = begins_block || ScalesEverySlab(kFormat);
-#pragma unroll
-        for (int j = 0; j < kGroupsPerSlab; ++j) {
-          weights.Group(j, a[j % 2]);
-          FenceProducts();
-          AddProduct(sums, a[j % 2][0], descriptor(j, 0), j > 0 || !begins_sum);
-          AddProduct(sums, a[j % 2][1], descriptor(j, 1), true);
-          CommitProducts();
-          WaitProducts<1>();
-        }
-        WaitProducts<0>();
-        HoldSums(sums);
-      }
-      const float2 scales = weights.Scales();
+      sums.template AddSlab<begins_block.value>(weights, InputDescriptor(SharedAddress(stage)),
+                                                turns);
       __syncwarp();
       if (lane == 0) Arrive(empty + now.stage);
       now.Next();
-      --slabs_left;
-      --segment_slabs_left;
-
-      const bool ends_segment = segment_slabs_left == 0 || slabs_left == 0;
-      if constexpr (ScalesEverySlab(kFormat)) {
+    };
+    int slabs_left = items.EndSlab(item) - items.FirstSlab(item);
+    for (bool first_segment = true; slabs_left > 0; first_segment = false) {
 #pragma unroll
-        for (int c = 0; c < kColumnTiles; ++c) {
-          EndSlab<kFormat>(partials[c], sums[c], scales, begins_block);
-        }
+      for (int c = 0; c < kColumnTiles; ++c) sums.totals[c] = {};
+      int segment_left = min(p.segment_slabs, slabs_left);
+      slabs_left -= segment_left;
+      for (; segment_left > 0; segment_left -= kBlockSlabs) {
+        add_slab(std::true_type());
+        if (segment_left > 1) add_slab(std::false_type());
+        sums.EndBlocks();
       }
-      begins_block = !begins_block || ends_segment;  // the next slab
-      if (begins_block) {
-#pragma unroll
-        for (int c = 0; c < kColumnTiles; ++c) {
-          totals[c] = Add(totals[c], EndBlock<kFormat>(partials[c], sums[c]));
-        }
-      }
-      if (!ends_segment) continue;
+      const Product& to = p.partials != nullptr ? SegmentOutput(p, items.Segment(item)) : p;
+      const bool adds = kEpilogue == Epilogue::kStore && p.partials == nullptr && !first_segment;
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) {
         const int token = c * 8 + 2 * t;
-        float4 total = totals[c];
-        totals[c] = {};
-        if (kEpilogue == Epilogue::kStore && p.partials != nullptr) {
-          Store<kEpilogue>(SegmentOutput(p, items.Segment(item)), tile, row_tile, token, g, total);
-          continue;
-        }
-        if (kEpilogue == Epilogue::kStore && !first_segment) {
-          total = AddStored(p, tile, row_tile, token, g, total);
-        }
-        Store<kEpilogue>(p, tile, row_tile, token, g, total);
+        const int2 pair = kKeepsSlots ? slots[kKeepsSlots ? c : 0] : SlotsOf(p, tile, token);
+        float4 total = sums.totals[c];
+        if (adds) total = AddStored(p, tile, pair, row_tile, token, g, total);
+        Store<kEpilogue>(to, tile, pair, row_tile, token, g, total);
       }
-      segment_slabs_left = p.segment_slabs;
-      first_segment = false;
     }
   }
 }
@@ -296,32 +372,47 @@ static void LaunchWideProduct(const Product& p, int num_token_tiles_max, cudaStr
 
 // ---- Inputs
 
-// Grid: tiles, slabs. A thread has a group of 32 columns of a token.
+constexpr int kArrangedSlabs = 4;  // of a thread
+
+// Lane t of four has words [0, 4) of row t; afterwards it has word t of the four rows.
+__device__ __forceinline__ uint4 Transpose(uint4 w, int t) {
+  const auto exchange = [](uint32_t x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); };
+  const bool odd = t % 2 == 1, upper = t >= 2;
+  const uint32_t a = exchange(odd ? w.x : w.y, 1), b = exchange(odd ? w.z : w.w, 1);
+  (odd ? w.x : w.y) = a;
+  (odd ? w.z : w.w) = b;
+  const uint32_t c = exchange(upper ? w.x : w.z, 2), d = exchange(upper ? w.y : w.w, 2);
+  (upper ? w.x : w.z) = c;
+  (upper ? w.y : w.w) = d;
+  return w;
+}
+
+// Grid: tiles, groups of slabs. A thread has eight columns of a token in each of its slabs.
 template <WeightFormat kFormat>
 static __global__ void ArrangeInputsKernel(const __grid_constant__ Product p, int tile_tokens,
                                            uint8_t* arranged) {
-  const int slab = blockIdx.y;
+  constexpr int kLanes = kSlabColumns / 8;
   if (p.tiles != nullptr && blockIdx.x >= *p.num_tiles) return;
   const TokenTile tile = TileOf(p, blockIdx.x, tile_tokens);
   const WideInputs inputs = {tile.first_row, tile.count, NumSlabs(p.num_cols)};
-  for (int i = threadIdx.x; i < tile.count * kGroupsPerSlab; i += blockDim.x) {
-    const int token = i / kGroupsPerSlab, group = i % kGroupsPerSlab;
-    const int column = slab * kSlabColumns + group * 32;
-    uint4 lanes[4] = {};
-    if (column < p.num_cols) {
-      const auto* const from =
-          reinterpret_cast<const uint4*>(InputOf(p, tile.first + token) + column);
+  const int lane = threadIdx.x % kLanes, first_slab = blockIdx.y * kArrangedSlabs;
+  for (int first = 0; first < tile.count; first += blockDim.x / kLanes) {  // whole warps
+    const int token = first + threadIdx.x / kLanes;
+    const bf16* const row = InputOf(p, tile.first + min(token, tile.count - 1));
+    uint4 words[kArrangedSlabs] = {};
 #pragma unroll
-      for (int t = 0; t < 4; ++t) lanes[t] = GainedInput<kFormat>(from[t]);
+    for (int i = 0; i < kArrangedSlabs; ++i) {
+      const int column = (first_slab + i) * kSlabColumns + lane * 8;
+      if (column < p.num_cols) words[i] = *reinterpret_cast<const uint4*>(row + column);
     }
-    const auto piece = [&](int q) -> uint4& {
-      return *reinterpret_cast<uint4*>(
-          arranged + inputs.PieceOffset(slab, group / 2, token, group % 2 * 4 + q));
-    };
-    piece(0) = {lanes[0].x, lanes[1].x, lanes[2].x, lanes[3].x};
-    piece(1) = {lanes[0].y, lanes[1].y, lanes[2].y, lanes[3].y};
-    piece(2) = {lanes[0].z, lanes[1].z, lanes[2].z, lanes[3].z};
-    piece(3) = {lanes[0].w, lanes[1].w, lanes[2].w, lanes[3].w};
+#pragma unroll
+    for (int i = 0; i < kArrangedSlabs; ++i) {
+      const int slab = first_slab + i;
+      const uint4 piece = Transpose(GainedInput<kFormat>(words[i]), lane % 4);
+      if (token >= tile.count || slab >= inputs.num_slabs) continue;
+      *reinterpret_cast<uint4*>(arranged + inputs.PieceOffset(slab, lane / 8, token, lane % 8)) =
+          piece;
+    }
   }
 }
 
@@ -329,8 +420,8 @@ static __global__ void ArrangeInputsKernel(const __grid_constant__ Product p, in
 template <WeightFormat kFormat>
 static void ArrangeInputs(Product& p, int tile_tokens, int num_tiles_max, void* arranged,
                           cudaStream_t stream) {
-  const int threads = std::min(tile_tokens, 64) * kGroupsPerSlab;
-  const dim3 grid(num_tiles_max, NumSlabs(p.num_cols));
+  const int threads = std::min(tile_tokens, 16) * (kSlabColumns / 8);
+  const dim3 grid(num_tiles_max, CeilDiv(NumSlabs(p.num_cols), kArrangedSlabs));
   ArrangeInputsKernel<kFormat>
       <<<grid, threads, 0, stream>>>(p, tile_tokens, static_cast<uint8_t*>(arranged));
   CheckLaunch("ArrangeInputsKernel");
