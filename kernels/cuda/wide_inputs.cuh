@@ -18,8 +18,6 @@ namespace ultraspeed::kernels::cuda {
 constexpr int kInputParts = 2;  // of a slab
 constexpr int kInputRowBytes = 128;
 
-constexpr int InputStageBytes(int tokens) { return tokens * kInputParts * kInputRowBytes; }
-
 // The inputs of one tile.
 struct WideInputs {
   int first_row, num_tokens, num_slabs;

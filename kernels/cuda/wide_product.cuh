@@ -1,8 +1,8 @@
 // The product for many tokens: tensor cores of whole warpgroups, fed by bulk copies.
 //
 // A thread block walks over items, each 128 rows x one token tile: two warpgroups multiply 64 rows
-// each, a warp of the third copies packed slabs and inputs into a ring of stages of 128 columns,
-// ahead across items. Weights are expanded from shared memory into registers, where wgmma takes
+// each, the third copies packed slabs and inputs into a ring of stages of 128 or 256 columns, ahead
+// across items. Weights are expanded from shared memory into registers, where wgmma takes
 // them; inputs lie in memory as stages need them (wide_inputs.cuh). What lies behind a tile's last
 // token is never stored, nor are missing rows, which repeat the last tile. Operations: 2 * N * Kdim
 // * T.
@@ -27,23 +27,28 @@ constexpr int kWideRowTiles = kWideGroups * 4;  // a warp has one
 template <WeightFormat kFormat, int kTokens>
 struct WideStages {
   static constexpr int kBlocks = kTokens <= 32 ? 2 : 1;  // of a multiprocessor
-  static constexpr int kInputBytes = InputStageBytes(kTokens);
-  static constexpr int kBytes =
-      (kInputBytes + kWideRowTiles * SlabBytes(kFormat) + 1023) / 1024 * 1024;
+  // Small slabs travel in pairs: a bulk copy costs its issuer as much as some hundred bytes.
+  static constexpr int kSlabs = kFormat == WeightFormat::kMxfp4 && kTokens <= 64 ? kBlockSlabs : 1;
+  static constexpr int kInputBytes = kSlabs * kTokens * kInputParts * kInputRowBytes;
+  static constexpr int kRowTileBytes = kSlabs * SlabBytes(kFormat);
+  static constexpr int kBytes = (kInputBytes + kWideRowTiles * kRowTileBytes + 1023) / 1024 * 1024;
   static constexpr int kCount = std::min(8, (227 * 1024 / kBlocks - 1024) / kBytes);
   static constexpr int kSharedBytes = kCount * (kBytes + 2 * 8);
+  static constexpr int kCopies = kWideRowTiles + 1;  // of a stage: row tiles, inputs
   static_assert(kCount >= 3);
   // Registers of a thread, by role; together what a launch of kBlocks gives.
   static constexpr int kProducerRegisters = 24;
   static constexpr int kConsumerRegisters = kBlocks == 2 ? 104 : 240;
 };
 
-// Items in the order of their numbers: row blocks of a token tile, tiles, segments (of p.partials).
-// A thread block has a range of them.
+// A thread block's walk over its range of the items: row blocks of a token tile, tiles, segments
+// (of p.partials).
 struct WideItems {
   const Product& p;
-  int tile_tokens;
-  int num_row_blocks, num_tiles, first, last;
+  int tile_tokens, num_row_blocks, num_tiles, num_left;
+  int row_block, tile_index, segment;
+  TokenTile tile;  // of the item
+  bool enters_tile = true;
 
   __device__ __forceinline__ WideItems(const Product& product, int tokens)
       : p(product), tile_tokens(tokens) {
@@ -51,24 +56,31 @@ struct WideItems {
     num_tiles = p.tiles != nullptr ? *p.num_tiles : (p.num_tokens + tile_tokens - 1) / tile_tokens;
     const int64_t count =
         int64_t{num_row_blocks} * num_tiles * (p.partials != nullptr ? NumSegments(p) : 1);
-    first = static_cast<int>(count * blockIdx.x / gridDim.x);
-    last = static_cast<int>(count * (blockIdx.x + 1) / gridDim.x);
+    const auto first = static_cast<int>(count * blockIdx.x / gridDim.x);
+    num_left = static_cast<int>(count * (blockIdx.x + 1) / gridDim.x) - first;
+    row_block = first % num_row_blocks;
+    tile_index = first / num_row_blocks % num_tiles;
+    segment = first / num_row_blocks / num_tiles;
+    tile = TileOf(p, tile_index, tile_tokens);
   }
-  __device__ __forceinline__ TokenTile Tile(int item) const {
-    return TileOf(p, item / num_row_blocks % num_tiles, tile_tokens);
+  __device__ __forceinline__ void Next() {
+    --num_left;
+    enters_tile = ++row_block == num_row_blocks;
+    if (!enters_tile || num_left == 0) return;
+    row_block = 0;
+    if (++tile_index == num_tiles) {
+      tile_index = 0;
+      ++segment;
+    }
+    tile = TileOf(p, tile_index, tile_tokens);
   }
-  __device__ __forceinline__ int FirstRowTile(int item) const {
-    return item % num_row_blocks * kWideRowTiles;
+  __device__ __forceinline__ int FirstRowTile() const { return row_block * kWideRowTiles; }
+  __device__ __forceinline__ int FirstSlab() const {
+    return p.partials != nullptr ? segment * p.segment_slabs : 0;
   }
-  __device__ __forceinline__ int Segment(int item) const {
-    return item / num_row_blocks / num_tiles;
-  }
-  __device__ __forceinline__ int FirstSlab(int item) const {
-    return p.partials != nullptr ? Segment(item) * p.segment_slabs : 0;
-  }
-  __device__ __forceinline__ int EndSlab(int item) const {
+  __device__ __forceinline__ int EndSlab() const {
     const int slabs = NumSlabs(p.num_cols);
-    return p.partials != nullptr ? min(FirstSlab(item) + p.segment_slabs, slabs) : slabs;
+    return p.partials != nullptr ? min(FirstSlab() + p.segment_slabs, slabs) : slabs;
   }
 };
 
@@ -85,39 +97,36 @@ struct StageCursor {
   }
 };
 
-// The warp that fills the ring: its first eight lanes copy a row tile's slab each, two more inputs.
+// The warpgroup that fills the ring: two lanes of each warp copy row tiles, another inputs.
 template <WeightFormat kFormat, int kTokens>
 __device__ __forceinline__ void FillStages(const Product& p, uint8_t* stages, uint64_t* full,
-                                           uint64_t* empty, int lane) {
+                                           uint64_t* empty, int warp, int lane) {
   using Stages = WideStages<kFormat, kTokens>;
-  if (lane >= kWideRowTiles + kInputParts) return;
-  const WideItems items(p, kTokens);
+  constexpr int kRowTilesPerWarp = kWideRowTiles / 4;
+  const bool copies_inputs = lane == kRowTilesPerWarp && warp == 0;
+  if (lane >= kRowTilesPerWarp && !copies_inputs) return;
+  const int tile_of_block = warp * kRowTilesPerWarp + lane;
   const int num_slabs = NumSlabs(p.num_cols);
   StageCursor<Stages::kCount> now;
-  for (int item = items.first; item < items.last; ++item) {
-    const TokenTile tile = items.Tile(item);
+  for (WideItems items(p, kTokens); items.num_left > 0; items.Next()) {
+    const WideInputs inputs = {items.tile.first_row, items.tile.count, num_slabs};
     const uint8_t* from;
-    uint32_t bytes, step;
-    int place;
-    if (lane < kWideRowTiles) {
-      const int row_tile = min(items.FirstRowTile(item) + lane, NumRowTiles(p.num_rows) - 1);
-      bytes = step = SlabBytes(kFormat);
-      from = p.weights + tile.expert * p.expert_bytes +
-             static_cast<size_t>(row_tile) * num_slabs * step;
-      place = Stages::kInputBytes + lane * step;
+    if (copies_inputs) {
+      from = reinterpret_cast<const uint8_t*>(p.x) + inputs.Offset(0, 0);
     } else {
-      const int part = lane - kWideRowTiles;
-      const WideInputs inputs = {tile.first_row, tile.count, num_slabs};
-      bytes = inputs.part_bytes();
-      step = inputs.slab_bytes();
-      from = reinterpret_cast<const uint8_t*>(p.x) + inputs.Offset(0, part);
-      place = part * kTokens * kInputRowBytes;
+      const int row_tile = min(items.FirstRowTile() + tile_of_block, NumRowTiles(p.num_rows) - 1);
+      from = p.weights + items.tile.expert * p.expert_bytes +
+             static_cast<size_t>(row_tile) * num_slabs * SlabBytes(kFormat);
     }
-    const int end_slab = items.EndSlab(item);
-    for (int slab = items.FirstSlab(item); slab < end_slab; ++slab) {
+    const uint32_t slab_bytes = copies_inputs ? inputs.slab_bytes() : SlabBytes(kFormat);
+    const int place =
+        copies_inputs ? 0 : Stages::kInputBytes + tile_of_block * Stages::kRowTileBytes;
+    const int end_slab = items.EndSlab();
+    for (int slab = items.FirstSlab(); slab < end_slab; slab += Stages::kSlabs) {
       WaitBarrier(empty + now.stage, now.parity ^ 1);
-      BulkCopy(stages + now.stage * Stages::kBytes + place, from + static_cast<size_t>(slab) * step,
-               bytes, full + now.stage);
+      BulkCopy(stages + now.stage * Stages::kBytes + place,
+               from + static_cast<size_t>(slab) * slab_bytes,
+               min(Stages::kSlabs, end_slab - slab) * slab_bytes, full + now.stage);
       now.Next();
     }
   }
@@ -154,9 +163,15 @@ struct WideSums {
   float4 partials[kColumnTiles];  // of a block, where slabs have scales
   float4 totals[kColumnTiles];    // of a segment
 
-  // Adds a slab's columns; `inputs` is the descriptor of its first ones.
+  // Where a slab's inputs are: the descriptor of the first part, how far the second is from it.
+  struct Inputs {
+    uint64_t descriptor;
+    uint32_t part_stride;  // in 16 bytes
+  };
+
+  // Adds a slab's columns.
   template <bool kBeginsBlock>
-  __device__ __forceinline__ void AddSlab(const Slab<kFormat>& weights, uint64_t inputs,
+  __device__ __forceinline__ void AddSlab(const Slab<kFormat>& weights, const Inputs& inputs,
                                           const Turns& turns) {
     if constexpr (kScalesGroups) {
       AddScaledGroups<kBeginsBlock>(weights, inputs);
@@ -173,7 +188,7 @@ struct WideSums {
 
  private:
   template <bool kBeginsBlock>
-  __device__ __forceinline__ void AddGroups(const Slab<kFormat>& weights, uint64_t inputs,
+  __device__ __forceinline__ void AddGroups(const Slab<kFormat>& weights, const Inputs& inputs,
                                             const Turns& turns) {
     constexpr bool kBeginsSum = kBeginsBlock || ScalesEverySlab(kFormat);
     GroupFragments a[2];
@@ -200,15 +215,16 @@ struct WideSums {
 
   // Both products of group j.
   static __device__ __forceinline__ void AddProducts(float (&to)[kColumnTiles][4],
-                                                     const GroupFragments& a, uint64_t inputs,
+                                                     const GroupFragments& a, const Inputs& inputs,
                                                      int j, bool accumulate) {
-    const uint64_t group = inputs + (j / 2 * kTokens * kInputRowBytes + j % 2 * 64) / 16;
+    const uint64_t group = inputs.descriptor + j / 2 * inputs.part_stride + j % 2 * 64 / 16;
     AddProduct(to, a[0], group, accumulate);
     AddProduct(to, a[1], group + 32 / 16, true);
   }
 
   template <bool kBeginsBlock>
-  __device__ __forceinline__ void AddScaledGroups(const Slab<kFormat>& weights, uint64_t inputs) {
+  __device__ __forceinline__ void AddScaledGroups(const Slab<kFormat>& weights,
+                                                  const Inputs& inputs) {
     float groups[kGroupBuffers][kColumnTiles][4];
     const auto add = [&](int j) {
       HoldSums(groups[j % kGroupBuffers]);
@@ -279,40 +295,47 @@ __device__ __forceinline__ void MultiplyStages(const Product& p, const uint8_t* 
   // Slots are asked for before they are needed, where there are registers for them.
   constexpr bool kKeepsSlots = kEpilogue == Epilogue::kStore && kTokens <= 64;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const WideItems items(p, kTokens);
   const Turns turns(warp / 4);
   StageCursor<Stages::kCount> now;
-  for (int item = items.first; item < items.last; ++item) {
-    const TokenTile tile = items.Tile(item);
-    const int row_tile = items.FirstRowTile(item) + warp;
-    int2 slots[kKeepsSlots ? kColumnTiles : 1];
-    if constexpr (kKeepsSlots) {
+  int2 slots[kKeepsSlots ? kColumnTiles : 1];
+  for (WideItems items(p, kTokens); items.num_left > 0; items.Next()) {
+    const TokenTile& tile = items.tile;
+    const int row_tile = items.FirstRowTile() + warp;
+    if (kKeepsSlots && items.enters_tile) {
 #pragma unroll
-      for (int c = 0; c < kColumnTiles; ++c) slots[c] = SlotsOf(p, tile, c * 8 + 2 * t);
+      for (int c = 0; c < kColumnTiles; ++c) {
+        slots[kKeepsSlots ? c : 0] = SlotsOf(p, tile, c * 8 + 2 * t);
+      }
     }
+    const uint32_t part_stride = WideInputs::Rows(tile.count) * (kInputRowBytes / 16);
     Sums sums;
-    const auto add_slab = [&](auto begins_block) {
-      WaitBarrier(full + now.stage, now.parity);
+    // Slab `i` of the stage; the first and the last wait for it and give it back.
+    const auto add_slab = [&](auto begins_block, int i, bool last) {
+      if (i == 0) WaitBarrier(full + now.stage, now.parity);
       const uint8_t* const stage = stages + now.stage * Stages::kBytes;
-      const Slab<kFormat> weights(stage + Stages::kInputBytes + warp * SlabBytes(kFormat), lane);
-      sums.template AddSlab<begins_block.value>(weights, InputDescriptor(SharedAddress(stage)),
-                                                turns);
+      const Slab<kFormat> weights(
+          stage + Stages::kInputBytes + warp * Stages::kRowTileBytes + i * SlabBytes(kFormat),
+          lane);
+      const uint64_t inputs = InputDescriptor(SharedAddress(stage)) + i * kInputParts * part_stride;
+      sums.template AddSlab<begins_block.value>(weights, {inputs, part_stride}, turns);
+      if (!last) return;
       __syncwarp();
       if (lane == 0) Arrive(empty + now.stage);
       now.Next();
     };
-    int slabs_left = items.EndSlab(item) - items.FirstSlab(item);
+    int slabs_left = items.EndSlab() - items.FirstSlab();
     for (bool first_segment = true; slabs_left > 0; first_segment = false) {
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) sums.totals[c] = {};
       int segment_left = min(p.segment_slabs, slabs_left);
       slabs_left -= segment_left;
       for (; segment_left > 0; segment_left -= kBlockSlabs) {
-        add_slab(std::true_type());
-        if (segment_left > 1) add_slab(std::false_type());
+        const bool pair = segment_left > 1;
+        add_slab(std::true_type(), 0, Stages::kSlabs == 1 || !pair);
+        if (pair) add_slab(std::false_type(), Stages::kSlabs - 1, true);
         sums.EndBlocks();
       }
-      const Product& to = p.partials != nullptr ? SegmentOutput(p, items.Segment(item)) : p;
+      const Product& to = p.partials != nullptr ? SegmentOutput(p, items.segment) : p;
       const bool adds = kEpilogue == Epilogue::kStore && p.partials == nullptr && !first_segment;
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) {
@@ -335,16 +358,16 @@ static __global__ void __launch_bounds__(kWideThreads, (WideStages<kFormat, kTok
   uint64_t* const empty = full + Stages::kCount;
   if (threadIdx.x == 0) {
     for (int s = 0; s < Stages::kCount; ++s) {
-      InitBarrier(full + s, kWideRowTiles + kInputParts);  // copies
-      InitBarrier(empty + s, kWideGroups * 4);             // warps
+      InitBarrier(full + s, Stages::kCopies);
+      InitBarrier(empty + s, kWideGroups * 4);  // warps
     }
     FenceBarrierInit();
   }
   __syncthreads();
   if (threadIdx.x >= kWideGroups * kWarpgroupThreads) {
     GiveRegisters<Stages::kProducerRegisters>();
-    const int thread = threadIdx.x - kWideGroups * kWarpgroupThreads;
-    if (thread < 32) FillStages<kFormat, kTokens>(p, stages, full, empty, thread);
+    FillStages<kFormat, kTokens>(p, stages, full, empty, threadIdx.x / 32 - kWideGroups * 4,
+                                 threadIdx.x % 32);
   } else {
     TakeRegisters<Stages::kConsumerRegisters>();
     MultiplyStages<kFormat, kTokens, kEpilogue>(p, stages, full, empty);
