@@ -22,17 +22,16 @@ constexpr int kGroupThreads = 1024;
 constexpr int kExpertsMax = kGroupThreads;
 constexpr int kCombineThreads = 256;
 constexpr size_t kAlignment = 256;
-constexpr int kStreamTileTokens = 8;
+constexpr int kStreamSlotsMax = 8;  // more are faster in the wide form
 constexpr int kWideTileTokensMin = 16;
 
-// Tokens of a tile, from the rows that an expert gets if the routing is even: below the first
-// bounds the weights' bytes rule, above them the tensor cores.
+// Tokens of a tile, from the rows that an expert gets if the routing is even. Wider tiles than 64
+// would be slower: their sums leave no registers for products on their way.
 int TileTokens(int64_t num_slots, int num_experts) {
-  if (num_slots <= 4 * int64_t{num_experts}) return kStreamTileTokens;
+  if (num_slots <= kStreamSlotsMax) return kStreamTokensMax;
   if (num_slots <= 12 * int64_t{num_experts}) return 16;
   if (num_slots <= 24 * int64_t{num_experts}) return 32;
-  if (num_slots <= 56 * int64_t{num_experts}) return 64;
-  return 128;
+  return 64;
 }
 
 int64_t NumTilesMax(int64_t num_slots, int num_experts, int tile_tokens) {
@@ -58,8 +57,7 @@ Workspace Divide(void* memory, const Experts& experts, int num_tokens, int exper
     return static_cast<void*>(place);
   };
   const auto slots = static_cast<size_t>(num_tokens) * experts_per_token;
-  const auto tiles =
-      static_cast<size_t>(NumTilesMax(slots, experts.num_experts, kStreamTileTokens));
+  const auto tiles = static_cast<size_t>(NumTilesMax(slots, experts.num_experts, kStreamTokensMax));
   Workspace w = {};
   w.num_tiles = static_cast<int32_t*>(take(sizeof(int32_t)));
   w.tiles = static_cast<TokenTile*>(take(tiles * sizeof(TokenTile)));
@@ -144,10 +142,8 @@ void LaunchWideGrouped(const Product& p, int tile_tokens, int num_tiles_max, cud
       return LaunchWideProduct<kFormat, 16, kEpilogue>(p, num_tiles_max, stream);
     case 32:
       return LaunchWideProduct<kFormat, 32, kEpilogue>(p, num_tiles_max, stream);
-    case 64:
-      return LaunchWideProduct<kFormat, 64, kEpilogue>(p, num_tiles_max, stream);
     default:
-      return LaunchWideProduct<kFormat, 128, kEpilogue>(p, num_tiles_max, stream);
+      return LaunchWideProduct<kFormat, 64, kEpilogue>(p, num_tiles_max, stream);
   }
 }
 
@@ -161,7 +157,7 @@ void Run(const MoeParams& params, cudaStream_t stream) {
   const ExpertBytes bytes = PackedExpertBytes(kFormat, experts.ffn_width, experts.hidden);
   const Workspace w =
       Divide(params.workspace, experts, params.num_tokens, params.experts_per_token);
-  const bool wide = tile_tokens > kStreamTileTokens;
+  const bool wide = tile_tokens > kStreamTokensMax;
   GroupKernel<<<1, kGroupThreads, 0, stream>>>(params.expert_ids, num_slots, experts.num_experts,
                                                tile_tokens, w.num_tiles, w.tiles, w.slots);
   CheckLaunch("GroupKernel");
@@ -188,7 +184,7 @@ void Run(const MoeParams& params, cudaStream_t stream) {
     LaunchWideGrouped<kFormat, Epilogue::kSwiGluArranged>(gate_up, tile_tokens, num_tiles_max,
                                                           stream);
   } else {
-    LaunchStreamProduct<kFormat, kStreamTileTokens, Epilogue::kSwiGlu>(gate_up, stream);
+    LaunchStreamProduct<kFormat, Epilogue::kSwiGlu>(gate_up, stream);
   }
 
   Product down = gate_up;
@@ -203,7 +199,7 @@ void Run(const MoeParams& params, cudaStream_t stream) {
   if (wide) {
     LaunchWideGrouped<kFormat, Epilogue::kStore>(down, tile_tokens, num_tiles_max, stream);
   } else {
-    LaunchStreamProduct<kFormat, kStreamTileTokens, Epilogue::kStore>(down, stream);
+    LaunchStreamProduct<kFormat, Epilogue::kStore>(down, stream);
   }
 
   const dim3 grid(CeilDiv(experts.hidden, kCombineThreads * 4), params.num_tokens);

@@ -32,15 +32,18 @@ Product ProductOf(const Matrix& w, const bf16* x, int num_tokens, float* out) {
           .partials = nullptr};
 }
 
-int StreamTileTokens(int num_tokens) { return num_tokens <= 8 ? 8 : num_tokens <= 16 ? 16 : 32; }
-int WideTileTokens(int num_tokens) { return num_tokens <= 64 ? 64 : 128; }
+int WideTileTokens(int num_tokens) {
+  if (num_tokens <= 16) return 16;
+  if (num_tokens <= 32) return 32;
+  return num_tokens <= 64 ? 64 : 128;
+}
 
 // Whether the segments of the sums go to the workspace.
 template <WeightFormat kFormat>
 bool LeavesSegments(const Product& p) {
   if (NumSegments(p) == 1 || p.num_tokens == 0) return false;
   if (p.num_tokens <= kStreamTokensMax) {
-    return PlanStream<kFormat>(p, StreamTileTokens(p.num_tokens)).num_groups_per_tile > 1;
+    return PlanStream<kFormat>(p).num_groups_per_tile > 1;
   }
   const int blocks = CeilDiv(NumRowTiles(p.num_rows), kWideRowTiles) *
                      CeilDiv(p.num_tokens, WideTileTokens(p.num_tokens));
@@ -72,21 +75,24 @@ void MultiplyWide(Product p, void* workspace, cudaStream_t stream) {
   const int num_tiles = CeilDiv(p.num_tokens, tile_tokens);
   ArrangeInputs<kFormat>(p, tile_tokens, num_tiles,
                          static_cast<uint8_t*>(workspace) + SegmentBytes(p), stream);
-  const auto launch = tile_tokens == 64 ? LaunchWideProduct<kFormat, 64, Epilogue::kStore>
-                                        : LaunchWideProduct<kFormat, 128, Epilogue::kStore>;
-  launch(p, num_tiles, stream);
+  switch (tile_tokens) {
+    case 16:
+      return LaunchWideProduct<kFormat, 16, Epilogue::kStore>(p, num_tiles, stream);
+    case 32:
+      return LaunchWideProduct<kFormat, 32, Epilogue::kStore>(p, num_tiles, stream);
+    case 64:
+      return LaunchWideProduct<kFormat, 64, Epilogue::kStore>(p, num_tiles, stream);
+    default:
+      return LaunchWideProduct<kFormat, 128, Epilogue::kStore>(p, num_tiles, stream);
+  }
 }
 
 template <WeightFormat kFormat>
 void Multiply(Product p, void* workspace, cudaStream_t stream) {
   const bool leaves_segments = LeavesSegments<kFormat>(p);
   if (leaves_segments) p.partials = static_cast<float*>(workspace);
-  if (p.num_tokens <= 8) {
-    LaunchStreamProduct<kFormat, 8, Epilogue::kStore>(p, stream);
-  } else if (p.num_tokens <= 16) {
-    LaunchStreamProduct<kFormat, 16, Epilogue::kStore>(p, stream);
-  } else if (p.num_tokens <= kStreamTokensMax) {
-    LaunchStreamProduct<kFormat, 32, Epilogue::kStore>(p, stream);
+  if (p.num_tokens <= kStreamTokensMax) {
+    LaunchStreamProduct<kFormat, Epilogue::kStore>(p, stream);
   } else {
     MultiplyWide<kFormat>(p, workspace, stream);
   }

@@ -1,7 +1,8 @@
 // The expert router: fp32 logits, sigmoid, the K largest of score + bias.
 //
-// Logits: a thread block has 16 experts and up to 32 tokens, its warps two slots each
-// (router_product.cuh). For few tokens the weights' bytes rule (E * H * 4).
+// Logits: a warp adds up one slot (router_product.cuh) of up to 64 experts and 64 tokens, a thread
+// block every fourth slot. For few tokens the weights' bytes rule (E * H * 4), for many what thread
+// blocks read again (from L2).
 #include <cmath>
 
 #include "kernels/check.h"
@@ -15,11 +16,13 @@
 namespace ultraspeed::kernels::cuda {
 namespace {
 
-constexpr int kWarps = kRouterSlots / 2;  // of a thread block of LogitsKernel
+// A thread block has the slots of one residue modulo kParts, a warp each; TopKKernel adds the parts
+// up. Both are halves of the tree of router_product.cuh.
+constexpr int kParts = 4;
+constexpr int kWarps = kRouterSlots / kParts;
 constexpr int kGroupTokens = 8;
-constexpr int kManyGroups = 4;
 constexpr int kTopWarps = 4;
-constexpr int kExpertsPerLane = 32;  // E <= 1024
+constexpr int kExpertsMax = 1024;
 constexpr int kExpertsPerTokenMax = 64;
 
 __device__ uint32_t RoundPair(const float* pair) {
@@ -27,67 +30,90 @@ __device__ uint32_t RoundPair(const float* pair) {
   return PackBf16(x.x, x.y);
 }
 
-// kGroups: of eight tokens, that share a weight's terms.
-template <int kGroups>
+// The sums of the slots of residue blockIdx.z modulo kParts: kExpertTiles of 16 experts, kGroups of
+// eight tokens.
+template <int kExpertTiles, int kGroups>
 __global__ void __launch_bounds__(kWarps * 32)
-    LogitsKernel(const float* x, const float* scales, const uint4* w, int num_tokens, int hidden,
-                 int num_experts, float* logits) {
-  __shared__ float4 sums[kWarps][kGroups][32];
+    LogitsKernel(const float* x, const uint4* w, int num_tokens, int hidden, int num_experts,
+                 float* parts /*[kParts, T, E]*/) {
+  extern __shared__ float4 sums[];  // [kWarps / 2][kExpertTiles * kGroups][32]
+  constexpr int kTiles = kExpertTiles * kGroups;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int first_token = blockIdx.y * kGroups * kGroupTokens;
+  const int first_token = blockIdx.y * kGroups * kGroupTokens, part = blockIdx.z;
   const int num_tiles = hidden / kRouterTileColumns, num_chunks = NumRouterChunks(num_tiles);
-  const uint4* const experts = w + static_cast<size_t>(blockIdx.x) * kExpertTileVectors;
-  const size_t tile_vectors = static_cast<size_t>(NumExpertTiles(num_experts)) * kExpertTileVectors;
-  const float* rows[kGroups];
+  const int num_expert_tiles = NumExpertTiles(num_experts);
+  const int first_expert_tile = blockIdx.x * kExpertTiles;
+  float4 slot[kExpertTiles][kGroups] = {};
+  for (int chunk = part + warp * kParts; chunk < num_chunks; chunk += kRouterSlots) {
+    const int first_tile = chunk * kRouterChunkTiles;
+    // Tiles past the last count as zeros, which add nothing to a sum that begins with +0.
+    uint2 rows[kGroups][kRouterChunkTiles];
 #pragma unroll
-  for (int i = 0; i < kGroups; ++i) {  // rows past the end repeat the last one and are not stored
-    const int token = min(first_token + i * kGroupTokens + g, num_tokens - 1);
-    rows[i] = x + static_cast<size_t>(token) * hidden + 2 * t;
-  }
-  float4 slots[2][kGroups] = {};
-#pragma unroll
-  for (int slot = 0; slot < 2; ++slot) {
-    for (int chunk = warp + slot * kWarps; chunk < num_chunks; chunk += kRouterSlots) {
-      RouterChunkSum chunk_sums[kGroups];
+    for (int i = 0; i < kGroups; ++i) {  // tokens past the end repeat the last one, are not stored
+      const int token = min(first_token + i * kGroupTokens + g, num_tokens - 1);
+      const float* const row = x + static_cast<size_t>(token) * hidden + 2 * t;
 #pragma unroll
       for (int j = 0; j < kRouterChunkTiles; ++j) {
-        const int tile = chunk * kRouterChunkTiles + j;
-        if (tile >= num_tiles) break;
-        const uint4* const operands = experts + tile * tile_vectors + lane;
-        const uint4 terms[2] = {operands[0], operands[32]};
-#pragma unroll
-        for (int i = 0; i < kGroups; ++i) {
-          const float* const columns = rows[i] + tile * kRouterTileColumns;
-          chunk_sums[i].Add(terms, RoundPair(columns), RoundPair(columns + 8));
+        if (first_tile + j >= num_tiles) {
+          rows[i][j] = {};
+          continue;
         }
+        const float* const columns = row + (first_tile + j) * kRouterTileColumns;
+        rows[i][j] = {RoundPair(columns), RoundPair(columns + 8)};
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < kExpertTiles; ++e) {
+      const int expert_tile = min(first_expert_tile + e, num_expert_tiles - 1);
+      uint4 terms[kRouterChunkTiles][2];
+#pragma unroll
+      for (int j = 0; j < kRouterChunkTiles; ++j) {
+        const int tile = min(first_tile + j, num_tiles - 1);
+        const uint4* const operands =
+            w + (static_cast<size_t>(tile) * num_expert_tiles + expert_tile) * kExpertTileVectors +
+            lane;
+        terms[j][0] = operands[0];
+        terms[j][1] = operands[32];
       }
 #pragma unroll
       for (int i = 0; i < kGroups; ++i) {
-        const RouterChunkSum& sum = chunk_sums[i];
-        slots[slot][i] =
-            Add(slots[slot][i], {sum.Total(0), sum.Total(1), sum.Total(2), sum.Total(3)});
+        RouterChunkSum sum;
+#pragma unroll
+        for (int j = 0; j < kRouterChunkTiles; ++j) {
+          sum.Add(terms[j], rows[i][j].x, rows[i][j].y);
+        }
+        slot[e][i] = Add(slot[e][i], {sum.Total(0), sum.Total(1), sum.Total(2), sum.Total(3)});
       }
     }
   }
-#pragma unroll
-  for (int i = 0; i < kGroups; ++i) sums[warp][i][lane] = Add(slots[0][i], slots[1][i]);
   for (int half = kWarps / 2; half >= 1; half /= 2) {
-    __syncthreads();
-    if (warp >= half) continue;
+    if (warp >= half && warp < 2 * half) {
 #pragma unroll
-    for (int i = 0; i < kGroups; ++i) {
-      sums[warp][i][lane] = Add(sums[warp][i][lane], sums[warp + half][i][lane]);
+      for (int i = 0; i < kTiles; ++i) {
+        sums[((warp - half) * kTiles + i) * 32 + lane] = slot[i / kGroups][i % kGroups];
+      }
     }
+    __syncthreads();
+    if (warp < half) {
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        float4& sum = slot[i / kGroups][i % kGroups];
+        sum = Add(sum, sums[(warp * kTiles + i) * 32 + lane]);
+      }
+    }
+    __syncthreads();
   }
   if (warp > 0) return;
+  float* const out = parts + static_cast<size_t>(part) * num_tokens * num_experts;
 #pragma unroll
-  for (int i = 0; i < kGroups; ++i) {
-    const float4 sum = sums[0][i][lane];
+  for (int i = 0; i < kTiles; ++i) {
+    const float4 sum = slot[i / kGroups][i % kGroups];
     const auto store = [&](int row, int expert, float value) {
-      const int token = first_token + i * kGroupTokens + row;
-      expert += blockIdx.x * 16;
-      if (token >= num_tokens || expert >= num_experts) return;
-      logits[static_cast<size_t>(token) * num_experts + expert] = __fmul_rn(scales[token], value);
+      const int token = first_token + i % kGroups * kGroupTokens + row;
+      expert += (first_expert_tile + i / kGroups) * 16;
+      if (token < num_tokens && expert < num_experts) {
+        out[static_cast<size_t>(token) * num_experts + expert] = value;
+      }
     };
     store(2 * t, g, sum.x);
     store(2 * t + 1, g, sum.y);
@@ -96,24 +122,30 @@ __global__ void __launch_bounds__(kWarps * 32)
   }
 }
 
-// One warp a token; lane l holds experts l, l + 32, ...
+// One warp a token; lane l holds experts l, l + 32, ..., at most kExpertsPerLane.
+template <int kExpertsPerLane>
 __global__ void __launch_bounds__(kTopWarps * 32)
-    TopKKernel(const float* logits, const float* bias, int num_tokens, int num_experts,
-               int experts_per_token, int32_t* expert_ids, float* expert_weights) {
+    TopKKernel(const float* parts, const float* scales, const float* bias, int num_tokens,
+               int num_experts, int experts_per_token, int32_t* expert_ids, float* expert_weights) {
   __shared__ float chosen_scores[kTopWarps][kExpertsPerTokenMax];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int token = blockIdx.x * kTopWarps + warp;
   if (token >= num_tokens) return;
-  const float* const row = logits + static_cast<size_t>(token) * num_experts;
-  float biased[kExpertsPerLane];
+  const size_t part_stride = static_cast<size_t>(num_tokens) * num_experts;
+  const float* const row = parts + static_cast<size_t>(token) * num_experts;
+  const float scale = scales[token];
+  float scores[kExpertsPerLane], biased[kExpertsPerLane];
 #pragma unroll
   for (int i = 0; i < kExpertsPerLane; ++i) {
     const int e = i * 32 + lane;
     biased[i] = -INFINITY;
-    if (e < num_experts) {
-      const float value = Sigmoid(row[e]) + bias[e];
-      if (value == value) biased[i] = value;
-    }
+    scores[i] = 0.0f;
+    if (e >= num_experts) continue;
+    const auto part = [&](int i) { return row[i * part_stride + e]; };
+    const float sum = __fadd_rn(__fadd_rn(part(0), part(2)), __fadd_rn(part(1), part(3)));
+    scores[i] = Sigmoid(__fmul_rn(scale, sum));
+    const float value = scores[i] + bias[e];
+    if (value == value) biased[i] = value;
   }
   uint32_t taken = 0;  // bit i: expert 32 i + lane; also those that do not exist
 #pragma unroll
@@ -155,7 +187,7 @@ __global__ void __launch_bounds__(kTopWarps * 32)
       const int place = before + __popc(lanes & ((1u << lane) - 1));
       const int e = i * 32 + lane;
       expert_ids[static_cast<size_t>(token) * experts_per_token + place] = e;
-      chosen_scores[warp][place] = Sigmoid(row[e]);
+      chosen_scores[warp][place] = scores[i];
     }
     before += __popc(lanes);
   }
@@ -195,13 +227,30 @@ __global__ void PackRouterKernel(const float* w, const float* norm, int num_expe
   }
 }
 
-template <int kGroups>
-void LaunchLogits(const float* x, const float* scales, const float* w, int num_tokens, int hidden,
-                  int num_experts, float* logits, cudaStream_t stream) {
-  const dim3 grid(NumExpertTiles(num_experts), CeilDiv(num_tokens, kGroups * kGroupTokens));
-  LogitsKernel<kGroups><<<grid, kWarps * 32, 0, stream>>>(
-      x, scales, reinterpret_cast<const uint4*>(w), num_tokens, hidden, num_experts, logits);
+template <int kExpertTiles, int kGroups>
+void LaunchLogits(const RouteParams& params, float* parts, cudaStream_t stream) {
+  constexpr int kSharedBytes = kWarps / 2 * kExpertTiles * kGroups * 32 * sizeof(float4);
+  const auto kernel = LogitsKernel<kExpertTiles, kGroups>;
+  static OncePerDevice configured;
+  configured.Run([&] {
+    CheckCuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
+        "LogitsKernel shared memory");
+  });
+  const dim3 grid(CeilDiv(NumExpertTiles(params.num_experts), kExpertTiles),
+                  CeilDiv(params.num_tokens, kGroups * kGroupTokens), kParts);
+  kernel<<<grid, kWarps * 32, kSharedBytes, stream>>>(
+      params.residual, reinterpret_cast<const uint4*>(params.packed), params.num_tokens,
+      params.hidden, params.num_experts, parts);
   CheckLaunch("LogitsKernel");
+}
+
+template <int kExpertsPerLane>
+void LaunchTopK(const RouteParams& params, const float* parts, cudaStream_t stream) {
+  TopKKernel<kExpertsPerLane><<<CeilDiv(params.num_tokens, kTopWarps), kTopWarps * 32, 0, stream>>>(
+      parts, params.scales, params.bias, params.num_tokens, params.num_experts,
+      params.experts_per_token, params.expert_ids, params.expert_weights);
+  CheckLaunch("TopKKernel");
 }
 
 }  // namespace
@@ -223,19 +272,20 @@ void RouteTopK(const RouteParams& params, cudaStream_t stream) {
   const int num_tokens = params.num_tokens, num_experts = params.num_experts;
   const int experts_per_token = params.experts_per_token;
   KERNELS_CHECK(params.hidden % kRouterTileColumns, ==, 0);
-  KERNELS_CHECK(num_experts, <=, 32 * kExpertsPerLane);
+  KERNELS_CHECK(num_experts, <=, kExpertsMax);
   KERNELS_CHECK(experts_per_token, >, 0);
   KERNELS_CHECK(experts_per_token, <=, num_experts);
   KERNELS_CHECK(experts_per_token, <=, kExpertsPerTokenMax);
   if (num_tokens == 0) return;
-  auto* const logits = static_cast<float*>(params.workspace);
-  const auto launch = num_tokens <= kGroupTokens ? LaunchLogits<1> : LaunchLogits<kManyGroups>;
-  launch(params.residual, params.scales, params.packed, num_tokens, params.hidden, num_experts,
-         logits, stream);
-  TopKKernel<<<CeilDiv(num_tokens, kTopWarps), kTopWarps * 32, 0, stream>>>(
-      logits, params.bias, num_tokens, num_experts, experts_per_token, params.expert_ids,
-      params.expert_weights);
-  CheckLaunch("TopKKernel");
+  auto* const parts = static_cast<float*>(params.workspace);
+  const auto logits = num_tokens <= kGroupTokens        ? LaunchLogits<1, 1>
+                      : num_tokens <= 16 * kGroupTokens ? LaunchLogits<2, 4>
+                                                        : LaunchLogits<4, 8>;
+  logits(params, parts, stream);
+  const auto top_k = num_experts <= 128   ? LaunchTopK<4>
+                     : num_experts <= 384 ? LaunchTopK<12>
+                                          : LaunchTopK<32>;
+  top_k(params, parts, stream);
 }
 
 void ForceExperts(int num_tokens, int experts_per_token, int num_experts, int distinct, int shift,
@@ -250,7 +300,7 @@ void ForceExperts(int num_tokens, int experts_per_token, int num_experts, int di
 }
 
 size_t RouteWorkspaceBytes(int num_tokens_max, int num_experts) {
-  return static_cast<size_t>(num_tokens_max) * num_experts * sizeof(float);
+  return size_t{kParts} * num_tokens_max * num_experts * sizeof(float);
 }
 
 }  // namespace ultraspeed::kernels::cuda

@@ -32,16 +32,22 @@ __device__ float4 Widen(uint2 x) {
           __uint_as_float(x.y << 16), __uint_as_float(x.y & 0xffff0000u)};
 }
 
-// Sum of squares of 16 consecutive columns; those past the end count as zeros.
-__device__ float SquaresOf16(const float* columns, int count) {
-  float pairs[8];
+// Sum of squares of the 16 columns of a tile; those past the end count as zeros.
+__device__ float SquaresOf16(const float4* row, int tile, int hidden) {
+  float4 columns[4];
 #pragma unroll
-  for (int g = 0; g < 8; ++g) {
-    const float low = g < count ? columns[g] : 0.0f, high = g + 8 < count ? columns[g + 8] : 0.0f;
-    pairs[g] = __fmaf_rn(high, high, __fmul_rn(low, low));
+  for (int q = 0; q < 4; ++q) {
+    const int i = tile * 4 + q;
+    columns[q] = i < hidden / kVector ? row[i] : float4{0.0f, 0.0f, 0.0f, 0.0f};
   }
-  const auto add = [&](int a, int b) { return __fadd_rn(pairs[a], pairs[b]); };
-  return __fadd_rn(__fadd_rn(add(0, 1), add(2, 3)), __fadd_rn(add(4, 5), add(6, 7)));
+  const auto pair = [](float low, float high) {
+    return __fmaf_rn(high, high, __fmul_rn(low, low));
+  };
+  const auto four = [&](float4 low, float4 high) {
+    return __fadd_rn(__fadd_rn(pair(low.x, high.x), pair(low.y, high.y)),
+                     __fadd_rn(pair(low.z, high.z), pair(low.w, high.w)));
+  };
+  return __fadd_rn(four(columns[0], columns[2]), four(columns[1], columns[3]));
 }
 
 // Writes bf16(RMS norm) of the row that this block holds in shared memory, and the norm's scale, if
@@ -53,8 +59,7 @@ __device__ void NormRow(const float4* row, const float* weight, float epsilon, i
   __syncthreads();
   const int num_tiles = (hidden + 15) / 16;
   for (int tile = threadIdx.x; tile < num_tiles; tile += kThreads) {
-    tile_squares[tile] =
-        SquaresOf16(reinterpret_cast<const float*>(row) + tile * 16, hidden - tile * 16);
+    tile_squares[tile] = SquaresOf16(row, tile, hidden);
   }
   __syncthreads();
   if (threadIdx.x < kWarpLanes) {

@@ -21,8 +21,8 @@ namespace ultraspeed::kernels::cuda {
 constexpr int kStreamWarps = 12;
 constexpr int kStreamStagesMax = 8;
 constexpr int kStreamSharedBytes = 227 * 1024;
-constexpr int kStreamInputBytes = 32 * (kSegmentSlabsMax * kSlabColumns * 2 + 64);
-constexpr int kStreamTokensMax = 32;
+constexpr int kStreamTokensMax = 8;  // of a tile, and of a Linear
+constexpr int kStreamInputBytes = 100 * 1024;
 
 // Slabs that travel as one bulk copy.
 constexpr int StageSlabs(WeightFormat format) { return format == WeightFormat::kMxfp4 ? 2 : 1; }
@@ -39,24 +39,24 @@ struct StreamPlan {
 };
 
 template <WeightFormat kFormat>
-StreamPlan PlanStream(const Product& p, int tile_tokens) {
+StreamPlan PlanStream(const Product& p) {
   const int slabs = NumSlabs(p.num_cols);
   const int row_tiles = NumRowTiles(p.num_rows);
   const int segments = NumSegments(p);
   const int segment_bytes = p.segment_slabs * kSlabColumns * 2;
   StreamPlan plan = {};
   plan.segments_per_group =
-      std::min(segments, (kStreamInputBytes / tile_tokens - 64) / segment_bytes);
+      std::min(segments, (kStreamInputBytes / kStreamTokensMax - 64) / segment_bytes);
   KERNELS_CHECK(plan.segments_per_group, >, 0);
   plan.num_groups_per_tile = CeilDiv(segments, plan.segments_per_group);
   const int group_slabs = std::min(slabs, plan.segments_per_group * p.segment_slabs);
   const int blocks = CeilDiv(group_slabs, kBlockSlabs);
   // Two blocks a warp and unit, or more where a row tile has more.
-  plan.tiles_per_unit = std::clamp(2 * kStreamWarps / (blocks * (tile_tokens / 8)), 1, row_tiles);
+  plan.tiles_per_unit = std::clamp(2 * kStreamWarps / blocks, 1, row_tiles);
   plan.units_per_group = CeilDiv(row_tiles, plan.tiles_per_unit);
   plan.input_stride = group_slabs * kSlabColumns * 2 + 64;
-  plan.partial_count = plan.tiles_per_unit * blocks * (tile_tokens / 8);
-  const int ring_bytes = kStreamSharedBytes - plan.input_stride * tile_tokens -
+  plan.partial_count = plan.tiles_per_unit * blocks;
+  const int ring_bytes = kStreamSharedBytes - plan.input_stride * kStreamTokensMax -
                          2 * plan.partial_count * 512 - kStreamWarps * kStreamStagesMax * 8;
   plan.num_stages = std::min(
       kStreamStagesMax, ring_bytes / (kStreamWarps * StageSlabs(kFormat) * SlabBytes(kFormat)));
@@ -181,16 +181,15 @@ __device__ __forceinline__ void LoadInputs(const Product& p, const TokenTile& ti
   }
 }
 
-template <WeightFormat kFormat, int kTileTokens, Epilogue kEpilogue>
+template <WeightFormat kFormat, Epilogue kEpilogue>
 static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
     StreamProductKernel(const __grid_constant__ Product p,
                         const __grid_constant__ StreamPlan plan) {
-  constexpr int kColumnTiles = kTileTokens / 8;
   constexpr int kStageBytes = StageSlabs(kFormat) * SlabBytes(kFormat);
   extern __shared__ __align__(128) uint8_t shared[];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   uint8_t* const inputs = shared;
-  float4* const partials = reinterpret_cast<float4*>(inputs + kTileTokens * plan.input_stride);
+  float4* const partials = reinterpret_cast<float4*>(inputs + kStreamTokensMax * plan.input_stride);
   uint8_t* const rings = reinterpret_cast<uint8_t*>(partials + 2 * plan.partial_count * 32);
   uint8_t* const ring = rings + warp * plan.num_stages * kStageBytes;
   uint64_t* const full =
@@ -205,7 +204,7 @@ static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
   if (p.tiles != nullptr) WaitForEarlierKernels();  // the tiles say which weights
 
   const int num_token_tiles =
-      p.tiles != nullptr ? *p.num_tiles : (p.num_tokens + kTileTokens - 1) / kTileTokens;
+      p.tiles != nullptr ? *p.num_tiles : (p.num_tokens + kStreamTokensMax - 1) / kStreamTokensMax;
   const int64_t num_units =
       int64_t{num_token_tiles} * plan.num_groups_per_tile * plan.units_per_group;
   const int first_unit = static_cast<int>(num_units * blockIdx.x / gridDim.x);
@@ -226,7 +225,7 @@ static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
     now.EnterUnit();
     if (unit / plan.units_per_group != group) {
       group = unit / plan.units_per_group;
-      tile = TileOf(p, group / plan.num_groups_per_tile, kTileTokens);
+      tile = TileOf(p, group / plan.num_groups_per_tile, kStreamTokensMax);
       __syncthreads();  // nobody reads the previous group's inputs any more
       LoadInputs<kFormat>(p, tile, now.first_slab, now.end_slab, plan.input_stride, inputs);
       __syncthreads();
@@ -234,9 +233,8 @@ static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
     float4* const buffer = partials + (unit & 1) * plan.partial_count * 32;
 
     for (; now.item < now.num_items; now.NextItem()) {
-      float sums[kColumnTiles][4] = {};
-      float4 block_partials[kColumnTiles] = {};
-      float2 scales = {};
+      float sum[4] = {};
+      float4 partial = {};
       const int end_slab = now.block_end_slab();
       for (int slab = now.block_slab(); slab < end_slab;) {
         WaitBarrier(full + stage, parity);
@@ -250,19 +248,10 @@ static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
             for (int j = 0; j < 4; ++j) {
               GroupFragments a;
               weights.Group(j, a);
-#pragma unroll
-              for (int c = 0; c < kColumnTiles; ++c) {
-                AddGroup<kFormat>(
-                    sums[c], weights, j, a,
-                    *reinterpret_cast<const uint4*>(x + c * 8 * plan.input_stride + j * 64));
-              }
+              AddGroup<kFormat>(sum, weights, j, a, *reinterpret_cast<const uint4*>(x + j * 64));
             }
-            scales = weights.Scales();
-#pragma unroll
-            for (int c = 0; c < kColumnTiles; ++c) {
-              EndSlab<kFormat>(block_partials[c], sums[c], scales, slab == now.block_slab());
-              if constexpr (ScalesEverySlab(kFormat)) Clear(sums[c]);
-            }
+            EndSlab<kFormat>(partial, sum, weights.Scales(), slab == now.block_slab());
+            if constexpr (ScalesEverySlab(kFormat)) Clear(sum);
             ++slab;
           }
         }
@@ -273,48 +262,42 @@ static __global__ void __launch_bounds__(kStreamWarps * 32, 1)
           parity ^= 1;
         }
       }
-#pragma unroll
-      for (int c = 0; c < kColumnTiles; ++c) {
-        buffer[(now.item * kColumnTiles + c) * 32 + lane] =
-            EndBlock<kFormat>(block_partials[c], sums[c]);
-      }
+      buffer[now.item * 32 + lane] = EndBlock<kFormat>(partial, sum);
     }
     __syncthreads();
 
     // One warp adds the partials of a 16 x 8 tile. The other buffer is free for the next unit; this
     // one is written again only after the next barrier.
     const int segment_blocks = p.segment_slabs / kBlockSlabs;
-    const int num_sums = now.num_items / now.blocks * kColumnTiles;
+    const int2 slots = SlotsOf(p, tile, 2 * t);
+    const int num_sums = now.num_items / now.blocks;
     for (int i = (warp + unit) % kStreamWarps; i < num_sums; i += kStreamWarps) {
-      const int row_tile = now.first_row_tile + i / kColumnTiles;
-      const int column = i % kColumnTiles * 8 + 2 * t;
-      const int2 slots = SlotsOf(p, tile, column);
-      const float4* const terms =
-          buffer + (i / kColumnTiles * now.blocks * kColumnTiles + i % kColumnTiles) * 32 + lane;
+      const int row_tile = now.first_row_tile + i;
+      const float4* const terms = buffer + i * now.blocks * 32 + lane;
       float4 sum = {};
       for (int begin = 0; begin < now.blocks; begin += segment_blocks) {
         float4 total = {};
         const int end = min(begin + segment_blocks, now.blocks);
 #pragma unroll 8
-        for (int b = begin; b < end; ++b) total = Add(total, terms[b * kColumnTiles * 32]);
+        for (int b = begin; b < end; ++b) total = Add(total, terms[b * 32]);
         if (kEpilogue == Epilogue::kStore && p.partials != nullptr) {
           const int segment = (now.first_slab / kBlockSlabs + begin) / segment_blocks;
-          Store<kEpilogue>(SegmentOutput(p, segment), tile, slots, row_tile, column, g, total);
+          Store<kEpilogue>(SegmentOutput(p, segment), tile, slots, row_tile, 2 * t, g, total);
         } else {
           sum = begin == 0 ? total : Add(sum, total);
         }
       }
-      if (p.partials == nullptr) Store<kEpilogue>(p, tile, slots, row_tile, column, g, sum);
+      if (p.partials == nullptr) Store<kEpilogue>(p, tile, slots, row_tile, 2 * t, g, sum);
     }
   }
 }
 
 // Of a MoE the work is known on the device only: the grid is one block per multiprocessor anyway.
-template <WeightFormat kFormat, int kTileTokens, Epilogue kEpilogue>
+template <WeightFormat kFormat, Epilogue kEpilogue>
 static void LaunchStreamProduct(const Product& p, cudaStream_t stream) {
-  const StreamPlan plan = PlanStream<kFormat>(p, kTileTokens);
+  const StreamPlan plan = PlanStream<kFormat>(p);
   if (p.partials == nullptr) KERNELS_CHECK(plan.num_groups_per_tile, ==, 1);
-  const auto kernel = StreamProductKernel<kFormat, kTileTokens, kEpilogue>;
+  const auto kernel = StreamProductKernel<kFormat, kEpilogue>;
   static OncePerDevice configured;
   configured.Run([&] {
     CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -26,7 +26,8 @@ constexpr int kWideRowTiles = kWideGroups * 4;  // a warp has one
 
 template <WeightFormat kFormat, int kTokens>
 struct WideStages {
-  static constexpr int kBlocks = kTokens <= 32 ? 2 : 1;  // of a multiprocessor
+  static constexpr int kBlocks =  // of a multiprocessor
+      kTokens <= 32 && kFormat != WeightFormat::kBf16 ? 2 : 1;
   // Small slabs travel in pairs: a bulk copy costs its issuer as much as some hundred bytes.
   static constexpr int kSlabs = kFormat == WeightFormat::kMxfp4 && kTokens <= 64 ? kBlockSlabs : 1;
   static constexpr int kInputBytes = kSlabs * kTokens * kInputParts * kInputRowBytes;
@@ -41,38 +42,33 @@ struct WideStages {
   static constexpr int kConsumerRegisters = kBlocks == 2 ? 104 : 240;
 };
 
-// A thread block's walk over its range of the items: row blocks of a token tile, tiles, segments
-// (of p.partials).
+// A thread block's walk over its items: units of a few row blocks of one token tile, every
+// gridDim.x-th of them, so that blocks that run at one time share inputs. Units are numbered along
+// a tile, then tiles, then segments (of p.partials).
 struct WideItems {
   const Product& p;
-  int tile_tokens, num_row_blocks, num_tiles, num_left;
-  int row_block, tile_index, segment;
+  int tile_tokens, num_row_blocks, unit_row_blocks, tile_units, num_tiles;
+  int unit, row_block, end_row_block, segment;
   TokenTile tile;  // of the item
   bool enters_tile = true;
 
   __device__ __forceinline__ WideItems(const Product& product, int tokens)
-      : p(product), tile_tokens(tokens) {
+      : p(product), tile_tokens(tokens), unit(static_cast<int>(blockIdx.x)) {
     num_row_blocks = (NumRowTiles(p.num_rows) + kWideRowTiles - 1) / kWideRowTiles;
+    // Experts have many tiles: down's row blocks go through the same few inputs.
+    unit_row_blocks = p.tiles != nullptr ? max(1, num_row_blocks / 4) : 1;
+    tile_units = (num_row_blocks + unit_row_blocks - 1) / unit_row_blocks;
     num_tiles = p.tiles != nullptr ? *p.num_tiles : (p.num_tokens + tile_tokens - 1) / tile_tokens;
-    const int64_t count =
-        int64_t{num_row_blocks} * num_tiles * (p.partials != nullptr ? NumSegments(p) : 1);
-    const auto first = static_cast<int>(count * blockIdx.x / gridDim.x);
-    num_left = static_cast<int>(count * (blockIdx.x + 1) / gridDim.x) - first;
-    row_block = first % num_row_blocks;
-    tile_index = first / num_row_blocks % num_tiles;
-    segment = first / num_row_blocks / num_tiles;
-    tile = TileOf(p, tile_index, tile_tokens);
+    EnterUnit();
+  }
+  __device__ __forceinline__ bool done() const {
+    return unit >= tile_units * num_tiles * (p.partials != nullptr ? NumSegments(p) : 1);
   }
   __device__ __forceinline__ void Next() {
-    --num_left;
-    enters_tile = ++row_block == num_row_blocks;
-    if (!enters_tile || num_left == 0) return;
-    row_block = 0;
-    if (++tile_index == num_tiles) {
-      tile_index = 0;
-      ++segment;
-    }
-    tile = TileOf(p, tile_index, tile_tokens);
+    enters_tile = ++row_block == end_row_block;
+    if (!enters_tile) return;
+    unit += static_cast<int>(gridDim.x);
+    EnterUnit();
   }
   __device__ __forceinline__ int FirstRowTile() const { return row_block * kWideRowTiles; }
   __device__ __forceinline__ int FirstSlab() const {
@@ -81,6 +77,16 @@ struct WideItems {
   __device__ __forceinline__ int EndSlab() const {
     const int slabs = NumSlabs(p.num_cols);
     return p.partials != nullptr ? min(FirstSlab() + p.segment_slabs, slabs) : slabs;
+  }
+
+ private:
+  __device__ __forceinline__ void EnterUnit() {
+    if (done()) return;
+    const int tile_index = unit / tile_units;
+    row_block = unit % tile_units * unit_row_blocks;
+    end_row_block = min(row_block + unit_row_blocks, num_row_blocks);
+    segment = tile_index / num_tiles;
+    tile = TileOf(p, tile_index % num_tiles, tile_tokens);
   }
 };
 
@@ -108,7 +114,7 @@ __device__ __forceinline__ void FillStages(const Product& p, uint8_t* stages, ui
   const int tile_of_block = warp * kRowTilesPerWarp + lane;
   const int num_slabs = NumSlabs(p.num_cols);
   StageCursor<Stages::kCount> now;
-  for (WideItems items(p, kTokens); items.num_left > 0; items.Next()) {
+  for (WideItems items(p, kTokens); !items.done(); items.Next()) {
     const WideInputs inputs = {items.tile.first_row, items.tile.count, num_slabs};
     const uint8_t* from;
     if (copies_inputs) {
@@ -298,7 +304,7 @@ __device__ __forceinline__ void MultiplyStages(const Product& p, const uint8_t* 
   const Turns turns(warp / 4);
   StageCursor<Stages::kCount> now;
   int2 slots[kKeepsSlots ? kColumnTiles : 1];
-  for (WideItems items(p, kTokens); items.num_left > 0; items.Next()) {
+  for (WideItems items(p, kTokens); !items.done(); items.Next()) {
     const TokenTile& tile = items.tile;
     const int row_tile = items.FirstRowTile() + warp;
     if (kKeepsSlots && items.enters_tile) {
