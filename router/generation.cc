@@ -6,8 +6,11 @@
 
 namespace ultraspeed::router {
 
-Generation::Generation(v1::WorkerGenerateRequest request, int32_t vocabulary_size)
-    : request_(std::move(request)), vocabulary_size_(vocabulary_size) {
+Generation::Generation(v1::WorkerGenerateRequest request, int32_t vocabulary_size,
+                       const ReasoningMarks& reasoning_marks)
+    : request_(std::move(request)),
+      vocabulary_size_(vocabulary_size),
+      reasoning_(reasoning_marks, request_.prompt_token_ids()) {
   usage_.set_prompt_tokens(request_.prompt_token_ids_size());
   before_ = usage_;
 }
@@ -32,12 +35,13 @@ absl::Status Generation::Check(const v1::WorkerGenerateChunk& chunk) const {
 
 void Generation::TakeCounts(const v1::Usage& worker_usage) {
   if (request_.resumed_tokens() == 0) usage_.set_cached_tokens(worker_usage.cached_tokens());
-  usage_.set_reasoning_tokens(before_.reasoning_tokens() + worker_usage.reasoning_tokens());
   usage_.set_draft_rounds(before_.draft_rounds() + worker_usage.draft_rounds());
 }
 
 void Generation::TakeToken(int32_t token_id) {
   usage_.set_completion_tokens(usage_.completion_tokens() + 1);
+  reasoning_.Take(token_id);
+  usage_.set_reasoning_tokens(reasoning_.num_tokens());
   new_token_ids_.Add(token_id);
 }
 

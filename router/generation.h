@@ -1,12 +1,14 @@
 // One request's generation across its placements: which tokens have come, what they cost, and what
 // to ask the next worker if this one fails. A seeded text is a function of model, prompt,
 // parameters and seed (worker.proto), so a worker that gets the prompt and the tokens so far goes
-// on exactly where the last one stopped. Owned by StreamRelay; pure.
+// on exactly where the last one stopped. Thoughts are counted here, as a worker knows no text.
+// Owned by StreamRelay; pure.
 #pragma once
 
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "router/reasoning_counter.h"
 #include "ultraspeed/v1/worker.pb.h"
 
 namespace ultraspeed::router {
@@ -16,7 +18,8 @@ class Generation {
  public:
   Generation() = default;
   // `request` is for the first placement: resumed_tokens is 0, max_tokens >= 1.
-  Generation(v1::WorkerGenerateRequest request, int32_t vocabulary_size);
+  Generation(v1::WorkerGenerateRequest request, int32_t vocabulary_size,
+             const ReasoningMarks& reasoning_marks);
 
   // For the placement that runs, or the next one: prompt, then every token of the placements
   // before.
@@ -45,6 +48,7 @@ class Generation {
 
   v1::WorkerGenerateRequest request_;
   int32_t vocabulary_size_ = 0;
+  ReasoningCounter reasoning_;  // over all placements
   v1::Usage usage_;
   v1::Usage before_;  // usage_ when the running placement began
   google::protobuf::RepeatedField<int32_t> new_token_ids_;  // of the running placement

@@ -148,7 +148,8 @@ void StreamRelay::Begin(RelayRequest request, Settlement settlement,
   const auto& prompt = request.worker_request.prompt_token_ids();
   preferred_worker_ = PreferredWorker(request.worker_request.cache_scope(),
                                       absl::MakeConstSpan(prompt.data(), prompt.size()));
-  generation_ = Generation(std::move(request.worker_request), model_->facts.vocabulary_size);
+  generation_ = Generation(std::move(request.worker_request), model_->facts.vocabulary_size,
+                           model_->reasoning_marks);
   detokenizer_.emplace(model_->tokenizer.get());
   stop_matcher_.emplace(std::move(request.stop));
   AwaitTurn();

@@ -37,7 +37,6 @@ RequestOutcome OutcomeOf(const std::string& worker, const v1::TerminalRecord& re
   outcome.sent = {.prompt = usage.prompt_tokens() - resumed,
                   .cached = usage.cached_tokens(),
                   .completion = resumed + usage.completion_tokens()};
-  outcome.reasoning_tokens = usage.reasoning_tokens();
   outcome.draft_rounds = usage.draft_rounds();
   if (record.tokens_per_second() > 0) outcome.tokens_per_second = record.tokens_per_second();
   return outcome;

@@ -8,6 +8,8 @@
 //     declared dead because nobody could beat.
 //   * A request that a worker still runs is left for the next sweep. One that no worker has known
 //     for `lost_after` is closed without tokens and with finish reason "lost": it is free.
+//   * How many of the tokens were thoughts only the dead router knew: reasoning_tokens is 0, which
+//     costs nobody anything, as thoughts have the price of the other completion tokens.
 //   * A tenant's speed promise is judged by the worker's own measure.
 //
 // Own thread: one. Uses Store and WorkerPool.

@@ -395,6 +395,7 @@ absl::Status WorkerPool::Handshake(Worker* worker) {
   model->draft_block_size = info.draft_block_size();
   model->eos_token_ids.assign(info.eos_token_ids().begin(), info.eos_token_ids().end());
   model->chat_template = ChatTemplate::Create(info.chat_template_id(), *tokenizer);
+  model->reasoning_marks = FindReasoningMarks(*tokenizer);
   model->tokenizer = std::move(tokenizer);
   model->tokenizer_sha256 = info.tokenizer_sha256();
   model->weights_sha256 = info.weights_sha256();

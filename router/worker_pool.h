@@ -27,6 +27,7 @@
 #include "common/tls.h"
 #include "router/chat_template.h"
 #include "router/fair_queue.h"
+#include "router/reasoning_counter.h"
 #include "router/tokenizer.h"
 #include "router/validation.h"
 #include "ultraspeed/v1/worker.grpc.pb.h"
@@ -40,6 +41,7 @@ struct ServedModel {
   int32_t draft_block_size = 1;
   std::vector<int32_t> eos_token_ids;
   std::shared_ptr<const Tokenizer> tokenizer;  // never null
+  ReasoningMarks reasoning_marks;              // of the tokenizer
   absl::StatusOr<ChatTemplate> chat_template =
       absl::UnknownError("");  // the reason if the model cannot chat
   std::string tokenizer_sha256;

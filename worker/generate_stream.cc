@@ -65,22 +65,17 @@ v1::Usage UsageToProto(const UsageCounts& counts) {
   usage.set_prompt_tokens(counts.prompt_tokens);
   usage.set_cached_tokens(counts.cached_tokens);
   usage.set_completion_tokens(counts.completion_tokens);
-  usage.set_reasoning_tokens(counts.reasoning_tokens);
   usage.set_draft_rounds(counts.draft_rounds);
   return usage;
 }
 
 GenerateStream* GenerateStream::Start(Engine& engine, TerminalRecords& records,
-                                      const ReasoningMarks& reasoning,
                                       const v1::WorkerGenerateRequest& request) {
   const std::shared_ptr<GenerateStream> stream(
       new GenerateStream(engine, records, request.request_id()));
   stream->self_ = stream;
   stream->with_logprobs_ = request.logprobs() >= 0;
   stream->resumed_tokens_ = request.resumed_tokens();
-  const auto& prompt = request.prompt_token_ids();
-  stream->reasoning_ =
-      ReasoningCounter(reasoning, absl::MakeConstSpan(prompt.data(), prompt.size()));
   absl::StatusOr<RequestSpec> spec = ToSpec(request);
   records.Begin(request.request_id());  // first: events may come before Submit returns
   const absl::Status status = spec.ok() ? engine.Submit(*std::move(spec), stream) : spec.status();
@@ -119,8 +114,6 @@ void GenerateStream::Record(const TokenEvent& event) {
 }
 
 void GenerateStream::OnTokens(TokenEvent event) {
-  for (const ChosenToken& chosen : event.tokens) reasoning_.Take(chosen.token);
-  event.usage.reasoning_tokens = reasoning_.num_tokens();
   Record(event);
   Action action;
   {

@@ -14,7 +14,6 @@
 #include "absl/time/time.h"
 #include "ultraspeed/v1/worker.grpc.pb.h"
 #include "worker/engine.h"
-#include "worker/reasoning.h"
 #include "worker/terminal_records.h"
 
 namespace ultraspeed::worker {
@@ -26,7 +25,6 @@ class GenerateStream : public grpc::ServerWriteReactor<v1::WorkerGenerateChunk>,
  public:
   // Submits the request. The result belongs to gRPC. `records` gets the terminal record.
   static GenerateStream* Start(Engine& engine, TerminalRecords& records,
-                               const ReasoningMarks& reasoning,
                                const v1::WorkerGenerateRequest& request);
 
   void OnTokens(TokenEvent event) override;  // engine thread
@@ -53,7 +51,6 @@ class GenerateStream : public grpc::ServerWriteReactor<v1::WorkerGenerateChunk>,
   int64_t resumed_tokens_ = 0;            // likewise
   std::shared_ptr<GenerateStream> self_;  // until OnDone
 
-  ReasoningCounter reasoning_;  // set before Submit, then the engine thread's
   // The engine thread's: when tokens came.
   absl::Duration first_tokens_at_;
   absl::Duration last_tokens_at_;

@@ -1,5 +1,5 @@
 // What a worker tells routers about its checkpoint folder: the tokenizer's bytes, and fingerprints
-// of tokenizer and weights; with them, which tokens enclose the model's thoughts.
+// of tokenizer and weights.
 //
 // The weights' fingerprint covers every config and index file in full, and of every safetensors
 // file its size, its head and evenly spaced samples: seconds at a terabyte, yet two trainings of
@@ -9,7 +9,6 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "worker/reasoning.h"
 
 namespace ultraspeed::worker {
 
@@ -17,7 +16,6 @@ struct ModelIdentity {
   std::string tokenizer;         // tokenizer.json
   std::string tokenizer_sha256;  // lower-case hexadecimal
   std::string weights_sha256;
-  ReasoningMarks reasoning;  // none until somebody sets it (model/vocabulary.h)
 };
 
 // NOT_FOUND or INVALID_ARGUMENT names the file.

@@ -21,7 +21,6 @@
 #include "worker/executor.h"
 #include "worker/identity.h"
 #include "worker/manifest.h"
-#include "worker/model/vocabulary.h"
 #include "worker/node_plan.h"
 #include "worker/progress_report.h"
 #include "worker/sha256.h"
@@ -164,7 +163,6 @@ absl::Status Serve(Options options) {
   Log(LogLevel::kInfo, "worker.device",
       {{"device", choice.device == Device::kCuda ? "cuda" : "cpu"}, {"reason", choice.reason}});
   ASSIGN_OR_RETURN(ModelIdentity identity, ReadModelIdentity(options.executor.model_folder));
-  ASSIGN_OR_RETURN(identity.reasoning, FindReasoningMarks(options.executor.model_folder));
   Log(LogLevel::kInfo, "worker.loading",
       {{"model", options.executor.model_folder}, {"weights_sha256", identity.weights_sha256}});
   if (!options.manifest.empty()) {

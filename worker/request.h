@@ -61,8 +61,7 @@ struct UsageCounts {
   int64_t prompt_tokens = 0;
   int64_t cached_tokens = 0;
   int64_t completion_tokens = 0;
-  int64_t reasoning_tokens = 0;  // of the completion tokens; the service counts them (reasoning.h)
-  int64_t draft_rounds = 0;      // rounds that chose at least one token
+  int64_t draft_rounds = 0;  // rounds that chose at least one token
 };
 
 // One sequence's share of one round. The last event of a request, and only it, has a finish reason;

@@ -67,7 +67,7 @@ WorkerService::WorkerService(Engine& engine, const ModelIdentity& identity,
 
 grpc::ServerWriteReactor<v1::WorkerGenerateChunk>* WorkerService::Generate(
     grpc::CallbackServerContext* /*context*/, const v1::WorkerGenerateRequest* request) {
-  return GenerateStream::Start(engine_, records_, identity_.reasoning, *request);
+  return GenerateStream::Start(engine_, records_, *request);
 }
 
 grpc::ServerUnaryReactor* WorkerService::Abort(grpc::CallbackServerContext* context,

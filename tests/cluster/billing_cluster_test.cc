@@ -98,6 +98,27 @@ TEST_F(BillingClusterTest, AServedRequestIsBilledByTheTierThatServedIt) {
   EXPECT_THAT(bad.error_message(), HasSubstr("bucket_width=2h"));
 }
 
+TEST_F(BillingClusterTest, ThoughtsAreInTheLedgerAndInTheUsage) {
+  const std::string key = AddTenant(NewTenant("acme"));
+  AddWorkers(1, absl::ZeroDuration());
+  constexpr int32_t kThink = 4086, kThinkEnd = 4087;  // of models/tiny-mimo
+  const std::vector<int32_t> tokens = {300, kThink, 301, 302, 303, kThinkEnd, 304};
+  workers_[0]->SetScript(PlaySteps({{absl::ZeroDuration(), tokens}}));
+  StartRouter();
+  const Answer answer = Call(0, key, Request(40));
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.last().usage().reasoning_tokens(), 5);
+  ASSERT_TRUE(AwaitNothingOpen(absl::Seconds(5)));
+  EXPECT_EQ(Entry(answer.request_id).closing->reasoning_tokens, 5);
+  grpc::ClientContext context;
+  context.AddMetadata("authorization", "Bearer " + key);
+  v1::GetUsageResponse usage;
+  const grpc::Status status = stubs_[0]->GetUsage(&context, v1::GetUsageRequest(), &usage);
+  ASSERT_TRUE(status.ok()) << status.error_message();
+  ASSERT_EQ(usage.buckets_size(), 1);
+  EXPECT_EQ(usage.buckets(0).usage().reasoning_tokens(), 5);
+}
+
 TEST_F(BillingClusterTest, ABudgetIsAHardStop) {
   Tenant tenant = NewTenant("acme");
   tenant.terms.monthly_budget_nanodollars = 100'000;  // some 110 tokens

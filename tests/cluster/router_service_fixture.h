@@ -43,15 +43,16 @@ inline const Tokenizer& TestTokenizer() {
   return *tokenizer;
 }
 
-inline std::vector<int32_t> Encode(const std::string& text) {
-  return *TestTokenizer().Encode(text, SpecialTokens::kAsText);
+inline std::vector<int32_t> Encode(const std::string& text,
+                                   SpecialTokens special = SpecialTokens::kAsText) {
+  return *TestTokenizer().Encode(text, special);
 }
 
-// One step per token of `text`.
+// One step per token of `text`, in which spellings of added tokens are these tokens.
 inline std::vector<FakeStep> StepsOf(const std::string& text,
                                      absl::Duration delay = absl::ZeroDuration()) {
   std::vector<FakeStep> steps;
-  for (const int32_t id : Encode(text)) steps.push_back({delay, {id}});
+  for (const int32_t id : Encode(text, SpecialTokens::kParse)) steps.push_back({delay, {id}});
   return steps;
 }
 

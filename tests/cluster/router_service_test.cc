@@ -133,6 +133,20 @@ TEST_F(RouterServiceTest, TheEndTokenIsCountedButIsNotText) {
             static_cast<int64_t>(Encode("done").size()) + 1);
 }
 
+TEST_F(RouterServiceTest, ThoughtsAreCountedInEveryChunk) {
+  const auto num_thoughts = static_cast<int64_t>(StepsOf("<think>one, two</think>").size());
+  AddWorker({.script = PlaySteps(StepsOf("<think>one, two</think>three", absl::Milliseconds(2)))});
+  StartRouter();
+  const Answer answer = Generate(Request("what does <think> mean?"));  // as text it opens nothing
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, "<think>one, two</think>three");
+  for (const v1::GenerateChunk& chunk : answer.chunks) {
+    EXPECT_EQ(chunk.usage().reasoning_tokens(),
+              std::min(chunk.usage().completion_tokens(), num_thoughts));
+  }
+  EXPECT_EQ(answer.last().usage().reasoning_tokens(), num_thoughts);
+}
+
 TEST_F(RouterServiceTest, ASlowClientGetsMergedChunksAndTheWholeText) {
   constexpr int kNumSteps =
       3000;  // far more bytes than the transport and the relay hold for a client that does not read

@@ -60,10 +60,11 @@ TEST_F(RouterServiceTest, AnErrorInMidStreamIsUnavailableIfNobodyCanGoOn) {
 constexpr char kWhole[] = "the first half, the second half";
 
 // Whoever gets the request first writes `num_tokens` of the text and fails; the next one goes on.
-FakeWorker::Script FailsAtFirst(size_t num_tokens, const grpc::Status& status) {
+FakeWorker::Script FailsAtFirst(size_t num_tokens, const grpc::Status& status,
+                                const std::string& text = kWhole) {
   return [=](const v1::WorkerGenerateRequest& request, grpc::ServerContext* context,
              FakeWorker::Writer* writer) {
-    std::vector<FakeStep> steps = StepsOf(kWhole);
+    std::vector<FakeStep> steps = StepsOf(text);
     if (request.resumed_tokens() > 0) return PlaySteps(steps)(request, context, writer);
     steps.resize(num_tokens);
     return PlayStepsThenFail(steps, status)(request, context, writer);
@@ -119,6 +120,23 @@ TEST_F(RouterServiceTest, AStopStringIsFoundAcrossTheSeam) {
   ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
   EXPECT_EQ(answer.text, "the first half, ");
   EXPECT_EQ(answer.last().matched_stop(), "the second");
+}
+
+TEST_F(RouterServiceTest, AThoughtAcrossTheSeamIsCountedOnce) {
+  const std::string thought = "<think>first this, then that</think>";
+  const std::string text = thought + "the answer";
+  for (int i = 0; i < 2; ++i) {
+    AddWorker({.script = FailsAtFirst(4, grpc::Status(grpc::StatusCode::INTERNAL, ""), text)});
+  }
+  StartRouter();
+  const Answer answer = Generate(Request());
+  ASSERT_TRUE(answer.status.ok()) << answer.status.error_message();
+  EXPECT_EQ(answer.text, text);
+  EXPECT_EQ(workers_[0]->num_requests() + workers_[1]->num_requests(), 2);
+  const auto num_thoughts = static_cast<int64_t>(StepsOf(thought).size());
+  EXPECT_GT(num_thoughts, 4);
+  EXPECT_EQ(answer.last().usage().reasoning_tokens(), num_thoughts);
+  EXPECT_EQ(answer.last().usage().completion_tokens(), static_cast<int64_t>(StepsOf(text).size()));
 }
 
 TEST_F(RouterServiceTest, ALostLastWordIsNotAskedForAgain) {

@@ -10,6 +10,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr int32_t kVocabulary = 100;
+constexpr ReasoningMarks kMarks = {.begin = 90, .end = 91};
 
 v1::WorkerGenerateRequest Request(int max_tokens) {
   v1::WorkerGenerateRequest request;
@@ -41,7 +42,7 @@ void Take(Generation& generation, const std::vector<int32_t>& ids) {
 }
 
 TEST(GenerationTest, TheNextWorkerIsAskedForTheRest) {
-  Generation generation(Request(10), kVocabulary);
+  Generation generation(Request(10), kVocabulary, kMarks);
   EXPECT_FALSE(generation.has_tokens());
   Take(generation, {20, 21, 22, 23});
   EXPECT_TRUE(generation.placement_has_tokens());
@@ -67,7 +68,7 @@ TEST(GenerationTest, TheNextWorkerIsAskedForTheRest) {
 }
 
 TEST(GenerationTest, UsageIsThatOfOneRequest) {
-  Generation generation(Request(10), kVocabulary);
+  Generation generation(Request(10), kVocabulary, kMarks);
   generation.TakeCounts(Counts(3, 2, 4, 2));
   Take(generation, {20, 21, 22, 23});
   EXPECT_TRUE(generation.Agrees(Counts(3, 2, 4, 2)));
@@ -86,8 +87,35 @@ TEST(GenerationTest, UsageIsThatOfOneRequest) {
   EXPECT_EQ(generation.usage().draft_rounds(), 4);
 }
 
+TEST(GenerationTest, ThoughtsAreCountedOnceOverAllPlacements) {
+  Generation generation(Request(20), kVocabulary, kMarks);
+  Take(generation, {20, 90, 21, 22});
+  EXPECT_EQ(generation.usage().reasoning_tokens(), 3);
+  generation.Resume();
+  EXPECT_EQ(generation.usage().reasoning_tokens(), 3);
+  Take(generation, {23, 91, 24});
+  EXPECT_EQ(generation.usage().reasoning_tokens(), 5);
+  generation.Resume();  // the thought has ended
+  Take(generation, {25, 26});
+  EXPECT_EQ(generation.usage().reasoning_tokens(), 5);
+  v1::Usage worker_usage = Counts(10, 0, 2, 1);
+  worker_usage.set_reasoning_tokens(2);
+  generation.TakeCounts(worker_usage);
+  EXPECT_EQ(generation.usage().reasoning_tokens(), 5) << "a worker's word on it is not asked for";
+}
+
+TEST(GenerationTest, APromptMayHaveOpenedAThought) {
+  v1::WorkerGenerateRequest request = Request(10);
+  request.add_prompt_token_ids(90);
+  request.add_prompt_token_ids(13);
+  Generation generation(request, kVocabulary, kMarks);
+  EXPECT_EQ(generation.usage().reasoning_tokens(), 0);
+  Take(generation, {20, 91, 21});
+  EXPECT_EQ(generation.usage().reasoning_tokens(), 2);
+}
+
 TEST(GenerationTest, WhatNoWorkerMaySendIsNamed) {
-  Generation generation(Request(3), kVocabulary);
+  Generation generation(Request(3), kVocabulary, kMarks);
   EXPECT_TRUE(generation.Check(Chunk({0, 99})).ok());
   EXPECT_THAT(generation.Check(Chunk({100})).message(), HasSubstr("token id 100"));
   EXPECT_THAT(generation.Check(Chunk({-1})).message(), HasSubstr("token id -1"));
@@ -101,7 +129,7 @@ TEST(GenerationTest, WhatNoWorkerMaySendIsNamed) {
 
   v1::WorkerGenerateRequest with_logprobs = Request(3);
   with_logprobs.set_logprobs(0);
-  const Generation wants_logprobs(with_logprobs, kVocabulary);
+  const Generation wants_logprobs(with_logprobs, kVocabulary, kMarks);
   EXPECT_THAT(wants_logprobs.Check(Chunk({1})).message(), HasSubstr("0 logprobs for 1 tokens"));
 }
 

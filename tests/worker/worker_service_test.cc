@@ -62,7 +62,6 @@ class WorkerServiceTest : public testing::Test {
                                        RealClock(), worker_metrics_.get());
     absl::StatusOr<ModelIdentity> identity = ReadModelIdentity(folder_);
     ASSERT_TRUE(identity.ok()) << identity.status();
-    identity->reasoning = reasoning_;
     absl::StatusOr<std::unique_ptr<WorkerServer>> server =
         WorkerServer::Create(*engine_, *std::move(identity), "127.0.0.1:0", {});
     ASSERT_TRUE(server.ok()) << server.status();
@@ -161,7 +160,6 @@ class WorkerServiceTest : public testing::Test {
 
   const std::string folder_ = testing::TempDir() + "/worker_service_test_" + NewUuidV7();
   std::string tokenizer_;
-  ReasoningMarks reasoning_;  // set before Start
   ScriptedOptions scripted_;
   Metrics metrics_;
   std::unique_ptr<WorkerMetrics> worker_metrics_;
@@ -478,24 +476,6 @@ TEST_F(WorkerServiceTest, TokenizerArrivesWholeAndHashesToModelInfo) {
   EXPECT_EQ(info.device(), "scripted");
   EXPECT_FLOAT_EQ(info.default_temperature(), 0.5f);
   EXPECT_EQ(info.weights_sha256().size(), 64u);
-}
-
-TEST_F(WorkerServiceTest, ThoughtsAreCountedInEveryChunkAndInTheRecord) {
-  const std::vector<int32_t> tokens = ExpectedTokens(MakeSpec("a", 10, 40), 1000);
-  reasoning_ = {.begin = tokens[3], .end = tokens[20]};
-  Start();
-  const Collected collected = Generate(Request("a", 10, 40));
-  ASSERT_EQ(collected.tokens, tokens);
-  for (const v1::WorkerGenerateChunk& chunk : collected.chunks) {
-    const int64_t num_tokens = chunk.usage().completion_tokens();
-    EXPECT_EQ(chunk.usage().reasoning_tokens(), std::clamp<int64_t>(num_tokens - 3, 0, 18));
-  }
-  v1::ListRecordsRequest request;
-  request.add_request_ids("a");
-  grpc::ClientContext context;
-  v1::ListRecordsResponse response;
-  ASSERT_TRUE(stub_->ListRecords(&context, request, &response).ok());
-  EXPECT_EQ(response.records(0).usage().reasoning_tokens(), 18);
 }
 
 TEST_F(WorkerServiceTest, EndedRequestsCanBeAskedForAgain) {

@@ -52,21 +52,4 @@ absl::StatusOr<int> CountUsedTokens(const std::string& folder, int vocabulary) {
   return static_cast<int>(highest) + 1;
 }
 
-absl::StatusOr<ReasoningMarks> FindReasoningMarks(const std::string& folder) {
-  absl::StatusOr<json::object> object = ReadJsonObject(folder + "/tokenizer.json");
-  if (!object.ok()) return object.status();
-  ReasoningMarks marks;
-  const json::value* added = object->if_contains("added_tokens");
-  if (added == nullptr || !added->is_array()) return marks;
-  for (const json::value& token : added->get_array()) {
-    const json::object* const entry = token.if_object();
-    const json::value* id = entry != nullptr ? entry->if_contains("id") : nullptr;
-    const json::value* content = entry != nullptr ? entry->if_contains("content") : nullptr;
-    if (id == nullptr || content == nullptr || !id->is_int64() || !content->is_string()) continue;
-    if (content->get_string() == "<think>") marks.begin = static_cast<int32_t>(id->get_int64());
-    if (content->get_string() == "</think>") marks.end = static_cast<int32_t>(id->get_int64());
-  }
-  return marks.begin < 0 || marks.end < 0 ? ReasoningMarks() : marks;
-}
-
 }  // namespace ultraspeed::worker

@@ -47,23 +47,5 @@ TEST(UsedTokensTest, AMissingFileIsNotFound) {
   EXPECT_EQ(CountUsedTokens(folder.path(), 10).status().code(), absl::StatusCode::kNotFound);
 }
 
-TEST(ReasoningMarksTest, AreTheTwoAddedTokens) {
-  const auto find = [](const std::string& json) {
-    const TemporaryFolder folder;
-    WriteBytes(folder.path() + "/tokenizer.json", json);
-    return *FindReasoningMarks(folder.path());
-  };
-  const ReasoningMarks marks = find(
-      R"({"added_tokens":[{"id":7,"content":"</think>"},{"id":3},{"id":6,"content":"<think>"}]})");
-  EXPECT_EQ(marks.begin, 6);
-  EXPECT_EQ(marks.end, 7);
-  for (const char* json :
-       {"{}", R"({"added_tokens":7})", R"({"added_tokens":[7,{"id":6,"content":"<think>"}]})"}) {
-    EXPECT_EQ(find(json).begin, -1) << json;
-    EXPECT_EQ(find(json).end, -1) << json;
-  }
-  EXPECT_FALSE(FindReasoningMarks("nowhere").ok());
-}
-
 }  // namespace
 }  // namespace ultraspeed::worker

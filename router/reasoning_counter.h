@@ -1,13 +1,13 @@
 // How many of a request's tokens are a model's thoughts: those from <think> to </think>, both
-// included. Pure.
+// included. The marks are found once per model, by WorkerPool; each Generation has a counter. Pure.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "absl/types/span.h"
+#include "router/tokenizer.h"
 
-namespace ultraspeed::worker {
+namespace ultraspeed::router {
 
 // Ids of the two marks; -1 = the tokenizer has none.
 struct ReasoningMarks {
@@ -15,20 +15,20 @@ struct ReasoningMarks {
   int32_t end = -1;
 };
 
+// The added tokens <think> and </think>; none of both if one is missing.
+ReasoningMarks FindReasoningMarks(const Tokenizer& tokenizer);
+
+// Thread contract: one thread at a time.
 class ReasoningCounter {
  public:
   ReasoningCounter() = default;
   // A prompt may have opened a thought that the new tokens go on with.
-  ReasoningCounter(const ReasoningMarks& marks, absl::Span<const int32_t> prompt) : marks_(marks) {
-    const auto is_mark = [&](int32_t token) { return token == marks.begin || token == marks.end; };
-    const auto last = std::find_if(prompt.rbegin(), prompt.rend(), is_mark);
-    thinking_ = last != prompt.rend() && *last == marks.begin;
-  }
+  ReasoningCounter(const ReasoningMarks& marks, absl::Span<const int32_t> prompt);
 
-  void Take(int32_t token) {
-    if (token == marks_.begin) thinking_ = true;
+  void Take(int32_t token_id) {
+    if (token_id == marks_.begin) thinking_ = true;
     if (thinking_) ++num_tokens_;
-    if (token == marks_.end) thinking_ = false;
+    if (token_id == marks_.end) thinking_ = false;
   }
   int64_t num_tokens() const { return num_tokens_; }
 
@@ -38,4 +38,4 @@ class ReasoningCounter {
   int64_t num_tokens_ = 0;
 };
 
-}  // namespace ultraspeed::worker
+}  // namespace ultraspeed::router

@@ -1,10 +1,13 @@
-#include "worker/reasoning.h"
+#include "router/reasoning_counter.h"
 
 #include <gtest/gtest.h>
 
 #include <vector>
 
-namespace ultraspeed::worker {
+#include "absl/strings/str_replace.h"
+#include "tests/router/test_tokenizer.h"
+
+namespace ultraspeed::router {
 namespace {
 
 constexpr ReasoningMarks kMarks = {.begin = 90, .end = 91};
@@ -34,5 +37,19 @@ TEST(ReasoningCounterTest, WithoutMarksNothingIsCounted) {
   EXPECT_EQ(Count({}, {}), 0);
 }
 
+TEST(ReasoningMarksTest, AreTheTwoAddedTokens) {
+  const ReasoningMarks marks = FindReasoningMarks(TestTokenizer());
+  EXPECT_EQ(marks.begin, 607);
+  EXPECT_EQ(marks.end, 608);
+  const std::string json = ReadTestFile(std::string(kFixtures) + "tokenizer.json");
+  for (const char* mark : {"<think>", "</think>"}) {
+    const std::string quoted = std::string("\"") + mark + '"';
+    const auto other = Tokenizer::Create(absl::StrReplaceAll(json, {{quoted, "\"<other>\""}}));
+    ASSERT_TRUE(other.ok()) << other.status();
+    EXPECT_EQ(FindReasoningMarks(**other).begin, -1) << "without " << mark;
+    EXPECT_EQ(FindReasoningMarks(**other).end, -1) << "without " << mark;
+  }
+}
+
 }  // namespace
-}  // namespace ultraspeed::worker
+}  // namespace ultraspeed::router
