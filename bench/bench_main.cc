@@ -48,7 +48,7 @@ ABSL_FLAG(int, repeats, 3, "passes over the prompts; the median pass is reported
 ABSL_FLAG(std::string, shape, "mimo-v2.5-pro", "rank: the model's shape");
 ABSL_FLAG(int, rank_of, 8, "rank: GPUs that the shape is divided over");
 ABSL_FLAG(int64_t, context, 4096, "rank: tokens before the timed rounds");
-ABSL_FLAG(int, prefill, 512, "rank: rows of one prefill pass");
+ABSL_FLAG(int, prefill, 2048, "rank: rows of one prefill pass");
 ABSL_FLAG(int, rounds, 50, "rank: timed rounds");
 ABSL_FLAG(int, distinct_experts, 60,
           "rank: experts a layer that a round reads; 59.5 is the mean of uniform routing");

@@ -22,7 +22,7 @@ struct RankOptions {
   int num_ranks = 8;              // that the shape is divided over
   int num_gpus = 1;               // of them, that are there
   int64_t context = 4096;         // tokens before the rounds that are timed
-  int prefill_tokens = 512;       // rows of one prefill pass
+  int prefill_tokens = 2048;      // rows of one prefill pass
   int rounds = 50;                // timed, of each kind
   int distinct_experts = 60;      // a layer, besides rounds as routed; 0 = those only
   int sequences = 1;              // up to so many in a round, besides the rounds of one
