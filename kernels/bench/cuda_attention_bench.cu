@@ -18,7 +18,7 @@ namespace ultraspeed::kernels::cuda {
 namespace {
 
 constexpr int kQHeads = 16, kKvHeads = 1, kDim = 192, kValueDim = 128, kPageTokens = 64;
-constexpr int kWindow = 128, kRowsMax = 512;
+constexpr int kWindow = 128, kRowsMax = 2048;
 constexpr int kRingPages = (kWindow + kRowsMax) / kPageTokens + 2;
 
 // The last `rows` positions of `context` tokens.
@@ -131,8 +131,10 @@ void MeasureAttention(const Bench& bench) {
       Measure(bench, {format, kWindow, 4096, rows});
       for (int context : {4096, 32768, 131072}) Measure(bench, {format, 0, context, rows});
     }
-    Measure(bench, {format, kWindow, 4096, kRowsMax});  // prefill
-    Measure(bench, {format, 0, 4096, kRowsMax});
+    for (int rows : {512, 2048}) {  // of a prompt
+      Measure(bench, {format, kWindow, 4096, rows});
+      for (int context : {4096, 32768}) Measure(bench, {format, 0, context, rows});
+    }
   }
 }
 

@@ -287,8 +287,14 @@ template <int kDim, KvFormat kFormat>
 void Launch(KernelParams params, cudaStream_t stream) {
   const Sequences& sequences = params.attention.sequences;
   const int64_t pairs = static_cast<int64_t>(sequences.rows_max) * params.group;
+  // As few warps as still leave every multiprocessor a block.
+  const int64_t parts =
+      int64_t{params.num_parts} * sequences.num_sequences * params.attention.cache.num_kv_heads;
   int num_warps = 1;
-  while (num_warps < kWarpsMax && num_warps * kWarpPairs < pairs) num_warps *= 2;
+  while (num_warps < kWarpsMax && num_warps * kWarpPairs < pairs &&
+         CeilDivide(pairs, num_warps * kWarpPairs) * parts > NumMultiprocessors()) {
+    num_warps *= 2;
+  }
   params.num_stages = num_warps == kWarpsMax ? kStagesMax : 2;
   const bool folds = params.part_keys > kSegmentKeys;
   const int shared_bytes = ChunkPipe<kDim, kFormat>::Bytes(params.num_stages) +

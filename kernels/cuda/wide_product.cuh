@@ -9,7 +9,6 @@
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "kernels/cuda/device/copy.cuh"
 #include "kernels/cuda/device/wgmma.cuh"
@@ -175,14 +174,15 @@ struct WideSums {
     uint32_t part_stride;  // in 16 bytes
   };
 
-  // Adds a slab's columns.
-  template <bool kBeginsBlock>
-  __device__ __forceinline__ void AddSlab(const Slab<kFormat>& weights, const Inputs& inputs,
-                                          const Turns& turns) {
+  // Adds the columns of kSlabs slabs, of which the first begins a block or does not.
+  template <int kSlabs, bool kBeginsBlock>
+  __device__ __forceinline__ void AddSlabs(const Slab<kFormat> (&weights)[kSlabs],
+                                           const Inputs& inputs, const Turns& turns) {
     if constexpr (kScalesGroups) {
-      AddScaledGroups<kBeginsBlock>(weights, inputs);
+      AddScaledGroups<kSlabs, kBeginsBlock>(weights, inputs);
     } else {
-      AddGroups<kBeginsBlock>(weights, inputs, turns);
+      static_assert(kSlabs == 1);
+      AddGroups<kBeginsBlock>(weights[0], inputs, turns);
     }
   }
   __device__ __forceinline__ void EndBlocks() {
@@ -219,62 +219,50 @@ struct WideSums {
     }
   }
 
-  // Both products of group j.
+  // Both products of group j of the first slab or of the one behind it.
   static __device__ __forceinline__ void AddProducts(float (&to)[kColumnTiles][4],
                                                      const GroupFragments& a, const Inputs& inputs,
                                                      int j, bool accumulate) {
-    const uint64_t group = inputs.descriptor + j / 2 * inputs.part_stride + j % 2 * 64 / 16;
+    const uint64_t group =
+        inputs.descriptor + j / 2 * inputs.part_stride + j % 2 * (kInputRowBytes / 2 / 16);
     AddProduct(to, a[0], group, accumulate);
     AddProduct(to, a[1], group + 32 / 16, true);
   }
 
-  template <bool kBeginsBlock>
-  __device__ __forceinline__ void AddScaledGroups(const Slab<kFormat>& weights,
+  // While the products of some groups are on their way, the sums of those before are scaled.
+  template <int kSlabs, bool kBeginsBlock>
+  __device__ __forceinline__ void AddScaledGroups(const Slab<kFormat> (&weights)[kSlabs],
                                                   const Inputs& inputs) {
-    float groups[kGroupBuffers][kColumnTiles][4];
+    constexpr int kGroups = kSlabs * kGroupsPerSlab, kBuffers = kGroupBuffers;
+    float groups[kBuffers][kColumnTiles][4];
+    GroupFragments a[std::max(kBuffers, 2)];
+    const auto slab = [&](int j) -> const Slab<kFormat>& { return weights[j / kGroupsPerSlab]; };
     const auto add = [&](int j) {
-      HoldSums(groups[j % kGroupBuffers]);
+      HoldSums(groups[j % kBuffers]);
 #pragma unroll
       for (int c = 0; c < kColumnTiles; ++c) {
         if (kBeginsBlock && j == 0) Clear(sums[c]);
-        AddScaled(sums[c], weights.exponents, j, groups[j % kGroupBuffers][c]);
+        AddScaled(sums[c], slab(j).exponents, j % kGroupsPerSlab, groups[j % kBuffers][c]);
       }
     };
-    if constexpr (kGroupBuffers == kGroupsPerSlab) {
-      GroupFragments a[kGroupsPerSlab];
 #pragma unroll
-      for (int j = 0; j < kGroupsPerSlab; ++j) weights.Group(j, a[j]);
+    for (int j = 0; j < kGroups; ++j) {
+      // With one buffer the next weights are expanded while the last products are on their way.
+      if (kBuffers == 1) slab(j).Group(j % kGroupsPerSlab, a[j % 2]);
+      if (j >= kBuffers) {
+        WaitProducts<kBuffers - 1>();
+        add(j - kBuffers);
+      }
+      if (kBuffers > 1) slab(j).Group(j % kGroupsPerSlab, a[j % kBuffers]);
       FenceProducts();
+      AddProducts(groups[j % kBuffers], a[j % std::max(kBuffers, 2)], inputs, j, false);
+      CommitProducts();
+    }
 #pragma unroll
-      for (int j = 0; j < kGroupsPerSlab; ++j) {
-        AddProducts(groups[j], a[j], inputs, j, false);
-        CommitProducts();
-      }
-      WaitProducts<2>();
-      add(0);
-      add(1);
-      WaitProducts<0>();
-      add(2);
-      add(3);
-    } else {
-      GroupFragments a[2];
-#pragma unroll
-      for (int j = 0; j < kGroupsPerSlab; ++j) {
-        weights.Group(j, a[j % 2]);
-        if (kGroupBuffers == 1 && j > 0) {
-          WaitProducts<0>();
-          add(j - 1);
-        }
-        FenceProducts();
-        AddProducts(groups[j % kGroupBuffers], a[j % 2], inputs, j, false);
-        CommitProducts();
-        if (kGroupBuffers == 2 && j > 0) {
-          WaitProducts<1>();
-          add(j - 1);
-        }
-      }
-      WaitProducts<0>();
-      add(kGroupsPerSlab - 1);
+    for (int j = kGroups - kBuffers; j < kGroups; ++j) {
+      if (j == kGroups - kBuffers) WaitProducts<kBuffers - 1>();
+      if (j > kGroups - kBuffers) WaitProducts<0>();
+      add(j);
     }
   }
 };
@@ -315,16 +303,16 @@ __device__ __forceinline__ void MultiplyStages(const Product& p, const uint8_t* 
     }
     const uint32_t part_stride = WideInputs::Rows(tile.count) * (kInputRowBytes / 16);
     Sums sums;
-    // Slab `i` of the stage; the first and the last wait for it and give it back.
-    const auto add_slab = [&](auto begins_block, int i, bool last) {
-      if (i == 0) WaitBarrier(full + now.stage, now.parity);
+    // The next kSlabs slabs, of one stage.
+    const auto add_slabs = [&]<int kSlabs, bool kBeginsBlock>() {
+      WaitBarrier(full + now.stage, now.parity);
       const uint8_t* const stage = stages + now.stage * Stages::kBytes;
-      const Slab<kFormat> weights(
-          stage + Stages::kInputBytes + warp * Stages::kRowTileBytes + i * SlabBytes(kFormat),
-          lane);
-      const uint64_t inputs = InputDescriptor(SharedAddress(stage)) + i * kInputParts * part_stride;
-      sums.template AddSlab<begins_block.value>(weights, {inputs, part_stride}, turns);
-      if (!last) return;
+      const uint8_t* const first = stage + Stages::kInputBytes + warp * Stages::kRowTileBytes;
+      Slab<kFormat> weights[kSlabs];
+#pragma unroll
+      for (int i = 0; i < kSlabs; ++i) weights[i] = {first + i * SlabBytes(kFormat), lane};
+      sums.template AddSlabs<kSlabs, kBeginsBlock>(
+          weights, {InputDescriptor(SharedAddress(stage)), part_stride}, turns);
       __syncwarp();
       if (lane == 0) Arrive(empty + now.stage);
       now.Next();
@@ -336,9 +324,12 @@ __device__ __forceinline__ void MultiplyStages(const Product& p, const uint8_t* 
       int segment_left = min(p.segment_slabs, slabs_left);
       slabs_left -= segment_left;
       for (; segment_left > 0; segment_left -= kBlockSlabs) {
-        const bool pair = segment_left > 1;
-        add_slab(std::true_type(), 0, Stages::kSlabs == 1 || !pair);
-        if (pair) add_slab(std::false_type(), Stages::kSlabs - 1, true);
+        if (Stages::kSlabs > 1 && segment_left > 1) {
+          add_slabs.template operator()<Stages::kSlabs, true>();
+        } else {
+          add_slabs.template operator()<1, true>();
+          if (segment_left > 1) add_slabs.template operator()<1, false>();
+        }
         sums.EndBlocks();
       }
       const Product& to = p.partials != nullptr ? SegmentOutput(p, items.segment) : p;
