@@ -12,6 +12,7 @@ function(ultraspeed_precompiled name)
   file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/${name}.cc CONTENT "")
   add_library(${name} OBJECT ${PROJECT_BINARY_DIR}/${name}.cc)
   ultraspeed_configure(${name})
+  set_target_properties(${name} PROPERTIES UNITY_BUILD OFF)
   target_compile_options(${name} PRIVATE ${ARG_OPTIONS})
   target_link_libraries(${name} PRIVATE absl::status absl::statusor absl::strings absl::synchronization absl::time Boost::json ${ARG_LINKS})
   target_precompile_headers(${name} PRIVATE
