@@ -14,13 +14,24 @@ function(ultraspeed_use_headers target plain)
     target_precompile_headers(${target} REUSE_FROM ultraspeed_headers)
     target_compile_options(${target} PRIVATE
       "$<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-array-bounds;-Wno-restrict;-Wno-stringop-overflow;-Wno-stringop-overread>")
+  else()
+    set_target_properties(${target} PROPERTIES UNITY_BUILD OFF)
   endif()
 endfunction()
 
-# ultraspeed_library(NAME [PLAIN] SOURCES a.cc ... LINKS t ...)
+# ultraspeed_alone(SOURCE ...): compiled one by one where others of their target are compiled together (CMAKE_UNITY_BUILD, which the preset
+# cpu-release sets), because local names are those of another file. Names of all sources of a target are counted, so batches may have any size.
+function(ultraspeed_alone)
+  if(ARGN)
+    set_source_files_properties(${ARGN} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+  endif()
+endfunction()
+
+# ultraspeed_library(NAME [PLAIN] SOURCES a.cc ... [ALONE b.cc ...] LINKS t ...)
 function(ultraspeed_library name)
-  cmake_parse_arguments(ARG "PLAIN" "" "SOURCES;LINKS" ${ARGN})
-  add_library(${name} STATIC ${ARG_SOURCES})
+  cmake_parse_arguments(ARG "PLAIN" "" "SOURCES;ALONE;LINKS" ${ARGN})
+  add_library(${name} STATIC ${ARG_SOURCES} ${ARG_ALONE})
+  ultraspeed_alone(${ARG_ALONE})
   ultraspeed_configure(${name})
   ultraspeed_use_headers(${name} ${ARG_PLAIN})
   target_link_libraries(${name} PUBLIC ${ARG_LINKS})
@@ -28,10 +39,11 @@ endfunction()
 
 add_custom_target(programs)  # every program, no test
 
-# ultraspeed_program(NAME [PLAIN] SOURCES main.cc ... LINKS t ...)
+# ultraspeed_program(NAME [PLAIN] SOURCES main.cc ... [ALONE b.cc ...] LINKS t ...)
 function(ultraspeed_program name)
-  cmake_parse_arguments(ARG "PLAIN" "" "SOURCES;LINKS" ${ARGN})
-  add_executable(${name} ${ARG_SOURCES})
+  cmake_parse_arguments(ARG "PLAIN" "" "SOURCES;ALONE;LINKS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES} ${ARG_ALONE})
+  ultraspeed_alone(${ARG_ALONE})
   add_dependencies(programs ${name})
   ultraspeed_configure(${name})
   ultraspeed_use_headers(${name} ${ARG_PLAIN})
@@ -41,11 +53,13 @@ endfunction()
 add_custom_target(gpu_tests)        # every test with the label gpu
 add_custom_target(multi_gpu_tests)  # likewise multi-gpu: at least two GPUs
 
-# ultraspeed_test(NAME LABEL unit|model|cluster|tidy|gpu|multi-gpu [OPTIMIZED] SOURCES a_test.cc ... LINKS t ...). Tests run from the repository
-# root. Their own code is not optimized (PrecompiledHeaders.cmake); OPTIMIZED is for tests that compute much themselves.
+# ultraspeed_test(NAME LABEL unit|model|cluster|tidy|gpu|multi-gpu [OPTIMIZED] SOURCES a_test.cc ... [ALONE b_test.cc ...] LINKS t ...). Tests run from the repository
+# root. Their own code is not optimized (PrecompiledHeaders.cmake); OPTIMIZED is for tests that compute much themselves. As many run at once as
+# there are cores (scripts/run_tests.sh); those that keep two threads busy by themselves count as two, those of a GPU take turns.
 function(ultraspeed_test name)
-  cmake_parse_arguments(ARG "OPTIMIZED" "LABEL" "SOURCES;LINKS" ${ARGN})
-  add_executable(${name} ${ARG_SOURCES})
+  cmake_parse_arguments(ARG "OPTIMIZED" "LABEL" "SOURCES;ALONE;LINKS" ${ARGN})
+  add_executable(${name} ${ARG_SOURCES} ${ARG_ALONE})
+  ultraspeed_alone(${ARG_ALONE})
   ultraspeed_configure(${name})
   target_link_libraries(${name} PRIVATE ${ARG_LINKS} GTest::gtest GTest::gmock GTest::gtest_main)
   if(NOT ARG_OPTIMIZED)
@@ -54,6 +68,11 @@ function(ultraspeed_test name)
   endif()
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT 300)
+  if(ARG_LABEL STREQUAL model)
+    set_tests_properties(${name} PROPERTIES PROCESSORS 2)
+  elseif(ARG_LABEL MATCHES gpu)
+    set_tests_properties(${name} PROPERTIES RESOURCE_LOCK gpu)
+  endif()
   if(ARG_LABEL STREQUAL gpu)
     add_dependencies(gpu_tests ${name})
   elseif(ARG_LABEL STREQUAL multi-gpu)

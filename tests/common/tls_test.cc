@@ -9,7 +9,7 @@
 namespace ultraspeed {
 namespace {
 
-using testing::HasSubstr;
+using ::testing::HasSubstr;
 
 TEST(IsLoopbackTest, KnowsLoopback) {
   for (const char* address : {"localhost:1", "127.0.0.1:0", "127.9.8.7:80", "[::1]:50051",
@@ -53,7 +53,7 @@ TEST(TlsTest, FilesAreChecked) {
           .status()
           .code(),
       absl::StatusCode::kNotFound);
-  const std::string path = testing::TempDir() + "/not_pem";
+  const std::string path = ::testing::TempDir() + "/not_pem";
   std::ofstream(path) << "hello";
   EXPECT_THAT(std::string(CreateServerCredentials(
                               {.cert_file = path, .key_file = path, .ca_file = ""}, "127.0.0.1:0")

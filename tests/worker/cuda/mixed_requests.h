@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tests/worker/cpu/sequence_runner.h"
+#include "worker/model_executor.h"
 
 namespace ultraspeed::worker {
 
