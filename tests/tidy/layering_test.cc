@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <cctype>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -132,105 +131,6 @@ TEST(Layering, SourcesIncludeTheirOwnHeaderFirst) {
                      [](const std::string& line) { return line.rfind("#include", 0) == 0; });
     ASSERT_NE(first, file.lines.end()) << file.path;
     EXPECT_EQ(QuotedInclude(*first), header) << file.path;
-  }
-}
-
-bool IsWord(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; }
-
-// What HeadersIncludeWhatTheyName has to know of a header.
-struct Header {
-  std::set<std::string> includes;   // as written, without quotes or brackets
-  std::set<std::string> defines;    // classes, structs and enumerations outside of others
-  std::set<std::string> declares;   // those of any depth, with or without their definition
-  std::set<std::string> names;      // words that begin with a capital and are not called
-  std::set<std::string> std_names;  // x of std::x; int64_t and the like
-};
-
-Header ReadHeader(const SourceFile& file) {
-  const std::set<std::string> kNamespaces = {"bench",  "client",  "kernels",   "router",
-                                             "worker", "testing", "ultraspeed"};
-  Header header;
-  for (const std::string& whole : file.lines) {
-    if (whole.rfind("#include ", 0) == 0) {
-      header.includes.insert(whole.substr(10, whole.find_first_of("\">", 10) - 10));
-      continue;
-    }
-    const std::string line = whole.substr(0, whole.find("//"));
-    std::string previous;
-    for (size_t begin = 0, end; begin < line.size(); begin = end) {
-      end = begin + 1;
-      if (line[begin] == '"') {
-        while (end < line.size() && (line[end] != '"' || line[end - 1] == '\\')) ++end;
-        ++end;
-      }
-      if (!IsWord(line[begin])) continue;
-      while (end < line.size() && IsWord(line[end])) ++end;
-      const std::string word = line.substr(begin, end - begin);
-      const bool introduced = previous == "class" || previous == "struct" || previous == "using";
-      if (introduced) header.declares.insert(word);
-      const bool outside = line.rfind(previous, 0) == 0 || line.rfind("enum class", 0) == 0;
-      if (introduced && outside && line.find(';') == std::string::npos) header.defines.insert(word);
-      const bool member = begin > 0 && (line[begin - 1] == '.' || line[begin - 1] == '>');
-      const bool qualified = begin > 1 && line[begin - 1] == ':';
-      const bool ours = !qualified || kNamespaces.count(previous) > 0;
-      const bool called = end < line.size() && line[end] == '(';
-      if (std::isupper(static_cast<unsigned char>(word[0])) != 0 && !member && !called && ours)
-        header.names.insert(word);
-      if (previous == "std" || (word.size() > 2 && word.substr(word.size() - 2) == "_t"))
-        header.std_names.insert(word);
-      previous = word;
-    }
-  }
-  return header;
-}
-
-// Sources that are compiled together hide what a header forgets: every type of ours and the usual
-// ones of the standard library come from what the header includes, or from what that includes.
-TEST(Layering, HeadersIncludeWhatTheyName) {
-  const std::map<std::string, std::string> kStandard = {
-      {"array", "array"},       {"atomic", "atomic"},
-      {"deque", "deque"},       {"function", "functional"},
-      {"int32_t", "cstdint"},   {"int64_t", "cstdint"},
-      {"map", "map"},           {"mutex", "mutex"},
-      {"optional", "optional"}, {"set", "set"},
-      {"shared_ptr", "memory"}, {"string", "string"},
-      {"thread", "thread"},     {"uint16_t", "cstdint"},
-      {"uint32_t", "cstdint"},  {"uint64_t", "cstdint"},
-      {"uint8_t", "cstdint"},   {"unique_ptr", "memory"},
-      {"variant", "variant"},   {"vector", "vector"}};
-  std::map<std::string, Header> headers;
-  std::map<std::string, std::vector<std::string>> definers;
-  for (const SourceFile& file : Sources()) {
-    if (fs::path(file.path).extension() != ".h") continue;
-    headers[file.path] = ReadHeader(file);
-    for (const std::string& name : headers[file.path].defines) definers[name].push_back(file.path);
-  }
-  for (const auto& [path, header] : headers) {
-    if (path.find(".inc.h") != std::string::npos) continue;  // a part of what includes it
-    std::set<std::string> reached = {path};
-    std::vector<std::string> waiting = {path};
-    std::set<std::string> declared;
-    while (!waiting.empty()) {
-      const auto at = headers.find(waiting.back());
-      waiting.pop_back();
-      if (at == headers.end()) continue;
-      declared.insert(at->second.declares.begin(), at->second.declares.end());
-      for (const std::string& include : at->second.includes) {
-        if (reached.insert(include).second) waiting.push_back(include);
-      }
-    }
-    for (const auto& [name, include] : kStandard) {
-      if (header.std_names.count(name) == 0) continue;
-      EXPECT_TRUE(reached.count(include) > 0) << path << " names " << name;
-    }
-    const std::set<std::string>& allowed = kMayInclude.at(FolderOf(path));
-    for (const std::string& name : header.names) {
-      if (declared.count(name) > 0 || definers.count(name) == 0) continue;
-      const bool ours = std::any_of(
-          definers[name].begin(), definers[name].end(),
-          [&](const std::string& definer) { return allowed.count(FolderOf(definer)) > 0; });
-      EXPECT_FALSE(ours) << path << " names " << name << " of " << definers[name][0];
-    }
   }
 }
 
