@@ -18,7 +18,9 @@
 #include <algorithm>
 
 #include "kernels/check.h"
+#include "kernels/cuda/attention_block.cuh"
 #include "kernels/cuda/attention_chunk.cuh"
+#include "kernels/cuda/attention_wide.cuh"
 #include "kernels/cuda/launch.h"
 
 namespace ultraspeed::kernels::cuda {
@@ -31,49 +33,6 @@ constexpr int kStagesMax = 3;
 constexpr int64_t kSegmentedPairsMax = 1024;
 
 __host__ __device__ constexpr int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-struct KernelParams {
-  AttentionParams attention;
-  float scale;    // ScoreScale
-  int group;      // q heads per kv head
-  int part_keys;  // keys of a part, whole segments; 0: one part, no segments (windowed)
-  int num_stages;
-  int num_parts;
-  AttentionPartial* partials;  // used if num_parts > 1
-
-  __device__ AttentionPartial& PartialOf(int64_t row_head, int part) const {
-    return partials[row_head * num_parts + part];
-  }
-};
-
-// What a thread keeps of the segments of its part that are done: fold f of thread t lies at
-// f * blockDim + t.
-constexpr int kFoldBytes = kValueDim / 2 * sizeof(float) + 2 * sizeof(Softmax);  // of a thread
-
-// A segment is complete: adds it to the fold, or returns the whole fold in `tile` after the last.
-template <int kDim>
-__device__ void FoldSegment(WarpTile<kDim>& tile, uint8_t* shared, float scale, bool first,
-                            bool last) {
-  auto* values = reinterpret_cast<float*>(shared);
-  auto* states = reinterpret_cast<Softmax*>(values + blockDim.x * (kValueDim / 2));
-  Factors factors[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    Softmax& kept = states[i * blockDim.x + threadIdx.x];
-    if (!first) tile.state[i] = Merge(kept, tile.state[i], scale, factors[i]);
-    if (!last) kept = tile.state[i];
-  }
-#pragma unroll
-  for (int n = 0; n < kValueDim / 8; ++n) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      float& kept = values[(n * 4 + j) * blockDim.x + threadIdx.x];
-      if (!first) tile.values[n][j] = MergeValue(kept, tile.values[n][j], factors[j / 2]);
-      if (!last) kept = tile.values[n][j];
-    }
-  }
-  if (!last) tile.Reset();
-}
 
 // The drafter's own block, all of it visible to all of its rows.
 template <int kDim>
@@ -95,88 +54,33 @@ __device__ void AttendBlock(WarpTile<kDim>& tile, const AttentionParams& attenti
   }
 }
 
-// Writes what this lane holds of pair i: a partial result, or the output.
-template <int kDim>
-__device__ void Store(const WarpTile<kDim>& tile, int i, const KernelParams& params,
-                      int64_t row_head, int part) {
-  const AttentionParams& attention = params.attention;
-  const int lane = threadIdx.x % kWarpLanes;
-  if (params.num_parts > 1) {
-    AttentionPartial& partial = params.PartialOf(row_head, part);
-    if (lane % 4 == 0) partial.state = tile.state[i];
-    auto* out = reinterpret_cast<float2*>(partial.values);
-#pragma unroll
-    for (int n = 0; n < kValueDim / 8; ++n) {
-      out[n * 4 + lane % 4] = {tile.values[n][2 * i], tile.values[n][2 * i + 1]};
-    }
-    return;
-  }
-  const int head = static_cast<int>(row_head % attention.num_q_heads);
-  const float factor = OutputFactor(tile.state[i], params.scale, SinkOf(attention.sinks, head));
-  auto* out = reinterpret_cast<uint32_t*>(attention.out + row_head * kValueDim);
-#pragma unroll
-  for (int n = 0; n < kValueDim / 8; ++n) {
-    out[n * 4 + lane % 4] = OutputPair(tile.values[n][2 * i], tile.values[n][2 * i + 1], factor);
-  }
-}
-
 template <int kDim, KvFormat kFormat>
 __global__ void __launch_bounds__(kWarpsMax* kWarpLanes, 1)
-    AttentionKernel(const __grid_constant__ KernelParams params) {
+    AttentionKernel(const __grid_constant__ AttentionBlockParams params) {
   const AttentionParams& attention = params.attention;
-  const Sequences& sequences = attention.sequences;
-  const int num_kv_heads = attention.cache.num_kv_heads;
-  const int s = static_cast<int>(blockIdx.z) / num_kv_heads;
-  const int kv_head = static_cast<int>(blockIdx.z) % num_kv_heads;
-  const int part = static_cast<int>(blockIdx.y);
-  const int group = params.group;
-  const int num_rows = sequences.num_rows[s];
-  const int tile_pairs = static_cast<int>(blockDim.x) / kWarpLanes * kWarpPairs;
-  const int tile_begin = static_cast<int>(blockIdx.x) * tile_pairs;
-  if (tile_begin >= num_rows * group) return;
-
-  // Cached keys that a row sees, and those that some row of the tile sees within this part.
-  const int position = static_cast<int>(sequences.position[s]);
+  const AttentionBlock block(params, static_cast<int>(blockDim.x) / kWarpLanes * kWarpPairs);
+  if (block.empty()) return;
   const bool drafter = attention.block_k != nullptr;
-  const auto first_key = [&](int row) {
-    return attention.window == 0 ? 0 : max(0, position + row - attention.window + 1);
-  };
-  const auto end_key = [&](int row) { return drafter ? position : position + row + 1; };
-  int visible_first = first_key(tile_begin / group);
-  int visible_end = end_key(min(num_rows - 1, (tile_begin + tile_pairs - 1) / group));
-  if (params.part_keys > 0) {
-    visible_first = max(visible_first, part * params.part_keys);
-    visible_end = min(visible_end, (part + 1) * params.part_keys);
-    if (visible_first >= visible_end) return;
-  }
-  const int chunk_begin = visible_first / kChunkKeys;
-  const int chunk_end = static_cast<int>(CeilDivide(visible_end, kChunkKeys));
 
   extern __shared__ __align__(128) uint8_t shared[];
   using Pipe = ChunkPipe<kDim, kFormat>;
-  Pipe pipe(shared, params.num_stages, attention, s, kv_head, chunk_begin, chunk_end);
-  uint8_t* folds = shared + Pipe::Bytes(params.num_stages);
+  Pipe pipe(shared, params.num_stages, attention, block.sequence, block.kv_head, block.chunk_begin,
+            block.chunk_end);
 
   // This lane's two pairs and their queries.
   const int lane = threadIdx.x % kWarpLanes;
-  const int warp_begin = tile_begin + static_cast<int>(threadIdx.x) / kWarpLanes * kWarpPairs;
-  const bool any_pair = warp_begin < num_rows * group;
+  const int warp_begin = block.tile_begin + static_cast<int>(threadIdx.x) / kWarpLanes * kWarpPairs;
+  const bool any_pair = warp_begin < block.num_rows * params.group;
   WarpTile<kDim> tile;
   tile.Reset();
-  int64_t row_head[2];  // row * Hq + q head, of the whole call; -1 past the last pair
+  int64_t row_head[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int pair = warp_begin + lane / 4 + 8 * i;
-    const int row = pair / group;
-    const bool valid = row < num_rows;
-    row_head[i] = -1;
-    tile.first_key[i] = tile.end_key[i] = 0;
-    if (valid) {
-      row_head[i] = static_cast<int64_t>(sequences.first_row[s] + row) * attention.num_q_heads +
-                    kv_head * group + pair % group;
-      tile.first_key[i] = first_key(row);
-      tile.end_key[i] = end_key(row);
-    }
+    row_head[i] = block.RowHead(pair);
+    const bool valid = row_head[i] >= 0;
+    tile.first_key[i] = valid ? block.FirstKey(pair / params.group) : 0;
+    tile.end_key[i] = valid ? block.EndKey(pair / params.group) : 0;
     const auto* q = reinterpret_cast<const uint32_t*>(attention.q + row_head[i] * kDim);
 #pragma unroll
     for (int step = 0; step < kDim / 16; ++step) {
@@ -185,41 +89,29 @@ __global__ void __launch_bounds__(kWarpsMax* kWarpLanes, 1)
     }
   }
 
-  constexpr int kChunksPerSegment = kSegmentKeys / kChunkKeys;
-  const bool folding = params.part_keys > kSegmentKeys;
-  for (int chunk = chunk_begin; chunk < chunk_end; ++chunk) {
+  for (int chunk = block.chunk_begin; chunk < block.chunk_end; ++chunk) {
     const int begin = chunk * kChunkKeys;
-    const typename Pipe::Tiles chunk_tiles = pipe.Wait(visible_first - begin, visible_end - begin);
+    const typename Pipe::Tiles chunk_tiles =
+        pipe.Wait(block.visible_first - begin, block.visible_end - begin);
     if (any_pair) {
       tile.Attend(chunk_tiles.k, chunk_tiles.v, begin, tile.first_key, tile.end_key, params.scale);
     }
     pipe.Release();
-    const bool last = chunk + 1 == chunk_end;
-    if (folding && (last || (chunk + 1) % kChunksPerSegment == 0)) {
-      const bool first = chunk / kChunksPerSegment == chunk_begin / kChunksPerSegment;
-      FoldSegment(tile, folds, params.scale, first, last);
-    }
   }
   if (drafter) {
     const typename Pipe::Tiles free = pipe.FreeTiles();
-    AttendBlock(tile, attention, sequences.first_row[s], num_rows, kv_head, free.k, free.v,
-                params.scale, any_pair);
+    AttendBlock(tile, attention, attention.sequences.first_row[block.sequence], block.num_rows,
+                block.kv_head, free.k, free.v, params.scale, any_pair);
   }
 #pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    // A part that a row does not see is not read when its parts are combined.
-    if (row_head[i] < 0 || (params.part_keys > 0 && tile.end_key[i] <= part * params.part_keys)) {
-      continue;
-    }
-    Store(tile, i, params, row_head[i], part);
-  }
+  for (int i = 0; i < 2; ++i) block.Store(tile, i, row_head[i], tile.end_key[i]);
 }
 
 // Folds the parts of one row and head: a warp per span folds the span's parts, then warp 0 the
 // spans. A lane holds 4 value dims. grid: (Hq, rows_max, S).
 constexpr int kCombineWarps = 8;
 __global__ void __launch_bounds__(kCombineWarps* kWarpLanes)
-    CombineKernel(const __grid_constant__ KernelParams params) {
+    CombineKernel(const __grid_constant__ AttentionBlockParams params) {
   const AttentionParams& attention = params.attention;
   const Sequences& sequences = attention.sequences;
   const int s = static_cast<int>(blockIdx.z), row = static_cast<int>(blockIdx.y);
@@ -284,30 +176,55 @@ size_t PartialBytes(int64_t num_pairs, int64_t num_parts) {
 }
 
 template <int kDim, KvFormat kFormat>
-void Launch(KernelParams params, cudaStream_t stream) {
+void LaunchWide(const AttentionBlockParams& params, const dim3& grid, cudaStream_t stream) {
+  constexpr int kSharedBytes = WideShared<kDim>::kBytes;
+  const auto kernel = WideAttentionKernel<kDim, kFormat>;
+  static OncePerDevice configured;
+  configured.Run([&] {
+    CheckCuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
+        "WideAttentionKernel shared memory");
+  });
+  kernel<<<grid, kWideThreads, kSharedBytes, stream>>>(params);
+}
+
+template <int kDim, KvFormat kFormat>
+void LaunchNarrow(AttentionBlockParams params, int num_warps, const dim3& grid,
+                  cudaStream_t stream) {
+  constexpr int kSharedBytesMax = 227 * 1024;
+  params.num_stages = num_warps == kWarpsMax ? kStagesMax : 2;
+  const int shared_bytes = ChunkPipe<kDim, kFormat>::Bytes(params.num_stages);
+  KERNELS_CHECK(shared_bytes, <=, kSharedBytesMax);
+  const auto kernel = AttentionKernel<kDim, kFormat>;
+  static OncePerDevice configured;
+  configured.Run([&] {
+    CheckCuda(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytesMax),
+        "AttentionKernel shared memory");
+  });
+  kernel<<<grid, num_warps * kWarpLanes, shared_bytes, stream>>>(params);
+}
+
+template <int kDim, KvFormat kFormat>
+void Launch(const AttentionBlockParams& params, cudaStream_t stream) {
   const Sequences& sequences = params.attention.sequences;
   const int64_t pairs = static_cast<int64_t>(sequences.rows_max) * params.group;
-  // As few warps as still leave every multiprocessor a block.
-  const int64_t parts =
-      int64_t{params.num_parts} * sequences.num_sequences * params.attention.cache.num_kv_heads;
-  int num_warps = 1;
-  while (num_warps < kWarpsMax && num_warps * kWarpPairs < pairs &&
-         CeilDivide(pairs, num_warps * kWarpPairs) * parts > NumMultiprocessors()) {
-    num_warps *= 2;
+  const int heads = sequences.num_sequences * params.attention.cache.num_kv_heads;
+  const auto grid = [&](int block_pairs) {
+    return dim3(static_cast<unsigned>(CeilDivide(pairs, block_pairs)), params.num_parts, heads);
+  };
+  if (params.part_keys == kSpanKeys) {
+    LaunchWide<kDim, kFormat>(params, grid(kWidePairs), stream);
+  } else {
+    // As few warps as still leave every multiprocessor a block.
+    int num_warps = 1;
+    while (num_warps < kWarpsMax && num_warps * kWarpPairs < pairs &&
+           CeilDivide(pairs, num_warps * kWarpPairs) * params.num_parts * heads >
+               NumMultiprocessors()) {
+      num_warps *= 2;
+    }
+    LaunchNarrow<kDim, kFormat>(params, num_warps, grid(num_warps * kWarpPairs), stream);
   }
-  params.num_stages = num_warps == kWarpsMax ? kStagesMax : 2;
-  const bool folds = params.part_keys > kSegmentKeys;
-  const int shared_bytes = ChunkPipe<kDim, kFormat>::Bytes(params.num_stages) +
-                           (folds ? num_warps * kWarpLanes * static_cast<int>(kFoldBytes) : 0);
-  const auto kernel = AttentionKernel<kDim, kFormat>;
-  constexpr int kSharedBytesMax = 227 * 1024;
-  KERNELS_CHECK(shared_bytes, <=, kSharedBytesMax);
-  CheckCuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytesMax),
-      "cudaFuncSetAttribute");
-  const dim3 grid(static_cast<unsigned>(CeilDivide(pairs, num_warps * kWarpPairs)),
-                  params.num_parts, sequences.num_sequences * params.attention.cache.num_kv_heads);
-  kernel<<<grid, num_warps * kWarpLanes, shared_bytes, stream>>>(params);
   if (params.num_parts > 1) {
     const dim3 rows(params.attention.num_q_heads, sequences.rows_max, sequences.num_sequences);
     CombineKernel<<<rows, kCombineWarps * kWarpLanes, 0, stream>>>(params);
@@ -340,7 +257,7 @@ void Attention(const AttentionParams& params, cudaStream_t stream) {
   }
   if (sequences.num_sequences == 0 || sequences.rows_max == 0) return;
 
-  KernelParams kernel = {};
+  AttentionBlockParams kernel = {};
   kernel.attention = params;
   kernel.scale = ScoreScale(params.score_scale);
   kernel.group = params.num_q_heads / cache.num_kv_heads;

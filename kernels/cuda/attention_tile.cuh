@@ -121,15 +121,11 @@ __device__ inline void SplitWeights(float x, float y, uint32_t& high, uint32_t& 
   low = *reinterpret_cast<const uint32_t*>(&l);
 }
 
-// The 16 pairs of one warp: their queries, and the result over the chunks so far. A lane holds
-// pairs lane / 4 and lane / 4 + 8 (index i), columns 2 * (lane % 4) + {0, 1} of every 8.
-template <int kDim>
-struct WarpTile {
-  uint32_t q[kDim / 16][4];
+// What a warp has of its 16 pairs over the chunks so far. A lane holds pairs lane / 4 and lane / 4
+// + 8 (index i), columns 2 * (lane % 4) + {0, 1} of every 8.
+struct WarpResult {
   float values[kValueDim / 8][4];
   Softmax state[2];
-  int first_key[2];  // visible keys of the cache: [first, end)
-  int end_key[2];
 
   __device__ void Reset() {
 #pragma unroll
@@ -139,13 +135,80 @@ struct WarpTile {
     }
     state[0] = state[1] = {kNoScore, 0.0f};
   }
+};
+
+// Scores of a chunk of keys [begin, begin + 64), of which pair i sees those from first[i] to end[i]
+// -> their weights. Joins their sum to the state; `factors` does the same to values.
+using ChunkScores = float[kChunkKeys / 8][4];
+__device__ inline void WeighScores(ChunkScores& p, int begin, const int (&first)[2],
+                                   const int (&end)[2], float scale, Softmax (&state)[2],
+                                   Factors (&factors)[2]) {
+  constexpr int kKeyTiles = kChunkKeys / 8;
+  const int lane = threadIdx.x % kWarpLanes;
+  const bool all_visible = begin >= first[0] && begin >= first[1] && begin + kChunkKeys <= end[0] &&
+                           begin + kChunkKeys <= end[1];
+  if (!__all_sync(kAllLanes, all_visible)) {
+    constexpr float kMinusInfinity = -__builtin_inff();
+#pragma unroll
+    for (int n = 0; n < kKeyTiles; ++n) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int key = begin + n * 8 + lane % 4 * 2 + j % 2;
+        if (key < first[j / 2] || key >= end[j / 2]) p[n][j] = kMinusInfinity;
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    float max = kNoScore;
+#pragma unroll
+    for (int n = 0; n < kKeyTiles; ++n) max = fmaxf(max, fmaxf(p[n][2 * i], p[n][2 * i + 1]));
+    max = ScoreMax(max);
+    const float shift = WeightShift(max, scale);
+    float sum = 0.0f;
+#pragma unroll
+    for (int n = 0; n < kKeyTiles; n += 2) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        float& weight = p[n + j / 2][2 * i + j % 2];
+        weight = Weight(weight, scale, shift);
+      }
+      sum = __fadd_rn(sum,
+                      StepSum(p[n][2 * i], p[n][2 * i + 1], p[n + 1][2 * i], p[n + 1][2 * i + 1]));
+    }
+    state[i] = Merge(state[i], {max, WeightSum(sum)}, scale, factors[i]);
+  }
+}
+
+// Weights of a chunk as operands of the product with its values, 16 keys a step.
+struct ChunkWeights {
+  uint32_t high[kChunkKeys / 16][4], low[kChunkKeys / 16][4];
+
+  __device__ explicit ChunkWeights(const ChunkScores& p) {
+#pragma unroll
+    for (int step = 0; step < kChunkKeys / 16; ++step) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        SplitWeights(p[2 * step + j / 2][j % 2 * 2], p[2 * step + j / 2][j % 2 * 2 + 1],
+                     high[step][j], low[step][j]);
+      }
+    }
+  }
+};
+
+// The 16 pairs of one warp that multiplies by itself: their queries, and the result.
+template <int kDim>
+struct WarpTile : WarpResult {
+  uint32_t q[kDim / 16][4];
+  int first_key[2];  // visible keys of the cache: [first, end)
+  int end_key[2];
 
   // One chunk of keys [begin, begin + 64), visible to pair i from first[i] to end[i].
   __device__ void Attend(const bf16* k_tile, const bf16* v_tile, int begin, const int (&first)[2],
                          const int (&end)[2], float scale) {
     constexpr int kKeyTiles = kChunkKeys / 8, kSteps = kChunkKeys / 16;
     const int lane = threadIdx.x % kWarpLanes;
-    float p[kKeyTiles][4];
+    ChunkScores p;
 #pragma unroll
     for (int n = 0; n < kKeyTiles; ++n) {
 #pragma unroll
@@ -168,49 +231,9 @@ struct WarpTile {
         }
       }
     }
-    const bool all_visible = begin >= first[0] && begin >= first[1] &&
-                             begin + kChunkKeys <= end[0] && begin + kChunkKeys <= end[1];
-    if (!__all_sync(kAllLanes, all_visible)) {
-      constexpr float kMinusInfinity = -__builtin_inff();
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int key = begin + n * 8 + lane % 4 * 2 + j % 2;
-          if (key < first[j / 2] || key >= end[j / 2]) p[n][j] = kMinusInfinity;
-        }
-      }
-    }
     Factors factors[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      float max = kNoScore;
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; ++n) max = fmaxf(max, fmaxf(p[n][2 * i], p[n][2 * i + 1]));
-      max = ScoreMax(max);
-      const float shift = WeightShift(max, scale);
-      float sum = 0.0f;
-#pragma unroll
-      for (int n = 0; n < kKeyTiles; n += 2) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          float& weight = p[n + j / 2][2 * i + j % 2];
-          weight = Weight(weight, scale, shift);
-        }
-        sum = __fadd_rn(
-            sum, StepSum(p[n][2 * i], p[n][2 * i + 1], p[n + 1][2 * i], p[n + 1][2 * i + 1]));
-      }
-      state[i] = Merge(state[i], {max, WeightSum(sum)}, scale, factors[i]);
-    }
-    uint32_t high[kSteps][4], low[kSteps][4];
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        SplitWeights(p[2 * step + j / 2][j % 2 * 2], p[2 * step + j / 2][j % 2 * 2 + 1],
-                     high[step][j], low[step][j]);
-      }
-    }
+    WeighScores(p, begin, first, end, scale, state, factors);
+    const ChunkWeights weights(p);
     // Values. Matrix m = lane / 8 of a transposed load: keys 8 * (m % 2) + .., dims 8 * (m / 2) +
     // ..
     const int key = lane / 8 % 2 * 8 + lane % 8;
@@ -223,10 +246,10 @@ struct WarpTile {
         uint32_t b[4];
         LoadMatricesTransposed(
             b, row + step * 16 * kValueDim * 2 + ((n + lane / 16) ^ (lane % 8)) * 16);
-        Mma(chunk[0], high[step], b[0], b[1]);
-        Mma(chunk[1], high[step], b[2], b[3]);
-        Mma(chunk[0], low[step], b[0], b[1]);
-        Mma(chunk[1], low[step], b[2], b[3]);
+        Mma(chunk[0], weights.high[step], b[0], b[1]);
+        Mma(chunk[1], weights.high[step], b[2], b[3]);
+        Mma(chunk[0], weights.low[step], b[0], b[1]);
+        Mma(chunk[1], weights.low[step], b[2], b[3]);
       }
 #pragma unroll
       for (int j = 0; j < 4; ++j) {

@@ -10,7 +10,7 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 constexpr int32_t kVocabulary = 100;
-constexpr ReasoningMarks kMarks = {.begin = 90, .end = 91};
+constexpr ReasoningMarks kThoughtMarks = {.begin = 90, .end = 91};
 
 v1::WorkerGenerateRequest Request(int max_tokens) {
   v1::WorkerGenerateRequest request;
@@ -42,7 +42,7 @@ void Take(Generation& generation, const std::vector<int32_t>& ids) {
 }
 
 TEST(GenerationTest, TheNextWorkerIsAskedForTheRest) {
-  Generation generation(Request(10), kVocabulary, kMarks);
+  Generation generation(Request(10), kVocabulary, kThoughtMarks);
   EXPECT_FALSE(generation.has_tokens());
   Take(generation, {20, 21, 22, 23});
   EXPECT_TRUE(generation.placement_has_tokens());
@@ -68,7 +68,7 @@ TEST(GenerationTest, TheNextWorkerIsAskedForTheRest) {
 }
 
 TEST(GenerationTest, UsageIsThatOfOneRequest) {
-  Generation generation(Request(10), kVocabulary, kMarks);
+  Generation generation(Request(10), kVocabulary, kThoughtMarks);
   generation.TakeCounts(Counts(3, 2, 4, 2));
   Take(generation, {20, 21, 22, 23});
   EXPECT_TRUE(generation.Agrees(Counts(3, 2, 4, 2)));
@@ -88,7 +88,7 @@ TEST(GenerationTest, UsageIsThatOfOneRequest) {
 }
 
 TEST(GenerationTest, ThoughtsAreCountedOnceOverAllPlacements) {
-  Generation generation(Request(20), kVocabulary, kMarks);
+  Generation generation(Request(20), kVocabulary, kThoughtMarks);
   Take(generation, {20, 90, 21, 22});
   EXPECT_EQ(generation.usage().reasoning_tokens(), 3);
   generation.Resume();
@@ -108,14 +108,14 @@ TEST(GenerationTest, APromptMayHaveOpenedAThought) {
   v1::WorkerGenerateRequest request = Request(10);
   request.add_prompt_token_ids(90);
   request.add_prompt_token_ids(13);
-  Generation generation(request, kVocabulary, kMarks);
+  Generation generation(request, kVocabulary, kThoughtMarks);
   EXPECT_EQ(generation.usage().reasoning_tokens(), 0);
   Take(generation, {20, 91, 21});
   EXPECT_EQ(generation.usage().reasoning_tokens(), 2);
 }
 
 TEST(GenerationTest, WhatNoWorkerMaySendIsNamed) {
-  Generation generation(Request(3), kVocabulary, kMarks);
+  Generation generation(Request(3), kVocabulary, kThoughtMarks);
   EXPECT_TRUE(generation.Check(Chunk({0, 99})).ok());
   EXPECT_THAT(generation.Check(Chunk({100})).message(), HasSubstr("token id 100"));
   EXPECT_THAT(generation.Check(Chunk({-1})).message(), HasSubstr("token id -1"));
@@ -129,7 +129,7 @@ TEST(GenerationTest, WhatNoWorkerMaySendIsNamed) {
 
   v1::WorkerGenerateRequest with_logprobs = Request(3);
   with_logprobs.set_logprobs(0);
-  const Generation wants_logprobs(with_logprobs, kVocabulary, kMarks);
+  const Generation wants_logprobs(with_logprobs, kVocabulary, kThoughtMarks);
   EXPECT_THAT(wants_logprobs.Check(Chunk({1})).message(), HasSubstr("0 logprobs for 1 tokens"));
 }
 

@@ -48,6 +48,15 @@ __device__ __forceinline__ uint64_t InputDescriptor(uint32_t address) {
   return kSwizzle128Bytes | kEightRows | kUnusedStride | (address & 0x3ffffu) >> 4;
 }
 
+// Likewise of rows that the product adds over (AddProductOfRows): 64 columns of eight rows lie in
+// 1,024 bytes, the next 64 columns `part_bytes` on. `address`: of the first of 16 rows.
+__device__ __forceinline__ uint64_t RowsDescriptor(uint32_t address, int part_bytes) {
+  constexpr uint64_t kSwizzle128Bytes = uint64_t{1} << 62;
+  constexpr uint64_t kEightRows = uint64_t{1024 / 16} << 32;
+  return kSwizzle128Bytes | kEightRows | static_cast<uint64_t>(part_bytes / 16) << 16 |
+         (address & 0x3ffffu) >> 4;
+}
+
 #define ULTRASPEED_SUMS1(i) "+f"(sums[i][0]), "+f"(sums[i][1]), "+f"(sums[i][2]), "+f"(sums[i][3])
 #define ULTRASPEED_SUMS4(i) \
   ULTRASPEED_SUMS1(i), ULTRASPEED_SUMS1(i + 1), ULTRASPEED_SUMS1(i + 2), ULTRASPEED_SUMS1(i + 3)
@@ -96,6 +105,34 @@ __device__ __forceinline__ void AddProduct(float (&sums)[16][4], const uint32_t 
       "{%64,%65,%66,%67}, %68, p, 1, 1, 0; }"
       : ULTRASPEED_SUMS4(0), ULTRASPEED_SUMS4(4), ULTRASPEED_SUMS4(8), ULTRASPEED_SUMS4(12)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(inputs), "r"(int{accumulate}));
+}
+
+// Of 64 columns (m64n64k16) with both operands in shared memory, a as rows of 128 bytes, too.
+__device__ __forceinline__ void AddProduct(float (&sums)[8][4], uint64_t a, uint64_t inputs,
+                                           bool accumulate) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+      "%32, %33, p, 1, 1, 0, 0; }"
+      : ULTRASPEED_SUMS4(0), ULTRASPEED_SUMS4(4)
+      : "l"(a), "l"(inputs), "r"(int{accumulate}));
+}
+// The same of inputs whose rows are what the product adds over: sums[c] (+)= a * rows[16 x 8
+// columns of tile c].
+__device__ __forceinline__ void AddProductOfRows(float (&sums)[16][4], const uint32_t (&a)[4],
+                                                 uint64_t rows, bool accumulate) {
+  asm volatile(
+      "{ .reg .pred p; setp.ne.b32 p, %69, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+      "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+      "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+      "{%64,%65,%66,%67}, %68, p, 1, 1, 1; }"
+      : ULTRASPEED_SUMS4(0), ULTRASPEED_SUMS4(4), ULTRASPEED_SUMS4(8), ULTRASPEED_SUMS4(12)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(rows), "r"(int{accumulate}));
 }
 
 #undef ULTRASPEED_SUMS4

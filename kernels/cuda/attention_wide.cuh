@@ -1,0 +1,238 @@
+// Attention of many rows of a full layer: the tensor cores of whole warpgroups.
+//
+// The order is that of attention.cu, and a product of a warpgroup has the bits of a warp's
+// (wgmma.cuh). A thread block has 128 (row, q head) pairs of one sequence and kv head and one part
+// of their keys. Two warpgroups multiply, 64 pairs each; the third brings chunks of keys and values
+// into shared memory in the layout that wgmma reads: parts of 64 columns, rows of 128 bytes.
+#pragma once
+
+#include "kernels/cuda/attention_block.cuh"
+#include "kernels/cuda/attention_chunk.cuh"
+#include "kernels/cuda/device/wgmma.cuh"
+
+namespace ultraspeed::kernels::cuda {
+
+constexpr int kWideGroups = 2;  // warpgroups that multiply
+constexpr int kGroupThreads = 128;
+constexpr int kGroupPairs = 4 * kWarpPairs;
+constexpr int kWidePairs = kWideGroups * kGroupPairs;
+constexpr int kWideThreads = (kWideGroups + 1) * kGroupThreads;
+constexpr int kWideStages = 2;
+constexpr int kPartColumns = 64;
+constexpr int kPartBytes = kChunkKeys * kPartColumns * 2;  // of 64 rows
+static_assert(kGroupPairs == kChunkKeys, "parts of queries are as large as those of keys");
+
+// Shared memory, from a multiple of 1,024.
+template <int kDim>
+struct WideShared {
+  static constexpr int kKeyBytes = kDim / kPartColumns * kPartBytes;
+  static constexpr int kStageBytes = kKeyBytes + kValueDim / kPartColumns * kPartBytes;
+  static constexpr int kQueries = kWideStages * kStageBytes;
+  static constexpr int kFolds = kQueries + kWideGroups * kKeyBytes;
+  static constexpr int kBarriers = kFolds + kWideGroups * kGroupThreads * kFoldBytes;
+  static constexpr int kBytes = kBarriers + 2 * kWideStages * 8;
+  static_assert(kBytes <= 227 * 1024);
+};
+
+// Place of 8 columns from `column` of a row.
+__device__ __forceinline__ int PieceOffset(int row, int column) {
+  const int piece = column % kPartColumns / kUnitElements;
+  return column / kPartColumns * kPartBytes + row * 128 + (piece ^ row % 8) * 16;
+}
+
+// Copies the tile of a page [64, kColumns] with rows outside [begin, end) as zeros: a thread of the
+// warpgroup the 16 bytes of one place of each part, in every row of its own; all loads before the
+// first store.
+template <int kColumns, KvFormat kFormat>
+class TileCopy {
+ public:
+  __device__ __forceinline__ void Load(const void* cache, int64_t tile, int begin, int end) {
+    const uint8_t* const from = static_cast<const uint8_t*>(cache) + tile * kElementBytes +
+                                Row() * kRowBytes + Place() * 16;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int row = Row() + i * kRowsApart;
+      const bool visible = row >= begin && row < end;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        const auto* const piece = reinterpret_cast<const uint4*>(from + i * kRowsApart * kRowBytes +
+                                                                 part * kPartPlaces * 16);
+        pieces_[i][part] = visible ? *piece : uint4{0, 0, 0, 0};
+      }
+    }
+  }
+  __device__ __forceinline__ void Store(uint8_t* to) const {
+    uint8_t* const row = to + Row() * 128;
+    const int swizzle = Row() % 8;  // of all its rows
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        uint8_t* const out = row + i * kRowsApart * 128 + part * kPartBytes;
+        const uint4 piece = pieces_[i][part];
+        if constexpr (kFormat == KvFormat::kBf16) {  // swizzled alike in the cache
+          *reinterpret_cast<uint4*>(out + Place() * 16) = piece;
+        } else {
+          const uint2 a = WidenFp8(piece.x), b = WidenFp8(piece.y);
+          const uint2 c = WidenFp8(piece.z), d = WidenFp8(piece.w);
+          *reinterpret_cast<uint4*>(out + ((2 * Place()) ^ swizzle) * 16) = {a.x, a.y, b.x, b.y};
+          *reinterpret_cast<uint4*>(out + ((2 * Place() + 1) ^ swizzle) * 16) = {c.x, c.y, d.x,
+                                                                                 d.y};
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kElementBytes = kFormat == KvFormat::kBf16 ? 2 : 1;
+  static constexpr int kParts = kColumns / kPartColumns;
+  static constexpr int kRowBytes = kColumns * kElementBytes;
+  static constexpr int kPartPlaces = kPartColumns * kElementBytes / 16;
+  static constexpr int kRowsApart = kGroupThreads / kPartPlaces;
+  static constexpr int kRows = kChunkKeys / kRowsApart;
+  static_assert(kRowsApart % 8 == 0);
+  static __device__ __forceinline__ int Place() { return threadIdx.x % kPartPlaces; }
+  static __device__ __forceinline__ int Row() { return threadIdx.x % kGroupThreads / kPartPlaces; }
+
+  uint4 pieces_[kRows][kParts];
+};
+
+// Chunks [begin, end) of one kv head into the stages. Values that no row sees are zeros: their
+// memory can hold anything, and 0 * NaN would spread.
+template <int kDim, KvFormat kFormat>
+__device__ __forceinline__ void FillChunks(const AttentionParams& attention, int sequence,
+                                           int kv_head, int begin, int end, int visible_end,
+                                           uint8_t* stages, uint64_t* full, uint64_t* empty) {
+  using Shared = WideShared<kDim>;
+  const int num_kv_heads = attention.cache.num_kv_heads;
+  int stage = 0;
+  uint32_t parity = 1;
+  for (int chunk = begin; chunk < end; ++chunk) {
+    const int64_t page = PageOf(attention.sequences, attention.place, attention.ring_pages,
+                                sequence, static_cast<int64_t>(chunk) * kChunkKeys);
+    TileCopy<kDim, kFormat> keys;
+    TileCopy<kValueDim, kFormat> values;
+    keys.Load(attention.cache.k, TileOffset(page, kv_head, num_kv_heads, kDim), 0, kChunkKeys);
+    values.Load(attention.cache.v, TileOffset(page, kv_head, num_kv_heads, kValueDim), 0,
+                visible_end - chunk * kChunkKeys);
+    WaitBarrier(empty + stage, parity);
+    uint8_t* const to = stages + stage * Shared::kStageBytes;
+    keys.Store(to);
+    values.Store(to + Shared::kKeyBytes);
+    FenceBulkCopies();
+    Arrive(full + stage);
+    if (++stage == kWideStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+}
+
+// The queries of a warpgroup's pairs as rows of its part of shared memory; missing ones are zeros.
+template <int kDim>
+__device__ __forceinline__ void CopyQueries(const AttentionBlock& block, int first_pair,
+                                            uint8_t* to) {
+  constexpr int kRowPieces = kDim / kUnitElements;
+  for (int i = threadIdx.x % kGroupThreads; i < kGroupPairs * kRowPieces; i += kGroupThreads) {
+    const int pair = i / kRowPieces, column = i % kRowPieces * kUnitElements;
+    const int64_t row_head = block.RowHead(first_pair + pair);
+    uint4 piece = {};
+    if (row_head >= 0) {
+      piece = *reinterpret_cast<const uint4*>(block.params.attention.q + row_head * kDim + column);
+    }
+    *reinterpret_cast<uint4*>(to + PieceOffset(pair, column)) = piece;
+  }
+}
+
+template <int kDim, KvFormat kFormat>
+__global__ void __launch_bounds__(kWideThreads, 1)
+    WideAttentionKernel(const __grid_constant__ AttentionBlockParams params) {
+  using Shared = WideShared<kDim>;
+  const AttentionBlock block(params, kWidePairs);
+  if (block.empty()) return;
+  extern __shared__ __align__(1024) uint8_t stages[];
+  uint64_t* const full = reinterpret_cast<uint64_t*>(stages + Shared::kBarriers);
+  uint64_t* const empty = full + kWideStages;
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < kWideStages; ++s) {
+      InitBarrier(full + s, kGroupThreads);
+      InitBarrier(empty + s, kWideGroups * 4);
+    }
+    FenceBarrierInit();
+  }
+  __syncthreads();
+  if (threadIdx.x >= kWideGroups * kGroupThreads) {
+    GiveRegisters<104>();
+    FillChunks<kDim, kFormat>(params.attention, block.sequence, block.kv_head, block.chunk_begin,
+                              block.chunk_end, block.visible_end, stages, full, empty);
+    return;
+  }
+  TakeRegisters<200>();
+  const int group = threadIdx.x / kGroupThreads, lane = threadIdx.x % kWarpLanes;
+  uint8_t* const queries = stages + Shared::kQueries + group * Shared::kKeyBytes;
+  CopyQueries<kDim>(block, block.tile_begin + group * kGroupPairs, queries);
+  FenceBulkCopies();
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(kGroupThreads) : "memory");
+
+  const int first_pair = block.tile_begin + threadIdx.x / kWarpLanes * kWarpPairs + lane / 4;
+  int64_t row_head[2];
+  int end_key[2];
+  const int first_key[2] = {0, 0};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    row_head[i] = block.RowHead(first_pair + 8 * i);
+    end_key[i] = row_head[i] < 0 ? 0 : block.EndKey((first_pair + 8 * i) / params.group);
+  }
+  WarpResult result;
+  result.Reset();
+  int stage = 0;
+  uint32_t parity = 0;
+  for (int chunk = block.chunk_begin; chunk < block.chunk_end; ++chunk) {
+    WaitBarrier(full + stage, parity);
+    const uint32_t keys = SharedAddress(stages + stage * Shared::kStageBytes);
+    ChunkScores scores;
+    FenceProducts();
+#pragma unroll
+    for (int step = 0; step < kDim / 16; ++step) {
+      const int place = step / 4 * kPartBytes + step % 4 * 32;
+      AddProduct(scores, InputDescriptor(SharedAddress(queries) + place),
+                 InputDescriptor(keys + place), step > 0);
+    }
+    CommitProducts();
+    WaitProducts<0>();
+    HoldSums(scores);
+    Factors factors[2];
+    WeighScores(scores, chunk * kChunkKeys, first_key, end_key, params.scale, result.state,
+                factors);
+    const ChunkWeights weights(scores);
+    float values[kValueDim / 8][4];
+    FenceProducts();
+#pragma unroll
+    for (int step = 0; step < kChunkKeys / 16; ++step) {
+      const uint64_t rows = RowsDescriptor(keys + Shared::kKeyBytes + step * 16 * 128, kPartBytes);
+      AddProductOfRows(values, weights.high[step], rows, step > 0);
+      AddProductOfRows(values, weights.low[step], rows, true);
+    }
+    CommitProducts();
+    WaitProducts<0>();
+    HoldSums(values);
+    __syncwarp();
+    if (lane == 0) Arrive(empty + stage);
+    if (++stage == kWideStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+#pragma unroll
+    for (int n = 0; n < kValueDim / 8; ++n) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        result.values[n][j] = MergeValue(result.values[n][j], values[n][j], factors[j / 2]);
+      }
+    }
+    block.EndChunk(result, chunk, stages + Shared::kFolds, kWideGroups * kGroupThreads);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) block.Store(result, i, row_head[i], end_key[i]);
+}
+
+}  // namespace ultraspeed::kernels::cuda
