@@ -1,4 +1,4 @@
-// Attention of decode, verify, prefill and drafter rows: one kernel, one order of additions.
+// Attention of decode, verify, prefill and drafter rows: two kernels, one order of additions.
 //
 // The order. Keys form chunks of 64 at absolute multiples of 64 (a chunk is a page). A chunk has a
 // result of its own: weights relative to its largest score, their sum and the values, in fp32 from
@@ -10,11 +10,12 @@
 // chunks or segments, and what a row sees decides its bits alone. A windowed layer sees few chunks:
 // one fold of all of them, then of the chunks of the drafter's own block.
 //
-// The mapping. A block holds 16 (row, q head) pairs per warp of one sequence and one kv head, so
-// all rows and heads that share keys read them once. grid: (pair tiles, parts, S * Hkv). Keys and
-// values arrive by bulk copies, two or three chunks deep. Scores and P V are mma.m16n8k16; P enters
-// as two bf16 terms, which leaves a relative error near 2^-17 per weight. Bytes: every tile reads
-// (D + Dv) * 2 per key (fp8: half).
+// The mapping. A block holds 16 (row, q head) pairs per warp of one sequence and kv head, so all
+// rows and heads that share keys read them once. grid: (pair tiles, parts, S * Hkv). The kernel
+// here takes few rows, windows and the drafter's blocks: keys and values arrive by bulk copies, two
+// or three chunks deep, scores and P V are mma.m16n8k16. Many rows of a full layer go through
+// attention_wide.cuh. P enters as two bf16 terms, which leaves a relative error near 2^-17 per
+// weight. Bytes: every tile reads (D + Dv) * 2 per key (fp8: half).
 #include <algorithm>
 
 #include "kernels/check.h"
@@ -177,7 +178,7 @@ size_t PartialBytes(int64_t num_pairs, int64_t num_parts) {
 
 template <int kDim, KvFormat kFormat>
 void LaunchWide(const AttentionBlockParams& params, const dim3& grid, cudaStream_t stream) {
-  constexpr int kSharedBytes = WideShared<kDim>::kBytes;
+  constexpr int kSharedBytes = AttentionShared<kDim>::kBytes;
   const auto kernel = WideAttentionKernel<kDim, kFormat>;
   static OncePerDevice configured;
   configured.Run([&] {
@@ -185,7 +186,7 @@ void LaunchWide(const AttentionBlockParams& params, const dim3& grid, cudaStream
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
         "WideAttentionKernel shared memory");
   });
-  kernel<<<grid, kWideThreads, kSharedBytes, stream>>>(params);
+  kernel<<<grid, kAttentionThreads, kSharedBytes, stream>>>(params);
 }
 
 template <int kDim, KvFormat kFormat>

@@ -12,25 +12,24 @@
 
 namespace ultraspeed::kernels::cuda {
 
-constexpr int kWideGroups = 2;  // warpgroups that multiply
-constexpr int kGroupThreads = 128;
+constexpr int kAttentionGroups = 2;  // warpgroups that multiply
 constexpr int kGroupPairs = 4 * kWarpPairs;
-constexpr int kWidePairs = kWideGroups * kGroupPairs;
-constexpr int kWideThreads = (kWideGroups + 1) * kGroupThreads;
-constexpr int kWideStages = 2;
+constexpr int kWidePairs = kAttentionGroups * kGroupPairs;
+constexpr int kAttentionThreads = (kAttentionGroups + 1) * kWarpgroupThreads;
+constexpr int kAttentionStages = 2;
 constexpr int kPartColumns = 64;
 constexpr int kPartBytes = kChunkKeys * kPartColumns * 2;  // of 64 rows
 static_assert(kGroupPairs == kChunkKeys, "parts of queries are as large as those of keys");
 
 // Shared memory, from a multiple of 1,024.
 template <int kDim>
-struct WideShared {
+struct AttentionShared {
   static constexpr int kKeyBytes = kDim / kPartColumns * kPartBytes;
   static constexpr int kStageBytes = kKeyBytes + kValueDim / kPartColumns * kPartBytes;
-  static constexpr int kQueries = kWideStages * kStageBytes;
-  static constexpr int kFolds = kQueries + kWideGroups * kKeyBytes;
-  static constexpr int kBarriers = kFolds + kWideGroups * kGroupThreads * kFoldBytes;
-  static constexpr int kBytes = kBarriers + 2 * kWideStages * 8;
+  static constexpr int kQueries = kAttentionStages * kStageBytes;
+  static constexpr int kFolds = kQueries + kAttentionGroups * kKeyBytes;
+  static constexpr int kBarriers = kFolds + kAttentionGroups * kWarpgroupThreads * kFoldBytes;
+  static constexpr int kBytes = kBarriers + 2 * kAttentionStages * 8;
   static_assert(kBytes <= 227 * 1024);
 };
 
@@ -88,11 +87,13 @@ class TileCopy {
   static constexpr int kParts = kColumns / kPartColumns;
   static constexpr int kRowBytes = kColumns * kElementBytes;
   static constexpr int kPartPlaces = kPartColumns * kElementBytes / 16;
-  static constexpr int kRowsApart = kGroupThreads / kPartPlaces;
+  static constexpr int kRowsApart = kWarpgroupThreads / kPartPlaces;
   static constexpr int kRows = kChunkKeys / kRowsApart;
   static_assert(kRowsApart % 8 == 0);
   static __device__ __forceinline__ int Place() { return threadIdx.x % kPartPlaces; }
-  static __device__ __forceinline__ int Row() { return threadIdx.x % kGroupThreads / kPartPlaces; }
+  static __device__ __forceinline__ int Row() {
+    return threadIdx.x % kWarpgroupThreads / kPartPlaces;
+  }
 
   uint4 pieces_[kRows][kParts];
 };
@@ -103,7 +104,7 @@ template <int kDim, KvFormat kFormat>
 __device__ __forceinline__ void FillChunks(const AttentionParams& attention, int sequence,
                                            int kv_head, int begin, int end, int visible_end,
                                            uint8_t* stages, uint64_t* full, uint64_t* empty) {
-  using Shared = WideShared<kDim>;
+  using Shared = AttentionShared<kDim>;
   const int num_kv_heads = attention.cache.num_kv_heads;
   int stage = 0;
   uint32_t parity = 1;
@@ -121,7 +122,7 @@ __device__ __forceinline__ void FillChunks(const AttentionParams& attention, int
     values.Store(to + Shared::kKeyBytes);
     FenceBulkCopies();
     Arrive(full + stage);
-    if (++stage == kWideStages) {
+    if (++stage == kAttentionStages) {
       stage = 0;
       parity ^= 1;
     }
@@ -133,7 +134,8 @@ template <int kDim>
 __device__ __forceinline__ void CopyQueries(const AttentionBlock& block, int first_pair,
                                             uint8_t* to) {
   constexpr int kRowPieces = kDim / kUnitElements;
-  for (int i = threadIdx.x % kGroupThreads; i < kGroupPairs * kRowPieces; i += kGroupThreads) {
+  for (int i = threadIdx.x % kWarpgroupThreads; i < kGroupPairs * kRowPieces;
+       i += kWarpgroupThreads) {
     const int pair = i / kRowPieces, column = i % kRowPieces * kUnitElements;
     const int64_t row_head = block.RowHead(first_pair + pair);
     uint4 piece = {};
@@ -145,34 +147,34 @@ __device__ __forceinline__ void CopyQueries(const AttentionBlock& block, int fir
 }
 
 template <int kDim, KvFormat kFormat>
-__global__ void __launch_bounds__(kWideThreads, 1)
+__global__ void __launch_bounds__(kAttentionThreads, 1)
     WideAttentionKernel(const __grid_constant__ AttentionBlockParams params) {
-  using Shared = WideShared<kDim>;
+  using Shared = AttentionShared<kDim>;
   const AttentionBlock block(params, kWidePairs);
   if (block.empty()) return;
   extern __shared__ __align__(1024) uint8_t stages[];
   uint64_t* const full = reinterpret_cast<uint64_t*>(stages + Shared::kBarriers);
-  uint64_t* const empty = full + kWideStages;
+  uint64_t* const empty = full + kAttentionStages;
   if (threadIdx.x == 0) {
-    for (int s = 0; s < kWideStages; ++s) {
-      InitBarrier(full + s, kGroupThreads);
-      InitBarrier(empty + s, kWideGroups * 4);
+    for (int s = 0; s < kAttentionStages; ++s) {
+      InitBarrier(full + s, kWarpgroupThreads);
+      InitBarrier(empty + s, kAttentionGroups * 4);
     }
     FenceBarrierInit();
   }
   __syncthreads();
-  if (threadIdx.x >= kWideGroups * kGroupThreads) {
+  if (threadIdx.x >= kAttentionGroups * kWarpgroupThreads) {
     GiveRegisters<104>();
     FillChunks<kDim, kFormat>(params.attention, block.sequence, block.kv_head, block.chunk_begin,
                               block.chunk_end, block.visible_end, stages, full, empty);
     return;
   }
   TakeRegisters<200>();
-  const int group = threadIdx.x / kGroupThreads, lane = threadIdx.x % kWarpLanes;
+  const int group = threadIdx.x / kWarpgroupThreads, lane = threadIdx.x % kWarpLanes;
   uint8_t* const queries = stages + Shared::kQueries + group * Shared::kKeyBytes;
   CopyQueries<kDim>(block, block.tile_begin + group * kGroupPairs, queries);
   FenceBulkCopies();
-  asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(kGroupThreads) : "memory");
+  asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(kWarpgroupThreads) : "memory");
 
   const int first_pair = block.tile_begin + threadIdx.x / kWarpLanes * kWarpPairs + lane / 4;
   int64_t row_head[2];
@@ -218,7 +220,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
     HoldSums(values);
     __syncwarp();
     if (lane == 0) Arrive(empty + stage);
-    if (++stage == kWideStages) {
+    if (++stage == kAttentionStages) {
       stage = 0;
       parity ^= 1;
     }
@@ -229,7 +231,7 @@ __global__ void __launch_bounds__(kWideThreads, 1)
         result.values[n][j] = MergeValue(result.values[n][j], values[n][j], factors[j / 2]);
       }
     }
-    block.EndChunk(result, chunk, stages + Shared::kFolds, kWideGroups * kGroupThreads);
+    block.EndChunk(result, chunk, stages + Shared::kFolds, kAttentionGroups * kWarpgroupThreads);
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) block.Store(result, i, row_head[i], end_key[i]);

@@ -18,7 +18,6 @@
 
 namespace ultraspeed::kernels::cuda {
 
-constexpr int kWarpgroupThreads = 128;
 constexpr int kWideGroups = 2;  // warpgroups that multiply
 constexpr int kWideThreads = (kWideGroups + 1) * kWarpgroupThreads;
 constexpr int kWideRowTiles = kWideGroups * 4;  // a warp has one
@@ -142,8 +141,9 @@ __device__ __forceinline__ void FillStages(const Product& p, uint8_t* stages, ui
 struct Turns {
   int group;
 
-  __device__ __forceinline__ explicit Turns(int warpgroup) : group(warpgroup) {
-    if (group == 1) Pass();
+  // `taken`: whether Wait and Pass will be called.
+  __device__ __forceinline__ Turns(int warpgroup, bool taken) : group(warpgroup) {
+    if (taken && group == 1) Pass();
   }
   __device__ __forceinline__ void Wait() const {
     asm volatile("bar.sync %0, %1;" ::"r"(1 + group), "n"(kWideGroups * kWarpgroupThreads)
@@ -289,7 +289,7 @@ __device__ __forceinline__ void MultiplyStages(const Product& p, const uint8_t* 
   // Slots are asked for before they are needed, where there are registers for them.
   constexpr bool kKeepsSlots = kEpilogue == Epilogue::kStore && kTokens <= 64;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const Turns turns(warp / 4);
+  const Turns turns(warp / 4, Sums::kTakesTurns);
   StageCursor<Stages::kCount> now;
   int2 slots[kKeepsSlots ? kColumnTiles : 1];
   for (WideItems items(p, kTokens); !items.done(); items.Next()) {

@@ -16,6 +16,8 @@
 
 namespace ultraspeed::kernels::cuda {
 
+inline constexpr int kWarpgroupThreads = 128;
+
 // Orders earlier accesses to registers and to `sums` before the next product.
 __device__ __forceinline__ void FenceProducts() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");

@@ -73,7 +73,9 @@ std::vector<float> RunLayer(const Layer& layer, const Batch& batch, int first, i
   const DeviceArray<int32_t> ids(rows(batch.ids, s.per_token));
   const DeviceArray<float> weights(rows(batch.weights, s.per_token));
   DeviceArray<float> out(static_cast<size_t>(num_tokens) * s.hidden);
-  DeviceArray<uint8_t> workspace(MoeWorkspaceBytes(layer.experts, s.per_token, num_tokens));
+  // Full of NaN: what an operation has not written itself must not reach a result.
+  DeviceArray<uint8_t> workspace(std::vector<uint8_t>(
+      MoeWorkspaceBytes(layer.experts, s.per_token, num_tokens), uint8_t{0xff}));
   MixtureOfExperts({.experts = layer.experts,
                     .experts_per_token = s.per_token,
                     .x = x.get(),
