@@ -313,8 +313,7 @@ __device__ __forceinline__ void MultiplyStages(const Product& p, const uint8_t* 
       for (int i = 0; i < kSlabs; ++i) weights[i] = {first + i * SlabBytes(kFormat), lane};
       sums.template AddSlabs<kSlabs, kBeginsBlock>(
           weights, {InputDescriptor(SharedAddress(stage)), part_stride}, turns);
-      __syncwarp();
-      if (lane == 0) Arrive(empty + now.stage);
+      Arrive(empty + now.stage);
       now.Next();
     };
     int slabs_left = items.EndSlab() - items.FirstSlab();
@@ -356,7 +355,7 @@ static __global__ void __launch_bounds__(kWideThreads, (WideStages<kFormat, kTok
   if (threadIdx.x == 0) {
     for (int s = 0; s < Stages::kCount; ++s) {
       InitBarrier(full + s, Stages::kCopies);
-      InitBarrier(empty + s, kWideGroups * 4);  // warps
+      InitBarrier(empty + s, kWideGroups * kWarpgroupThreads);
     }
     FenceBarrierInit();
   }
