@@ -22,7 +22,7 @@ constexpr int kGroupThreads = 1024;
 constexpr int kExpertsMax = kGroupThreads;
 constexpr int kCombineThreads = 256;
 constexpr size_t kAlignment = 256;
-constexpr int kStreamSlotsMax = 8;  // more are faster in the wide form
+constexpr int kStreamSlotsMax = 16;  // more are faster in the wide form
 constexpr int kWideTileTokensMin = 16;
 
 // Tokens of a tile, from the rows that an expert gets if the routing is even. Wider tiles than 64

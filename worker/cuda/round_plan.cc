@@ -16,7 +16,7 @@ bool IsDecode(const SequenceStep& step) { return step.sample && step.num_tokens 
 // (docs/PERFORMANCE.md): a round of the resident engine with 1 to 8 rows and a drafter's pass for
 // each sequence that drafts, and a pass of 1 to 32 rows.
 constexpr double kResidentMs = 3.25, kResidentRowMs = 0.33, kDraftPassMs = 0.4;
-constexpr double kPassMs = 8.0, kPassRowMs = 0.6;
+constexpr double kPassMs = 8.0, kPassRowMs = 0.38;
 
 int NumRows(const Round& round) {
   int rows = 0;
