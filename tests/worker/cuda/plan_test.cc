@@ -215,9 +215,12 @@ TEST(PassPlanTest, PositionsAreBoundedByAFewPowersOfTwo) {
   EXPECT_EQ(PositionBound(10, 528), 528);
 }
 
-TEST(RingTest, RoomForTheWindowAPassAndARejectedBlock) {
-  EXPECT_EQ(RingPages(128, {.max_rows = 512}), (128 + 512 + kDraftBlockMax + 63) / 64);
-  EXPECT_EQ(RingPages(1024, {.max_rows = 16}), (1024 + 16 + kDraftBlockMax + 63) / 64);
+TEST(RingTest, RoomForTheWindowAPassAndRejectedBlocks) {
+  const auto ring_pages = [](int window, int max_rows) {
+    return PlanRings(window, {.max_rows = max_rows}).ring_pages;
+  };
+  EXPECT_EQ(ring_pages(128, 512), (128 + 512 + 3 * kDraftBlockMax + 63) / 64);
+  EXPECT_EQ(ring_pages(1024, 16), (1024 + kPageTokens + 3 * kDraftBlockMax + 63) / 64);
 }
 
 }  // namespace
