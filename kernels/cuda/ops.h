@@ -24,6 +24,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "kernels/ops.h"
 
@@ -119,6 +120,16 @@ struct MoeParams {
 };
 void MixtureOfExperts(const MoeParams& params, cudaStream_t stream);
 size_t MoeWorkspaceBytes(const Experts& experts, int experts_per_token, int num_tokens_max);
+
+// ---- Copies (copies.cu)
+
+// Device memory; pointers and size are multiples of 16. Copies of a call do not overlap.
+struct Copy {
+  void* to = nullptr;
+  const void* from = nullptr;
+  size_t bytes = 0;
+};
+void CopyAll(const std::vector<Copy>& copies, cudaStream_t stream);
 
 // ---- Rows (rows.cu)
 

@@ -194,10 +194,10 @@ void DrafterForward::AppendContext(const bf16* taps, int num_rows, const ops::Se
   }
 }
 
-void DrafterForward::CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position,
-                                  cudaStream_t stream) {
+void DrafterForward::AddSnapshotCopies(SnapshotCopy direction, int snapshot, int slot,
+                                       int64_t position, std::vector<ops::Copy>& copies) const {
   for (const ops::KvCache& cache : caches_)
-    CopyRingSnapshot(direction, cache, rings_, snapshot, slot, position, stream);
+    cuda::AddSnapshotCopies(direction, cache, rings_, snapshot, slot, position, copies);
 }
 
 void DrafterForward::AddBytes(PassBytes& bytes) const {

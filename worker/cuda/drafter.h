@@ -41,8 +41,8 @@ class DrafterForward {
                      const int32_t* num_rows_kept /*device [S] or null*/, cudaStream_t stream);
 
   // As TargetForward's.
-  void CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position,
-                    cudaStream_t stream);
+  void AddSnapshotCopies(SnapshotCopy direction, int snapshot, int slot, int64_t position,
+                         std::vector<kernels::cuda::Copy>& copies) const;
 
   // What another engine on the same caches needs.
   const kernels::cuda::KvCache& cache(size_t layer_idx) const { return caches_[layer_idx]; }

@@ -291,9 +291,11 @@ void CudaExecutor::ResetSlot(int slot) {
 void CudaExecutor::CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position) {
   CheckSnapshot(snapshot, slot, position, *this);
   if (model_->resident != nullptr && !link_.divided()) model_->resident->Yield();
-  model_->target.CopySnapshot(direction, snapshot, slot, position, stream_);
+  std::vector<kernels::cuda::Copy> copies;
+  model_->target.AddSnapshotCopies(direction, snapshot, slot, position, copies);
   if (model_->drafter != nullptr)
-    model_->drafter->CopySnapshot(direction, snapshot, slot, position, stream_);
+    model_->drafter->AddSnapshotCopies(direction, snapshot, slot, position, copies);
+  kernels::cuda::CopyAll(copies, stream_);
 }
 
 RoundResult GpuExecutor::Run(const Round& round) {

@@ -2,13 +2,11 @@
 
 #include <algorithm>
 
-#include "worker/cuda/check.h"
-
 namespace ultraspeed::worker::cuda {
 
-void CopyRingSnapshot(SnapshotCopy direction, const kernels::cuda::KvCache& cache,
-                      const RingPlan& plan, int snapshot, int slot, int64_t position,
-                      cudaStream_t stream) {
+void AddSnapshotCopies(SnapshotCopy direction, const kernels::cuda::KvCache& cache,
+                       const RingPlan& plan, int snapshot, int slot, int64_t position,
+                       std::vector<kernels::cuda::Copy>& copies) {
   const int64_t end = position / cache.page_tokens;
   const int64_t begin = std::max<int64_t>(0, end - plan.window_pages);
   const auto copy = [&](void* pages, int head_dim, int64_t ring_page, int64_t kept_page,
@@ -20,8 +18,7 @@ void CopyRingSnapshot(SnapshotCopy direction, const kernels::cuda::KvCache& cach
     auto* const ring = static_cast<uint8_t*>(pages) + bytes(ring_page);
     auto* const kept = static_cast<uint8_t*>(pages) + bytes(kept_page);
     const bool save = direction == SnapshotCopy::kSave;
-    CUDA_CHECK(cudaMemcpyAsync(save ? kept : ring, save ? ring : kept, bytes(count),
-                               cudaMemcpyDeviceToDevice, stream));
+    copies.push_back({.to = save ? kept : ring, .from = save ? ring : kept, .bytes = bytes(count)});
   };
   for (int64_t page = begin; page < end;) {
     const int64_t in_ring = page % plan.ring_pages;

@@ -5,6 +5,7 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "kernels/cuda/ops.h"
 
@@ -22,9 +23,9 @@ struct RingPlan {
 
 enum class SnapshotCopy : uint8_t { kSave, kLoad };
 
-// Enqueues the copies of one layer. `position`: a multiple of P.
-void CopyRingSnapshot(SnapshotCopy direction, const kernels::cuda::KvCache& cache,
-                      const RingPlan& plan, int snapshot, int slot, int64_t position,
-                      cudaStream_t stream);
+// Appends the copies of one layer. `position`: a multiple of P.
+void AddSnapshotCopies(SnapshotCopy direction, const kernels::cuda::KvCache& cache,
+                       const RingPlan& plan, int snapshot, int slot, int64_t position,
+                       std::vector<kernels::cuda::Copy>& copies);
 
 }  // namespace ultraspeed::worker::cuda

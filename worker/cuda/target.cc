@@ -156,10 +156,11 @@ void TargetForward::Run(const int32_t* tokens, int num_rows, const ops::Sequence
   }
 }
 
-void TargetForward::CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position,
-                                 cudaStream_t stream) {
+void TargetForward::AddSnapshotCopies(SnapshotCopy direction, int snapshot, int slot,
+                                      int64_t position, std::vector<ops::Copy>& copies) const {
   for (size_t l = 0; l < caches_.size(); ++l) {
-    if (!full(l)) CopyRingSnapshot(direction, caches_[l], rings_, snapshot, slot, position, stream);
+    if (full(l)) continue;
+    cuda::AddSnapshotCopies(direction, caches_[l], rings_, snapshot, slot, position, copies);
   }
 }
 

@@ -49,9 +49,9 @@ class TargetForward {
   void Run(const int32_t* tokens /*device [T]*/, int num_rows,
            const kernels::cuda::Sequences& sequences, cudaStream_t stream);
 
-  // Of the sliding layers: as Executor's SaveSnapshot and LoadSnapshot.
-  void CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position,
-                    cudaStream_t stream);
+  // Appends what SaveSnapshot and LoadSnapshot of Executor copy of the sliding layers.
+  void AddSnapshotCopies(SnapshotCopy direction, int snapshot, int slot, int64_t position,
+                         std::vector<kernels::cuda::Copy>& copies) const;
 
   // After Run: logits of the given rows, V of the whole model.
   void Logits(const int32_t* rows /*device [n]*/, int num_logits, float* out /*device [n, V]*/,
