@@ -39,8 +39,8 @@ __device__ __forceinline__ void FenceBarrierInit() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-// After ordinary stores of this thread to shared memory that a later bulk copy overwrites; then the
-// block's barrier.
+// After ordinary stores of this thread to shared memory that a later bulk copy overwrites or a
+// warpgroup's product reads; then a barrier.
 __device__ __forceinline__ void FenceBulkCopies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
