@@ -132,9 +132,14 @@ DrafterWeightsOf<typename Packer::Storage> ReadDrafter(Reader& read, Packer& pac
   return drafter;
 }
 
-inline absl::Status InFolder(const std::string& folder, const absl::Status& status) {
-  // Another rank's error, or a file's, names its place already.
-  if (status.ok() || absl::StartsWith(status.message(), folder)) return status;
+// Puts the folder before an error. Another rank's error, or a file's, names its place already: in
+// the model's folder, of which `folder` may be a part.
+inline absl::Status InFolder(const std::string& model_folder, const std::string& folder,
+                             const absl::Status& status) {
+  const auto begins_with = [&](const char* next) {
+    return absl::StartsWith(status.message(), absl::StrCat(model_folder, next));
+  };
+  if (status.ok() || begins_with(":") || begins_with("/")) return status;
   return absl::Status(status.code(), absl::StrCat(folder, ": ", status.message()));
 }
 
@@ -172,7 +177,7 @@ absl::Status LoadTarget(const std::string& folder, const ModelConfig& config,
   TensorReader read(**checkpoint, state.options.rank, stream->get());
   read.OnBytes([&](int64_t bytes) { state.Report(bytes); });
   target = ReadTarget(read, pack, part, [&](int /*layer*/) { state.Report(read.bytes_taken()); });
-  if (!read.status().ok()) return InFolder(folder, read.status());
+  if (!read.status().ok()) return InFolder(folder, folder, read.status());
   state.bytes_done += read.bytes_taken();
   if (config.requantize_experts && state.options.rank.index == 0 && state.options.notice) {
     const kernels::RoundingError& rounding = read.rounding_error();
@@ -184,9 +189,10 @@ absl::Status LoadTarget(const std::string& folder, const ModelConfig& config,
 }
 
 template <typename Packer>
-absl::Status LoadDrafter(const std::string& folder, const DrafterConfig& config,
+absl::Status LoadDrafter(const std::string& model_folder, const DrafterConfig& config,
                          const DrafterConfig& part, Packer& pack, LoadState& state,
                          DrafterWeightsOf<typename Packer::Storage>& drafter) {
+  const std::string folder = model_folder + "/dflash";
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(
       folder, {.single_files = {"dflash_draft_model.safetensors", "model.safetensors"},
                .optional_prefix = "model.",
@@ -198,7 +204,7 @@ absl::Status LoadDrafter(const std::string& folder, const DrafterConfig& config,
   TensorReader read(**checkpoint, state.options.rank, stream->get());
   read.OnBytes([&](int64_t bytes) { state.Report(bytes); });
   drafter = ReadDrafter(read, pack, part, [&](int /*layer*/) { state.Report(read.bytes_taken()); });
-  if (!read.status().ok()) return InFolder(folder, read.status());
+  if (!read.status().ok()) return InFolder(model_folder, folder, read.status());
   state.bytes_done += read.bytes_taken();
   if (absl::Status status = (*checkpoint)->ExpectAllTaken(); !status.ok()) return status;
 
@@ -234,8 +240,8 @@ absl::StatusOr<ModelWeightsOf<typename Packer::Storage>> LoadParts(Packer& pack,
   if (absl::Status s = LoadTarget(folder, config, *part, pack, state, weights.target); !s.ok())
     return s;
   if (config.drafter.num_layers > 0) {
-    if (absl::Status s = LoadDrafter(folder + "/dflash", config.drafter, part->drafter, pack, state,
-                                     weights.drafter);
+    if (absl::Status s =
+            LoadDrafter(folder, config.drafter, part->drafter, pack, state, weights.drafter);
         !s.ok()) {
       return s;
     }

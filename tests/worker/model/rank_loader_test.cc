@@ -13,6 +13,7 @@
 #include "worker/model/checkpoint.h"
 #include "worker/model/shared_reads.h"
 #include "worker/model/tensor_reader.h"
+#include "worker/model/weights_loader.h"
 
 namespace ultraspeed::worker {
 namespace {
@@ -316,6 +317,20 @@ TEST_F(RankLoaderTest, OneRanksErrorEndsTheOthersLoadsWithIt) {
                 HasSubstr(folder_.path() + ": tensor " + name + ": element 6 is 255"));
     EXPECT_EQ(std::string(status.message()).rfind(folder_.path()), 0u) << status;
   }
+}
+
+// As when a rank has come to the drafter while another fails on the target.
+TEST(InFolderTest, AnErrorNamesItsPlaceOnce) {
+  const auto message = [](const char* model, const char* folder, const char* error) {
+    return std::string(InFolder(model, folder, absl::InvalidArgumentError(error)).message());
+  };
+  EXPECT_EQ(message("/m", "/m/dflash", "tensor a: is 1"), "/m/dflash: tensor a: is 1");
+  EXPECT_EQ(message("/m", "/m/dflash", "/m: tensor a: is 1"), "/m: tensor a: is 1");
+  EXPECT_EQ(message("/m", "/m/dflash", "/m/dflash: tensor a: is 1"), "/m/dflash: tensor a: is 1");
+  EXPECT_EQ(message("/m", "/m", "/m/b.safetensors: cannot be read"),
+            "/m/b.safetensors: cannot be read");
+  EXPECT_EQ(message("t", "t", "tensor a: is 1"), "t: tensor a: is 1");
+  EXPECT_TRUE(InFolder("/m", "/m", absl::OkStatus()).ok());
 }
 
 }  // namespace
