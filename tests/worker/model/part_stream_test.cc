@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <latch>
 #include <random>
 
 #include "absl/strings/str_cat.h"
@@ -248,14 +249,17 @@ TEST_F(PartStreamTest, WhoLeavesIsWaitedForNoMore) {
                        .split = static_cast<Split>(i % 3)});
   }
   const auto stream = Open({path}, regions, 4, {.threads = 2, .window_bytes = 40000});
+  std::latch others(3);  // that have not left yet
   std::vector<std::thread> threads;
   for (int index = 0; index < 4; ++index) {
     threads.emplace_back([&, index] {
       for (size_t i = 0; i < regions.size(); ++i) {
         if (index > 0 && i == static_cast<size_t>(7 * index)) {
           stream->Leave(index);
+          others.count_down();
           return;
         }
+        if (index == 0 && i == 30) others.wait();
         const auto part = stream->Next(index);
         ASSERT_TRUE(part.ok()) << part.status();
         EXPECT_EQ(std::string(reinterpret_cast<const char*>(part->data), part->bytes),

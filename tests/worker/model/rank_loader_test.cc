@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <latch>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -299,16 +300,17 @@ TEST_F(RankLoaderTest, OneRanksErrorEndsTheOthersLoadsWithIt) {
   const std::string name = "model.layers.1.mlp.experts.1.down_proj.weight_scale";
   checkpoint_.target.at(name).bytes[6] = '\xff';  // rank 3 of 4
   checkpoint_.Write(folder_.path());
-  // Too little for the others to have all their parts before rank 3 comes to its error.
   SharedReads shared(4, {.threads = 2, .window_bytes = 1 << 14});
+  std::latch failed(1);  // rank 3; until then the others stop at the first bytes that they have
   std::vector<absl::Status> statuses(4);
   std::vector<std::thread> threads;
   for (int index = 0; index < 4; ++index) {
     threads.emplace_back([&, index] {
+      LoadOptions options = {.rank = {.index = index, .count = 4}, .shared = &shared};
+      if (index < 3) options.progress = [&](int64_t, int64_t) { failed.wait(); };
       statuses[static_cast<size_t>(index)] =
-          LoadModelWeights(folder_.path(), config_,
-                           {.rank = {.index = index, .count = 4}, .shared = &shared})
-              .status();
+          LoadModelWeights(folder_.path(), config_, options).status();
+      if (index == 3) failed.count_down();
     });
   }
   for (std::thread& thread : threads) thread.join();
