@@ -54,8 +54,7 @@ add_custom_target(gpu_tests)        # every test with the label gpu
 add_custom_target(multi_gpu_tests)  # likewise multi-gpu: at least two GPUs
 
 # ultraspeed_test(NAME LABEL unit|model|cluster|tidy|gpu|multi-gpu [OPTIMIZED] SOURCES a_test.cc ... [ALONE b_test.cc ...] LINKS t ...). Tests run from the repository
-# root. Their own code is not optimized (PrecompiledHeaders.cmake); OPTIMIZED is for tests that compute much themselves. As many run at once as
-# there are cores (scripts/run_tests.sh); those that keep two threads busy by themselves count as two, those of a GPU take turns.
+# root. Their own code is not optimized (PrecompiledHeaders.cmake); OPTIMIZED is for tests that compute much themselves.
 function(ultraspeed_test name)
   cmake_parse_arguments(ARG "OPTIMIZED" "LABEL" "SOURCES;ALONE;LINKS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES} ${ARG_ALONE})
@@ -68,11 +67,6 @@ function(ultraspeed_test name)
   endif()
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT 300)
-  if(ARG_LABEL STREQUAL model)
-    set_tests_properties(${name} PROPERTIES PROCESSORS 2)
-  elseif(ARG_LABEL MATCHES gpu)
-    set_tests_properties(${name} PROPERTIES RESOURCE_LOCK gpu)
-  endif()
   if(ARG_LABEL STREQUAL gpu)
     add_dependencies(gpu_tests ${name})
   elseif(ARG_LABEL STREQUAL multi-gpu)

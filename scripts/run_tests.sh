@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs ctest in a build folder, as many tests at once as there are cores, and closes with one line: "N passed, N failed", counted in test
-# cases. Skipped cases count as neither; lines before it name the failed ones and say how many were skipped and why.
+# Runs ctest in a build folder and closes with one line: "N passed, N failed", counted in test cases. Skipped cases count as neither;
+# lines before it name the failed ones and say how many were skipped and why. One test program at a time: two at once on two cores took as
+# long, since models fill both, and upset tests that give a process a second.
 # usage: run_tests.sh [--no-skips] BUILD_DIR [ctest arguments]     --no-skips: a skipped case is a failed one
 set -uo pipefail
 no_skips=0
@@ -14,7 +15,7 @@ results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
 export LSAN_OPTIONS="suppressions=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/tests/lsan.supp:print_suppressions=0"
 
-GTEST_OUTPUT="xml:$results/" ctest --test-dir "$build" --parallel "$(nproc)" --output-on-failure --no-tests=error \
+GTEST_OUTPUT="xml:$results/" ctest --test-dir "$build" --output-on-failure --no-tests=error \
   --output-junit "$results/ctest.junit" "$@"
 status=$?
 
