@@ -14,8 +14,9 @@ namespace ultraspeed::worker {
 namespace {
 
 // Context, modules, graphs, activations of one pass, scratch, staging and 64 snapshots: more than
-// the CUDA executor's own plan comes to at the served shape (about 3 GB).
-constexpr int64_t kWorkingBytes = 4'000'000'000;
+// the CUDA executor's own plan comes to at the served shape (3.9 GB with rounds of 2,048 rows and
+// a context of a million).
+constexpr int64_t kWorkingBytes = 5'000'000'000;
 constexpr int64_t kContexts[] = {4096, 16384, 32768, 131072, 262144, 1048576};
 constexpr char kShapePrefix[] = "shape:";
 constexpr char kServedShape[] = "mimo-v2.5-pro";

@@ -181,11 +181,7 @@ void LaunchWide(const AttentionBlockParams& params, const dim3& grid, cudaStream
   constexpr int kSharedBytes = AttentionShared<kDim>::kBytes;
   const auto kernel = WideAttentionKernel<kDim, kFormat>;
   static OncePerDevice configured;
-  configured.Run([&] {
-    CheckCuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
-        "WideAttentionKernel shared memory");
-  });
+  AllowSharedMemory(configured, kernel, kSharedBytes, "WideAttentionKernel shared memory");
   kernel<<<grid, kAttentionThreads, kSharedBytes, stream>>>(params);
 }
 
@@ -198,11 +194,7 @@ void LaunchNarrow(AttentionBlockParams params, int num_warps, const dim3& grid,
   KERNELS_CHECK(shared_bytes, <=, kSharedBytesMax);
   const auto kernel = AttentionKernel<kDim, kFormat>;
   static OncePerDevice configured;
-  configured.Run([&] {
-    CheckCuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytesMax),
-        "AttentionKernel shared memory");
-  });
+  AllowSharedMemory(configured, kernel, kSharedBytesMax, "AttentionKernel shared memory");
   kernel<<<grid, num_warps * kWarpLanes, shared_bytes, stream>>>(params);
 }
 

@@ -1,5 +1,4 @@
-// What the kernels of attention.cu share: a thread block's pairs and keys, the fold over segments,
-// the way out of its results.
+// What the kernels of attention share: a thread block's pairs and keys, the way out of its results.
 #pragma once
 
 #include "kernels/cuda/attention_tile.cuh"
@@ -20,36 +19,6 @@ struct AttentionBlockParams {
     return partials[row_head * num_parts + part];
   }
 };
-
-// What a thread keeps of the segments of its part that are done: fold f of thread t lies at
-// f * num_threads + t.
-inline constexpr int kFoldBytes =
-    kValueDim / 2 * sizeof(float) + 2 * sizeof(Softmax);  // of a thread
-
-// A segment is complete: adds it to the fold, or returns the whole fold in `tile` after the last.
-// `num_threads`: those that fold, the block's first ones.
-__device__ inline void FoldSegment(WarpResult& tile, uint8_t* shared, int num_threads, float scale,
-                                   bool first, bool last) {
-  auto* values = reinterpret_cast<float*>(shared);
-  auto* states = reinterpret_cast<Softmax*>(values + num_threads * (kValueDim / 2));
-  Factors factors[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    Softmax& kept = states[i * num_threads + threadIdx.x];
-    if (!first) tile.state[i] = Merge(kept, tile.state[i], scale, factors[i]);
-    if (!last) kept = tile.state[i];
-  }
-#pragma unroll
-  for (int n = 0; n < kValueDim / 8; ++n) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      float& kept = values[(n * 4 + j) * num_threads + threadIdx.x];
-      if (!first) tile.values[n][j] = MergeValue(kept, tile.values[n][j], factors[j / 2]);
-      if (!last) kept = tile.values[n][j];
-    }
-  }
-  if (!last) tile.Reset();
-}
 
 // The (row, q head) pairs and the part of the keys that are this block's; grid as in attention.cu.
 struct AttentionBlock {
@@ -98,16 +67,6 @@ struct AttentionBlock {
     return static_cast<int64_t>(params.attention.sequences.first_row[sequence] + row) *
                params.attention.num_q_heads +
            kv_head * params.group + pair % params.group;
-  }
-  // Chunk `chunk` has joined `result`: at the end of a segment folds it.
-  __device__ __forceinline__ void EndChunk(WarpResult& result, int chunk, uint8_t* folds,
-                                           int num_threads) const {
-    constexpr int kChunksPerSegment = kSegmentKeys / kChunkKeys;
-    if (params.part_keys <= kSegmentKeys) return;
-    const bool last = chunk + 1 == chunk_end;
-    if (!last && (chunk + 1) % kChunksPerSegment != 0) return;
-    const bool first = chunk / kChunksPerSegment == chunk_begin / kChunksPerSegment;
-    FoldSegment(result, folds, num_threads, params.scale, first, last);
   }
   // Writes what this lane holds of pair i, whose row sees keys up to end_key: a partial result, or
   // the output. A part that a row does not see is not read when its parts are combined.

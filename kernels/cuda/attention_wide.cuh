@@ -21,6 +21,36 @@ constexpr int kPartColumns = 64;
 constexpr int kPartBytes = kChunkKeys * kPartColumns * 2;  // of 64 rows
 static_assert(kGroupPairs == kChunkKeys, "parts of queries are as large as those of keys");
 
+// What a thread keeps of the segments of its part that are done: fold f of thread t lies at
+// f * num_threads + t.
+inline constexpr int kFoldBytes =
+    kValueDim / 2 * sizeof(float) + 2 * sizeof(Softmax);  // of a thread
+
+// A segment is complete: adds it to the fold, or returns the whole fold in `tile` after the last.
+// `num_threads`: those that fold, the block's first ones.
+__device__ inline void FoldSegment(WarpResult& tile, uint8_t* shared, int num_threads, float scale,
+                                   bool first, bool last) {
+  auto* values = reinterpret_cast<float*>(shared);
+  auto* states = reinterpret_cast<Softmax*>(values + num_threads * (kValueDim / 2));
+  Factors factors[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    Softmax& kept = states[i * num_threads + threadIdx.x];
+    if (!first) tile.state[i] = Merge(kept, tile.state[i], scale, factors[i]);
+    if (!last) kept = tile.state[i];
+  }
+#pragma unroll
+  for (int n = 0; n < kValueDim / 8; ++n) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float& kept = values[(n * 4 + j) * num_threads + threadIdx.x];
+      if (!first) tile.values[n][j] = MergeValue(kept, tile.values[n][j], factors[j / 2]);
+      if (!last) kept = tile.values[n][j];
+    }
+  }
+  if (!last) tile.Reset();
+}
+
 // Shared memory, from a multiple of 1,024.
 template <int kDim>
 struct AttentionShared {
@@ -146,6 +176,17 @@ __device__ __forceinline__ void CopyQueries(const AttentionBlock& block, int fir
   }
 }
 
+// Chunk `chunk` has joined `result`: at the end of a segment folds it.
+__device__ __forceinline__ void EndChunk(const AttentionBlock& block, WarpResult& result, int chunk,
+                                         uint8_t* folds) {
+  constexpr int kChunksPerSegment = kSegmentKeys / kChunkKeys;
+  if (block.params.part_keys <= kSegmentKeys) return;  // a segment has nothing to fold
+  const bool last = chunk + 1 == block.chunk_end;
+  if (!last && (chunk + 1) % kChunksPerSegment != 0) return;
+  const bool first = chunk / kChunksPerSegment == block.chunk_begin / kChunksPerSegment;
+  FoldSegment(result, folds, kAttentionGroups * kWarpgroupThreads, block.params.scale, first, last);
+}
+
 template <int kDim, KvFormat kFormat>
 __global__ void __launch_bounds__(kAttentionThreads, 1)
     WideAttentionKernel(const __grid_constant__ AttentionBlockParams params) {
@@ -231,7 +272,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 1)
         result.values[n][j] = MergeValue(result.values[n][j], values[n][j], factors[j / 2]);
       }
     }
-    block.EndChunk(result, chunk, stages + Shared::kFolds, kAttentionGroups * kWarpgroupThreads);
+    EndChunk(block, result, chunk, stages + Shared::kFolds);
   }
 #pragma unroll
   for (int i = 0; i < 2; ++i) block.Store(result, i, row_head[i], end_key[i]);

@@ -39,6 +39,15 @@ class OncePerDevice {
   std::once_flag flags_[kDevicesMax];
 };
 
+// Gives a kernel its dynamic shared memory beyond 48 KB, where a thread first comes to it.
+template <typename Kernel>
+void AllowSharedMemory(OncePerDevice& once, Kernel kernel, int bytes, const char* name) {
+  once.Run([&] {
+    CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+              name);
+  });
+}
+
 // Of the current device; all devices of a process are of one kind.
 inline int NumMultiprocessors() {
   static const int count = [] {

@@ -232,11 +232,7 @@ void LaunchLogits(const RouteParams& params, float* parts, cudaStream_t stream) 
   constexpr int kSharedBytes = kWarps / 2 * kExpertTiles * kGroups * 32 * sizeof(float4);
   const auto kernel = LogitsKernel<kExpertTiles, kGroups>;
   static OncePerDevice configured;
-  configured.Run([&] {
-    CheckCuda(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
-        "LogitsKernel shared memory");
-  });
+  AllowSharedMemory(configured, kernel, kSharedBytes, "LogitsKernel shared memory");
   const dim3 grid(CeilDiv(NumExpertTiles(params.num_experts), kExpertTiles),
                   CeilDiv(params.num_tokens, kGroups * kGroupTokens), kParts);
   kernel<<<grid, kWarps * 32, kSharedBytes, stream>>>(

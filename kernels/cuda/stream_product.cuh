@@ -299,11 +299,7 @@ static void LaunchStreamProduct(const Product& p, cudaStream_t stream) {
   if (p.partials == nullptr) KERNELS_CHECK(plan.num_groups_per_tile, ==, 1);
   const auto kernel = StreamProductKernel<kFormat, kEpilogue>;
   static OncePerDevice configured;
-  configured.Run([&] {
-    CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   kStreamSharedBytes),
-              "StreamProductKernel shared memory");
-  });
+  AllowSharedMemory(configured, kernel, kStreamSharedBytes, "StreamProductKernel shared memory");
   LaunchEarly(kernel, NumMultiprocessors(), kStreamWarps * 32, kStreamSharedBytes, stream, p, plan);
 }
 

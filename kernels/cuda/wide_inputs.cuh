@@ -43,7 +43,7 @@ struct WideInputs {
   }
 };
 
-// Bytes of the inputs of all tiles of `tile_tokens`.
+// Bytes of the inputs of so many tokens in so many tiles, at most.
 constexpr size_t WideInputBytes(int64_t num_tokens, int64_t num_tiles, int num_cols) {
   return static_cast<size_t>(num_tokens + num_tiles * 7) * NumSlabs(num_cols) *
          (kInputParts * kInputRowBytes);

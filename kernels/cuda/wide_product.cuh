@@ -376,11 +376,7 @@ static void LaunchWideProduct(const Product& p, int num_token_tiles_max, cudaStr
   using Stages = WideStages<kFormat, kTokens>;
   const auto kernel = WideProductKernel<kFormat, kTokens, kEpilogue>;
   static OncePerDevice configured;
-  configured.Run([&] {
-    CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   Stages::kSharedBytes),
-              "WideProductKernel shared memory");
-  });
+  AllowSharedMemory(configured, kernel, Stages::kSharedBytes, "WideProductKernel shared memory");
   const int64_t num_items = int64_t{CeilDiv(NumRowTiles(p.num_rows), kWideRowTiles)} *
                             num_token_tiles_max * (p.partials != nullptr ? NumSegments(p) : 1);
   const auto grid = static_cast<unsigned>(

@@ -1,5 +1,5 @@
-// The warpgroup's bf16 tensor-core product with fp32 accumulation: weights from registers, inputs
-// from shared memory.
+// The warpgroup's bf16 tensor-core product with fp32 accumulation: one operand from registers (or,
+// for attention's scores, shared memory), the other from shared memory.
 //
 // A product of 16 columns gives the same bits as mma.m16n8k16 of the same operands (measured on
 // H200: 82 million sums over normal, widely spread and subnormal operands, none different;
@@ -41,22 +41,20 @@ __device__ __forceinline__ void HoldSums(float (&sums)[kTiles][4]) {
   }
 }
 
-// Inputs lie as rows (one a token) of 128 bytes = 64 columns, eight rows to 1,024 aligned bytes,
-// 16-byte piece c of row r at c ^ r % 8. `address` is that of the first of 16 columns of row 0.
-__device__ __forceinline__ uint64_t InputDescriptor(uint32_t address) {
-  constexpr uint64_t kSwizzle128Bytes = uint64_t{1} << 62;
-  constexpr uint64_t kEightRows = uint64_t{1024 / 16} << 32;
-  constexpr uint64_t kUnusedStride = uint64_t{1} << 16;
-  return kSwizzle128Bytes | kEightRows | kUnusedStride | (address & 0x3ffffu) >> 4;
-}
-
-// Likewise of rows that the product adds over (AddProductOfRows): 64 columns of eight rows lie in
-// 1,024 bytes, the next 64 columns `part_bytes` on. `address`: of the first of 16 rows.
+// Operands lie as rows of 128 bytes = 64 columns, eight rows to 1,024 aligned bytes, 16-byte piece
+// c of row r at c ^ r % 8. `address` is that of the first of 16 rows that a product adds over; the
+// next 64 columns lie `part_bytes` on.
 __device__ __forceinline__ uint64_t RowsDescriptor(uint32_t address, int part_bytes) {
   constexpr uint64_t kSwizzle128Bytes = uint64_t{1} << 62;
   constexpr uint64_t kEightRows = uint64_t{1024 / 16} << 32;
   return kSwizzle128Bytes | kEightRows | static_cast<uint64_t>(part_bytes / 16) << 16 |
          (address & 0x3ffffu) >> 4;
+}
+// Of 16 columns that a product adds over, a row each token (or query): `address` is that of the
+// first of them in row 0. Such an operand has no second part.
+__device__ __forceinline__ uint64_t InputDescriptor(uint32_t address) {
+  constexpr int kUnused = 16;
+  return RowsDescriptor(address, kUnused);
 }
 
 #define ULTRASPEED_SUMS1(i) "+f"(sums[i][0]), "+f"(sums[i][1]), "+f"(sums[i][2]), "+f"(sums[i][3])
