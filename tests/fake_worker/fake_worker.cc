@@ -119,7 +119,8 @@ bool FakeWorker::Writer::Write(const v1::WorkerGenerateChunk& chunk) {
         static_cast<double>(chunk.usage().completion_tokens() - num_first_tokens_) /
         absl::ToDoubleSeconds(now - first_tokens_));
   }
-  return writer_->Write(chunk);
+  is_gone_ = !writer_->Write(chunk);
+  return !is_gone_;
 }
 
 grpc::Status FakeWorker::Generate(grpc::ServerContext* context,
@@ -136,13 +137,14 @@ grpc::Status FakeWorker::Generate(grpc::ServerContext* context,
   ++num_running_;
   Writer recording(*request, writer);
   const grpc::Status status = script(*request, context, &recording);
-  if (context->IsCancelled()) ++num_cancelled_;
+  const bool is_cancelled = recording.is_gone() || context->IsCancelled();
+  if (is_cancelled) ++num_cancelled_;
   --num_running_;
   absl::MutexLock lock(&mutex_);
   live_.erase(request->request_id());
   v1::TerminalRecord& record = records_[request->request_id()];
   record = recording.record();
-  if (record.finish_reason() == v1::FINISH_REASON_UNSPECIFIED && context->IsCancelled())
+  if (record.finish_reason() == v1::FINISH_REASON_UNSPECIFIED && is_cancelled)
     record.set_finish_reason(v1::FINISH_REASON_CANCELLED);
   return status;
 }

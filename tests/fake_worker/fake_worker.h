@@ -27,12 +27,16 @@ class FakeWorker final : public v1::Worker::Service {
    public:
     Writer(const v1::WorkerGenerateRequest& request,
            grpc::ServerWriter<v1::WorkerGenerateChunk>* writer);
+    // False once the call is gone.
     bool Write(const v1::WorkerGenerateChunk& chunk);
     const v1::TerminalRecord& record() const { return record_; }
+    // gRPC fails a write of a call that is gone before the context says that it was cancelled.
+    bool is_gone() const { return is_gone_; }
 
    private:
     grpc::ServerWriter<v1::WorkerGenerateChunk>* const writer_;
     v1::TerminalRecord record_;
+    bool is_gone_ = false;
     int64_t num_first_tokens_ = 0;
     absl::Time first_tokens_;
   };
@@ -64,9 +68,8 @@ class FakeWorker final : public v1::Worker::Service {
 
   int num_requests() const { return num_requests_; }
   int num_running() const { return num_running_; }
-  int num_cancelled() const {
-    return num_cancelled_;
-  }  // calls whose script ended on a cancelled context
+  // Calls that their caller left.
+  int num_cancelled() const { return num_cancelled_; }
   v1::WorkerGenerateRequest last_request() const;
   // Of every call that ended, by request id.
   std::map<std::string, v1::TerminalRecord> records() const;
