@@ -11,10 +11,14 @@ namespace ultraspeed::limits {
 // ---- What a request may hold (inference.proto) ----
 inline constexpr size_t kPromptBytesMax = 8u << 20;
 inline constexpr int kMessagesMax = 512;
+inline constexpr int kToolsMax = 128;
+inline constexpr size_t kToolNameBytesMax = 128;
+inline constexpr int kToolCallsMax = 128;  // of one message
+inline constexpr size_t kToolCallIdBytesMax = 128;
 inline constexpr int kStopStringsMax = 8;
 inline constexpr size_t kStopStringBytesMax = 128;
 inline constexpr int kLogprobsMax = 8;
-inline constexpr size_t kClientRequestIdBytesMax = 128;
+inline constexpr size_t kClientRequestIdBytesMax = 256;
 inline constexpr size_t kModelNameBytesMax = 256;
 inline constexpr float kTemperatureMax = 2.0f;
 inline constexpr int kPriorityMin = -100;

@@ -1,11 +1,18 @@
 #include "router/chat_template.h"
 
+#include <algorithm>
+#include <boost/json.hpp>
+
 #include "absl/status/status.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "router/json_text.h"
 #include "router/tokenizer.h"
 
 namespace ultraspeed::router {
 namespace {
+
+namespace json = boost::json;
 
 constexpr absl::string_view kId = "mimo_v2";
 constexpr absl::string_view kDefaultSystem =
@@ -16,8 +23,10 @@ constexpr absl::string_view kThinkBegin = "<think>";
 constexpr absl::string_view kThinkEnd = "</think>";
 constexpr absl::string_view kToolBegin = "<tool_response>";
 constexpr absl::string_view kToolEnd = "</tool_response>";
-constexpr absl::string_view kMarkers[] = {kTurnBegin, kTurnEnd,   kThinkBegin,
-                                          kThinkEnd,  kToolBegin, kToolEnd};
+constexpr absl::string_view kCallBegin = "<tool_call>";
+constexpr absl::string_view kCallEnd = "</tool_call>";
+constexpr absl::string_view kMarkers[] = {kTurnBegin, kTurnEnd, kThinkBegin, kThinkEnd,
+                                          kToolBegin, kToolEnd, kCallBegin,  kCallEnd};
 
 class SegmentList {
  public:
@@ -42,11 +51,109 @@ class SegmentList {
   std::vector<PromptSegment> segments_;
 };
 
+// Members of a schema but those in `handled`, each in an element of its name.
+void AddOtherMembers(const json::object& schema, std::initializer_list<json::string_view> handled,
+                     SegmentList* list) {
+  for (const auto& [key, value] : schema) {
+    if (std::find(handled.begin(), handled.end(), key) != handled.end()) continue;
+    const std::string text = value.is_structured() ? PythonDumps(value) : PythonStr(value);
+    list->Text(absl::StrCat("\n<", absl::string_view(key.data(), key.size()), ">", text, "</",
+                            absl::string_view(key.data(), key.size()), ">"));
+  }
+}
+
+void AddParameter(absl::string_view name, const json::value& schema, SegmentList* list) {
+  list->Text(absl::StrCat("\n<parameter>\n<name>", name, "</name>"));
+  if (const json::object* object = schema.if_object()) {
+    if (const json::value* type = object->if_contains("type")) {
+      list->Text(absl::StrCat("\n<type>", PythonStr(*type), "</type>"));
+    }
+    if (const json::value* description = object->if_contains("description")) {
+      list->Text(absl::StrCat("\n<description>",
+                              absl::StripAsciiWhitespace(PythonStr(*description)),
+                              "</description>"));
+    }
+    AddOtherMembers(*object, {"name", "type", "description"}, list);
+  }
+  list->Text("\n</parameter>");
+}
+
+void AddFunction(const ToolFunction& function, SegmentList* list) {
+  list->Text(absl::StrCat("\n<function>\n<name>", function.name, "</name>"));
+  if (function.description) {
+    list->Text(absl::StrCat("\n<description>", absl::StripAsciiWhitespace(*function.description),
+                            "</description>"));
+  }
+  list->Text("\n<parameters>");
+  if (const auto schema = ParseJsonObject(function.parameters, "parameters"); schema.ok()) {
+    const json::value* properties = schema->if_contains("properties");
+    if (properties != nullptr && properties->is_object()) {
+      for (const auto& [name, property] : properties->get_object()) {
+        AddParameter({name.data(), name.size()}, property, list);
+      }
+    }
+    AddOtherMembers(*schema, {"type", "properties"}, list);
+  }
+  list->Text("\n</parameters>\n</function>");
+}
+
+// What the model was told of tools in its training, word for word.
+void AddFunctions(absl::Span<const ToolFunction> functions, SegmentList* list) {
+  list->Text(
+      "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou "
+      "have "
+      "access to the following functions:\n\n<tools>");
+  for (const ToolFunction& function : functions) AddFunction(function, list);
+  list->Text(
+      "\n</tools>\n\nFor each function call, output the function name and arguments in the "
+      "following format:\n");
+  list->Marker(kCallBegin);
+  list->Text(
+      "\n<function=example_function_name>\n<parameter=example_parameter_1>value_1</parameter>\n"
+      "<parameter=example_parameter_2>This is the value for the second parameter\nthat can span\n"
+      "multiple lines</parameter>\n</function>\n");
+  list->Marker(kCallEnd);
+  list->Text(
+      "\n\n<IMPORTANT>\n- Function calls MUST follow the specified format: an inner <function=...>"
+      "</function> block must be nested within ");
+  list->Marker(kCallBegin);
+  list->Marker(kCallEnd);
+  list->Text(" XML tags\n- DO NOT use function calls inside ");
+  list->Marker(kThinkBegin);
+  list->Marker(kThinkEnd);
+  list->Text(
+      " tags.\n- The value enclosed between parameter tags is preserved exactly as-is, including "
+      "newlines and spaces.\n</IMPORTANT>");
+}
+
+void AddCall(const ToolCallTurn& call, SegmentList* list) {
+  list->Marker(kCallBegin);
+  list->Text(absl::StrCat("\n<function=", call.name, ">\n"));
+  if (const auto arguments = ParseJsonObject(call.arguments, "arguments"); arguments.ok()) {
+    for (const auto& [name, value] : *arguments) {
+      list->Text(absl::StrCat("<parameter=", absl::string_view(name.data(), name.size()), ">",
+                              value.is_structured() ? PythonDumps(value) : PythonStr(value),
+                              "</parameter>\n"));
+    }
+  }
+  list->Text("</function>\n");
+  list->Marker(kCallEnd);
+}
+
 void AddTurn(absl::string_view role, absl::string_view content, SegmentList* list) {
   list->Marker(kTurnBegin);
   list->Text(role);
   list->Text("\n");
   list->Text(content);
+  list->Marker(kTurnEnd);
+}
+
+void AddSystemTurn(absl::string_view content, absl::Span<const ToolFunction> functions,
+                   SegmentList* list) {
+  list->Marker(kTurnBegin);
+  list->Text("system\n");
+  list->Text(content);
+  if (!functions.empty()) AddFunctions(functions, list);
   list->Marker(kTurnEnd);
 }
 
@@ -57,6 +164,7 @@ void AddAssistantTurn(const ChatTurn& turn, SegmentList* list) {
   list->Text(turn.reasoning);
   list->Marker(kThinkEnd);
   list->Text(turn.content);
+  for (const ToolCallTurn& call : turn.tool_calls) AddCall(call, list);
   list->Marker(kTurnEnd);
 }
 
@@ -93,14 +201,15 @@ absl::StatusOr<ChatTemplate> ChatTemplate::Create(absl::string_view id,
 }
 
 std::vector<PromptSegment> ChatTemplate::Segments(absl::Span<const ChatTurn> turns,
-                                                  bool enable_thinking) const {
+                                                  bool enable_thinking,
+                                                  const ToolPrompt& tools) const {
   SegmentList list;
   absl::string_view system = kDefaultSystem;
   if (!turns.empty() && turns.front().role == ChatRole::kSystem) {
     system = turns.front().content;  // an empty one is the caller's choice too
     turns.remove_prefix(1);
   }
-  AddTurn("system", system, &list);
+  AddSystemTurn(system, tools.functions, &list);
   while (!turns.empty()) {
     const ChatTurn& turn = turns.front();
     size_t num_used = 1;
@@ -123,19 +232,28 @@ std::vector<PromptSegment> ChatTemplate::Segments(absl::Span<const ChatTurn> tur
   }
   list.Marker(kTurnBegin);
   list.Text("assistant\n");
-  if (!enable_thinking) {
+  if (!enable_thinking || tools.call_required) {
     list.Marker(kThinkBegin);
     list.Marker(kThinkEnd);
+  }
+  if (tools.call_required) {
+    list.Marker(kCallBegin);
+    list.Text(CallOpening(tools.required_name));
   }
   return list.Take();
 }
 
-std::string ChatTemplate::Render(absl::Span<const ChatTurn> turns, bool enable_thinking) const {
+std::string ChatTemplate::Render(absl::Span<const ChatTurn> turns, bool enable_thinking,
+                                 const ToolPrompt& tools) const {
   std::string text;
-  for (const PromptSegment& segment : Segments(turns, enable_thinking)) {
+  for (const PromptSegment& segment : Segments(turns, enable_thinking, tools)) {
     absl::StrAppend(&text, segment.text);
   }
   return text;
+}
+
+std::string ChatTemplate::CallOpening(absl::string_view required_name) {
+  return required_name.empty() ? "" : absl::StrCat("\n<function=", required_name, ">\n");
 }
 
 absl::StatusOr<std::vector<int32_t>> EncodeSegments(const Tokenizer& tokenizer,

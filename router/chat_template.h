@@ -2,8 +2,8 @@
 //
 // Called by the Chat service before tokenization. The result is a list of segments: markers of the
 // template, which are special tokens, and text, which is encoded inertly. A message that spells
-// "<|im_end|>" therefore stays a message;
-// so does an assistant message that spells a tool call.
+// "<|im_end|>" therefore stays a message; so does an assistant message that spells a tool call.
+// Calls that the model made come back as calls.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "router/tool_call.h"
 
 namespace ultraspeed::router {
 
@@ -23,7 +24,8 @@ enum class ChatRole { kSystem, kUser, kAssistant, kTool };
 struct ChatTurn {
   ChatRole role = ChatRole::kUser;
   std::string content;
-  std::string reasoning;  // assistant turns only; may be empty
+  std::string reasoning;                      // assistant turns only; may be empty
+  std::vector<ToolCallTurn> tool_calls = {};  // assistant turns only
 };
 
 struct PromptSegment {
@@ -40,10 +42,15 @@ class ChatTemplate {
   static absl::StatusOr<ChatTemplate> Create(absl::string_view id, const Tokenizer& tokenizer);
 
   // The turns and the opening of the assistant's answer. Neighbouring segments are never both text,
-  // so a text segment is tokenized exactly as the joined text would be.
-  std::vector<PromptSegment> Segments(absl::Span<const ChatTurn> turns, bool enable_thinking) const;
+  // so a text segment is tokenized exactly as the joined text would be. A required call leaves no
+  // room for thoughts: as with enable_thinking false, then the call's beginning.
+  std::vector<PromptSegment> Segments(absl::Span<const ChatTurn> turns, bool enable_thinking,
+                                      const ToolPrompt& tools = {}) const;
   // The same as one string, as the published template renders it.
-  std::string Render(absl::Span<const ChatTurn> turns, bool enable_thinking) const;
+  std::string Render(absl::Span<const ChatTurn> turns, bool enable_thinking,
+                     const ToolPrompt& tools = {}) const;
+  // What a prompt that requires a call ends with behind <tool_call>: text of the call's body.
+  static std::string CallOpening(absl::string_view required_name);
 
  private:
   ChatTemplate() = default;

@@ -27,6 +27,8 @@ class Generation {
   // Cumulative over all placements, of what was taken. cached_tokens: of the first.
   const v1::Usage& usage() const { return usage_; }
   bool has_tokens() const { return usage_.completion_tokens() > 0; }
+  // Whether the last token left a thought open.
+  bool is_thinking() const { return reasoning_.is_thinking(); }
   bool placement_has_tokens() const { return num_new_tokens() > 0; }
 
   // INTERNAL: what no worker may send; names value and bound.

@@ -43,6 +43,17 @@ int64_t LikelyTokens(const GenerationParams& params, int32_t max_tokens) {
   return params.max_tokens ? max_tokens : std::min(max_tokens, limits::kLikelyCompletionTokens);
 }
 
+// REQUIRES: there are tools.
+ToolUse ToolUseOf(const Conversation& conversation) {
+  ToolUse use;
+  use.parallel_calls = conversation.parallel_tool_calls;
+  for (const ToolFunction& function : conversation.tools.functions)
+    use.types[function.name] = ParameterTypesOf(function.parameters);
+  if (conversation.tools.call_required)
+    use.opening = ChatTemplate::CallOpening(conversation.tools.required_name);
+  return use;
+}
+
 absl::Status BlockingPoolFull() {
   return absl::ResourceExhaustedError(
       absl::StrCat("too many calls wait for the store, at most ", limits::kBlockingQueue));
@@ -185,15 +196,24 @@ absl::StatusOr<InferenceService::Prepared> InferenceService::Prepare(
     const std::string& request_id) const {
   ASSIGN_OR_RETURN(const ResolvedModel resolved, ResolveModel(request.model()));
   ASSIGN_OR_RETURN(const ChatParams params, ValidateChat(request, resolved.model->facts));
-  const auto& chat_template = resolved.model->chat_template;
-  if (!chat_template.ok()) {
+  ASSIGN_OR_RETURN(std::vector<int32_t> prompt, PromptOf(*resolved.model, params));
+  ASSIGN_OR_RETURN(Prepared prepared,
+                   Assemble(resolved, params.generation, std::move(prompt), tenant, request_id));
+  if (!params.conversation.tools.functions.empty())
+    prepared.relay.tools = ToolUseOf(params.conversation);
+  return prepared;
+}
+
+absl::StatusOr<std::vector<int32_t>> InferenceService::PromptOf(const ServedModel& model,
+                                                                const ChatParams& params) const {
+  if (!model.chat_template.ok()) {
     return absl::FailedPreconditionError(absl::StrCat(
-        "model=", request.model(), ": cannot chat: ", chat_template.status().message()));
+        "model=", model.facts.name, ": cannot chat: ", model.chat_template.status().message()));
   }
-  ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
-                   EncodeSegments(*resolved.model->tokenizer,
-                                  chat_template->Segments(params.turns, params.enable_thinking)));
-  return Assemble(resolved, params.generation, std::move(prompt), tenant, request_id);
+  const Conversation& conversation = params.conversation;
+  return EncodeSegments(*model.tokenizer,
+                        model.chat_template->Segments(conversation.turns, params.enable_thinking,
+                                                      conversation.tools));
 }
 
 absl::StatusOr<InferenceService::Prepared> InferenceService::Assemble(
@@ -242,42 +262,64 @@ grpc::ServerUnaryReactor* InferenceService::FinishUnary(grpc::CallbackServerCont
   return reactor;
 }
 
-absl::StatusOr<v1::TokenizeResponse> InferenceService::RunTokenize(
-    const grpc::ByteBuffer& bytes) const {
-  v1::TokenizeRequest request;
-  RETURN_IF_ERROR(DecodeRequest(bytes, &request));
+absl::StatusOr<std::vector<int32_t>> InferenceService::PromptOf(
+    const v1::TokenizeRequest& request) const {
   ASSIGN_OR_RETURN(const ResolvedModel resolved, ResolveModel(request.model()));
   RETURN_IF_ERROR(ValidateTokenize(request));
-  const auto special = request.parse_special() ? SpecialTokens::kParse : SpecialTokens::kAsText;
-  ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
-                   resolved.model->tokenizer->Encode(request.text(), special));
-  v1::TokenizeResponse response;
-  response.mutable_token_ids()->Add(ids.begin(), ids.end());
-  return response;
+  return resolved.model->tokenizer->Encode(
+      request.text(), request.parse_special() ? SpecialTokens::kParse : SpecialTokens::kAsText);
 }
 
-grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
-                                                     const grpc::ByteBuffer* bytes,
-                                                     grpc::ByteBuffer* response) {
+absl::StatusOr<std::vector<int32_t>> InferenceService::PromptOf(
+    const v1::ChatRequest& request) const {
+  ASSIGN_OR_RETURN(const ResolvedModel resolved, ResolveModel(request.model()));
+  ASSIGN_OR_RETURN(const ChatParams params, ValidateChat(request, resolved.model->facts));
+  return PromptOf(*resolved.model, params);
+}
+
+template <typename Request>
+grpc::ServerUnaryReactor* InferenceService::StartTokenize(grpc::CallbackServerContext* context,
+                                                          absl::string_view method,
+                                                          const grpc::ByteBuffer* bytes,
+                                                          grpc::ByteBuffer* response) {
   const auto tenant = Authenticate(*context);
-  if (!tenant.ok()) return FinishUnary(context, "Tokenize", tenant.status());
+  if (!tenant.ok()) return FinishUnary(context, method, tenant.status());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
   // bytes and response live until Finish.
-  auto run = [this, reactor, bytes, response] {
-    const auto result = RunTokenize(*bytes);
-    if (result.ok()) Serialize(*result, response);
-    options_.metrics->UnaryEnded("Tokenize", result.status().code());
-    reactor->Finish(ToGrpcStatus(result.status()));
+  auto run = [this, reactor, method, bytes, response] {
+    Request request;
+    absl::Status status = DecodeRequest(*bytes, &request);
+    if (status.ok()) {
+      const auto ids = PromptOf(request);
+      status = ids.status();
+      v1::TokenizeResponse message;
+      if (ids.ok()) message.mutable_token_ids()->Add(ids->begin(), ids->end());
+      Serialize(message, response);
+    }
+    options_.metrics->UnaryEnded(method, status.code());
+    reactor->Finish(ToGrpcStatus(status));
   };
   if (bytes->Length() <= limits::kInlineTokenizeBytes) {
     run();
   } else if (!tokenize_pool_.TrySubmit(run)) {
     return FinishUnary(
-        context, "Tokenize",
+        context, method,
         absl::ResourceExhaustedError(absl::StrCat(
             "too many long texts wait to be tokenized, at most ", limits::kTokenizeQueue)));
   }
   return reactor;
+}
+
+grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* bytes,
+                                                     grpc::ByteBuffer* response) {
+  return StartTokenize<v1::TokenizeRequest>(context, "Tokenize", bytes, response);
+}
+
+grpc::ServerUnaryReactor* InferenceService::TokenizeChat(grpc::CallbackServerContext* context,
+                                                         const grpc::ByteBuffer* bytes,
+                                                         grpc::ByteBuffer* response) {
+  return StartTokenize<v1::ChatRequest>(context, "TokenizeChat", bytes, response);
 }
 
 grpc::ServerUnaryReactor* InferenceService::ListModels(grpc::CallbackServerContext* context,
@@ -318,7 +360,8 @@ grpc::ServerUnaryReactor* InferenceService::GetUsage(grpc::CallbackServerContext
   auto query = status.ok() ? ToUsageQuery(request, tenant->tenant, options_.clock->Now()) : status;
   if (!query.ok()) return FinishUnary(context, "GetUsage", query.status());
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const auto run = [this, reactor, response, query = *std::move(query)] {  // response: see Tokenize
+  const auto run = [this, reactor, response,
+                    query = *std::move(query)] {  // response: see StartTokenize
     const auto buckets = options_.store->QueryUsage(query);
     if (buckets.ok()) Serialize(ToUsageResponse(*buckets), response);
     options_.metrics->UnaryEnded("GetUsage", buckets.status().code());

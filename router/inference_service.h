@@ -29,8 +29,9 @@ namespace ultraspeed::router {
 
 using RawInference = v1::Inference::WithRawCallbackMethod_Generate<
     v1::Inference::WithRawCallbackMethod_Chat<v1::Inference::WithRawCallbackMethod_Tokenize<
-        v1::Inference::WithRawCallbackMethod_ListModels<
-            v1::Inference::WithRawCallbackMethod_GetUsage<v1::Inference::Service>>>>>;
+        v1::Inference::WithRawCallbackMethod_TokenizeChat<
+            v1::Inference::WithRawCallbackMethod_ListModels<
+                v1::Inference::WithRawCallbackMethod_GetUsage<v1::Inference::Service>>>>>>;
 
 // Thread contract: methods are called by gRPC, from many threads. Must outlive the server.
 class InferenceService : public RawInference {
@@ -57,6 +58,9 @@ class InferenceService : public RawInference {
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
                                      const grpc::ByteBuffer* bytes,
                                      grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* TokenizeChat(grpc::CallbackServerContext* context,
+                                         const grpc::ByteBuffer* bytes,
+                                         grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* context,
                                        const grpc::ByteBuffer* bytes,
                                        grpc::ByteBuffer* response) override;
@@ -99,7 +103,14 @@ class InferenceService : public RawInference {
   absl::StatusOr<Prepared> Assemble(const ResolvedModel& resolved, const GenerationParams& params,
                                     std::vector<int32_t> prompt, const AuthenticatedTenant& tenant,
                                     const std::string& request_id) const;
-  absl::StatusOr<v1::TokenizeResponse> RunTokenize(const grpc::ByteBuffer& bytes) const;
+  absl::StatusOr<std::vector<int32_t>> PromptOf(const v1::TokenizeRequest& request) const;
+  absl::StatusOr<std::vector<int32_t>> PromptOf(const v1::ChatRequest& request) const;
+  absl::StatusOr<std::vector<int32_t>> PromptOf(const ServedModel& model,
+                                                const ChatParams& params) const;
+  template <typename Request>
+  grpc::ServerUnaryReactor* StartTokenize(grpc::CallbackServerContext* context,
+                                          absl::string_view method, const grpc::ByteBuffer* bytes,
+                                          grpc::ByteBuffer* response);
   grpc::ServerUnaryReactor* FinishUnary(grpc::CallbackServerContext* context,
                                         absl::string_view method, const absl::Status& status);
 

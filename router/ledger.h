@@ -41,7 +41,7 @@ struct LedgerClosing {
   int64_t reasoning_tokens = 0;  // part of tokens.completion
   int64_t draft_rounds = 0;
   int64_t decode_us = 0;      // first token to last; what a speed promise was judged by
-  std::string finish_reason;  // stop, length, cancelled, error
+  std::string finish_reason;  // stop, length, tool_calls, cancelled, error
   Tier billed_tier = Tier::kStandard;
   std::string billed_reason;  // kBilledAsServed or kBilledForSpeedPromise
   int64_t price_version = 0;  // of billed_tier

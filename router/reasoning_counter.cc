@@ -15,7 +15,7 @@ ReasoningCounter::ReasoningCounter(const ReasoningMarks& marks, absl::Span<const
     : marks_(marks) {
   const auto is_mark = [&](int32_t id) { return id == marks.begin || id == marks.end; };
   const auto last = std::find_if(prompt.rbegin(), prompt.rend(), is_mark);
-  thinking_ = last != prompt.rend() && *last == marks.begin;
+  is_thinking_ = last != prompt.rend() && *last == marks.begin;
 }
 
 }  // namespace ultraspeed::router

@@ -26,15 +26,17 @@ class ReasoningCounter {
   ReasoningCounter(const ReasoningMarks& marks, absl::Span<const int32_t> prompt);
 
   void Take(int32_t token_id) {
-    if (token_id == marks_.begin) thinking_ = true;
-    if (thinking_) ++num_tokens_;
-    if (token_id == marks_.end) thinking_ = false;
+    if (token_id == marks_.begin) is_thinking_ = true;
+    if (is_thinking_) ++num_tokens_;
+    if (token_id == marks_.end) is_thinking_ = false;
   }
   int64_t num_tokens() const { return num_tokens_; }
+  // Whether the next token belongs to a thought.
+  bool is_thinking() const { return is_thinking_; }
 
  private:
   ReasoningMarks marks_;
-  bool thinking_ = false;
+  bool is_thinking_ = false;
   int64_t num_tokens_ = 0;
 };
 

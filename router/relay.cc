@@ -11,6 +11,7 @@
 #include "grpcpp/client_context.h"
 #include "grpcpp/support/client_callback.h"
 #include "grpcpp/support/proto_buffer_writer.h"
+#include "router/finish_name.h"
 #include "router/routing_policy.h"
 
 namespace ultraspeed::router {
@@ -27,6 +28,12 @@ grpc::ByteBuffer Serialize(const v1::GenerateChunk& chunk) {
   (void)grpc::GenericSerialize<grpc::ProtoBufferWriter, v1::GenerateChunk>(chunk, &bytes,
                                                                            &own_buffer);
   return bytes;
+}
+
+size_t TextBytes(const v1::GenerateChunk& chunk) {
+  size_t num_bytes = chunk.text().size();
+  for (const v1::ToolCallDelta& delta : chunk.tool_calls()) num_bytes += delta.arguments().size();
+  return num_bytes;
 }
 
 // The worker refused the request as it might refuse any other now: another worker may take it.
@@ -150,8 +157,8 @@ void StreamRelay::Begin(RelayRequest request, Settlement settlement,
                                       absl::MakeConstSpan(prompt.data(), prompt.size()));
   generation_ = Generation(std::move(request.worker_request), model_->facts.vocabulary_size,
                            model_->reasoning_marks);
-  detokenizer_.emplace(model_->tokenizer.get());
-  stop_matcher_.emplace(std::move(request.stop));
+  answer_.emplace(model_->tokenizer.get(), std::move(request.stop), std::move(request.tools),
+                  request_id_);
   AwaitTurn();
 }
 
@@ -255,7 +262,7 @@ bool StreamRelay::OnWorkerChunk(WorkerCall* call, const v1::WorkerGenerateChunk&
   if (terminal_ && chunk.finish_reason() == v1::FINISH_REASON_UNSPECIFIED) call_->Cancel();
   has_pending_ = has_pending_ || terminal_ || chunk.token_ids_size() > 0;
   Flush();
-  reading_paused_ = !is_over() && pending_.text().size() > limits::kUnsentTextBytesMax;
+  reading_paused_ = !is_over() && TextBytes(pending_) > limits::kUnsentTextBytesMax;
   if (reading_paused_) speed_.OnPause();
   return !reading_paused_;
 }
@@ -269,16 +276,8 @@ void StreamRelay::AppendTokens(const v1::WorkerGenerateChunk& chunk) {
     if (i < chunk.logprobs_size()) *pending_.add_logprobs() = chunk.logprobs(i);
     // The token that ended generation is counted but is not text.
     const bool is_end = i + 1 == num_tokens && chunk.finish_reason() == v1::FINISH_REASON_STOP;
-    if (!is_end) AppendText(stop_matcher_->Append(detokenizer_->Append({&id, 1})));
+    terminal_ = !is_end && answer_->Append(id, generation_.is_thinking(), &pending_);
   }
-}
-
-void StreamRelay::AppendText(const StopMatcher::Result& result) {
-  pending_.mutable_text()->append(result.text);
-  if (!result.matched) return;
-  terminal_ = true;
-  pending_.set_finish_reason(v1::FINISH_REASON_STOP);
-  pending_.set_matched_stop(result.stop);
 }
 
 // The caller is told, and owes, what was delivered, whatever the worker's terminal record says.
@@ -295,16 +294,9 @@ void StreamRelay::CompareCounts(const v1::Usage& worker_usage) {
        {"completion_tokens", generation_.usage().completion_tokens()}});
 }
 
-// What was held back leaves, unless it turns out to complete a stop string.
 void StreamRelay::EndOfText(v1::FinishReason reason, int32_t stop_token_id) {
-  AppendText(stop_matcher_->Append(detokenizer_->Finish()));
-  if (terminal_) return;
-  pending_.mutable_text()->append(stop_matcher_->Finish());
+  answer_->Finish(reason, stop_token_id, &pending_);
   terminal_ = true;
-  pending_.set_finish_reason(reason);
-  if (reason == v1::FINISH_REASON_STOP) {
-    pending_.set_matched_stop(std::string(model_->tokenizer->TokenBytes(stop_token_id)));
-  }
 }
 
 void StreamRelay::OnWorkerDone(WorkerCall* call, const WorkerPool::Lease& lease,
@@ -468,9 +460,7 @@ RequestOutcome StreamRelay::Outcome(absl::StatusCode code) const {
   outcome.worker = worker_address_;
   switch (code) {
     case absl::StatusCode::kOk:
-      outcome.finish_reason = finish_reason_ == v1::FINISH_REASON_STOP     ? "stop"
-                              : finish_reason_ == v1::FINISH_REASON_LENGTH ? "length"
-                                                                           : kFinishCancelled;
+      outcome.finish_reason = FinishName(finish_reason_);
       break;
     case absl::StatusCode::kCancelled:
     case absl::StatusCode::kDeadlineExceeded:

@@ -36,13 +36,12 @@
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "grpcpp/support/server_callback.h"
-#include "router/detokenizer.h"
+#include "router/answer_text.h"
 #include "router/generation.h"
 #include "router/request_queue.h"
 #include "router/router_metrics.h"
 #include "router/settlement.h"
 #include "router/speed_promise.h"
-#include "router/stop_matcher.h"
 #include "router/worker_pool.h"
 
 namespace ultraspeed::router {
@@ -52,6 +51,7 @@ struct RelayRequest {
   std::shared_ptr<const ServedModel> model;
   v1::WorkerGenerateRequest worker_request;  // complete but for the tier, with request_id
   std::vector<std::string> stop;
+  std::optional<ToolUse> tools;
 };
 
 // Goes out with the first response, refusals included.
@@ -105,7 +105,6 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void GoOnOrFail(const WorkerPool::Lease& lease, RequestQueue::Place place,
                   const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void AppendTokens(const v1::WorkerGenerateChunk& chunk) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void AppendText(const StopMatcher::Result& result) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void CompareCounts(const v1::Usage& worker_usage) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndOfText(v1::FinishReason reason, int32_t stop_token_id)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -137,9 +136,8 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   std::shared_ptr<const ServedModel> model_ ABSL_GUARDED_BY(mutex_);  // null until Begin
   Generation generation_ ABSL_GUARDED_BY(mutex_);
   Settlement settlement_ ABSL_GUARDED_BY(mutex_);
-  uint64_t queue_ticket_ ABSL_GUARDED_BY(mutex_) = 0;  // 0: does not wait
-  std::optional<Detokenizer> detokenizer_ ABSL_GUARDED_BY(mutex_);
-  std::optional<StopMatcher> stop_matcher_ ABSL_GUARDED_BY(mutex_);
+  uint64_t queue_ticket_ ABSL_GUARDED_BY(mutex_) = 0;         // 0: does not wait
+  std::optional<AnswerText> answer_ ABSL_GUARDED_BY(mutex_);  // absent until Begin
 
   std::shared_ptr<WorkerCall> call_
       ABSL_GUARDED_BY(mutex_);  // null between placements and after the end

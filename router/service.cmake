@@ -4,6 +4,7 @@ ultraspeed_library(ultraspeed_router_service
     admin_messages.cc
     admin_service.cc
     admin_tokens.cc
+    finish_name.cc
     relay.cc
     request_decoder.cc
     router_metrics.cc

@@ -7,25 +7,13 @@
 #include "common/limits.h"
 #include "common/logging.h"
 #include "common/status_macros.h"
+#include "router/finish_name.h"
 #include "router/settlement.h"
 
 namespace ultraspeed::router {
 namespace {
 
 constexpr int kEntriesMax = 10'000;  // open ones that one sweep looks at
-
-absl::string_view FinishName(v1::FinishReason reason) {
-  switch (reason) {
-    case v1::FINISH_REASON_STOP:
-      return "stop";
-    case v1::FINISH_REASON_LENGTH:
-      return "length";
-    case v1::FINISH_REASON_CANCELLED:
-      return kFinishCancelled;
-    default:
-      return kFinishError;
-  }
-}
 
 RequestOutcome OutcomeOf(const std::string& worker, const v1::TerminalRecord& record) {
   RequestOutcome outcome;

@@ -6,33 +6,10 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "common/limits.h"
-#include "router/unicode.h"
+#include "router/field_checks.h"
 
 namespace ultraspeed::router {
 namespace {
-
-template <typename Value>
-absl::Status OutOfBounds(absl::string_view field, Value value, absl::string_view bound) {
-  return absl::InvalidArgumentError(absl::StrCat(field, " is ", value, "; it must be ", bound));
-}
-
-template <typename Value>
-absl::Status CheckRange(absl::string_view field, Value value, Value low, Value high) {
-  if (value >= low && value <= high) return absl::OkStatus();  // false for NaN
-  return OutOfBounds(field, value, absl::StrCat(low, "..", high));
-}
-
-absl::Status CheckBytes(absl::string_view field, absl::string_view value, size_t low, size_t high) {
-  if (value.size() >= low && value.size() <= high) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat(field, " has ", value.size(), " bytes; it must have ", low, "..", high));
-}
-
-absl::Status CheckUtf8(absl::string_view field, absl::string_view value) {
-  const size_t offset = FirstInvalidByte(value);
-  if (offset == value.size()) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(field, " is not UTF-8 at byte ", offset));
-}
 
 absl::Status CheckSampling(const v1::SamplingParams& sampling, const ModelFacts& facts) {
   if (sampling.has_temperature()) {
@@ -141,45 +118,6 @@ absl::Status CheckModelName(const std::string& model) {
   return CheckBytes("model", model, 1, limits::kModelNameBytesMax);
 }
 
-absl::StatusOr<ChatRole> RoleOf(const v1::ChatMessage& message, absl::string_view field) {
-  switch (message.role()) {
-    case v1::ROLE_SYSTEM:
-      return ChatRole::kSystem;
-    case v1::ROLE_USER:
-      return ChatRole::kUser;
-    case v1::ROLE_ASSISTANT:
-      return ChatRole::kAssistant;
-    case v1::ROLE_TOOL:
-      return ChatRole::kTool;
-    default:
-      return OutOfBounds(absl::StrCat(field, ".role"), static_cast<int>(message.role()),
-                         "1..4 (system, user, assistant, tool)");
-  }
-}
-
-absl::StatusOr<ChatTurn> ValidateMessage(const v1::ChatMessage& message, absl::string_view field) {
-  const absl::StatusOr<ChatRole> role = RoleOf(message, field);
-  if (!role.ok()) return role.status();
-  if (*role != ChatRole::kAssistant && !message.reasoning_content().empty()) {
-    return absl::InvalidArgumentError(absl::StrCat(field, ".reasoning_content has ",
-                                                   message.reasoning_content().size(),
-                                                   " bytes; only assistant messages may have any"));
-  }
-  if (*role == ChatRole::kUser && message.content().empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(field, ".content has 0 bytes; a user message must have at least 1"));
-  }
-  if (absl::Status status = CheckUtf8(absl::StrCat(field, ".content"), message.content());
-      !status.ok())
-    return status;
-  if (absl::Status status =
-          CheckUtf8(absl::StrCat(field, ".reasoning_content"), message.reasoning_content());
-      !status.ok()) {
-    return status;
-  }
-  return ChatTurn{*role, message.content(), message.reasoning_content()};
-}
-
 }  // namespace
 
 absl::StatusOr<GenerationParams> ValidateGenerate(const v1::GenerateRequest& request,
@@ -195,36 +133,13 @@ absl::StatusOr<GenerationParams> ValidateGenerate(const v1::GenerateRequest& req
 
 absl::StatusOr<ChatParams> ValidateChat(const v1::ChatRequest& request, const ModelFacts& facts) {
   if (absl::Status status = CheckModelName(request.model()); !status.ok()) return status;
-  const int num_messages = request.messages_size();
-  if (num_messages < 1 || num_messages > limits::kMessagesMax) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "messages has ", num_messages, " entries; it must have 1..", limits::kMessagesMax));
-  }
-  size_t num_bytes = 0;
-  for (const v1::ChatMessage& message : request.messages()) {
-    num_bytes += message.content().size() + message.reasoning_content().size();
-  }
-  if (num_bytes > limits::kPromptBytesMax) {
-    return absl::InvalidArgumentError(absl::StrCat("messages have ", num_bytes,
-                                                   " bytes together; they must have 0..",
-                                                   limits::kPromptBytesMax));
-  }
-  ChatParams params;
-  for (int i = 0; i < num_messages; ++i) {
-    absl::StatusOr<ChatTurn> turn =
-        ValidateMessage(request.messages(i), absl::StrCat("messages[", i, "]"));
-    if (!turn.ok()) return turn.status();
-    params.turns.push_back(*std::move(turn));
-  }
-  const ChatRole last = params.turns.back().role;
-  if (last != ChatRole::kUser && last != ChatRole::kTool) {
-    return OutOfBounds(absl::StrCat("messages[", num_messages - 1, "].role"),
-                       static_cast<int>(request.messages(num_messages - 1).role()),
-                       "2 (user) or 4 (tool) in the last message");
-  }
+  absl::StatusOr<Conversation> conversation = ValidateConversation(request);
+  if (!conversation.ok()) return conversation.status();
   absl::StatusOr<GenerationParams> generation = ValidateOptions(request.options(), facts);
   if (!generation.ok()) return generation.status();
+  ChatParams params;
   params.generation = *std::move(generation);
+  params.conversation = *std::move(conversation);
   params.enable_thinking =
       request.has_enable_thinking() ? request.enable_thinking() : facts.enable_thinking_default;
   return params;

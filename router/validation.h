@@ -14,7 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "router/chat_template.h"
+#include "router/conversation.h"
 #include "ultraspeed/v1/inference.pb.h"
 
 namespace ultraspeed::router {
@@ -49,7 +49,7 @@ struct GenerationParams {
 
 struct ChatParams {
   GenerationParams generation;
-  std::vector<ChatTurn> turns;
+  Conversation conversation;
   bool enable_thinking = true;
 };
 

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "router/http/reasoning_splitter.h"
 #include "router/http/reply_parts.h"
+#include "router/json_text.h"
 
 namespace ultraspeed::router {
 namespace {
@@ -28,7 +29,13 @@ class MessageWriter final : public ReplyWriter {
       Append("message_start", {{"message", std::move(message)}}, &events);
     }
     AppendDelta(Block::kThinking, parts.reasoning, &events);
+    // What goes on with a call that is open, then text, then new calls.
+    const auto& calls = chunk.tool_calls();
+    const auto first_new = std::find_if(calls.begin(), calls.end(),
+                                        [](const auto& call) { return !call.id().empty(); });
+    std::for_each(calls.begin(), first_new, [&](const auto& call) { AppendCall(call, &events); });
     AppendDelta(Block::kText, parts.content, &events);
+    std::for_each(first_new, calls.end(), [&](const auto& call) { AppendCall(call, &events); });
     if (!is_over()) return events;
     CloseBlock(&events);
     Append("message_delta",
@@ -46,6 +53,7 @@ class MessageWriter final : public ReplyWriter {
     const ReasoningSplitter::Parts parts = Take(chunk);
     absl::StrAppend(&whole_.reasoning, parts.reasoning);
     absl::StrAppend(&whole_.content, parts.content);
+    JoinCalls(chunk, &calls_);
   }
 
   std::string Body() override {
@@ -57,6 +65,11 @@ class MessageWriter final : public ReplyWriter {
     if (!whole_.content.empty()) {
       content.push_back(json::object{{"type", "text"}, {"text", whole_.content}});
     }
+    for (const v1::ToolCallDelta& call : calls_) {
+      // Arguments that max_tokens cut are no object.
+      auto input = ParseJsonObject(call.arguments(), "arguments");
+      content.push_back(ToolUse(call, input.ok() ? *std::move(input) : json::object()));
+    }
     json::object body = Message(std::move(content));
     body["stop_reason"] = StopReason();
     body["stop_sequence"] = StopSequence();
@@ -66,7 +79,7 @@ class MessageWriter final : public ReplyWriter {
   }
 
  private:
-  enum class Block { kNone, kThinking, kText };
+  enum class Block { kNone, kThinking, kText, kToolUse };
 
   bool is_over() const { return last_.finish_reason() != v1::FINISH_REASON_UNSPECIFIED; }
 
@@ -100,6 +113,26 @@ class MessageWriter final : public ReplyWriter {
     Append("content_block_delta",
            {{"index", block_idx_},
             {"delta", {{"type", is_thinking ? "thinking_delta" : "text_delta"}, {field, text}}}},
+           events);
+  }
+
+  static json::object ToolUse(const v1::ToolCallDelta& call, json::object input) {
+    return {{"type", "tool_use"},
+            {"id", call.id()},
+            {"name", call.name()},
+            {"input", std::move(input)}};
+  }
+
+  void AppendCall(const v1::ToolCallDelta& call, std::string* events) {
+    if (!call.id().empty()) {
+      CloseBlock(events);
+      block_ = Block::kToolUse;
+      Append("content_block_start",
+             {{"index", block_idx_}, {"content_block", ToolUse(call, json::object())}}, events);
+    }
+    Append("content_block_delta",
+           {{"index", block_idx_},
+            {"delta", {{"type", "input_json_delta"}, {"partial_json", call.arguments()}}}},
            events);
   }
 
@@ -138,6 +171,7 @@ class MessageWriter final : public ReplyWriter {
   }
   const char* StopReason() const {
     if (last_.finish_reason() == v1::FINISH_REASON_LENGTH) return "max_tokens";
+    if (last_.finish_reason() == v1::FINISH_REASON_TOOL_CALLS) return "tool_use";
     return ends_at_stop_sequence() ? "stop_sequence" : "end_turn";
   }
   json::value StopSequence() const {
@@ -148,7 +182,8 @@ class MessageWriter final : public ReplyWriter {
   v1::GenerateChunk last_;
   ReasoningSplitter splitter_;
   ReasoningSplitter::Parts whole_;
-  Block block_ = Block::kNone;  // open in the stream
+  std::vector<v1::ToolCallDelta> calls_;  // whole
+  Block block_ = Block::kNone;            // open in the stream
   int64_t block_idx_ = 0;
 };
 

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "router/http/anthropic_reply.h"
@@ -16,63 +17,147 @@ namespace {
 
 namespace json = boost::json;
 
-struct Content {
-  std::string text;      // text blocks, joined with line breaks
-  std::string thinking;  // likewise
-};
-
 void AppendBlock(absl::string_view block, std::string* text) {
   absl::StrAppend(text, text->empty() ? "" : "\n", block);
 }
 
-// A string, or blocks of the types in `allowed`.
-absl::StatusOr<Content> ReadContent(RequestFields& fields, absl::string_view name,
-                                    const std::vector<absl::string_view>& allowed) {
-  Content content;
+// A string, or blocks for each of which `visit` is called with its type, one of `allowed`.
+absl::Status ForEachBlock(
+    RequestFields& fields, absl::string_view name, const std::vector<absl::string_view>& allowed,
+    absl::FunctionRef<absl::Status(const std::string& type, RequestFields& block)> visit,
+    std::string* text) {
   const json::value* value = fields.Find(name);
   if (value != nullptr && value->is_string()) {
-    content.text = std::string(value->get_string());
-    return content;
+    *text = std::string(value->get_string());
+    return absl::OkStatus();
   }
   const json::array* blocks = value == nullptr ? nullptr : value->if_array();
   if (blocks == nullptr) {
     fields.Refuse(name, "a string or an array of blocks");
     return fields.status();
   }
-  RETURN_IF_ERROR(ForEachObject(*blocks, fields.PathOf(name), "a block", [&](RequestFields& block) {
+  return ForEachObject(*blocks, fields.PathOf(name), "a block", [&](RequestFields& block) {
     const std::string type = block.Choice("type", allowed);
     if (type.empty()) block.Refuse("type", "the type of a block");
-    const char* field = type == "thinking" ? "thinking" : "text";
-    const auto text = block.String(field);
-    if (!text) block.Refuse(field, "a string");
-    AppendBlock(text.value_or(""), type == "thinking" ? &content.thinking : &content.text);
-    return block.status();
-  }));
-  return content;
+    RETURN_IF_ERROR(block.status());
+    return visit(type, block);
+  });
 }
 
-absl::Status AddMessage(RequestFields& message, v1::ChatRequest* request) {
-  const std::string role = message.Choice("role", {"user", "assistant"});
-  if (role.empty()) message.Refuse("role", "user or assistant");
-  RETURN_IF_ERROR(message.status());
-  const bool is_assistant = role == "assistant";
-  ASSIGN_OR_RETURN(Content content,
-                   ReadContent(message, "content",
-                               is_assistant ? std::vector<absl::string_view>{"text", "thinking"}
-                                            : std::vector<absl::string_view>{"text"}));
+std::string ReadText(RequestFields& block, absl::string_view field) {
+  const auto text = block.String(field);
+  if (!text) block.Refuse(field, "a string");
+  return text.value_or("");
+}
+
+// A string, or text blocks, joined with line breaks.
+absl::StatusOr<std::string> ReadTexts(RequestFields& fields, absl::string_view name) {
+  std::string text;
+  RETURN_IF_ERROR(ForEachBlock(
+      fields, name, {"text"},
+      [&text](const std::string&, RequestFields& block) {
+        AppendBlock(ReadText(block, "text"), &text);
+        return block.status();
+      },
+      &text));
+  return text;
+}
+
+// A message of the assistant's: thoughts, text, and the calls that it made.
+absl::Status AddAssistantMessage(RequestFields& message, v1::ChatRequest* request) {
   v1::ChatMessage* out = request->add_messages();
-  out->set_role(is_assistant ? v1::ROLE_ASSISTANT : v1::ROLE_USER);
-  out->set_content(std::move(content.text));
-  out->set_reasoning_content(std::move(content.thinking));
+  out->set_role(v1::ROLE_ASSISTANT);
+  return ForEachBlock(
+      message, "content", {"text", "thinking", "tool_use"},
+      [out](const std::string& type, RequestFields& block) {
+        if (type == "text") {
+          AppendBlock(ReadText(block, "text"), out->mutable_content());
+        } else if (type == "thinking") {
+          AppendBlock(ReadText(block, "thinking"), out->mutable_reasoning_content());
+        } else {
+          v1::ToolCall* call = out->add_tool_calls();
+          call->set_id(block.String("id").value_or(""));
+          call->set_name(block.String("name").value_or(""));
+          const json::object* input = block.Object("input");
+          if (input == nullptr) block.Refuse("input", "an object");
+          if (input != nullptr) call->set_arguments_json(json::serialize(*input));
+        }
+        return block.status();
+      },
+      out->mutable_content());
+}
+
+// A message of the user's: results of calls become tool messages, what is left one of the user's.
+absl::Status AddUserMessage(RequestFields& message, v1::ChatRequest* request) {
+  std::string text;
+  bool has_results = false;
+  RETURN_IF_ERROR(ForEachBlock(
+      message, "content", {"text", "tool_result"},
+      [&](const std::string& type, RequestFields& block) -> absl::Status {
+        if (type == "text") {
+          AppendBlock(ReadText(block, "text"), &text);
+          return block.status();
+        }
+        has_results = true;
+        v1::ChatMessage* result = request->add_messages();
+        result->set_role(v1::ROLE_TOOL);
+        result->set_tool_call_id(block.String("tool_use_id").value_or(""));
+        if (block.Find("content") != nullptr) {
+          ASSIGN_OR_RETURN(*result->mutable_content(), ReadTexts(block, "content"));
+        }
+        return block.status();
+      },
+      &text));
+  if (has_results && text.empty()) return absl::OkStatus();
+  v1::ChatMessage* out = request->add_messages();
+  out->set_role(v1::ROLE_USER);
+  out->set_content(std::move(text));
   return absl::OkStatus();
 }
 
-absl::Status AddMessages(RequestFields& fields, v1::ChatRequest* request) {
+// One message may become several; `origins` says of each of them which it was made of.
+absl::Status AddMessages(RequestFields& fields, v1::ChatRequest* request,
+                         std::vector<std::string>* origins) {
   const json::array* messages = fields.Array("messages");
   if (messages == nullptr) fields.Refuse("messages", "an array");
   RETURN_IF_ERROR(fields.status());
-  return ForEachObject(*messages, "messages", "one",
-                       [request](RequestFields& message) { return AddMessage(message, request); });
+  int idx = 0;
+  return ForEachObject(*messages, "messages", "one", [&](RequestFields& message) {
+    const std::string role = message.Choice("role", {"user", "assistant"});
+    if (role.empty()) message.Refuse("role", "user or assistant");
+    RETURN_IF_ERROR(message.status());
+    RETURN_IF_ERROR(role == "assistant" ? AddAssistantMessage(message, request)
+                                        : AddUserMessage(message, request));
+    origins->resize(request->messages_size(), absl::StrCat("messages[", idx++, "]"));
+    return absl::OkStatus();
+  });
+}
+
+absl::Status AddTool(RequestFields& tool, v1::ChatRequest* request) {
+  tool.Choice("type", {"custom"});
+  RETURN_IF_ERROR(tool.status());
+  return AddFunction(tool, "input_schema", request);
+}
+
+absl::Status ReadTools(RequestFields& fields, v1::ChatRequest* request) {
+  if (const json::object* choice = fields.Object("tool_choice")) {
+    RequestFields inner(*choice, "tool_choice.");
+    const std::string type = inner.Choice("type", {"auto", "any", "tool", "none"});
+    const bool is_required = type == "any" || type == "tool";
+    if (type == "none") request->set_tool_choice(v1::TOOL_CHOICE_NONE);
+    if (is_required) request->set_tool_choice(v1::TOOL_CHOICE_REQUIRED);
+    const auto name = inner.String("name");
+    if (type == "tool" && !name) inner.Refuse("name", "the name of a tool");
+    if (type == "tool") request->set_required_tool(name.value_or(""));
+    if (const auto value = inner.Bool("disable_parallel_tool_use"))
+      request->set_parallel_tool_calls(!*value);
+    fields.Merge(inner.status());
+  }
+  const json::array* tools = fields.Array("tools");
+  RETURN_IF_ERROR(fields.status());
+  if (tools == nullptr) return absl::OkStatus();
+  return ForEachObject(*tools, "tools", "a tool",
+                       [request](RequestFields& tool) { return AddTool(tool, request); });
 }
 
 void ReadTier(RequestFields& fields, v1::GenerateOptions* options) {
@@ -89,14 +174,26 @@ void ReadTier(RequestFields& fields, v1::GenerateOptions* options) {
   }
 }
 
-bool ReadThinking(RequestFields& fields) {
-  const json::object* thinking = fields.Object("thinking");
-  if (thinking == nullptr) return false;
-  RequestFields inner(*thinking, "thinking.");
-  const std::string type = inner.Choice("type", {"enabled", "disabled"});
-  if (type.empty()) inner.Refuse("type", "enabled or disabled");
-  fields.Merge(inner.status());
-  return type == "enabled";
+// What the prompt is made of.
+absl::Status ReadConversation(RequestFields& fields, v1::ChatRequest* request, FieldNames* names) {
+  request->set_model(ReadModel(fields));
+  for (const char* name : {"mcp_servers", "container"}) fields.RefuseUnlessEmpty(name);
+  request->set_enable_thinking(ReadThinking(fields).value_or(false));
+  if (fields.Find("system") != nullptr) {
+    v1::ChatMessage* message = request->add_messages();
+    message->set_role(v1::ROLE_SYSTEM);
+    ASSIGN_OR_RETURN(*message->mutable_content(), ReadTexts(fields, "system"));
+    names->messages.push_back("system");
+  }
+  RETURN_IF_ERROR(AddMessages(fields, request, &names->messages));
+  names->renames = {{"options.sampling.", ""},
+                    {"options.stop", "stop_sequences"},
+                    {"options.client_request_id", "metadata.user_id"},
+                    {"options.", ""},
+                    {"required_tool", "tool_choice.name"},
+                    {"enable_thinking", "thinking"}};
+  names->parts = {{"].parameters_json", "].input_schema"}};
+  return ReadTools(fields, request);
 }
 
 }  // namespace
@@ -108,13 +205,6 @@ absl::StatusOr<TranslatedCall> ParseMessages(absl::string_view body) {
   v1::GenerateOptions* options = request.mutable_options();
   TranslatedCall call;
 
-  request.set_model(ReadModel(fields));
-  for (const char* name : {"tools", "mcp_servers", "container"}) fields.RefuseUnlessEmpty(name);
-  if (const json::object* choice = fields.Object("tool_choice")) {
-    RequestFields inner(*choice, "tool_choice.");
-    inner.Choice("type", {"none", "auto"});
-    fields.Merge(inner.status());
-  }
   if (const auto count = fields.Int32("max_tokens")) options->set_max_tokens(*count);
   if (fields.Find("max_tokens") == nullptr) fields.Refuse("max_tokens", "a whole number");
   ReadSampling(fields, options->mutable_sampling());
@@ -128,23 +218,20 @@ absl::StatusOr<TranslatedCall> ParseMessages(absl::string_view body) {
     fields.Merge(inner.status());
   }
   ReadTier(fields, options);
-  request.set_enable_thinking(ReadThinking(fields));
   call.stream = fields.Bool("stream").value_or(false);
-  if (fields.Find("system") != nullptr) {
-    ASSIGN_OR_RETURN(Content system, ReadContent(fields, "system", {"text"}));
-    v1::ChatMessage* message = request.add_messages();
-    message->set_role(v1::ROLE_SYSTEM);
-    message->set_content(std::move(system.text));
-    call.names.leading_messages = 1;
-  }
-  RETURN_IF_ERROR(AddMessages(fields, &request));
-
+  RETURN_IF_ERROR(ReadConversation(fields, &request, &call.names));
   call.request = std::move(request);
-  call.names.renames = {{"options.sampling.", ""},
-                        {"options.stop", "stop_sequences"},
-                        {"options.client_request_id", "metadata.user_id"},
-                        {"options.", ""}};
   call.reply = NewMessageWriter(std::move(stops));
+  return call;
+}
+
+absl::StatusOr<TranslatedCall> ParseCountTokens(absl::string_view body) {
+  ASSIGN_OR_RETURN(const json::object object, ParseJsonBody(body));
+  RequestFields fields(object);
+  v1::ChatRequest request;
+  TranslatedCall call;
+  RETURN_IF_ERROR(ReadConversation(fields, &request, &call.names));
+  call.request = std::move(request);
   return call;
 }
 

@@ -1,7 +1,9 @@
-// Bodies of POST /v1/messages to calls of the gRPC API. Pure.
+// Bodies of POST /v1/messages and /v1/messages/count_tokens to calls of the gRPC API. Pure.
 //
-// Source: Anthropic API reference, "Create a Message". Fields and blocks that this server cannot
-// honour (tools, images, documents, ..) are refused by name, fields that nobody knows are ignored.
+// Source: Anthropic API reference, "Create a Message" and "Count tokens in a Message". Fields and
+// blocks that this server cannot honour (images, documents, tools that Anthropic's own servers run)
+// are refused by name, fields that nobody knows are ignored. A message with results of tools
+// becomes several.
 // `speed` "fast" means ultraspeed. Thinking is off unless asked for. Extensions: seed, ignore_eos
 // and speculation.
 #pragma once
@@ -14,5 +16,7 @@ namespace ultraspeed::router {
 
 // INVALID_ARGUMENT begins with the field at fault.
 absl::StatusOr<TranslatedCall> ParseMessages(absl::string_view body);
+// To count the tokens of its prompt: without `reply`, and nothing about the answer is looked at.
+absl::StatusOr<TranslatedCall> ParseCountTokens(absl::string_view body);
 
 }  // namespace ultraspeed::router

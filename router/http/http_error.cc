@@ -7,6 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 
 namespace ultraspeed::router {
 namespace {
@@ -63,20 +64,26 @@ absl::string_view LeadingField(absl::string_view message) {
   return {};
 }
 
+// "messages[2].content" by the caller's name for messages[2].
+std::string CallersMessage(absl::string_view field, const FieldNames& names) {
+  constexpr absl::string_view kMessages = "messages[";
+  const size_t close = field.find(']');
+  size_t idx = 0;
+  if (!absl::StartsWith(field, kMessages) || close == absl::string_view::npos ||
+      !absl::SimpleAtoi(field.substr(kMessages.size(), close - kMessages.size()), &idx) ||
+      idx >= names.messages.size()) {
+    return std::string(field);
+  }
+  // A field that is a message has none of its fields.
+  const bool is_whole = !absl::StartsWith(names.messages[idx], kMessages);
+  return absl::StrCat(names.messages[idx], is_whole ? "" : field.substr(close + 1));
+}
+
 std::string CallersField(absl::string_view field, const FieldNames& names) {
   for (const auto& [from, to] : names.renames) {
     if (absl::StartsWith(field, from)) return absl::StrCat(to, field.substr(from.size()));
   }
-  constexpr absl::string_view kMessages = "messages[";
-  const size_t close = field.find(']');
-  int idx = 0;
-  if (names.leading_messages > 0 && absl::StartsWith(field, kMessages) &&
-      close != absl::string_view::npos &&
-      absl::SimpleAtoi(field.substr(kMessages.size(), close - kMessages.size()), &idx)) {
-    if (idx < names.leading_messages) return "system";
-    return absl::StrCat(kMessages, idx - names.leading_messages, field.substr(close));
-  }
-  return std::string(field);
+  return absl::StrReplaceAll(CallersMessage(field, names), names.parts);
 }
 
 ErrorKind KindOf(const absl::Status& status, bool admitted) {

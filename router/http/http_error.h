@@ -51,9 +51,11 @@ struct HttpError {
 // How the caller's body calls what the gRPC API calls otherwise.
 struct FieldNames {
   // Prefix of a gRPC field -> what stands for it; the first that matches.
-  std::vector<std::pair<std::string, std::string>> renames;
-  // Messages that the translation put before the caller's own: Anthropic's `system`.
-  int leading_messages = 0;
+  std::vector<std::pair<std::string, std::string>> renames = {};
+  // Path of the caller's field that messages[i] was made of; empty: messages[i] of the caller.
+  std::vector<std::string> messages = {};
+  // Then: what stands for parts of the path, wherever they are.
+  std::vector<std::pair<std::string, std::string>> parts = {};
 };
 
 // Translates the field that a message of the gRPC API begins with, if it begins with one.

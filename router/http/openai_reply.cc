@@ -111,7 +111,8 @@ class OpenAiWriter : public ReplyWriter {
   }
 
   const char* FinishReason() const {
-    return last_.finish_reason() == v1::FINISH_REASON_LENGTH ? "length" : "stop";
+    if (last_.finish_reason() == v1::FINISH_REASON_LENGTH) return "length";
+    return last_.finish_reason() == v1::FINISH_REASON_TOOL_CALLS ? "tool_calls" : "stop";
   }
   bool continuous_usage() const { return options_.continuous_usage; }
   // Of a whole answer.
@@ -176,6 +177,7 @@ class ChatCompletionWriter final : public OpenAiWriter {
     json::object delta;
     if (!parts.reasoning.empty()) delta["reasoning_content"] = parts.reasoning;
     if (!parts.content.empty()) delta["content"] = parts.content;
+    if (chunk.tool_calls_size() > 0) delta["tool_calls"] = CallDeltas(chunk);
     json::value logprobs;
     if (chunk.logprobs_size() > 0) {
       logprobs = Logprobs({chunk.logprobs().begin(), chunk.logprobs().end()});
@@ -192,12 +194,21 @@ class ChatCompletionWriter final : public OpenAiWriter {
     const ReasoningSplitter::Parts parts = Split(chunk, is_last);
     absl::StrAppend(&whole_.reasoning, parts.reasoning);
     absl::StrAppend(&whole_.content, parts.content);
+    JoinCalls(chunk, &calls_);
   }
 
   json::object WholeChoice() override {
+    const bool is_call_only = whole_.content.empty() && !calls_.empty();
     json::object message = {
-        {"role", "assistant"}, {"content", whole_.content}, {"refusal", nullptr}};
+        {"role", "assistant"},
+        {"content", is_call_only ? json::value(nullptr) : json::value(whole_.content)},
+        {"refusal", nullptr}};
     if (!whole_.reasoning.empty()) message["reasoning_content"] = whole_.reasoning;
+    if (!calls_.empty()) {
+      json::array calls;
+      for (const v1::ToolCallDelta& call : calls_) calls.push_back(CallJson(call));
+      message["tool_calls"] = std::move(calls);
+    }
     return {{"index", 0},
             {"message", std::move(message)},
             {"logprobs", logprobs().empty() ? json::value(nullptr) : Logprobs(logprobs())},
@@ -210,6 +221,25 @@ class ChatCompletionWriter final : public OpenAiWriter {
             {"logprobs", std::move(logprobs)},
             {"finish_reason",
              finish_reason == nullptr ? json::value(nullptr) : json::value(finish_reason)}};
+  }
+
+  static json::object CallJson(const v1::ToolCallDelta& call) {
+    return {{"id", call.id()},
+            {"type", "function"},
+            {"function", {{"name", call.name()}, {"arguments", call.arguments()}}}};
+  }
+
+  // Id, type and name stand in a call's first delta only.
+  static json::array CallDeltas(const v1::GenerateChunk& chunk) {
+    json::array deltas;
+    for (const v1::ToolCallDelta& call : chunk.tool_calls()) {
+      json::object delta = call.id().empty()
+                               ? json::object{{"function", {{"arguments", call.arguments()}}}}
+                               : CallJson(call);
+      delta["index"] = call.index();
+      deltas.push_back(std::move(delta));
+    }
+    return deltas;
   }
 
   ReasoningSplitter::Parts Split(const v1::GenerateChunk& chunk, bool is_last) {
@@ -246,6 +276,7 @@ class ChatCompletionWriter final : public OpenAiWriter {
 
   ReasoningSplitter splitter_;
   ReasoningSplitter::Parts whole_;
+  std::vector<v1::ToolCallDelta> calls_;  // whole
 };
 
 class CompletionWriter final : public OpenAiWriter {

@@ -51,21 +51,37 @@ v1::Role RoleOf(const std::string& role) {
   return v1::ROLE_TOOL;
 }
 
+absl::Status AddCall(RequestFields& call, v1::ChatMessage* message) {
+  call.Choice("type", {"function"});
+  v1::ToolCall* out = message->add_tool_calls();
+  out->set_id(call.String("id").value_or(""));
+  const json::object* function = call.Object("function");
+  if (function == nullptr) call.Refuse("function", "an object");
+  RETURN_IF_ERROR(call.status());
+  RequestFields inner(*function, call.PathOf("function."));
+  out->set_name(inner.String("name").value_or(""));
+  out->set_arguments_json(inner.String("arguments").value_or(""));
+  return inner.status();
+}
+
 absl::Status AddMessage(RequestFields& message, v1::ChatRequest* request) {
   const std::string role =
       message.Choice("role", {"system", "developer", "user", "assistant", "tool"});
   if (role.empty()) message.Refuse("role", "one of system, developer, user, assistant, tool");
-  for (const char* name : {"tool_calls", "function_call", "audio", "refusal"}) {
-    message.RefuseUnlessEmpty(name);
-  }
+  for (const char* name : {"function_call", "audio", "refusal"}) message.RefuseUnlessEmpty(name);
   ASSIGN_OR_RETURN(std::string content, ContentOf(message));
   const std::string reasoning = message.String("reasoning_content").value_or("");
+  const std::string call_id = message.String("tool_call_id").value_or("");
+  const json::array* calls = message.Array("tool_calls");
   RETURN_IF_ERROR(message.status());
   v1::ChatMessage* out = request->add_messages();
   out->set_role(RoleOf(role));
   out->set_content(std::move(content));
   out->set_reasoning_content(reasoning);
-  return absl::OkStatus();
+  out->set_tool_call_id(call_id);
+  if (calls == nullptr) return absl::OkStatus();
+  return ForEachObject(*calls, message.PathOf("tool_calls"), "a call",
+                       [out](RequestFields& call) { return AddCall(call, out); });
 }
 
 absl::Status AddMessages(RequestFields& fields, v1::ChatRequest* request) {
@@ -76,13 +92,56 @@ absl::Status AddMessages(RequestFields& fields, v1::ChatRequest* request) {
                        [request](RequestFields& message) { return AddMessage(message, request); });
 }
 
+absl::Status AddTool(RequestFields& tool, v1::ChatRequest* request) {
+  if (tool.Choice("type", {"function"}).empty()) tool.Refuse("type", "function");
+  const json::object* function = tool.Object("function");
+  if (function == nullptr) tool.Refuse("function", "an object");
+  RETURN_IF_ERROR(tool.status());
+  RequestFields inner(*function, tool.PathOf("function."));
+  return AddFunction(inner, "parameters", request);
+}
+
+// "none", "auto", "required", or the function that has to be called.
+void ReadToolChoice(RequestFields& fields, v1::ChatRequest* request) {
+  const json::value* choice = fields.Find("tool_choice");
+  if (choice == nullptr) return;
+  if (const json::object* named = choice->if_object()) {
+    RequestFields outer(*named, "tool_choice.");
+    outer.Choice("type", {"function"});
+    const json::object* function = outer.Object("function");
+    if (function == nullptr) outer.Refuse("function", "an object");
+    fields.Merge(outer.status());
+    if (function == nullptr) return;
+    RequestFields inner(*function, "tool_choice.function.");
+    const auto name = inner.String("name");
+    if (!name) inner.Refuse("name", "the name of a tool");
+    fields.Merge(inner.status());
+    request->set_tool_choice(v1::TOOL_CHOICE_REQUIRED);
+    request->set_required_tool(name.value_or(""));
+    return;
+  }
+  const std::string word = fields.Choice("tool_choice", {"none", "auto", "required"});
+  if (word == "none") request->set_tool_choice(v1::TOOL_CHOICE_NONE);
+  if (word == "required") request->set_tool_choice(v1::TOOL_CHOICE_REQUIRED);
+}
+
+absl::Status ReadTools(RequestFields& fields, v1::ChatRequest* request) {
+  ReadToolChoice(fields, request);
+  if (const auto value = fields.Bool("parallel_tool_calls"))
+    request->set_parallel_tool_calls(*value);
+  const json::array* tools = fields.Array("tools");
+  RETURN_IF_ERROR(fields.status());
+  if (tools == nullptr) return absl::OkStatus();
+  return ForEachObject(*tools, "tools", "a tool",
+                       [request](RequestFields& tool) { return AddTool(tool, request); });
+}
+
 void RefuseWhatCannotBeHonoured(RequestFields& fields) {
   for (const char* name :
-       {"tools", "functions", "function_call", "audio", "frequency_penalty", "presence_penalty",
+       {"functions", "function_call", "audio", "frequency_penalty", "presence_penalty",
         "logit_bias", "echo", "suffix", "web_search_options", "use_beam_search"}) {
     fields.RefuseUnlessEmpty(name);
   }
-  fields.Choice("tool_choice", {"none", "auto"});
   fields.Whole("n", 1, 1);
   fields.Whole("best_of", 1, 1);
   if (const json::object* format = fields.Object("response_format")) {
@@ -127,7 +186,13 @@ FieldNames NamesOf(absl::string_view max_tokens, absl::string_view logprobs) {
                       {"options.max_tokens", std::string(max_tokens)},
                       {"options.logprobs", std::string(logprobs)},
                       {"options.client_request_id", "user"},
-                      {"options.", ""}}};
+                      {"options.", ""},
+                      {"required_tool", "tool_choice.function.name"},
+                      {"enable_thinking", "chat_template_kwargs.enable_thinking"}},
+          .parts = {{"].name", "].function.name"},
+                    {"].description", "].function.description"},
+                    {"].parameters_json", "].function.parameters"},
+                    {"].arguments_json", "].function.arguments"}}};
 }
 
 absl::StatusOr<std::string> PromptOf(RequestFields& fields) {
@@ -164,12 +229,14 @@ absl::StatusOr<TranslatedCall> ParseChatCompletion(absl::string_view body, Reply
   } else if (top_logprobs) {
     fields.Refuse("top_logprobs", "absent unless logprobs is true");
   }
+  if (const auto thinking = ReadThinking(fields)) request.set_enable_thinking(*thinking);
   if (const json::object* kwargs = fields.Object("chat_template_kwargs")) {
     RequestFields inner(*kwargs, "chat_template_kwargs.");
     if (const auto thinking = inner.Bool("enable_thinking")) request.set_enable_thinking(*thinking);
     fields.Merge(inner.status());
   }
   RETURN_IF_ERROR(AddMessages(fields, &request));
+  RETURN_IF_ERROR(ReadTools(fields, &request));
   call.stream = fields.Bool("stream").value_or(false);
   RETURN_IF_ERROR(fields.status());
 

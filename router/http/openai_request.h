@@ -1,9 +1,9 @@
 // Bodies of POST /v1/chat/completions and /v1/completions to calls of the gRPC API. Pure.
 //
 // Source: OpenAI API reference, "Create chat completion" and "Create completion (legacy)". Fields
-// that this server cannot honour (tools, audio, penalties, n > 1, ..) are refused by name, fields
-// that nobody knows are ignored. Extensions: top_k, ignore_eos, speculation, reasoning_content and
-// chat_template_kwargs.enable_thinking.
+// that this server cannot honour (audio, penalties, n > 1, ..) are refused by name, fields that
+// nobody knows are ignored, and so is `strict` of a tool. Extensions: top_k, ignore_eos,
+// speculation, reasoning_content, thinking.type and chat_template_kwargs.enable_thinking.
 #pragma once
 
 #include "absl/status/statusor.h"

@@ -1,24 +1,16 @@
 #include "router/http/reasoning_splitter.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "router/partial_match.h"
 
 namespace ultraspeed::router {
 namespace {
 
 constexpr absl::string_view kBegin = "<think>";
 constexpr absl::string_view kEnd = "</think>";
-
-// Bytes at the end of `text` that may be the beginning of `marker`.
-size_t HeldBytes(absl::string_view text, absl::string_view marker) {
-  for (size_t count = std::min(text.size(), marker.size() - 1); count > 0; --count) {
-    if (absl::StartsWith(marker, text.substr(text.size() - count))) return count;
-  }
-  return 0;
-}
 
 }  // namespace
 
@@ -39,7 +31,7 @@ ReasoningSplitter::Parts ReasoningSplitter::Append(absl::string_view text) {
   if (state_ == State::kReasoning) {
     const size_t end = joined.find(kEnd.data(), 0, kEnd.size());
     if (end == std::string::npos) {
-      const size_t held_bytes = HeldBytes(joined, kEnd);
+      const size_t held_bytes = BegunBytes(joined, kEnd);
       held_ = joined.substr(joined.size() - held_bytes);
       joined.resize(joined.size() - held_bytes);
       parts.reasoning = std::move(joined);

@@ -26,6 +26,16 @@ json::object SpeedAndBill(const v1::GenerateChunk& last) {
   return object;
 }
 
+void JoinCalls(const v1::GenerateChunk& chunk, std::vector<v1::ToolCallDelta>* calls) {
+  for (const v1::ToolCallDelta& delta : chunk.tool_calls()) {
+    if (delta.id().empty() && !calls->empty()) {
+      calls->back().mutable_arguments()->append(delta.arguments());
+    } else {
+      calls->push_back(delta);
+    }
+  }
+}
+
 std::string SseEvent(absl::string_view name, const json::object& data) {
   std::string event;
   if (!name.empty()) absl::StrAppend(&event, "event: ", name, "\n");

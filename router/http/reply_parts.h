@@ -4,6 +4,7 @@
 
 #include <boost/json/fwd.hpp>
 #include <string>
+#include <vector>
 
 #include "absl/strings/string_view.h"
 #include "ultraspeed/v1/inference.pb.h"
@@ -15,6 +16,9 @@ const char* OwnTierName(v1::ServiceTier tier);  // "standard" or "ultraspeed"
 // The extension `ultraspeed` of a terminal chunk: tokens_per_second, ttft_ms, tokens_per_round
 // (null if no decode round ran), billed_tier, billed_reason, seed.
 boost::json::object SpeedAndBill(const v1::GenerateChunk& last);
+
+// Adds a chunk's calls to those of the chunks before it, a call's deltas to one.
+void JoinCalls(const v1::GenerateChunk& chunk, std::vector<v1::ToolCallDelta>* calls);
 
 // `name` empty: no event line.
 std::string SseEvent(absl::string_view name, const boost::json::object& data);

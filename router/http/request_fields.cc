@@ -8,7 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "common/limits.h"
+#include "router/json_text.h"
 
 namespace ultraspeed::router {
 namespace {
@@ -42,27 +42,7 @@ std::optional<int64_t> AsWhole(const json::value& value) {
 }  // namespace
 
 absl::StatusOr<json::object> ParseJsonBody(absl::string_view body) {
-  json::parse_options options;
-  options.max_depth = limits::kJsonDepthMax;
-  json::stream_parser parser({}, options);
-  boost::system::error_code error;
-  const size_t num_parsed = parser.write_some(body.data(), body.size(), error);
-  if (error == json::error::too_deep) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "body is nested deeper than ", limits::kJsonDepthMax, " levels at byte ", num_parsed));
-  }
-  if (!error && num_parsed < body.size()) error = json::error::extra_data;
-  if (!error) parser.finish(error);
-  if (error) {
-    return absl::InvalidArgumentError(absl::StrCat("body is not valid JSON in UTF-8 at byte ",
-                                                   num_parsed, ": ", error.message()));
-  }
-  json::value value = parser.release();
-  if (!value.is_object()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("body is ", Quote(value), "; it must be an object"));
-  }
-  return std::move(value.get_object());
+  return ParseJsonObject(body, "body");
 }
 
 RequestFields::RequestFields(const json::object& object, std::string path)

@@ -21,6 +21,27 @@ void ReadSampling(RequestFields& fields, v1::SamplingParams* sampling) {
   if (const auto value = fields.Bits64("seed")) sampling->set_seed(*value);
 }
 
+std::optional<bool> ReadThinking(RequestFields& fields) {
+  const boost::json::object* thinking = fields.Object("thinking");
+  if (thinking == nullptr) return std::nullopt;
+  RequestFields inner(*thinking, "thinking.");
+  const std::string type = inner.Choice("type", {"enabled", "adaptive", "disabled"});
+  if (type.empty()) inner.Refuse("type", "enabled, adaptive or disabled");
+  fields.Merge(inner.status());
+  return type != "disabled";
+}
+
+absl::Status AddFunction(RequestFields& function, absl::string_view schema,
+                         v1::ChatRequest* request) {
+  v1::Tool* tool = request->add_tools();
+  tool->set_name(function.String("name").value_or(""));
+  if (const auto description = function.String("description")) tool->set_description(*description);
+  if (const boost::json::object* parameters = function.Object(schema)) {
+    tool->set_parameters_json(boost::json::serialize(*parameters));
+  }
+  return function.status();
+}
+
 absl::Status ForEachObject(const boost::json::array& items, absl::string_view path,
                            absl::string_view must_be,
                            absl::FunctionRef<absl::Status(RequestFields& item)> visit) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <boost/json/fwd.hpp>
+#include <optional>
 #include <string>
 
 #include "absl/functional/function_ref.h"
@@ -16,6 +17,12 @@ namespace ultraspeed::router {
 std::string ReadModel(RequestFields& fields);
 // temperature, top_p, top_k and seed.
 void ReadSampling(RequestFields& fields, v1::SamplingParams* sampling);
+// `thinking`, an object with a type: Anthropic's field, and Xiaomi's in OpenAI's shape. "adaptive" is
+// on: the model always decides how much.
+std::optional<bool> ReadThinking(RequestFields& fields);
+// A tool's name, description and schema, which is the object `schema`.
+absl::Status AddFunction(RequestFields& function, absl::string_view schema,
+                         v1::ChatRequest* request);
 // Visits the objects of the array at `path` in order, up to the first error. INVALID_ARGUMENT: an
 // item is no object; "it must be <must_be>".
 absl::Status ForEachObject(const boost::json::array& items, absl::string_view path,

@@ -39,6 +39,7 @@ Route RouteOf(absl::string_view path) {
   if (path == "/v1/chat/completions") return Route::kChatCompletions;
   if (path == "/v1/completions") return Route::kCompletions;
   if (path == "/v1/messages") return Route::kMessages;
+  if (path == "/v1/messages/count_tokens") return Route::kCountTokens;
   if (path == "/v1/models") return Route::kModels;
   if (path == "/v1/usage") return Route::kUsage;
   if (path == "/healthz") return Route::kHealth;
@@ -80,6 +81,8 @@ absl::string_view RouteName(Route route) {
       return "completions";
     case Route::kMessages:
       return "messages";
+    case Route::kCountTokens:
+      return "count_tokens";
     case Route::kModels:
       return "models";
     case Route::kModel:
@@ -97,13 +100,20 @@ absl::string_view RouteName(Route route) {
 }
 
 absl::string_view AllowedMethod(Route route) {
-  const bool is_post =
-      route == Route::kChatCompletions || route == Route::kCompletions || route == Route::kMessages;
-  return is_post ? "POST" : "GET";
+  switch (route) {
+    case Route::kChatCompletions:
+    case Route::kCompletions:
+    case Route::kMessages:
+    case Route::kCountTokens:
+      return "POST";
+    default:
+      return "GET";
+  }
 }
 
 Dialect DialectOf(Route route) {
-  return route == Route::kMessages ? Dialect::kAnthropic : Dialect::kOpenAi;
+  const bool is_anthropic = route == Route::kMessages || route == Route::kCountTokens;
+  return is_anthropic ? Dialect::kAnthropic : Dialect::kOpenAi;
 }
 
 }  // namespace ultraspeed::router

@@ -15,6 +15,7 @@ enum class Route : uint8_t {
   kChatCompletions,
   kCompletions,
   kMessages,
+  kCountTokens,
   kModels,
   kModel,
   kUsage,

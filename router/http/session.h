@@ -105,8 +105,10 @@ class Session : public std::enable_shared_from_this<Session> {
   HttpHeaders CallersMetadata() const;
   std::string Label(const std::string& of_body) const;
 
+  std::string TakeBody();
   absl::StatusOr<TranslatedCall> TakeCall();
   Awaitable<void> AnswerStreamCall(TranslatedCall translated);
+  Awaitable<void> AnswerCountTokens();
   Awaitable<void> AnswerModels();
   Awaitable<void> AnswerUsage();
   // Starts a unary call and waits for its end. False: the client left.

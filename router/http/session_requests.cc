@@ -131,6 +131,9 @@ Session::Awaitable<void> Session::HandleRequest() {
       }
       co_return;
     }
+    case Route::kCountTokens:
+      co_await AnswerCountTokens();
+      co_return;
     case Route::kModels:
     case Route::kModel:
       co_await AnswerModels();
@@ -152,9 +155,13 @@ Session::Awaitable<void> Session::HandleRequest() {
 }
 
 // The body is gone afterwards: an answer may take long.
-absl::StatusOr<TranslatedCall> Session::TakeCall() {
-  const std::string body = std::move(parser_->get().body());
+std::string Session::TakeBody() {
   shared_->body_bytes -= std::exchange(body_bytes_, 0);
+  return std::move(parser_->get().body());
+}
+
+absl::StatusOr<TranslatedCall> Session::TakeCall() {
+  const std::string body = TakeBody();
   if (target_.route == Route::kMessages) return ParseMessages(body);
   const ReplyContext context = {.created_unix_s = absl::ToUnixSeconds(absl::Now()),
                                 .find_model = shared_->options.find_model};
@@ -217,6 +224,28 @@ Session::Awaitable<bool> Session::Finished(std::shared_ptr<Call> call) {
   }
   call->Cancel();
   co_return false;
+}
+
+Session::Awaitable<void> Session::AnswerCountTokens() {
+  using Call = UnaryCall<v1::ChatRequest, v1::TokenizeResponse>;
+  auto translated = ParseCountTokens(TakeBody());
+  if (!translated.ok()) {
+    co_await WriteStatus(translated.status(), {});
+    co_return;
+  }
+  const auto call =
+      Call::Start(shared_->stub, &v1::Inference::Stub::async::TokenizeChat, &shared_->calls,
+                  std::get<v1::ChatRequest>(std::move(translated->request)), CallersMetadata(),
+                  NotifyOnStrand());
+  const bool finished = co_await Finished(call);
+  if (!finished) co_return;
+  if (call->status()->ok()) {
+    co_await WriteAnswer(
+        200, "application/json",
+        absl::StrCat("{\"input_tokens\":", call->response().token_ids_size(), "}"));
+  } else {
+    co_await WriteStatus(*call->status(), translated->names);
+  }
 }
 
 Session::Awaitable<void> Session::AnswerModels() {

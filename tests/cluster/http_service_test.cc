@@ -14,6 +14,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "router/http/http_server.h"
 #include "tests/cluster/http_client.h"
 #include "tests/cluster/router_service_fixture.h"
@@ -146,6 +147,51 @@ TEST_F(HttpServiceTest, AnAnswerThatTheOperatorEndsIsAnError) {
   EXPECT_EQ(events.Joined("text"), "hello");
   EXPECT_THAT(events.data.back(), HasSubstr("the operator ended this request"));
   http_.reset();  // waits for calls that never ended
+}
+
+TEST_F(HttpServiceTest, CallsOfToolsInBothShapes) {
+  AddWorker({.script = PlaySteps(
+                 StepsOf("<tool_call>\n<function=f>\n<parameter=x>é</parameter>\n</function>\n"
+                         "</tool_call>"),
+                 v1::FINISH_REASON_STOP)});
+  StartHttp();
+  const std::string ask = R"("model":"fake","messages":[{"role":"user","content":"u"}])";
+  const SseEvents openai = ParseSse(
+      Ask(HttpPost("/v1/chat/completions",
+                   absl::StrCat("{", ask, R"(,"stream":true,"tool_choice":"required",)",
+                                R"("tools":[{"type":"function","function":{"name":"f"}}]})"),
+                   ""))
+          .body);
+  ASSERT_GE(openai.data.size(), 3u);
+  EXPECT_THAT(absl::StrJoin(openai.data, "\n"), HasSubstr(R"("name":"f")"));
+  EXPECT_THAT(openai.data[openai.data.size() - 2], HasSubstr(R"("finish_reason":"tool_calls")"));
+
+  const HttpResponse whole = Ask(HttpPost(
+      "/v1/messages", absl::StrCat("{", ask, R"(,"max_tokens":99,"tools":[{"name":"f"}]})"), ""));
+  EXPECT_THAT(whole.body, HasSubstr(R"("name":"f","input":{"x":"é"}}])"));
+  EXPECT_THAT(whole.body, HasSubstr(R"("stop_reason":"tool_use")"));
+
+  const HttpResponse refused = Ask(HttpPost(
+      "/v1/messages", absl::StrCat("{", ask, R"(,"max_tokens":99,"tools":[{"name":"f g"}]})"), ""));
+  EXPECT_EQ(refused.status, 400);
+  EXPECT_THAT(refused.body, HasSubstr(R"(tools[0].name is \"f g\"; it must be of a-z)"));
+}
+
+TEST_F(HttpServiceTest, TokensAreCountedAsTheAnswerWillCountThem) {
+  AddWorker();
+  StartHttp();
+  const std::string ask = R"({"model":"fake","max_tokens":9,"system":"s","tools":[{"name":"f"}],)"
+                          R"("messages":[{"role":"user","content":"u"}]})";
+  const HttpResponse counted = Ask(HttpPost("/v1/messages/count_tokens", ask, ""));
+  EXPECT_EQ(counted.status, 200);
+  const int64_t num_tokens = counted.json().at("input_tokens").to_number<int64_t>();
+  const HttpResponse answer = Ask(HttpPost("/v1/messages", ask, ""));
+  EXPECT_EQ(answer.json().at("usage").at("input_tokens"), num_tokens);
+  const HttpResponse refused =
+      Ask(HttpPost("/v1/messages/count_tokens", R"({"model":"fake","messages":[]})", ""));
+  EXPECT_EQ(refused.status, 400);
+  EXPECT_THAT(refused.body, HasSubstr("messages has 0 entries"));
+  EXPECT_THAT(refused.body, HasSubstr(R"("type":"error")"));
 }
 
 TEST_F(HttpServiceTest, ASlowReaderGetsEverything) {

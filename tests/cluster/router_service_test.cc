@@ -221,9 +221,14 @@ TEST_F(RouterServiceTest, ChatTokenizeAndListModelsAnswer) {
   EXPECT_EQ(std::count(prompt.begin(), prompt.end(), end) + 1,
             std::count(prompt.begin(), prompt.end(), start));
 
+  grpc::ClientContext tokenize_chat_context;
+  v1::TokenizeResponse tokens;
+  EXPECT_TRUE(stub_->TokenizeChat(&tokenize_chat_context, chat, &tokens).ok());
+  EXPECT_TRUE(std::equal(prompt.begin(), prompt.end(), tokens.token_ids().begin(),
+                         tokens.token_ids().end()));
+
   grpc::ClientContext tokenize_context;
   v1::TokenizeRequest tokenize;
-  v1::TokenizeResponse tokens;
   tokenize.set_model("fake");
   tokenize.set_text("int x;");
   EXPECT_TRUE(stub_->Tokenize(&tokenize_context, tokenize, &tokens).ok());

@@ -190,8 +190,8 @@ INSTANTIATE_TEST_SUITE_P(
                 [](auto* r) { r->mutable_options()->set_logprobs(9); },
                 {"options.logprobs is 9", "0..8"}},
         Refusal{"LongRequestId",
-                [](auto* r) { r->mutable_options()->set_client_request_id(std::string(129, 'i')); },
-                {"options.client_request_id has 129 bytes", "0..128"}},
+                [](auto* r) { r->mutable_options()->set_client_request_id(std::string(257, 'i')); },
+                {"options.client_request_id has 257 bytes", "0..256"}},
         Refusal{"ControlInRequestId",
                 [](auto* r) { r->mutable_options()->set_client_request_id("a\nb"); },
                 {"options.client_request_id", "character 10 at byte 1"}},
@@ -232,8 +232,8 @@ TEST(ValidateChatTest, TurnsAndThinking) {
   v1::ChatRequest request = GoodChat();
   auto params = ValidateChat(request, kFacts);
   ASSERT_TRUE(params.ok()) << params.status();
-  ASSERT_EQ(params->turns.size(), 1u);
-  EXPECT_EQ(params->turns[0].content, "Hello");
+  ASSERT_EQ(params->conversation.turns.size(), 1u);
+  EXPECT_EQ(params->conversation.turns[0].content, "Hello");
   EXPECT_TRUE(params->enable_thinking);
   request.set_enable_thinking(false);
   EXPECT_FALSE(ValidateChat(request, kFacts)->enable_thinking);

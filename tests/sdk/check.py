@@ -17,6 +17,7 @@ MODEL = "tiny-mimo"
 QUESTION = [{"role": "user", "content": "Write a function that adds two numbers."}]
 SAME = {"temperature": 0.8, "max_tokens": 40}
 EXTRA = {"ignore_eos": True, "seed": 7}
+SCHEMA = {"type": "object", "properties": {"a": {"type": "number"}, "why": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
 
 
 def check(what, holds):
@@ -78,9 +79,24 @@ def check_openai():
     streamed = client.completions.create(model=MODEL, prompt="def main():", max_tokens=10, stream=True, extra_body=EXTRA)
     check("completions, streamed and not", completion.choices[0].text == "".join(c.choices[0].text for c in streamed if c.choices))
 
+    # The bundled model was never told of tools, so it is made to call one; what it fills in is its affair.
+    tools = [{"type": "function", "function": {"name": "add", "strict": True, "parameters": SCHEMA}}]
+    forced = {"type": "function", "function": {"name": "add"}}
+    whole = client.chat.completions.create(model=MODEL, messages=QUESTION, tools=tools, tool_choice=forced, extra_body=EXTRA, **SAME)
+    call = whole.choices[0].message.tool_calls[0]
+    check("tools: the forced function is called", call.function.name == "add" and call.id.startswith("call_"))
+    stream = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, tools=tools, tool_choice=forced, stream=True, extra_body=EXTRA, **SAME)
+    deltas = [d for c in stream if c.choices for d in c.choices[0].delta.tool_calls or []]
+    check("the same call streamed", deltas[0].function.name == "add" and "".join(d.function.arguments for d in deltas) == call.function.arguments)
+    conversation = QUESTION + [
+        {"role": "assistant", "tool_calls": [{"id": call.id, "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}]},
+        {"role": "tool", "tool_call_id": call.id, "content": "3"}]
+    answer = client.chat.completions.create(model=MODEL, messages=conversation, tools=tools, tool_choice="none", **SAME)
+    check("its result goes back", bool(answer.choices[0].message.content))
     error = refused(openai.BadRequestError, lambda: client.chat.completions.create(
-        model=MODEL, messages=QUESTION, tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}]))
-    check("tools are a BadRequestError with param", error is not None and error.param == "tools")
+        model=MODEL, messages=QUESTION, tools=[{"type": "function", "function": {"name": "a b"}}]))
+    check("a bad tool is a BadRequestError with param", error is not None and error.param == "tools[0].function.name")
     error = refused(openai.NotFoundError, lambda: client.chat.completions.create(model="other", messages=QUESTION))
     check("an unknown model is a NotFoundError", error is not None and error.code == "model_not_found")
     stranger = openai.OpenAI(base_url=base_url + "/v1", api_key="us-wrong", max_retries=0)
@@ -103,6 +119,21 @@ def check_anthropic(openai_text):
         final = stream.get_final_message()
     check("the same text streamed", text == openai_text and final.content[0].text == openai_text)
     check("the final message's usage", final.usage.output_tokens == 40 and final.stop_reason == "max_tokens")
+
+    tools = [{"name": "add", "description": "Adds.", "input_schema": SCHEMA}]
+    forced = {"type": "tool", "name": "add"}
+    whole = client.messages.create(model=MODEL, messages=QUESTION, tools=tools, tool_choice=forced, **same)
+    check("tools: a tool_use block", whole.content[0].type == "tool_use" and whole.content[0].name == "add")
+    with client.messages.stream(model=MODEL, messages=QUESTION, tools=tools, tool_choice=forced, **same) as stream:
+        final = stream.get_final_message()
+    check("the same streamed", final.content[0].type == "tool_use" and final.content[0].id.startswith("call_"))
+    conversation = QUESTION + [
+        {"role": "assistant", "content": [{"type": "tool_use", "id": final.content[0].id, "name": "add", "input": {"a": 1}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": final.content[0].id, "content": "3"}]}]
+    counted = client.messages.count_tokens(model=MODEL, messages=conversation, tools=tools)
+    answer = client.messages.create(model=MODEL, messages=conversation, tools=tools, max_tokens=5)
+    read = answer.usage.input_tokens + answer.usage.cache_read_input_tokens
+    check("its result goes back, and count_tokens counted it", counted.input_tokens == read)
 
     stop = openai_text[10:14]
     stopped = client.messages.create(model=MODEL, messages=QUESTION, stop_sequences=[stop], **same)

@@ -67,6 +67,7 @@ TEST(AnthropicRequest, ThinkingIsOffUnlessAskedFor) {
   EXPECT_TRUE(Parsed(Messages("")).has_enable_thinking());
   EXPECT_FALSE(Parsed(Messages("")).enable_thinking());
   EXPECT_FALSE(Parsed(Messages(R"("thinking":{"type":"disabled"})")).enable_thinking());
+  EXPECT_TRUE(Parsed(Messages(R"("thinking":{"type":"adaptive"})")).enable_thinking());
 }
 
 TEST(AnthropicRequest, Tiers) {
@@ -87,8 +88,9 @@ TEST(AnthropicRequest, WhatIsWrongIsNamed) {
             "max_tokens is missing; it must be a whole number");
   EXPECT_EQ(ErrorOf(R"({"model":"m","max_tokens":1})"), "messages is missing; it must be an array");
   for (const char* field :
-       {R"("tools":[{"name":"a"}])", R"("tool_choice":{"type":"any"})", R"("mcp_servers":[{}])",
-        R"("thinking":{"type":"adaptive"})", R"("speed":"slow")", R"("stop_sequences":[1])"}) {
+       {R"("tools":[{"type":"bash_20250124","name":"bash"}])", R"("tool_choice":{"type":"some"})",
+        R"("tool_choice":{"type":"tool"})", R"("mcp_servers":[{}])", R"("thinking":{"type":"on"})",
+        R"("speed":"slow")", R"("stop_sequences":[1])"}) {
     const std::vector<std::string> quoted = absl::StrSplit(field, '"');
     EXPECT_TRUE(absl::StartsWith(ErrorOf(Messages(field)), quoted[1])) << ErrorOf(Messages(field));
   }
@@ -98,9 +100,9 @@ TEST(AnthropicRequest, WhatIsWrongIsNamed) {
   EXPECT_EQ(error(R"([{"role":"system","content":"a"}])"),
             "messages[0].role is \"system\"; it must be one of user, assistant");
   EXPECT_EQ(error(R"([{"role":"user","content":[{"type":"image","source":{}}]}])"),
-            "messages[0].content[0].type is \"image\"; it must be one of text");
+            "messages[0].content[0].type is \"image\"; it must be one of text, tool_result");
   EXPECT_EQ(error(R"([{"role":"user","content":[{"type":"thinking","thinking":"a"}]}])"),
-            "messages[0].content[0].type is \"thinking\"; it must be one of text");
+            "messages[0].content[0].type is \"thinking\"; it must be one of text, tool_result");
   EXPECT_EQ(error(R"([{"role":"user"}])"),
             "messages[0].content is missing; it must be a string or an array of blocks");
 }

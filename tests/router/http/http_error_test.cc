@@ -82,12 +82,14 @@ TEST(HttpError, FieldsHaveTheNamesOfTheCaller) {
   EXPECT_TRUE(param("deadline").is_null());
 }
 
-TEST(HttpError, MessagesBeforeTheCallersOwnAreNotCounted) {
-  const FieldNames names = {.renames = {}, .leading_messages = 1};
+TEST(HttpError, MessagesAreCalledAsTheCallerDid) {
+  const FieldNames names = {.messages = {"system", "messages[0]", "messages[1]", "messages[1]"},
+                            .parts = {{"].name", "].function.name"}}};
   const auto message = [&](const char* text) {
     return ErrorOfStatus(absl::InvalidArgumentError(text), false, names, "").message;
   };
-  EXPECT_EQ(message("messages[3].content has 0 bytes"), "messages[2].content has 0 bytes");
+  EXPECT_EQ(message("messages[3].content has 0 bytes"), "messages[1].content has 0 bytes");
+  EXPECT_EQ(message("tools[2].name has 0 bytes"), "tools[2].function.name has 0 bytes");
   EXPECT_EQ(message("messages[0].content is not UTF-8"), "system is not UTF-8");
 }
 

@@ -94,6 +94,14 @@ TEST(OpenAiRequest, WhatIsAbsentOrNullIsLeftToTheServer) {
   EXPECT_EQ(request.options().service_tier(), v1::SERVICE_TIER_UNSPECIFIED);
 }
 
+TEST(OpenAiRequest, Thinking) {
+  EXPECT_TRUE(ParsedChat(Chat(R"("thinking":{"type":"enabled"})")).enable_thinking());
+  const v1::ChatRequest off = ParsedChat(Chat(R"("thinking":{"type":"disabled"})"));
+  EXPECT_TRUE(off.has_enable_thinking() && !off.enable_thinking());
+  EXPECT_EQ(ChatError(Chat(R"("thinking":{})")),
+            "thinking.type is missing; it must be enabled, adaptive or disabled");
+}
+
 TEST(OpenAiRequest, ServiceTiers) {
   const auto tier = [](const char* name) {
     return ParsedChat(Chat(absl::StrCat("\"service_tier\":\"", name, "\"")))
@@ -109,7 +117,7 @@ TEST(OpenAiRequest, ServiceTiers) {
 
 TEST(OpenAiRequest, WhatCannotBeHonouredIsRefusedByName) {
   for (const char* field :
-       {R"("tools":[{"type":"function"}])", R"("tool_choice":"required")",
+       {R"("tools":[{"type":"web_search"}])", R"("tool_choice":"sometimes")",
         R"("tool_choice":{"type":"function"})", R"("functions":[{}])", R"("n":2)", R"("best_of":2)",
         R"("frequency_penalty":0.1)", R"("presence_penalty":-1)", R"("logit_bias":{"1":2})",
         R"("response_format":{"type":"json_object"})", R"("echo":true)", R"("suffix":"x")",
@@ -161,9 +169,8 @@ TEST(OpenAiRequest, BadMessagesNameTheirPlace) {
             "messages[0].content is 5; it must be a string or an array of text parts");
   EXPECT_EQ(error(R"([{"role":"user","content":[{"type":"image_url","image_url":{}}]}])"),
             "messages[0].content[0].type is \"image_url\"; it must be one of text");
-  EXPECT_TRUE(
-      absl::StartsWith(error(R"([{"role":"assistant","content":"a","tool_calls":[{"id":"1"}]}])"),
-                       "messages[0].tool_calls is an array of 1; this server does not support it"));
+  EXPECT_EQ(error(R"([{"role":"assistant","content":"a","function_call":{"name":"f"}}])"),
+            "messages[0].function_call is an object; this server does not support it");
   EXPECT_EQ(ChatError(R"({"messages":[]})"), "model is missing; it must be the name of a model");
 }
 
