@@ -2,12 +2,14 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <iostream>
 #include <iterator>
 #include <limits>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -220,6 +222,16 @@ absl::StatusOr<std::optional<Arguments>> ParseArguments(int argc, const char* co
   if (arguments.api_key.empty()) {
     const char* from_environment = std::getenv("ULTRASPEED_API_KEY");
     if (from_environment != nullptr) arguments.api_key = from_environment;
+  }
+  // gRPC ends the process over a header that is none.
+  const auto odd =
+      std::find_if_not(arguments.api_key.begin(), arguments.api_key.end(),
+                       [](char c) { return absl::ascii_isgraph(static_cast<unsigned char>(c)); });
+  if (odd != arguments.api_key.end()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--api-key, or ULTRASPEED_API_KEY, has the byte ",
+                     static_cast<int>(static_cast<unsigned char>(*odd)), " at ",
+                     odd - arguments.api_key.begin(), "; it must be visible ASCII"));
   }
   if (arguments.json && arguments.stream_json) {
     return absl::InvalidArgumentError("--json and --stream-json: only one of the two");

@@ -272,6 +272,7 @@ TEST_F(ClusterTest, TheClientProgramsExitStatusSaysWhatHappened) {
   EXPECT_EQ(status_of({"generate", "--max-tokens=0", kPrompt}), 3);
   EXPECT_EQ(status_of({"generate", "--temperature=nan", kPrompt}), 3);
   EXPECT_EQ(status_of({"generate", "--model", kModel, kPrompt}, "us-wrong"), 4);
+  EXPECT_EQ(status_of({"generate", "--model", kModel, kPrompt}, "us-a\nkey"), 2);
   EXPECT_EQ(status_of({"generate", "--model", "no-such-model", kPrompt}), 5);
   EXPECT_EQ(
       status_of({"generate", "--deadline=300ms", "--max-tokens=8000", "--ignore-eos", kPrompt}), 8);
