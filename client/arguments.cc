@@ -224,9 +224,9 @@ absl::StatusOr<std::optional<Arguments>> ParseArguments(int argc, const char* co
     if (from_environment != nullptr) arguments.api_key = from_environment;
   }
   // gRPC ends the process over a header that is none.
-  const auto odd =
-      std::find_if_not(arguments.api_key.begin(), arguments.api_key.end(),
-                       [](char c) { return absl::ascii_isgraph(static_cast<unsigned char>(c)); });
+  const auto odd = std::find_if_not(arguments.api_key.begin(), arguments.api_key.end(), [](char c) {
+    return absl::ascii_isgraph(static_cast<unsigned char>(c));
+  });
   if (odd != arguments.api_key.end()) {
     return absl::InvalidArgumentError(
         absl::StrCat("--api-key, or ULTRASPEED_API_KEY, has the byte ",

@@ -84,10 +84,9 @@ bool AnswerText::AppendPiece(const ToolCallParser::Piece& piece, v1::GenerateChu
   if (!is_new && piece.arguments.empty()) return false;
   const int index = num_calls_ - 1;
   const int num_deltas = chunk->tool_calls_size();
-  v1::ToolCallDelta* delta =
-      num_deltas > 0 && chunk->tool_calls(num_deltas - 1).index() == index
-          ? chunk->mutable_tool_calls(num_deltas - 1)
-          : chunk->add_tool_calls();
+  v1::ToolCallDelta* delta = num_deltas > 0 && chunk->tool_calls(num_deltas - 1).index() == index
+                                 ? chunk->mutable_tool_calls(num_deltas - 1)
+                                 : chunk->add_tool_calls();
   delta->set_index(index);
   if (is_new) {
     delta->set_id(absl::StrCat(call_id_prefix_, index));

@@ -63,9 +63,9 @@ class AnswerText {
   Detokenizer detokenizer_;
   std::optional<StopMatcher> stop_matcher_;
   std::optional<ToolCallParser> call_;  // open
-  int num_calls_ = 0;             // whose name has come
-  bool is_behind_call_ = false;   // nothing but white space came since
-  std::string gap_;               // that white space
+  int num_calls_ = 0;                   // whose name has come
+  bool is_behind_call_ = false;         // nothing but white space came since
+  std::string gap_;                     // that white space
 };
 
 }  // namespace ultraspeed::router

@@ -71,9 +71,9 @@ absl::StatusOr<ChatTurn> ValidateMessage(const v1::ChatMessage& message, const s
                                                    " bytes; only assistant messages may have any"));
   }
   if (role != ChatRole::kAssistant && message.tool_calls_size() > 0) {
-    return absl::InvalidArgumentError(absl::StrCat(field, ".tool_calls has ",
-                                                   message.tool_calls_size(),
-                                                   " entries; only assistant messages may have any"));
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ".tool_calls has ", message.tool_calls_size(),
+                     " entries; only assistant messages may have any"));
   }
   if (role != ChatRole::kTool && !message.tool_call_id().empty()) {
     return OutOfBounds(absl::StrCat(field, ".tool_call_id"),
@@ -86,14 +86,14 @@ absl::StatusOr<ChatTurn> ValidateMessage(const v1::ChatMessage& message, const s
   }
   RETURN_IF_ERROR(CheckUtf8(field + ".content", message.content()));
   RETURN_IF_ERROR(CheckUtf8(field + ".reasoning_content", message.reasoning_content()));
-  RETURN_IF_ERROR(CheckBytes(field + ".tool_call_id", message.tool_call_id(), 0,
-                             limits::kToolCallIdBytesMax));
+  RETURN_IF_ERROR(
+      CheckBytes(field + ".tool_call_id", message.tool_call_id(), 0, limits::kToolCallIdBytesMax));
   RETURN_IF_ERROR(CheckCount(field + ".tool_calls", message.tool_calls_size(), 0,
                              limits::kToolCallsMax, "entries"));
   ChatTurn turn{role, message.content(), message.reasoning_content()};
   for (int i = 0; i < message.tool_calls_size(); ++i) {
-    ASSIGN_OR_RETURN(ToolCallTurn call,
-                     ValidateCall(message.tool_calls(i), absl::StrCat(field, ".tool_calls[", i, "]")));
+    ASSIGN_OR_RETURN(ToolCallTurn call, ValidateCall(message.tool_calls(i),
+                                                     absl::StrCat(field, ".tool_calls[", i, "]")));
     turn.tool_calls.push_back(std::move(call));
   }
   return turn;
@@ -152,9 +152,9 @@ absl::StatusOr<std::vector<ChatTurn>> ValidateMessages(const v1::ChatRequest& re
   RETURN_IF_ERROR(CheckCount("messages", num_messages, 1, limits::kMessagesMax, "entries"));
   const size_t num_bytes = BytesOf(request);
   if (num_bytes > limits::kPromptBytesMax) {
-    return absl::InvalidArgumentError(absl::StrCat("messages have ", num_bytes,
-                                                   " bytes together, with tools; they must have 0..",
-                                                   limits::kPromptBytesMax));
+    return absl::InvalidArgumentError(
+        absl::StrCat("messages have ", num_bytes, " bytes together, with tools; they must have 0..",
+                     limits::kPromptBytesMax));
   }
   std::vector<ChatTurn> turns;
   for (int i = 0; i < num_messages; ++i) {

@@ -29,7 +29,7 @@ struct ToolCallTurn {
 // The functions that the model is told of, and how its answer has to begin.
 struct ToolPrompt {
   std::vector<ToolFunction> functions;
-  bool call_required = false;  // the prompt ends inside of a call
+  bool call_required = false;      // the prompt ends inside of a call
   std::string required_name = {};  // with call_required; empty: the model chooses
 };
 

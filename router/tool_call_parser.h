@@ -59,7 +59,7 @@ class ToolCallParser {
   void EndFunction(Piece* piece);
 
   const FunctionTypes* const types_;
-  std::string mark_;  // until it came back
+  std::string mark_;                            // until it came back
   const ParameterTypes* parameters_ = nullptr;  // of the function; null: not one of those
   State state_ = State::kBeforeName;
   std::string held_;  // not decided yet

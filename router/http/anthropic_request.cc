@@ -210,8 +210,7 @@ absl::StatusOr<TranslatedCall> ParseMessages(absl::string_view body) {
   ReadSampling(fields, options->mutable_sampling());
   std::vector<std::string> stops = fields.Strings("stop_sequences");
   for (const std::string& stop : stops) options->add_stop(stop);
-  if (const auto value = fields.Bool("speculation")) options->set_speculation(*value);
-  if (const auto value = fields.Bool("ignore_eos")) options->set_ignore_eos(*value);
+  ReadSpeculation(fields, options);
   if (const json::object* metadata = fields.Object("metadata")) {
     RequestFields inner(*metadata, "metadata.");
     if (const auto user = inner.String("user_id")) options->set_client_request_id(*user);

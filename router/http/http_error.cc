@@ -74,8 +74,8 @@ std::string CallersMessage(absl::string_view field, const FieldNames& names) {
       idx >= names.messages.size()) {
     return std::string(field);
   }
-  // A field that is a message has none of its fields.
-  const bool is_whole = !absl::StartsWith(names.messages[idx], kMessages);
+  // A field that is no item of an array is a message's content, and has no fields.
+  const bool is_whole = !absl::StrContains(names.messages[idx], '[');
   return absl::StrCat(names.messages[idx], is_whole ? "" : field.substr(close + 1));
 }
 
@@ -160,8 +160,13 @@ std::string ErrorBody(const HttpError& error, Dialect dialect, absl::string_view
 }
 
 std::string ErrorEvent(const HttpError& error, Dialect dialect, absl::string_view request_id) {
-  return absl::StrCat(dialect == Dialect::kAnthropic ? "event: error\ndata: " : "data: ",
-                      ErrorBody(error, dialect, request_id), "\n\n");
+  json::object data = ErrorJson(error, dialect, request_id);
+  if (dialect == Dialect::kResponses) {  // the reference's event, and what clients raise
+    data["type"] = "error";
+    for (const char* name : {"code", "message", "param"}) data[name] = data["error"].at(name);
+  }
+  return absl::StrCat(dialect == Dialect::kOpenAi ? "data: " : "event: error\ndata: ",
+                      json::serialize(data), "\n\n");
 }
 
 }  // namespace ultraspeed::router

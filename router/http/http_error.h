@@ -17,7 +17,8 @@
 
 namespace ultraspeed::router {
 
-enum class Dialect : uint8_t { kOpenAi, kAnthropic };
+// kResponses: OpenAI's, but for events of a stream.
+enum class Dialect : uint8_t { kOpenAi, kResponses, kAnthropic };
 
 enum class ErrorKind : uint8_t {
   kInvalidRequest,

@@ -161,18 +161,8 @@ void ReadOptions(RequestFields& fields, absl::string_view max_tokens, v1::Genera
   ReadSampling(fields, options->mutable_sampling());
   for (std::string& stop : fields.Strings("stop")) options->add_stop(std::move(stop));
   if (const auto user = fields.String("user")) options->set_client_request_id(*user);
-  if (const auto value = fields.Bool("speculation")) options->set_speculation(*value);
-  if (const auto value = fields.Bool("ignore_eos")) options->set_ignore_eos(*value);
-
-  const std::string tier =
-      fields.Choice("service_tier", {"auto", "default", "standard", "priority", "ultraspeed"});
-  reply->own_tier_names = tier == "standard" || tier == "ultraspeed";
-  if (tier == "default" || tier == "standard") {
-    options->set_service_tier(v1::SERVICE_TIER_STANDARD);
-  } else if (tier == "priority" || tier == "ultraspeed") {
-    options->set_service_tier(v1::SERVICE_TIER_ULTRASPEED);
-  }
-
+  ReadSpeculation(fields, options);
+  reply->own_tier_names = ReadOpenAiTier(fields, options);
   if (const json::object* stream_options = fields.Object("stream_options")) {
     RequestFields inner(*stream_options, "stream_options.");
     reply->include_usage = inner.Bool("include_usage").value_or(false);

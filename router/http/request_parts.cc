@@ -21,6 +21,22 @@ void ReadSampling(RequestFields& fields, v1::SamplingParams* sampling) {
   if (const auto value = fields.Bits64("seed")) sampling->set_seed(*value);
 }
 
+void ReadSpeculation(RequestFields& fields, v1::GenerateOptions* options) {
+  if (const auto value = fields.Bool("speculation")) options->set_speculation(*value);
+  if (const auto value = fields.Bool("ignore_eos")) options->set_ignore_eos(*value);
+}
+
+bool ReadOpenAiTier(RequestFields& fields, v1::GenerateOptions* options) {
+  const std::string tier =
+      fields.Choice("service_tier", {"auto", "default", "standard", "priority", "ultraspeed"});
+  if (tier == "default" || tier == "standard") {
+    options->set_service_tier(v1::SERVICE_TIER_STANDARD);
+  } else if (tier == "priority" || tier == "ultraspeed") {
+    options->set_service_tier(v1::SERVICE_TIER_ULTRASPEED);
+  }
+  return tier == "standard" || tier == "ultraspeed";
+}
+
 std::optional<bool> ReadThinking(RequestFields& fields) {
   const boost::json::object* thinking = fields.Object("thinking");
   if (thinking == nullptr) return std::nullopt;

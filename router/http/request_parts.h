@@ -17,8 +17,12 @@ namespace ultraspeed::router {
 std::string ReadModel(RequestFields& fields);
 // temperature, top_p, top_k and seed.
 void ReadSampling(RequestFields& fields, v1::SamplingParams* sampling);
-// `thinking`, an object with a type: Anthropic's field, and Xiaomi's in OpenAI's shape. "adaptive" is
-// on: the model always decides how much.
+// Our own: speculation and ignore_eos.
+void ReadSpeculation(RequestFields& fields, v1::GenerateOptions* options);
+// OpenAI's service_tier, and our names for it: true if it was asked for by one of ours.
+bool ReadOpenAiTier(RequestFields& fields, v1::GenerateOptions* options);
+// `thinking`, an object with a type: Anthropic's field, and Xiaomi's in OpenAI's shape. "adaptive"
+// is on: the model always decides how much.
 std::optional<bool> ReadThinking(RequestFields& fields);
 // A tool's name, description and schema, which is the object `schema`.
 absl::Status AddFunction(RequestFields& function, absl::string_view schema,

@@ -38,6 +38,7 @@ std::optional<std::string> PercentDecode(absl::string_view text, bool plus_is_bl
 Route RouteOf(absl::string_view path) {
   if (path == "/v1/chat/completions") return Route::kChatCompletions;
   if (path == "/v1/completions") return Route::kCompletions;
+  if (path == "/v1/responses") return Route::kResponses;
   if (path == "/v1/messages") return Route::kMessages;
   if (path == "/v1/messages/count_tokens") return Route::kCountTokens;
   if (path == "/v1/models") return Route::kModels;
@@ -79,6 +80,8 @@ absl::string_view RouteName(Route route) {
       return "chat_completions";
     case Route::kCompletions:
       return "completions";
+    case Route::kResponses:
+      return "responses";
     case Route::kMessages:
       return "messages";
     case Route::kCountTokens:
@@ -103,6 +106,7 @@ absl::string_view AllowedMethod(Route route) {
   switch (route) {
     case Route::kChatCompletions:
     case Route::kCompletions:
+    case Route::kResponses:
     case Route::kMessages:
     case Route::kCountTokens:
       return "POST";
@@ -113,7 +117,8 @@ absl::string_view AllowedMethod(Route route) {
 
 Dialect DialectOf(Route route) {
   const bool is_anthropic = route == Route::kMessages || route == Route::kCountTokens;
-  return is_anthropic ? Dialect::kAnthropic : Dialect::kOpenAi;
+  if (is_anthropic) return Dialect::kAnthropic;
+  return route == Route::kResponses ? Dialect::kResponses : Dialect::kOpenAi;
 }
 
 }  // namespace ultraspeed::router

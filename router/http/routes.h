@@ -14,6 +14,7 @@ namespace ultraspeed::router {
 enum class Route : uint8_t {
   kChatCompletions,
   kCompletions,
+  kResponses,
   kMessages,
   kCountTokens,
   kModels,

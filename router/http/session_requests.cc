@@ -8,6 +8,7 @@
 #include "router/http/anthropic_request.h"
 #include "router/http/openai_lists.h"
 #include "router/http/openai_request.h"
+#include "router/http/responses_request.h"
 #include "router/http/session.h"
 
 namespace ultraspeed::router {
@@ -122,6 +123,7 @@ Session::Awaitable<void> Session::HandleRequest() {
   switch (target_.route) {
     case Route::kChatCompletions:
     case Route::kCompletions:
+    case Route::kResponses:
     case Route::kMessages: {
       auto translated = TakeCall();
       if (translated.ok()) {
@@ -165,8 +167,9 @@ absl::StatusOr<TranslatedCall> Session::TakeCall() {
   if (target_.route == Route::kMessages) return ParseMessages(body);
   const ReplyContext context = {.created_unix_s = absl::ToUnixSeconds(absl::Now()),
                                 .find_model = shared_->options.find_model};
-  return target_.route == Route::kCompletions ? ParseCompletion(body, context)
-                                              : ParseChatCompletion(body, context);
+  if (target_.route == Route::kCompletions) return ParseCompletion(body, context);
+  return target_.route == Route::kResponses ? ParseResponse(body, context)
+                                            : ParseChatCompletion(body, context);
 }
 
 Session::Awaitable<void> Session::AnswerStreamCall(TranslatedCall translated) {

@@ -172,7 +172,9 @@ TEST_F(ManifestTest, ARequestGoesThroughRouterAndWorker) {
       router.http_port(), "/readyz', context=c).status)");
   std::string output;
   EXPECT_TRUE(Eventually(
-      [&] { return Run("probe", {FindProgram("python3"), "-c", probe}, &output) == 0; },
+      [&] {
+        return Run("probe", {FindProgram("python3"), "-c", probe}, &output) == 0;
+      },
       absl::Seconds(20)))
       << output << router.process().Log();
   EXPECT_THAT(output, HasSubstr("200"));

@@ -143,8 +143,8 @@ TEST_F(ToolCallsTest, ARequiredCallIsBegunForTheModel) {
   request.set_tool_choice(v1::TOOL_CHOICE_REQUIRED);
   request.set_required_tool("get_weather");
   const ToolAnswer answer = Chat(request);
-  EXPECT_TRUE(absl::EndsWith(PromptText(worker),
-                             "<think></think><tool_call>\n<function=get_weather>\n"));
+  EXPECT_TRUE(
+      absl::EndsWith(PromptText(worker), "<think></think><tool_call>\n<function=get_weather>\n"));
   EXPECT_EQ(answer.text, "");
   ASSERT_EQ(answer.calls.size(), 1u);
   EXPECT_EQ(answer.calls[0].arguments(), R"({"city":"Bern"})");

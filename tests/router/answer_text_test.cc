@@ -40,8 +40,9 @@ void Join(const v1::GenerateChunk& chunk, v1::GenerateChunk* joined) {
   }
 }
 
-Answer Read(const std::string& text, std::optional<ToolUse> tools, std::vector<std::string> stop = {},
-            v1::FinishReason reason = v1::FINISH_REASON_STOP, int tokens_per_chunk = 1) {
+Answer Read(const std::string& text, std::optional<ToolUse> tools,
+            std::vector<std::string> stop = {}, v1::FinishReason reason = v1::FINISH_REASON_STOP,
+            int tokens_per_chunk = 1) {
   const Tokenizer& tokenizer = TestTokenizer();
   AnswerText answer(&tokenizer, std::move(stop), std::move(tools), kRequestId);
   const int32_t think = *tokenizer.TokenId("<think>");

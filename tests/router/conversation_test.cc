@@ -136,7 +136,8 @@ TEST(Conversation, CallsAndResultsHaveTheirPlaces) {
   ExpectRefused(request, "messages[0].tool_calls has 1 entries; only assistant messages");
   request = WithTools();
   request.mutable_messages(0)->set_tool_call_id("a");
-  ExpectRefused(request, "messages[0].tool_call_id is \"a\"; it must be empty but in tool messages");
+  ExpectRefused(request,
+                "messages[0].tool_call_id is \"a\"; it must be empty but in tool messages");
   request = WithTools();
   AddCall("a", Add(v1::ROLE_ASSISTANT, "", &request));
   AddResult("a", "", &request);

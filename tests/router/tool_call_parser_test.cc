@@ -17,9 +17,7 @@ namespace {
 namespace json = boost::json;
 
 const FunctionTypes& Types() {
-  static const FunctionTypes types = {
-      {"f",
-       ParameterTypesOf(R"({"type":"object","properties":{
+  static const FunctionTypes types = {{"f", ParameterTypesOf(R"({"type":"object","properties":{
          "text":{"type":"string"}, "word":{"enum":["a","b"]}, "count":{"type":"integer"},
          "on":{"type":"boolean"}, "list":{"type":"array"}, "map":{"type":"object"},
          "maybe":{"type":["string","null"]}, "either":{"anyOf":[{"type":"string"},{"type":"number"}]},
@@ -80,9 +78,9 @@ TEST(ToolCallParser, ValuesAreReadByTheirSchema) {
             R"({"list":[1, "x"],"map":{"a": {}}})");
   EXPECT_EQ(Arguments(Parameter("list", "[1,") + Parameter("map", "[]")),
             R"({"list":"[1,","map":"[]"})");
-  EXPECT_EQ(Arguments(Parameter("maybe", "None") + Parameter("maybe", "null") +
-                      Parameter("maybe", "5")),
-            R"({"maybe":null,"maybe":null,"maybe":"5"})");
+  EXPECT_EQ(
+      Arguments(Parameter("maybe", "None") + Parameter("maybe", "null") + Parameter("maybe", "5")),
+      R"({"maybe":null,"maybe":null,"maybe":"5"})");
   EXPECT_EQ(Arguments(Parameter("either", "5") + Parameter("either", "null")),
             R"({"either":5,"either":"null"})");
   EXPECT_EQ(Arguments(Parameter("any", "1e3") + Parameter("any", "\"q\"") + Parameter("any", "x")),
@@ -111,9 +109,8 @@ TEST(ToolCallParser, WhatIsMissingIsMadeUpFor) {
 }
 
 TEST(ToolCallParser, WhatIsNoCallComesBack) {
-  for (const std::string body :
-       {"", "\n", "{\"name\":\"f\"}", "<function>f", "<function=>", "<function=a\nb>", "<function=f",
-        "  <func", "<function=a<b>"}) {
+  for (const std::string body : {"", "\n", "{\"name\":\"f\"}", "<function>f", "<function=>",
+                                 "<function=a\nb>", "<function=f", "  <func", "<function=a<b>"}) {
     const Parsed parsed = Parse(body);
     EXPECT_EQ(parsed.name, "") << body;
     EXPECT_EQ(parsed.arguments, "") << body;
@@ -125,9 +122,23 @@ TEST(ToolCallParser, WhatIsNoCallComesBack) {
 // However the text is cut, and whatever stands in it, the pieces join to the same JSON object.
 TEST(ToolCallParser, PiecesDoNotDependOnHowTheTextWasCut) {
   std::mt19937_64 random(TestSeed());
-  const std::string parts[] = {"<function=f>", "<function=g>", "</function>",  "<parameter=text>",
-                               "<parameter=count>", "</parameter>", "\n", " ", "12", "<", "</par",
-                               "true", "\"", "\\", "é", "{}", ">"};
+  const std::string parts[] = {"<function=f>",
+                               "<function=g>",
+                               "</function>",
+                               "<parameter=text>",
+                               "<parameter=count>",
+                               "</parameter>",
+                               "\n",
+                               " ",
+                               "12",
+                               "<",
+                               "</par",
+                               "true",
+                               "\"",
+                               "\\",
+                               "é",
+                               "{}",
+                               ">"};
   int num_calls = 0;
   for (int round = 0; round < 3000; ++round) {
     std::string body = random() % 4 == 0 ? "" : "\n<function=f>\n";

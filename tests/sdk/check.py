@@ -97,11 +97,33 @@ def check_openai():
     error = refused(openai.BadRequestError, lambda: client.chat.completions.create(
         model=MODEL, messages=QUESTION, tools=[{"type": "function", "function": {"name": "a b"}}]))
     check("a bad tool is a BadRequestError with param", error is not None and error.param == "tools[0].function.name")
+    check_responses(client, text)
     error = refused(openai.NotFoundError, lambda: client.chat.completions.create(model="other", messages=QUESTION))
     check("an unknown model is a NotFoundError", error is not None and error.code == "model_not_found")
     stranger = openai.OpenAI(base_url=base_url + "/v1", api_key="us-wrong", max_retries=0)
     check("a wrong key is an AuthenticationError", refused(openai.AuthenticationError, stranger.models.list) is not None)
     return text
+
+
+def check_responses(client, chat_text):
+    same = {"temperature": SAME["temperature"], "max_output_tokens": SAME["max_tokens"], "extra_body": EXTRA}
+    whole = client.responses.create(model=MODEL, input=QUESTION, **same)
+    check("responses.create", whole.output_text == chat_text and whole.status == "incomplete")
+    check("its usage", whole.usage.output_tokens == 40 and whole.incomplete_details.reason == "max_output_tokens")
+    with client.responses.stream(model=MODEL, input=QUESTION, **same) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+    check("the same text streamed", text == chat_text)
+    tools = [{"type": "function", "name": "add", "strict": True, "parameters": SCHEMA}]
+    forced = {"type": "function", "name": "add"}
+    whole = client.responses.create(model=MODEL, input=QUESTION, tools=tools, tool_choice=forced, **same)
+    call = whole.output[0]
+    check("a forced function_call", call.type == "function_call" and call.name == "add")
+    # As an agent does: the answer's own items, then the result.
+    items = QUESTION + [{**call.model_dump(exclude_none=True), "arguments": '{"a": 1}'}, {"type": "function_call_output", "call_id": call.call_id, "output": "3"}]
+    answer = client.responses.create(model=MODEL, input=items, tools=tools, tool_choice="none", max_output_tokens=8, extra_body=EXTRA)
+    check("its result goes back", bool(answer.output_text))
+    error = refused(openai.BadRequestError, lambda: client.responses.create(model=MODEL, input="x", previous_response_id="resp_1"))
+    check("what is not stored is refused by name", error is not None and error.param == "previous_response_id")
 
 
 def check_anthropic(openai_text):

@@ -11,6 +11,7 @@ TEST(Routes, PathsAndQueries) {
   EXPECT_EQ(ParseTarget("/v1/chat/completions").route, Route::kChatCompletions);
   EXPECT_EQ(ParseTarget("/v1/completions?beta=true").route, Route::kCompletions);
   EXPECT_EQ(ParseTarget("/v1/messages?beta=true").route, Route::kMessages);
+  EXPECT_EQ(ParseTarget("/v1/responses").route, Route::kResponses);
   EXPECT_EQ(ParseTarget("/v1/messages/count_tokens").route, Route::kCountTokens);
   EXPECT_EQ(ParseTarget("/v1/models").route, Route::kModels);
   EXPECT_EQ(ParseTarget("/healthz").route, Route::kHealth);

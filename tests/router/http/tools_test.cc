@@ -79,9 +79,9 @@ TEST(ToolRequest, BothShapesSayTheSame) {
     ASSERT_EQ(request.tools_size(), 2);
     EXPECT_EQ(request.tools(0).name(), "f");
     EXPECT_EQ(request.tools(0).description(), "d");
-    EXPECT_EQ(json::parse(request.tools(0).parameters_json()),
-              json::parse(
-                  R"({"type":"object","properties":{"x":{"type":"integer","minimum":1.5}}})"));
+    EXPECT_EQ(
+        json::parse(request.tools(0).parameters_json()),
+        json::parse(R"({"type":"object","properties":{"x":{"type":"integer","minimum":1.5}}})"));
     EXPECT_FALSE(request.tools(1).has_description());
     EXPECT_EQ(request.tools(1).parameters_json(), "");
     EXPECT_EQ(request.tool_choice(), v1::TOOL_CHOICE_UNSPECIFIED);
@@ -118,8 +118,7 @@ TEST(ToolRequest, WhatIsWrongHasTheCallersName) {
   EXPECT_EQ(Told(openai, "tools[1].name is \"\"; it"), "tools[1].function.name is \"\"; it");
   EXPECT_EQ(Told(openai, "messages[1].tool_calls[0].arguments_json is no"),
             "messages[1].tool_calls[0].function.arguments is no");
-  EXPECT_EQ(Told(openai, "required_tool is \"h\"; it"),
-            "tool_choice.function.name is \"h\"; it");
+  EXPECT_EQ(Told(openai, "required_tool is \"h\"; it"), "tool_choice.function.name is \"h\"; it");
   const auto anthropic = ParseAnthropic(kAnthropic);
   EXPECT_EQ(Told(anthropic, "tools[0].parameters_json is no"), "tools[0].input_schema is no");
   EXPECT_EQ(Told(anthropic, "messages[4].content has 0 bytes"), "messages[2].content has 0 bytes");
@@ -217,8 +216,8 @@ TEST(ToolReply, OpenAiWhole) {
   v1::GenerateChunk chunk = Chunk("");
   AddDelta(0, "f", "{}", &chunk);
   call_only->Collect(chunk);
-  EXPECT_TRUE(json::parse(call_only->Body()).at("choices").at(0).at("message").at("content")
-                  .is_null());
+  EXPECT_TRUE(
+      json::parse(call_only->Body()).at("choices").at(0).at("message").at("content").is_null());
 }
 
 TEST(ToolReply, AnthropicStream) {
@@ -251,8 +250,7 @@ TEST(ToolReply, AnthropicStream) {
     }
   }
   ASSERT_EQ(blocks.size(), 5u);  // thinking, text, call, text, call
-  EXPECT_EQ(blocks[2],
-            json::parse(R"({"type":"tool_use","id":"call_0","name":"f","input":{}})"));
+  EXPECT_EQ(blocks[2], json::parse(R"({"type":"tool_use","id":"call_0","name":"f","input":{}})"));
   EXPECT_EQ(inputs[2], R"({"x":"é"})");
   EXPECT_EQ(blocks[3].at("type"), "text");
   EXPECT_EQ(blocks[4].at("name"), "g");
