@@ -28,14 +28,12 @@ class MessageWriter final : public ReplyWriter {
       message["usage"] = UsageJson(0);
       Append("message_start", {{"message", std::move(message)}}, &events);
     }
-    AppendDelta(Block::kThinking, parts.reasoning, &events);
-    // What goes on with a call that is open, then text, then new calls.
-    const auto& calls = chunk.tool_calls();
-    const auto first_new = std::find_if(calls.begin(), calls.end(),
-                                        [](const auto& call) { return !call.id().empty(); });
-    std::for_each(calls.begin(), first_new, [&](const auto& call) { AppendCall(call, &events); });
-    AppendDelta(Block::kText, parts.content, &events);
-    std::for_each(first_new, calls.end(), [&](const auto& call) { AppendCall(call, &events); });
+    const auto append_call = [&](const auto& call) { AppendCall(call, &events); };
+    const auto append_text = [&] {
+      AppendDelta(Block::kThinking, parts.reasoning, &events);
+      AppendDelta(Block::kText, parts.content, &events);
+    };
+    VisitInOrder(chunk, append_call, append_text, append_call);
     if (!is_over()) return events;
     CloseBlock(&events);
     Append("message_delta",
@@ -85,12 +83,7 @@ class MessageWriter final : public ReplyWriter {
 
   ReasoningSplitter::Parts Take(const v1::GenerateChunk& chunk) {
     last_ = chunk;
-    ReasoningSplitter::Parts parts = splitter_.Append(chunk.text());
-    if (!is_over()) return parts;
-    const ReasoningSplitter::Parts rest = splitter_.Finish();
-    absl::StrAppend(&parts.reasoning, rest.reasoning);
-    absl::StrAppend(&parts.content, rest.content);
-    return parts;
+    return splitter_.Take(chunk.text(), is_over());
   }
 
   static void Append(const char* name, json::object data, std::string* events) {

@@ -173,7 +173,7 @@ class ChatCompletionWriter final : public OpenAiWriter {
   }
 
   std::optional<json::object> ChoiceOf(const v1::GenerateChunk& chunk, bool is_last) override {
-    const ReasoningSplitter::Parts parts = Split(chunk, is_last);
+    const ReasoningSplitter::Parts parts = splitter_.Take(chunk.text(), is_last);
     json::object delta;
     if (!parts.reasoning.empty()) delta["reasoning_content"] = parts.reasoning;
     if (!parts.content.empty()) delta["content"] = parts.content;
@@ -191,7 +191,7 @@ class ChatCompletionWriter final : public OpenAiWriter {
   }
 
   void CollectText(const v1::GenerateChunk& chunk, bool is_last) override {
-    const ReasoningSplitter::Parts parts = Split(chunk, is_last);
+    const ReasoningSplitter::Parts parts = splitter_.Take(chunk.text(), is_last);
     absl::StrAppend(&whole_.reasoning, parts.reasoning);
     absl::StrAppend(&whole_.content, parts.content);
     JoinCalls(chunk, &calls_);
@@ -240,15 +240,6 @@ class ChatCompletionWriter final : public OpenAiWriter {
       deltas.push_back(std::move(delta));
     }
     return deltas;
-  }
-
-  ReasoningSplitter::Parts Split(const v1::GenerateChunk& chunk, bool is_last) {
-    ReasoningSplitter::Parts parts = splitter_.Append(chunk.text());
-    if (!is_last) return parts;
-    const ReasoningSplitter::Parts rest = splitter_.Finish();
-    absl::StrAppend(&parts.reasoning, rest.reasoning);
-    absl::StrAppend(&parts.content, rest.content);
-    return parts;
   }
 
   json::object TokenJson(int32_t id, float logprob) const {

@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "common/status_macros.h"
 #include "router/http/openai_reply.h"
+#include "router/http/openai_tools.h"
 #include "router/http/request_fields.h"
 #include "router/http/request_parts.h"
 
@@ -90,50 +91,6 @@ absl::Status AddMessages(RequestFields& fields, v1::ChatRequest* request) {
   RETURN_IF_ERROR(fields.status());
   return ForEachObject(*messages, "messages", "one",
                        [request](RequestFields& message) { return AddMessage(message, request); });
-}
-
-absl::Status AddTool(RequestFields& tool, v1::ChatRequest* request) {
-  if (tool.Choice("type", {"function"}).empty()) tool.Refuse("type", "function");
-  const json::object* function = tool.Object("function");
-  if (function == nullptr) tool.Refuse("function", "an object");
-  RETURN_IF_ERROR(tool.status());
-  RequestFields inner(*function, tool.PathOf("function."));
-  return AddFunction(inner, "parameters", request);
-}
-
-// "none", "auto", "required", or the function that has to be called.
-void ReadToolChoice(RequestFields& fields, v1::ChatRequest* request) {
-  const json::value* choice = fields.Find("tool_choice");
-  if (choice == nullptr) return;
-  if (const json::object* named = choice->if_object()) {
-    RequestFields outer(*named, "tool_choice.");
-    outer.Choice("type", {"function"});
-    const json::object* function = outer.Object("function");
-    if (function == nullptr) outer.Refuse("function", "an object");
-    fields.Merge(outer.status());
-    if (function == nullptr) return;
-    RequestFields inner(*function, "tool_choice.function.");
-    const auto name = inner.String("name");
-    if (!name) inner.Refuse("name", "the name of a tool");
-    fields.Merge(inner.status());
-    request->set_tool_choice(v1::TOOL_CHOICE_REQUIRED);
-    request->set_required_tool(name.value_or(""));
-    return;
-  }
-  const std::string word = fields.Choice("tool_choice", {"none", "auto", "required"});
-  if (word == "none") request->set_tool_choice(v1::TOOL_CHOICE_NONE);
-  if (word == "required") request->set_tool_choice(v1::TOOL_CHOICE_REQUIRED);
-}
-
-absl::Status ReadTools(RequestFields& fields, v1::ChatRequest* request) {
-  ReadToolChoice(fields, request);
-  if (const auto value = fields.Bool("parallel_tool_calls"))
-    request->set_parallel_tool_calls(*value);
-  const json::array* tools = fields.Array("tools");
-  RETURN_IF_ERROR(fields.status());
-  if (tools == nullptr) return absl::OkStatus();
-  return ForEachObject(*tools, "tools", "a tool",
-                       [request](RequestFields& tool) { return AddTool(tool, request); });
 }
 
 void RefuseWhatCannotBeHonoured(RequestFields& fields) {
@@ -226,7 +183,7 @@ absl::StatusOr<TranslatedCall> ParseChatCompletion(absl::string_view body, Reply
     fields.Merge(inner.status());
   }
   RETURN_IF_ERROR(AddMessages(fields, &request));
-  RETURN_IF_ERROR(ReadTools(fields, &request));
+  RETURN_IF_ERROR(ReadOpenAiTools(fields, FunctionShape::kNested, &request));
   call.stream = fields.Bool("stream").value_or(false);
   RETURN_IF_ERROR(fields.status());
 

@@ -45,6 +45,15 @@ ReasoningSplitter::Parts ReasoningSplitter::Append(absl::string_view text) {
   return parts;
 }
 
+ReasoningSplitter::Parts ReasoningSplitter::Take(absl::string_view text, bool is_last) {
+  Parts parts = Append(text);
+  if (!is_last) return parts;
+  const Parts rest = Finish();
+  absl::StrAppend(&parts.reasoning, rest.reasoning);
+  absl::StrAppend(&parts.content, rest.content);
+  return parts;
+}
+
 ReasoningSplitter::Parts ReasoningSplitter::Finish() {
   Parts parts;
   (state_ == State::kReasoning ? parts.reasoning : parts.content) = std::exchange(held_, {});

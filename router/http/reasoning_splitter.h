@@ -19,6 +19,8 @@ class ReasoningSplitter {
     std::string content;
   };
 
+  // `is_last`: with what was held back; nothing may come after it.
+  Parts Take(absl::string_view text, bool is_last);
   Parts Append(absl::string_view text);
   // What was held back. Call once, at the end.
   Parts Finish();

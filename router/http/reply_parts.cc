@@ -1,5 +1,6 @@
 #include "router/http/reply_parts.h"
 
+#include <algorithm>
 #include <boost/json.hpp>
 
 #include "absl/strings/str_cat.h"
@@ -24,6 +25,18 @@ json::object SpeedAndBill(const v1::GenerateChunk& last) {
         static_cast<double>(last.usage().completion_tokens()) / static_cast<double>(rounds);
   }
   return object;
+}
+
+void VisitInOrder(const v1::GenerateChunk& chunk,
+                  absl::FunctionRef<void(const v1::ToolCallDelta&)> continued,
+                  absl::FunctionRef<void()> text,
+                  absl::FunctionRef<void(const v1::ToolCallDelta&)> begun) {
+  const auto& calls = chunk.tool_calls();
+  const auto first_begun =
+      std::find_if(calls.begin(), calls.end(), [](const auto& call) { return !call.id().empty(); });
+  std::for_each(calls.begin(), first_begun, continued);
+  text();
+  std::for_each(first_begun, calls.end(), begun);
 }
 
 void JoinCalls(const v1::GenerateChunk& chunk, std::vector<v1::ToolCallDelta>* calls) {

@@ -1,6 +1,5 @@
 #include "router/http/responses_reply.h"
 
-#include <algorithm>
 #include <boost/json.hpp>
 #include <optional>
 #include <utility>
@@ -93,20 +92,13 @@ class ResponseWriter final : public ReplyWriter {
       Tell("response.created", {{"response", Response()}});
       Tell("response.in_progress", {{"response", Response()}});
     }
-    ReasoningSplitter::Parts parts = splitter_.Append(chunk.text());
-    if (is_over()) {
-      const ReasoningSplitter::Parts rest = splitter_.Finish();
-      absl::StrAppend(&parts.reasoning, rest.reasoning);
-      absl::StrAppend(&parts.content, rest.content);
-    }
-    // What goes on with a call that is open, then text, then new calls.
-    const auto& calls = chunk.tool_calls();
-    const auto first_new = std::find_if(calls.begin(), calls.end(),
-                                        [](const auto& call) { return !call.id().empty(); });
-    std::for_each(calls.begin(), first_new, [this](const auto& call) { AppendCall(call); });
-    AppendText(Kind::kReasoning, parts.reasoning);
-    AppendText(Kind::kMessage, parts.content);
-    std::for_each(first_new, calls.end(), [this](const auto& call) { AppendCall(call); });
+    const ReasoningSplitter::Parts parts = splitter_.Take(chunk.text(), is_over());
+    const auto append_call = [this](const auto& call) { AppendCall(call); };
+    const auto append_text = [&] {
+      AppendText(Kind::kReasoning, parts.reasoning);
+      AppendText(Kind::kMessage, parts.content);
+    };
+    VisitInOrder(chunk, append_call, append_text, append_call);
     if (!is_over()) return;
     CloseItem();
     Tell(is_cut() ? "response.incomplete" : "response.completed", {{"response", Response()}});

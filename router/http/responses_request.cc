@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "router/http/openai_tools.h"
 #include "router/http/request_fields.h"
 #include "router/http/request_parts.h"
 #include "router/http/responses_reply.h"
@@ -130,33 +131,6 @@ absl::Status ReadInput(RequestFields& fields, v1::ChatRequest* request,
   });
 }
 
-absl::Status ReadTools(RequestFields& fields, v1::ChatRequest* request) {
-  const json::value* choice = fields.Find("tool_choice");
-  if (const json::object* named = choice == nullptr ? nullptr : choice->if_object()) {
-    RequestFields inner(*named, "tool_choice.");
-    if (inner.Choice("type", {"function"}).empty()) inner.Refuse("type", "function");
-    const auto name = inner.String("name");
-    if (!name) inner.Refuse("name", "the name of a tool");
-    request->set_tool_choice(v1::TOOL_CHOICE_REQUIRED);
-    request->set_required_tool(name.value_or(""));
-    fields.Merge(inner.status());
-  } else {
-    const std::string word = fields.Choice("tool_choice", {"none", "auto", "required"});
-    if (word == "none") request->set_tool_choice(v1::TOOL_CHOICE_NONE);
-    if (word == "required") request->set_tool_choice(v1::TOOL_CHOICE_REQUIRED);
-  }
-  if (const auto value = fields.Bool("parallel_tool_calls"))
-    request->set_parallel_tool_calls(*value);
-  const json::array* tools = fields.Array("tools");
-  RETURN_IF_ERROR(fields.status());
-  if (tools == nullptr) return absl::OkStatus();
-  return ForEachObject(*tools, "tools", "a tool", [request](RequestFields& tool) {
-    if (tool.Choice("type", {"function"}).empty()) tool.Refuse("type", "function");
-    RETURN_IF_ERROR(tool.status());
-    return AddFunction(tool, "parameters", request);
-  });
-}
-
 void RefuseWhatCannotBeHonoured(RequestFields& fields) {
   for (const char* name : {"previous_response_id", "conversation", "prompt", "store", "background",
                            "max_tool_calls", "top_logprobs", "context_management", "moderation"}) {
@@ -219,7 +193,7 @@ absl::StatusOr<TranslatedCall> ParseResponse(absl::string_view body, ReplyContex
   }
   call.stream = fields.Bool("stream").value_or(false);
   RETURN_IF_ERROR(ReadInput(fields, &request, &call.names.messages));
-  RETURN_IF_ERROR(ReadTools(fields, &request));
+  RETURN_IF_ERROR(ReadOpenAiTools(fields, FunctionShape::kFlat, &request));
 
   call.request = std::move(request);
   call.names.renames = {{"options.sampling.", ""},
