@@ -30,10 +30,7 @@ AnswerText::AnswerText(const Tokenizer* tokenizer, std::vector<std::string> stop
 }
 
 bool AnswerText::Append(int32_t token_id, bool in_thought, v1::GenerateChunk* chunk) {
-  if (call_ && tools_->opening) {
-    const std::string opening = *std::exchange(tools_->opening, std::nullopt);
-    if (AppendPiece(call_->Append(opening), chunk)) return true;
-  }
+  if (AppendOpening(chunk)) return true;
   const bool is_mark = token_id == call_begin_ || token_id == call_end_;
   if (is_mark && !(call_ ? call_->is_in_value() : in_thought)) {
     if (token_id == call_end_ && call_) return EndCall(kCallEnd, chunk);
@@ -44,6 +41,7 @@ bool AnswerText::Append(int32_t token_id, bool in_thought, v1::GenerateChunk* ch
 }
 
 void AnswerText::Finish(v1::FinishReason reason, int32_t stop_token_id, v1::GenerateChunk* chunk) {
+  if (AppendOpening(chunk)) return;
   const std::string rest = detokenizer_.Finish();
   if (call_) {
     if (AppendPiece(call_->Append(rest), chunk)) return;
@@ -58,6 +56,12 @@ void AnswerText::Finish(v1::FinishReason reason, int32_t stop_token_id, v1::Gene
   if (reason == v1::FINISH_REASON_STOP) {
     chunk->set_matched_stop(std::string(tokenizer_->TokenBytes(stop_token_id)));
   }
+}
+
+bool AnswerText::AppendOpening(v1::GenerateChunk* chunk) {
+  if (!call_ || !tools_->opening) return false;
+  const std::string opening = *std::exchange(tools_->opening, std::nullopt);
+  return AppendPiece(call_->Append(opening), chunk);
 }
 
 bool AnswerText::AppendText(absl::string_view text, v1::GenerateChunk* chunk) {

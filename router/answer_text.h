@@ -47,6 +47,7 @@ class AnswerText {
 
  private:
   // All of them: true if that ended the answer.
+  bool AppendOpening(v1::GenerateChunk* chunk);
   bool AppendText(absl::string_view text, v1::GenerateChunk* chunk);
   bool AppendPiece(const ToolCallParser::Piece& piece, v1::GenerateChunk* chunk);
   bool BeginCall(v1::GenerateChunk* chunk);

@@ -148,6 +148,7 @@ TEST(AnswerText, APromptMayHaveBegunTheCall) {
   ASSERT_EQ(named.joined.tool_calls_size(), 1);
   EXPECT_EQ(named.joined.tool_calls(0).name(), "f");
   EXPECT_EQ(named.joined.tool_calls(0).arguments(), R"({"x":1})");
+  EXPECT_EQ(Read("", tools).joined.tool_calls(0).arguments(), "{}");
   tools.opening = "";
   EXPECT_EQ(Read("\n<function=g></function></tool_call>", tools).joined.tool_calls(0).name(), "g");
   EXPECT_EQ(Read("Sorry.", tools).joined.text(), "Sorry.");
