@@ -122,7 +122,8 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* InferenceService::StartStream(
                                     .queue = options_.queue,
                                     .metrics = options_.metrics,
                                     .clock = options_.clock,
-                                    .method = method});
+                                    .method = method,
+                                    .worker_wait = options_.worker_wait});
   auto tenant = Authenticate(*context);
   if (!tenant.ok()) {
     relay->Fail(tenant.status());

@@ -47,6 +47,7 @@ class InferenceService : public RawInference {
     // AUTO and an absent service_tier may be served at ultraspeed, if the tenant may and there is
     // room. False: at standard.
     bool auto_may_be_ultraspeed = false;
+    absl::Duration worker_wait = absl::ZeroDuration();  // see StreamRelay::Options
   };
 
   explicit InferenceService(const Options& options);

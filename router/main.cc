@@ -65,6 +65,7 @@ struct Flags {
   int replicas = 1;
   absl::Duration stream_lease = absl::Seconds(30);
   absl::Duration queue_wait_max = absl::Seconds(60);
+  absl::Duration worker_wait = absl::ZeroDuration();
   absl::Duration router_dead_after = absl::Seconds(15);
   absl::Duration request_lost_after = absl::Minutes(2);
   TlsOptions tls;
@@ -119,7 +120,10 @@ absl::StatusOr<ParseOutcome> ParseFlags(int argc, char** argv, Flags* flags) {
   table.Duration("stream-lease", &flags->stream_lease,
                  "How long a dead router's streams count against the shared limits");
   table.Duration("queue-wait-max", &flags->queue_wait_max,
-                 "How long a request may wait for a worker");
+                 "How long a request may wait for its turn");
+  table.Duration("worker-wait", &flags->worker_wait,
+                 "How long a request, or a stream whose worker died, waits where its model has no "
+                 "worker left, at most queue-wait-max; 0 = UNAVAILABLE at once");
   table.Duration("router-dead-after", &flags->router_dead_after,
                  "Silence after which another router settles what this one left open");
   table.Duration("request-lost-after", &flags->request_lost_after,
@@ -293,6 +297,11 @@ absl::Status Serve(const Flags& flags) {
                              .accounts = accounts.cache.get(),
                              .outbox = outbox.get(),
                              .router_id = router_id});
+  if (flags.worker_wait > flags.queue_wait_max) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "worker-wait=", absl::FormatDuration(flags.worker_wait),
+        ": must be at most queue-wait-max=", absl::FormatDuration(flags.queue_wait_max)));
+  }
   RequestQueue::Options queue_options{.metrics = &metrics};
   queue_options.bounds.wait_max = flags.queue_wait_max;
   RequestQueue queue(queue_options);
@@ -321,7 +330,8 @@ absl::Status Serve(const Flags& flags) {
                             .metrics = &router_metrics,
                             .store = accounts.store.get(),
                             .clock = &RealClock(),
-                            .auto_may_be_ultraspeed = flags.auto_tier == "ultraspeed"});
+                            .auto_may_be_ultraspeed = flags.auto_tier == "ultraspeed",
+                            .worker_wait = flags.worker_wait});
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;

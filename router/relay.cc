@@ -112,6 +112,7 @@ StreamRelay::StreamRelay(const Options& options)
       metrics_(options.metrics),
       clock_(options.clock),
       method_(options.method),
+      worker_wait_(options.worker_wait),
       request_id_(NewUuidV7(*options.clock)),
       arrival_(options.clock->Monotonic()),
       deadline_(options.context->deadline()) {}
@@ -169,9 +170,16 @@ void StreamRelay::Fail(const absl::Status& status, const ResponseMetadata& metad
   FailLocked(status);
 }
 
+bool StreamRelay::MayAwaitWorker() {
+  if (worker_wait_ == absl::ZeroDuration()) return false;
+  const absl::Duration now = clock_->Monotonic();
+  if (!worker_deadline_) worker_deadline_ = now + worker_wait_;
+  return now < *worker_deadline_;
+}
+
 void StreamRelay::AwaitTurn() {
   const std::string& model = model_->facts.name;
-  if (!pool_->AnyReady(*model_)) {
+  if (!pool_->AnyReady(*model_) && !MayAwaitWorker()) {
     FailLocked(absl::UnavailableError(absl::StrCat("model ", model, ": no worker is ready")));
     return;
   }
@@ -183,6 +191,7 @@ void StreamRelay::AwaitTurn() {
   absl::Duration deadline = absl::InfiniteDuration();
   if (deadline_ != std::chrono::system_clock::time_point::max())
     deadline = clock_->Monotonic() + (absl::FromChrono(deadline_) - clock_->Now());
+  if (worker_deadline_) deadline = std::min(deadline, *worker_deadline_);
   auto entry =
       queue_->Enter(model,
                     {.tenant = tenant_,
@@ -202,6 +211,13 @@ void StreamRelay::AwaitTurn() {
 }
 
 void StreamRelay::FailQueued(const absl::Status& status) {
+  const bool caller_waits = std::chrono::system_clock::now() < deadline_;
+  if (worker_deadline_ && absl::IsDeadlineExceeded(status) && caller_waits) {
+    FailLocked(absl::UnavailableError(
+        absl::StrCat("model ", model_->facts.name, ": no worker was ready within ",
+                     absl::FormatDuration(worker_wait_), " (request ", request_id_, ")")));
+    return;
+  }
   if (absl::IsResourceExhausted(status)) {
     const absl::Duration wait = queue_->RetryAfter(model_->facts.name, tenant_, settlement_.tier());
     const absl::Duration whole = absl::Ceil(std::max(wait, absl::Seconds(1)), absl::Seconds(1));
@@ -251,6 +267,7 @@ bool StreamRelay::OnWorkerChunk(WorkerCall* call, const v1::WorkerGenerateChunk&
       metrics_->ChunkInterval(generation_.request().service_tier(), now - *last_token_time_);
     if (!first_token_time_) first_token_time_ = now;
     last_token_time_ = now;
+    worker_deadline_.reset();
     speed_.OnTokens(now, chunk.token_ids_size());
   }
   generation_.TakeCounts(chunk.usage());
@@ -343,6 +360,8 @@ void StreamRelay::GoOnOrFail(const WorkerPool::Lease& lease, RequestQueue::Place
        {"completion_tokens", generation_.usage().completion_tokens()},
        {"code", absl::StatusCodeToString(status.code())},
        {"message", std::string(status.message())}});
+  const bool is_lost = absl::IsUnavailable(status) || absl::IsCancelled(status);
+  if (is_lost && worker_wait_ > absl::ZeroDuration()) pool_->Doubt(lease);
   const int failures_max = resumes ? limits::kStreamFailuresMax : limits::kFailureRetriesMax;
   if (num_failures_ <= failures_max &&
       static_cast<int>(tried_workers_.size()) < limits::kPlacementAttemptsMax) {
@@ -353,6 +372,13 @@ void StreamRelay::GoOnOrFail(const WorkerPool::Lease& lease, RequestQueue::Place
         metrics_->PlacementRetried();
       }
       Place(std::move(next), std::move(place));
+      return;
+    }
+    if (is_lost && MayAwaitWorker()) {
+      if (resumes) metrics_->StreamResumed();
+      place.Release();
+      tried_workers_.clear();  // this one may come back
+      AwaitTurn();
       return;
     }
   }

@@ -16,7 +16,8 @@
 //     cancelled.
 //   * A worker that fails is replaced: before the first token the request begins again elsewhere,
 //     after it another worker goes on behind the tokens so far (generation.h). The caller sees a
-//     pause, and UNAVAILABLE only if there is nobody to go on.
+//     pause, and UNAVAILABLE only if there is nobody to go on; with worker_wait only if nobody
+//     comes within that time, for which the request goes back to the queue.
 #pragma once
 
 #include <chrono>
@@ -69,6 +70,8 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     RouterMetrics* metrics = nullptr;
     const Clock* clock = nullptr;
     absl::string_view method;  // static storage
+    // For a worker, where the model has none that takes requests.
+    absl::Duration worker_wait = absl::ZeroDuration();
   };
 
   // Starts the clock of the request, mints its id and announces it as initial metadata
@@ -98,6 +101,8 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                     const absl::Status& status);
 
   void AwaitTurn() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Whether there is time left to wait for a worker; the first call begins the time.
+  bool MayAwaitWorker() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void OnTurn(absl::StatusOr<RequestQueue::Place> place);  // from the queue
   void FailQueued(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Place(absl::StatusOr<WorkerPool::Lease> lease, RequestQueue::Place place)
@@ -123,6 +128,7 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   RouterMetrics* const metrics_;
   const Clock* const clock_;
   const absl::string_view method_;
+  const absl::Duration worker_wait_;
   const std::string request_id_;
   const absl::Duration arrival_;
   const std::chrono::system_clock::time_point deadline_;
@@ -136,7 +142,9 @@ class StreamRelay : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   std::shared_ptr<const ServedModel> model_ ABSL_GUARDED_BY(mutex_);  // null until Begin
   Generation generation_ ABSL_GUARDED_BY(mutex_);
   Settlement settlement_ ABSL_GUARDED_BY(mutex_);
-  uint64_t queue_ticket_ ABSL_GUARDED_BY(mutex_) = 0;         // 0: does not wait
+  uint64_t queue_ticket_ ABSL_GUARDED_BY(mutex_) = 0;  // 0: does not wait
+  // Of the wait for a worker since the last token; absent: none began.
+  std::optional<absl::Duration> worker_deadline_ ABSL_GUARDED_BY(mutex_);
   std::optional<AnswerText> answer_ ABSL_GUARDED_BY(mutex_);  // absent until Begin
 
   std::shared_ptr<WorkerCall> call_

@@ -94,9 +94,12 @@ struct WorkerPool::Worker {
   std::shared_ptr<const ServedModel> model;  // null until ready
   int64_t other_requests = 0;                // as WorkerCandidate has it
   int64_t max_running_requests = 0;
-  absl::Duration load_time = -absl::InfiniteDuration();  // when the last report was asked for
+  absl::Duration load_time = -absl::InfiniteDuration();   // when the last report was asked for
+  absl::Duration doubt_time = -absl::InfiniteDuration();  // of the last Doubt
   absl::flat_hash_map<uint64_t, std::function<void()>> leases;  // callback may be empty
   grpc::ClientContext* control_context = nullptr;               // of the control call that runs now
+
+  bool takes_requests() const { return state == WorkerState::kReady && load_time >= doubt_time; }
 };
 
 // ---- Leases ----
@@ -144,7 +147,7 @@ absl::StatusOr<WorkerPool::Lease> WorkerPool::Acquire(const ServedModel& model,
   const absl::Duration now = options_.clock->Monotonic();
   std::vector<WorkerCandidate> candidates(workers_.size());
   for (const auto& worker : workers_) {
-    candidates[worker->idx] = {.eligible = worker->state == WorkerState::kReady &&
+    candidates[worker->idx] = {.eligible = worker->takes_requests() &&
                                            worker->model.get() == &model &&
                                            !excluded.contains(worker->idx),
                                .load_is_stale = now - worker->load_time > options_.load_stale_after,
@@ -163,6 +166,14 @@ absl::StatusOr<WorkerPool::Lease> WorkerPool::Acquire(const ServedModel& model,
   ++num_leases_;
   lease.worker_->leases[lease.id_] = nullptr;
   return lease;
+}
+
+void WorkerPool::Doubt(const Lease& lease) {
+  {
+    absl::MutexLock lock(&mutex_);
+    lease.worker_->doubt_time = options_.clock->Monotonic();
+  }
+  ReportCapacity(lease.worker_);
 }
 
 // ---- What is served ----
@@ -206,7 +217,7 @@ bool WorkerPool::AnyReady() const {
 bool WorkerPool::AnyReady(const ServedModel& model) const {
   absl::MutexLock lock(&mutex_);
   return std::any_of(workers_.begin(), workers_.end(), [&model](const auto& worker) {
-    return worker->state == WorkerState::kReady && worker->model.get() == &model;
+    return worker->takes_requests() && worker->model.get() == &model;
   });
 }
 
@@ -220,7 +231,7 @@ void WorkerPool::ReportCapacity(const Worker* worker) {
     if (worker->model == nullptr || closing_) return;
     model = worker->model->facts.name;
     for (const auto& other : workers_) {
-      if (other->state != WorkerState::kReady || other->model != worker->model) continue;
+      if (!other->takes_requests() || other->model != worker->model) continue;
       capacity = capacity + CapacityOfWorker(other->max_running_requests, other->other_requests);
     }
   }
@@ -468,6 +479,7 @@ absl::Status WorkerPool::Admit(Worker* worker, std::shared_ptr<const ServedModel
     worker->other_requests = 0;
     worker->max_running_requests = 0;
     worker->load_time = -absl::InfiniteDuration();
+    worker->doubt_time = -absl::InfiniteDuration();
   }
   SetState(worker, WorkerState::kReady, absl::OkStatus());
   return absl::OkStatus();

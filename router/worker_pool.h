@@ -117,8 +117,12 @@ class WorkerPool {
   // `preferred` names (routing_policy.h). UNAVAILABLE if there is none.
   absl::StatusOr<Lease> Acquire(const ServedModel& model, const absl::flat_hash_set<int>& excluded,
                                 uint64_t preferred);
+  // A stream there has just broken: until the worker answers a control call it gets no requests and
+  // has no places.
+  void Doubt(const Lease& lease);
   std::array<int, kNumWorkerStates> CountStates() const;
   bool AnyReady() const;
+  // That Acquire might choose.
   bool AnyReady(const ServedModel& model) const;
   struct WorkerRecords {
     std::string address;

@@ -98,7 +98,8 @@ class RouterServiceTest : public ::testing::Test {
                                                                      .queue = queue_.get(),
                                                                      .admission = &admission_,
                                                                      .keys = keys,
-                                                                     .metrics = &router_metrics_});
+                                                                     .metrics = &router_metrics_,
+                                                                     .worker_wait = worker_wait_});
     grpc::ServerBuilder builder;
     int port = 0;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
@@ -150,6 +151,7 @@ class RouterServiceTest : public ::testing::Test {
   }
 
   std::vector<std::unique_ptr<FakeWorker>> workers_;
+  absl::Duration worker_wait_ = absl::ZeroDuration();
   Metrics metrics_;
   RouterMetrics router_metrics_{&metrics_};
   const Admission admission_{{}};
