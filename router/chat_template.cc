@@ -157,13 +157,17 @@ void AddSystemTurn(absl::string_view content, absl::Span<const ToolFunction> fun
   list->Marker(kTurnEnd);
 }
 
-void AddAssistantTurn(const ChatTurn& turn, SegmentList* list) {
-  list->Marker(kTurnBegin);
-  list->Text("assistant\n");
+void AddAnswer(const ChatTurn& turn, SegmentList* list) {
   list->Marker(kThinkBegin);
   list->Text(turn.reasoning);
   list->Marker(kThinkEnd);
   list->Text(turn.content);
+}
+
+void AddAssistantTurn(const ChatTurn& turn, SegmentList* list) {
+  list->Marker(kTurnBegin);
+  list->Text("assistant\n");
+  AddAnswer(turn, list);
   for (const ToolCallTurn& call : turn.tool_calls) AddCall(call, list);
   list->Marker(kTurnEnd);
 }
@@ -210,6 +214,11 @@ std::vector<PromptSegment> ChatTemplate::Segments(absl::Span<const ChatTurn> tur
     turns.remove_prefix(1);
   }
   AddSystemTurn(system, tools.functions, &list);
+  const ChatTurn* begun = nullptr;  // by the caller, for the assistant
+  if (!turns.empty() && turns.back().role == ChatRole::kAssistant) {
+    begun = &turns.back();
+    turns.remove_suffix(1);
+  }
   while (!turns.empty()) {
     const ChatTurn& turn = turns.front();
     size_t num_used = 1;
@@ -232,7 +241,9 @@ std::vector<PromptSegment> ChatTemplate::Segments(absl::Span<const ChatTurn> tur
   }
   list.Marker(kTurnBegin);
   list.Text("assistant\n");
-  if (!enable_thinking || tools.call_required) {
+  if (begun != nullptr) {
+    AddAnswer(*begun, &list);
+  } else if (!enable_thinking || tools.call_required) {
     list.Marker(kThinkBegin);
     list.Marker(kThinkEnd);
   }

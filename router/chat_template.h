@@ -42,8 +42,9 @@ class ChatTemplate {
   static absl::StatusOr<ChatTemplate> Create(absl::string_view id, const Tokenizer& tokenizer);
 
   // The turns and the opening of the assistant's answer. Neighbouring segments are never both text,
-  // so a text segment is tokenized exactly as the joined text would be. A required call leaves no
-  // room for thoughts: as with enable_thinking false, then the call's beginning.
+  // so a text segment is tokenized exactly as the joined text would be. A last turn of the
+  // assistant's is the beginning of the answer; REQUIRES that it has no calls. A required call
+  // leaves no room for thoughts: as with enable_thinking false, then the call's beginning.
   std::vector<PromptSegment> Segments(absl::Span<const ChatTurn> turns, bool enable_thinking,
                                       const ToolPrompt& tools = {}) const;
   // The same as one string, as the published template renders it.

@@ -147,6 +147,30 @@ absl::Status SortAllResults(const v1::ChatRequest& request, std::vector<ChatTurn
   return absl::OkStatus();
 }
 
+// What is answered, or the beginning of the answer.
+absl::Status CheckLast(const v1::ChatRequest& request, const ChatTurn& last) {
+  const std::string field = absl::StrCat("messages[", request.messages_size() - 1, "]");
+  if (last.role == ChatRole::kSystem) {
+    return OutOfBounds(field + ".role", static_cast<int>(v1::ROLE_SYSTEM),
+                       "2 (user), 3 (assistant) or 4 (tool) in the last message");
+  }
+  if (last.role != ChatRole::kAssistant) return absl::OkStatus();
+  if (last.content.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(field, ".content has 0 bytes; an answer that is begun must have at least 1"));
+  }
+  if (!last.tool_calls.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(field, ".tool_calls has ",
+                                                   last.tool_calls.size(),
+                                                   " entries; their results must come last"));
+  }
+  if (request.tool_choice() == v1::TOOL_CHOICE_REQUIRED) {
+    return OutOfBounds("tool_choice", static_cast<int>(request.tool_choice()),
+                       "0..2 where the answer is begun");
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::vector<ChatTurn>> ValidateMessages(const v1::ChatRequest& request) {
   const int num_messages = request.messages_size();
   RETURN_IF_ERROR(CheckCount("messages", num_messages, 1, limits::kMessagesMax, "entries"));
@@ -162,12 +186,7 @@ absl::StatusOr<std::vector<ChatTurn>> ValidateMessages(const v1::ChatRequest& re
                      ValidateMessage(request.messages(i), absl::StrCat("messages[", i, "]")));
     turns.push_back(std::move(turn));
   }
-  const ChatRole last = turns.back().role;
-  if (last != ChatRole::kUser && last != ChatRole::kTool) {
-    return OutOfBounds(absl::StrCat("messages[", num_messages - 1, "].role"),
-                       static_cast<int>(request.messages(num_messages - 1).role()),
-                       "2 (user) or 4 (tool) in the last message");
-  }
+  RETURN_IF_ERROR(CheckLast(request, turns.back()));
   RETURN_IF_ERROR(SortAllResults(request, &turns));
   return turns;
 }

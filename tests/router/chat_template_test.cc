@@ -49,6 +49,15 @@ TEST(ChatTemplateTest, AssistantTurnsCarryTheirReasoning) {
                 "<|im_start|>user\n5<|im_end|><|im_start|>assistant\n");
 }
 
+TEST(ChatTemplateTest, ALastAssistantTurnIsTheBeginningOfTheAnswer) {
+  for (const bool thinking : {false, true}) {
+    EXPECT_EQ(Template().Render({{ChatRole::kUser, "1", ""}, {ChatRole::kAssistant, "{", "why"}},
+                                thinking),
+              std::string(kDefaultSystem) +
+                  "<|im_start|>user\n1<|im_end|><|im_start|>assistant\n<think>why</think>{");
+  }
+}
+
 TEST(ChatTemplateTest, NeighbouringToolMessagesShareATurn) {
   EXPECT_EQ(Template().Render({{ChatRole::kUser, "u", ""},
                                {ChatRole::kTool, "a", ""},

@@ -130,6 +130,18 @@ TEST(Conversation, ResultsStandInTheOrderOfTheCalls) {
                 "messages[5].tool_call_id is \"d\"; it must be the id of a call in messages[1]");
 }
 
+TEST(Conversation, TheAnswerMayBeBegun) {
+  v1::ChatRequest request = WithTools();
+  v1::ChatMessage* begun = Add(v1::ROLE_ASSISTANT, "{", &request);
+  EXPECT_TRUE(ValidateConversation(request).ok());
+  request.set_tool_choice(v1::TOOL_CHOICE_REQUIRED);
+  ExpectRefused(request, "tool_choice is 3; it must be 0..2 where the answer is begun");
+  AddCall("a", begun);
+  ExpectRefused(request, "messages[1].tool_calls has 1 entries; their results must come last");
+  begun->clear_content();
+  ExpectRefused(request, "messages[1].content has 0 bytes; an answer that is begun");
+}
+
 TEST(Conversation, CallsAndResultsHaveTheirPlaces) {
   v1::ChatRequest request = WithTools();
   AddCall("a", request.mutable_messages(0));

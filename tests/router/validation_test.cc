@@ -261,9 +261,10 @@ TEST(ValidateChatTest, Roles) {
   ExpectChatRefused(request, "messages[0].role is 0");
   request.mutable_messages(0)->set_role(static_cast<v1::Role>(7));
   ExpectChatRefused(request, "messages[0].role is 7");
-  request.mutable_messages(0)->set_role(v1::ROLE_ASSISTANT);
+  request.mutable_messages(0)->set_role(v1::ROLE_SYSTEM);
   ExpectChatRefused(request,
-                    "messages[0].role is 3; it must be 2 (user) or 4 (tool) in the last message");
+                    "messages[0].role is 1; it must be 2 (user), 3 (assistant) or 4 (tool) in the "
+                    "last message");
 }
 
 TEST(ValidateChatTest, Contents) {
