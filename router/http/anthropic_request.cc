@@ -50,19 +50,6 @@ std::string ReadText(RequestFields& block, absl::string_view field) {
   return text.value_or("");
 }
 
-// A string, or text blocks, joined with line breaks.
-absl::StatusOr<std::string> ReadTexts(RequestFields& fields, absl::string_view name) {
-  std::string text;
-  RETURN_IF_ERROR(ForEachBlock(
-      fields, name, {"text"},
-      [&text](const std::string&, RequestFields& block) {
-        AppendBlock(ReadText(block, "text"), &text);
-        return block.status();
-      },
-      &text));
-  return text;
-}
-
 // A message of the assistant's: thoughts, text, and the calls that it made.
 absl::Status AddAssistantMessage(RequestFields& message, v1::ChatRequest* request) {
   v1::ChatMessage* out = request->add_messages();
@@ -103,7 +90,8 @@ absl::Status AddUserMessage(RequestFields& message, v1::ChatRequest* request) {
         result->set_role(v1::ROLE_TOOL);
         result->set_tool_call_id(block.String("tool_use_id").value_or(""));
         if (block.Find("content") != nullptr) {
-          ASSIGN_OR_RETURN(*result->mutable_content(), ReadTexts(block, "content"));
+          ASSIGN_OR_RETURN(*result->mutable_content(),
+                           ReadTexts(block, "content", {"text"}, "blocks"));
         }
         return block.status();
       },
@@ -182,7 +170,7 @@ absl::Status ReadConversation(RequestFields& fields, v1::ChatRequest* request, F
   if (fields.Find("system") != nullptr) {
     v1::ChatMessage* message = request->add_messages();
     message->set_role(v1::ROLE_SYSTEM);
-    ASSIGN_OR_RETURN(*message->mutable_content(), ReadTexts(fields, "system"));
+    ASSIGN_OR_RETURN(*message->mutable_content(), ReadTexts(fields, "system", {"text"}, "blocks"));
     names->messages.push_back("system");
   }
   RETURN_IF_ERROR(AddMessages(fields, request, &names->messages));

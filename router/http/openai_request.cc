@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "common/status_macros.h"
 #include "router/http/openai_reply.h"
 #include "router/http/openai_tools.h"
@@ -22,27 +21,10 @@ namespace json = boost::json;
 // OpenAI's default for completions, far below the gRPC API's.
 constexpr int32_t kDefaultCompletionTokens = 16;
 
-// Strings, or parts of text, which are joined with line breaks.
+// Empty if absent, as of messages that only call.
 absl::StatusOr<std::string> ContentOf(RequestFields& message) {
-  const json::value* content = message.Find("content");
-  if (content == nullptr) return std::string();
-  if (content->is_string()) return std::string(content->get_string());
-  const json::array* parts = content->if_array();
-  if (parts == nullptr) {
-    message.Refuse("content", "a string or an array of text parts");
-    return message.status();
-  }
-  std::vector<std::string> texts;
-  RETURN_IF_ERROR(ForEachObject(*parts, message.PathOf("content"), "a text part",
-                                [&texts](RequestFields& part) {
-                                  if (part.Choice("type", {"text"}).empty())
-                                    part.Refuse("type", "text");
-                                  const auto text = part.String("text");
-                                  if (!text) part.Refuse("text", "a string");
-                                  texts.push_back(text.value_or(""));
-                                  return part.status();
-                                }));
-  return absl::StrJoin(texts, "\n");
+  if (message.Find("content") == nullptr) return std::string();
+  return ReadTexts(message, "content", {"text"}, "text parts");
 }
 
 v1::Role RoleOf(const std::string& role) {

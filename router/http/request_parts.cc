@@ -3,6 +3,7 @@
 #include <boost/json.hpp>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/status_macros.h"
 
 namespace ultraspeed::router {
@@ -56,6 +57,27 @@ absl::Status AddFunction(RequestFields& function, absl::string_view schema,
     tool->set_parameters_json(boost::json::serialize(*parameters));
   }
   return function.status();
+}
+
+absl::StatusOr<std::string> ReadTexts(RequestFields& fields, absl::string_view name,
+                                      const std::vector<absl::string_view>& types,
+                                      absl::string_view parts) {
+  const boost::json::value* value = fields.Find(name);
+  if (value != nullptr && value->is_string()) return std::string(value->get_string());
+  const boost::json::array* items = value == nullptr ? nullptr : value->if_array();
+  if (items == nullptr) {
+    fields.Refuse(name, absl::StrCat("a string or an array of ", parts));
+    return fields.status();
+  }
+  std::vector<std::string> texts;
+  RETURN_IF_ERROR(ForEachObject(*items, fields.PathOf(name), "an object", [&](RequestFields& part) {
+    if (part.Choice("type", types).empty()) part.Refuse("type", absl::StrJoin(types, " or "));
+    const auto text = part.String("text");
+    if (!text) part.Refuse("text", "a string");
+    texts.push_back(text.value_or(""));
+    return part.status();
+  }));
+  return absl::StrJoin(texts, "\n");
 }
 
 absl::Status ForEachObject(const boost::json::array& items, absl::string_view path,

@@ -4,9 +4,11 @@
 #include <boost/json/fwd.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "router/http/request_fields.h"
 #include "ultraspeed/v1/inference.pb.h"
@@ -27,6 +29,11 @@ std::optional<bool> ReadThinking(RequestFields& fields);
 // A tool's name, description and schema, which is the object `schema`.
 absl::Status AddFunction(RequestFields& function, absl::string_view schema,
                          v1::ChatRequest* request);
+// A string, or an array of objects of one of the `types` with a `text` each, which are joined with
+// line breaks. `parts`: what an error calls them.
+absl::StatusOr<std::string> ReadTexts(RequestFields& fields, absl::string_view name,
+                                      const std::vector<absl::string_view>& types,
+                                      absl::string_view parts);
 // Visits the objects of the array at `path` in order, up to the first error. INVALID_ARGUMENT: an
 // item is no object; "it must be <must_be>".
 absl::Status ForEachObject(const boost::json::array& items, absl::string_view path,

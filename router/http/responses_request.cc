@@ -38,7 +38,7 @@ class InputReader {
     if (type == "function_call_output") {
       v1::ChatMessage* result = Add(v1::ROLE_TOOL, origin);
       result->set_tool_call_id(item.String("call_id").value_or(""));
-      return AppendTexts(item, "output", result->mutable_content());
+      return SetContent(item, "output", result);
     }
     return AddMessage(item, origin);
   }
@@ -64,7 +64,7 @@ class InputReader {
     v1::ChatMessage* message = role == "assistant" ? Assistant(!LastHasText(), origin)
                                : role == "user"    ? Add(v1::ROLE_USER, origin)
                                                    : Add(v1::ROLE_SYSTEM, origin);
-    return AppendTexts(item, "content", message->mutable_content());
+    return SetContent(item, "content", message);
   }
 
   absl::Status AddReasoning(RequestFields& item, const std::string& origin) {
@@ -86,26 +86,11 @@ class InputReader {
     return item.status();
   }
 
-  // A string, or parts of text, joined with line breaks.
-  absl::Status AppendTexts(RequestFields& item, absl::string_view name, std::string* text) {
-    const json::value* value = item.Find(name);
-    if (value != nullptr && value->is_string()) {
-      *text = std::string(value->get_string());
-      return absl::OkStatus();
-    }
-    const json::array* parts = value == nullptr ? nullptr : value->if_array();
-    if (parts == nullptr) {
-      item.Refuse(name, "a string or an array of text parts");
-      return item.status();
-    }
-    return ForEachObject(*parts, item.PathOf(name), "a part", [text](RequestFields& part) {
-      if (part.Choice("type", {"input_text", "output_text", "text"}).empty())
-        part.Refuse("type", "input_text or output_text");
-      const auto piece = part.String("text");
-      if (!piece) part.Refuse("text", "a string");
-      absl::StrAppend(text, text->empty() ? "" : "\n", piece.value_or(""));
-      return part.status();
-    });
+  static absl::Status SetContent(RequestFields& item, absl::string_view name,
+                                 v1::ChatMessage* message) {
+    ASSIGN_OR_RETURN(*message->mutable_content(),
+                     ReadTexts(item, name, {"input_text", "output_text", "text"}, "text parts"));
+    return absl::OkStatus();
   }
 
   v1::ChatRequest* const request_;

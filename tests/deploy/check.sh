@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What `make test` cannot try of deploy/: the manifests against Kubernetes' own schema (from PyPI), and the images of docker/Dockerfile, built and
-# run. Needs root, buildah and debootstrap (Debian packages); the images lie in a temporary folder of about 10 GB and go with it.
-# usage: check.sh [--cuda=FOLDER]     --cuda: builds the GPU worker too, with the CUDA Toolkit in FOLDER instead of NVIDIA's packages (20 GB)
+# run. Needs root, buildah and debootstrap (Debian packages), and overlay mounts; the images lie in a temporary folder and go with it (5 GB).
+# usage: check.sh [--cuda=FOLDER]     --cuda: builds the GPU worker too, with the CUDA Toolkit in FOLDER instead of NVIDIA's packages (15 GB)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 cuda=
@@ -33,7 +33,7 @@ done
 
 cat >"$work/storage.conf" <<END
 [storage]
-driver = "vfs"
+driver = "overlay"
 runroot = "$work/run"
 graphroot = "$work/store"
 END
