@@ -19,6 +19,8 @@ pids=()
 stop() {
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
   wait
+  buildah rm --all >/dev/null 2>&1 || true
+  mount | awk -v work="$work/" 'index($3, work) == 1 {print $3}' | sort -r | xargs -r umount -l  # what a build that was cut short left
   rm -rf "$work"
 }
 trap stop EXIT
