@@ -13,6 +13,8 @@ build=$1
 shift
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
+mkdir "$results/tmp"
+export TEST_TMPDIR="$results/tmp"  # GoogleTest's TempDir
 export LSAN_OPTIONS="suppressions=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/tests/lsan.supp:print_suppressions=0"
 
 GTEST_OUTPUT="xml:$results/" ctest --test-dir "$build" --output-on-failure --no-tests=error \
