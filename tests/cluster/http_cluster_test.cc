@@ -359,10 +359,14 @@ TEST_F(HttpClusterTest, EveryRefusalHasItsStatusAndNamesItsField) {
       {R"("stop":"")", 400, "stop[0]", nullptr},
       {R"("stop":["1","2","3","4","5","6","7","8","9"])", 400, "stop", nullptr},
       {R"("user":"a\u0007")", 400, "user", nullptr},
-      {R"("tools":[{}])", 400, "tools", nullptr},
+      {R"("tools":[{}])", 400, "tools[0].type", nullptr},
+      {R"("tools":[{"type":"function","function":{"name":"a b"}}])", 400, "tools[0].function.name",
+       nullptr},
+      {R"("tool_choice":"required")", 400, "tool_choice", nullptr},
       {R"("model":"other")", 404, nullptr, "model_not_found"},
       {R"("messages":[])", 400, "messages", nullptr},
-      {R"("messages":[{"role":"assistant","content":"a"}])", 400, "messages[0].role", nullptr},
+      {R"("messages":[{"role":"system","content":"a"}])", 400, "messages[0].role", nullptr},
+      {R"("messages":[{"role":"assistant","content":""}])", 400, "messages[0].content", nullptr},
   };
   for (const auto& one : kCases) {
     const HttpResponse response = AskChat(one.fields);

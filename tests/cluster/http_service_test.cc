@@ -149,7 +149,7 @@ TEST_F(HttpServiceTest, AnAnswerThatTheOperatorEndsIsAnError) {
   http_.reset();  // waits for calls that never ended
 }
 
-TEST_F(HttpServiceTest, CallsOfToolsInBothShapes) {
+TEST_F(HttpServiceTest, CallsOfToolsInEveryShape) {
   AddWorker({.script = PlaySteps(
                  StepsOf("<tool_call>\n<function=f>\n<parameter=x>é</parameter>\n</function>\n"
                          "</tool_call>"),
@@ -170,6 +170,18 @@ TEST_F(HttpServiceTest, CallsOfToolsInBothShapes) {
       "/v1/messages", absl::StrCat("{", ask, R"(,"max_tokens":99,"tools":[{"name":"f"}]})"), ""));
   EXPECT_THAT(whole.body, HasSubstr(R"("name":"f","input":{"x":"é"}}])"));
   EXPECT_THAT(whole.body, HasSubstr(R"("stop_reason":"tool_use")"));
+
+  const std::string tool = R"("input":"u","tools":[{"type":"function","name":"f"}])";
+  const HttpResponse response =
+      Ask(HttpPost("/v1/responses", absl::StrCat(R"({"model":"fake",)", tool, "}"), ""));
+  EXPECT_THAT(response.body, HasSubstr(R"("name":"f","arguments":"{\"x\":\"é\"}")"));
+  const SseEvents events =
+      ParseSse(Ask(HttpPost("/v1/responses",
+                            absl::StrCat(R"({"model":"fake","stream":true,)", tool, "}"), ""))
+                   .body);
+  ASSERT_FALSE(events.names.empty());
+  EXPECT_EQ(events.names.front(), "response.created");
+  EXPECT_EQ(events.names.back(), "response.completed");
 
   const HttpResponse refused = Ask(HttpPost(
       "/v1/messages", absl::StrCat("{", ask, R"(,"max_tokens":99,"tools":[{"name":"f g"}]})"), ""));
