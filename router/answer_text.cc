@@ -7,12 +7,6 @@
 #include "absl/strings/str_replace.h"
 
 namespace ultraspeed::router {
-namespace {
-
-constexpr absl::string_view kCallBegin = "<tool_call>";
-constexpr absl::string_view kCallEnd = "</tool_call>";
-
-}  // namespace
 
 AnswerText::AnswerText(const Tokenizer* tokenizer, std::vector<std::string> stop,
                        std::optional<ToolUse> tools, absl::string_view request_id)
@@ -24,8 +18,8 @@ AnswerText::AnswerText(const Tokenizer* tokenizer, std::vector<std::string> stop
       detokenizer_(tokenizer),
       stop_matcher_(stop_) {
   if (!tools_) return;
-  call_begin_ = tokenizer->TokenId(kCallBegin).value_or(-1);
-  call_end_ = tokenizer->TokenId(kCallEnd).value_or(-1);
+  call_begin_ = tokenizer->TokenId(kToolCallBegin).value_or(-1);
+  call_end_ = tokenizer->TokenId(kToolCallEnd).value_or(-1);
   if (tools_->opening) call_.emplace(&tools_->types, "");
 }
 
@@ -33,7 +27,7 @@ bool AnswerText::Append(int32_t token_id, bool in_thought, v1::GenerateChunk* ch
   if (AppendOpening(chunk)) return true;
   const bool is_mark = token_id == call_begin_ || token_id == call_end_;
   if (is_mark && !(call_ ? call_->is_in_value() : in_thought)) {
-    if (token_id == call_end_ && call_) return EndCall(kCallEnd, chunk);
+    if (token_id == call_end_ && call_) return EndCall(kToolCallEnd, chunk);
     if (token_id == call_begin_) return BeginCall(chunk);
   }
   const std::string text = detokenizer_.Append({&token_id, 1});
@@ -107,7 +101,7 @@ bool AnswerText::BeginCall(v1::GenerateChunk* chunk) {
   chunk->mutable_text()->append(stop_matcher_->Finish());
   stop_matcher_.emplace(stop_);  // no stop string goes on behind a call
   gap_.clear();
-  call_.emplace(&tools_->types, kCallBegin);
+  call_.emplace(&tools_->types, kToolCallBegin);
   return false;
 }
 

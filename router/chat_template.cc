@@ -23,10 +23,8 @@ constexpr absl::string_view kThinkBegin = "<think>";
 constexpr absl::string_view kThinkEnd = "</think>";
 constexpr absl::string_view kToolBegin = "<tool_response>";
 constexpr absl::string_view kToolEnd = "</tool_response>";
-constexpr absl::string_view kCallBegin = "<tool_call>";
-constexpr absl::string_view kCallEnd = "</tool_call>";
-constexpr absl::string_view kMarkers[] = {kTurnBegin, kTurnEnd, kThinkBegin, kThinkEnd,
-                                          kToolBegin, kToolEnd, kCallBegin,  kCallEnd};
+constexpr absl::string_view kMarkers[] = {kTurnBegin, kTurnEnd, kThinkBegin,    kThinkEnd,
+                                          kToolBegin, kToolEnd, kToolCallBegin, kToolCallEnd};
 
 class SegmentList {
  public:
@@ -107,17 +105,17 @@ void AddFunctions(absl::Span<const ToolFunction> functions, SegmentList* list) {
   list->Text(
       "\n</tools>\n\nFor each function call, output the function name and arguments in the "
       "following format:\n");
-  list->Marker(kCallBegin);
+  list->Marker(kToolCallBegin);
   list->Text(
       "\n<function=example_function_name>\n<parameter=example_parameter_1>value_1</parameter>\n"
       "<parameter=example_parameter_2>This is the value for the second parameter\nthat can span\n"
       "multiple lines</parameter>\n</function>\n");
-  list->Marker(kCallEnd);
+  list->Marker(kToolCallEnd);
   list->Text(
       "\n\n<IMPORTANT>\n- Function calls MUST follow the specified format: an inner <function=...>"
       "</function> block must be nested within ");
-  list->Marker(kCallBegin);
-  list->Marker(kCallEnd);
+  list->Marker(kToolCallBegin);
+  list->Marker(kToolCallEnd);
   list->Text(" XML tags\n- DO NOT use function calls inside ");
   list->Marker(kThinkBegin);
   list->Marker(kThinkEnd);
@@ -127,7 +125,7 @@ void AddFunctions(absl::Span<const ToolFunction> functions, SegmentList* list) {
 }
 
 void AddCall(const ToolCallTurn& call, SegmentList* list) {
-  list->Marker(kCallBegin);
+  list->Marker(kToolCallBegin);
   list->Text(absl::StrCat("\n<function=", call.name, ">\n"));
   if (const auto arguments = ParseJsonObject(call.arguments, "arguments"); arguments.ok()) {
     for (const auto& [name, value] : *arguments) {
@@ -137,7 +135,7 @@ void AddCall(const ToolCallTurn& call, SegmentList* list) {
     }
   }
   list->Text("</function>\n");
-  list->Marker(kCallEnd);
+  list->Marker(kToolCallEnd);
 }
 
 void AddTurn(absl::string_view role, absl::string_view content, SegmentList* list) {
@@ -248,7 +246,7 @@ std::vector<PromptSegment> ChatTemplate::Segments(absl::Span<const ChatTurn> tur
     list.Marker(kThinkEnd);
   }
   if (tools.call_required) {
-    list.Marker(kCallBegin);
+    list.Marker(kToolCallBegin);
     list.Text(CallOpening(tools.required_name));
   }
   return list.Take();

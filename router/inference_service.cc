@@ -293,9 +293,11 @@ grpc::ServerUnaryReactor* InferenceService::StartTokenize(grpc::CallbackServerCo
     if (status.ok()) {
       const auto ids = PromptOf(request);
       status = ids.status();
-      v1::TokenizeResponse message;
-      if (ids.ok()) message.mutable_token_ids()->Add(ids->begin(), ids->end());
-      Serialize(message, response);
+      if (ids.ok()) {
+        v1::TokenizeResponse message;
+        message.mutable_token_ids()->Add(ids->begin(), ids->end());
+        Serialize(message, response);
+      }
     }
     options_.metrics->UnaryEnded(method, status.code());
     reactor->Finish(ToGrpcStatus(status));

@@ -2,7 +2,6 @@
 
 #include <boost/json.hpp>
 #include <charconv>
-#include <cmath>
 #include <cstdlib>
 #include <utility>
 
@@ -20,7 +19,7 @@ struct Spelling {
   const char* null;
   const char* true_;
   const char* false_;
-  bool quotes_once;  // repr: 'text'
+  bool single_quotes;
 };
 constexpr Spelling kDumps = {"null", "true", "false", false};
 constexpr Spelling kRepr = {"None", "True", "False", true};
@@ -41,7 +40,7 @@ std::string PythonFloat(double number) {
   return fixed;
 }
 
-std::string QuotedOnce(absl::string_view text) {
+std::string SingleQuoted(absl::string_view text) {
   std::string quoted = "'";
   for (const char c : text) {
     if (c == '\'' || c == '\\') quoted += '\\';
@@ -69,8 +68,8 @@ void Append(const json::value& value, const Spelling& spelling, std::string* out
       break;
     case json::kind::string: {
       const json::string& text = value.get_string();
-      absl::StrAppend(out, spelling.quotes_once ? QuotedOnce({text.data(), text.size()})
-                                                : json::serialize(text));
+      absl::StrAppend(out, spelling.single_quotes ? SingleQuoted({text.data(), text.size()})
+                                                  : json::serialize(text));
       break;
     }
     case json::kind::array: {

@@ -243,6 +243,7 @@ void StreamRelay::Place(absl::StatusOr<WorkerPool::Lease> lease, RequestQueue::P
     return;
   }
   if (!dispatch_time_) dispatch_time_ = clock_->Monotonic();
+  if (generation_.request().resumed_tokens() > 0) metrics_->StreamResumed();
   worker_address_ = lease->address();
   call_ = std::make_shared<WorkerCall>(shared_from_this(), *std::move(lease), std::move(place));
   call_->Start(call_, generation_.request(), deadline_);
@@ -366,16 +367,11 @@ void StreamRelay::GoOnOrFail(const WorkerPool::Lease& lease, RequestQueue::Place
   if (num_failures_ <= failures_max &&
       static_cast<int>(tried_workers_.size()) < limits::kPlacementAttemptsMax) {
     if (auto next = pool_->Acquire(*model_, tried_workers_, preferred_worker_); next.ok()) {
-      if (resumes) {
-        metrics_->StreamResumed();
-      } else {
-        metrics_->PlacementRetried();
-      }
+      if (!resumes) metrics_->PlacementRetried();
       Place(std::move(next), std::move(place));
       return;
     }
     if (is_lost && MayAwaitWorker()) {
-      if (resumes) metrics_->StreamResumed();
       place.Release();
       tried_workers_.clear();  // this one may come back
       AwaitTurn();

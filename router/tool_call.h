@@ -14,6 +14,10 @@
 
 namespace ultraspeed::router {
 
+// The tokens around a call.
+inline constexpr absl::string_view kToolCallBegin = "<tool_call>";
+inline constexpr absl::string_view kToolCallEnd = "</tool_call>";
+
 struct ToolFunction {
   std::string name;
   std::optional<std::string> description;

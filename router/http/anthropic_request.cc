@@ -91,7 +91,7 @@ absl::Status AddUserMessage(RequestFields& message, v1::ChatRequest* request) {
         result->set_tool_call_id(block.String("tool_use_id").value_or(""));
         if (block.Find("content") != nullptr) {
           ASSIGN_OR_RETURN(*result->mutable_content(),
-                           ReadTexts(block, "content", {"text"}, "blocks"));
+                           ReadTexts(block, "content", {"text"}, "block"));
         }
         return block.status();
       },
@@ -170,7 +170,7 @@ absl::Status ReadConversation(RequestFields& fields, v1::ChatRequest* request, F
   if (fields.Find("system") != nullptr) {
     v1::ChatMessage* message = request->add_messages();
     message->set_role(v1::ROLE_SYSTEM);
-    ASSIGN_OR_RETURN(*message->mutable_content(), ReadTexts(fields, "system", {"text"}, "blocks"));
+    ASSIGN_OR_RETURN(*message->mutable_content(), ReadTexts(fields, "system", {"text"}, "block"));
     names->messages.push_back("system");
   }
   RETURN_IF_ERROR(AddMessages(fields, request, &names->messages));

@@ -24,7 +24,7 @@ constexpr int32_t kDefaultCompletionTokens = 16;
 // Empty if absent, as of messages that only call.
 absl::StatusOr<std::string> ContentOf(RequestFields& message) {
   if (message.Find("content") == nullptr) return std::string();
-  return ReadTexts(message, "content", {"text"}, "text parts");
+  return ReadTexts(message, "content", {"text"}, "text part");
 }
 
 v1::Role RoleOf(const std::string& role) {

@@ -61,22 +61,24 @@ absl::Status AddFunction(RequestFields& function, absl::string_view schema,
 
 absl::StatusOr<std::string> ReadTexts(RequestFields& fields, absl::string_view name,
                                       const std::vector<absl::string_view>& types,
-                                      absl::string_view parts) {
+                                      absl::string_view part) {
   const boost::json::value* value = fields.Find(name);
   if (value != nullptr && value->is_string()) return std::string(value->get_string());
   const boost::json::array* items = value == nullptr ? nullptr : value->if_array();
   if (items == nullptr) {
-    fields.Refuse(name, absl::StrCat("a string or an array of ", parts));
+    fields.Refuse(name, absl::StrCat("a string or an array of ", part, "s"));
     return fields.status();
   }
   std::vector<std::string> texts;
-  RETURN_IF_ERROR(ForEachObject(*items, fields.PathOf(name), "an object", [&](RequestFields& part) {
-    if (part.Choice("type", types).empty()) part.Refuse("type", absl::StrJoin(types, " or "));
-    const auto text = part.String("text");
-    if (!text) part.Refuse("text", "a string");
-    texts.push_back(text.value_or(""));
-    return part.status();
-  }));
+  RETURN_IF_ERROR(ForEachObject(*items, fields.PathOf(name), absl::StrCat("a ", part),
+                                [&](RequestFields& item) {
+                                  if (item.Choice("type", types).empty())
+                                    item.Refuse("type", absl::StrJoin(types, " or "));
+                                  const auto text = item.String("text");
+                                  if (!text) item.Refuse("text", "a string");
+                                  texts.push_back(text.value_or(""));
+                                  return item.status();
+                                }));
   return absl::StrJoin(texts, "\n");
 }
 

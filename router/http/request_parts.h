@@ -30,10 +30,10 @@ std::optional<bool> ReadThinking(RequestFields& fields);
 absl::Status AddFunction(RequestFields& function, absl::string_view schema,
                          v1::ChatRequest* request);
 // A string, or an array of objects of one of the `types` with a `text` each, which are joined with
-// line breaks. `parts`: what an error calls them.
+// line breaks. `part`: what an error calls one.
 absl::StatusOr<std::string> ReadTexts(RequestFields& fields, absl::string_view name,
                                       const std::vector<absl::string_view>& types,
-                                      absl::string_view parts);
+                                      absl::string_view part);
 // Visits the objects of the array at `path` in order, up to the first error. INVALID_ARGUMENT: an
 // item is no object; "it must be <must_be>".
 absl::Status ForEachObject(const boost::json::array& items, absl::string_view path,

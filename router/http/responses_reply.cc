@@ -100,7 +100,7 @@ class ResponseWriter final : public ReplyWriter {
     };
     VisitInOrder(chunk, append_call, append_text, append_call);
     if (!is_over()) return;
-    CloseItem();
+    CloseItem(is_cut() ? "incomplete" : "completed");
     Tell(is_cut() ? "response.incomplete" : "response.completed", {{"response", Response()}});
   }
 
@@ -127,14 +127,14 @@ class ResponseWriter final : public ReplyWriter {
 
   // `item.id` is a prefix yet.
   void OpenItem(Item item) {
-    CloseItem();
+    CloseItem("completed");  // max_tokens cuts the last one only
     item.id = absl::StrCat(item.id, id_, items_.size());
     open_ = std::move(item);
     Tell("response.output_item.added",
          {{"output_index", items_.size()}, {"item", ItemJson(*open_, "in_progress", true)}});
   }
 
-  void CloseItem() {
+  void CloseItem(const char* status) {
     if (!open_) return;
     switch (open_->kind) {
       case Kind::kReasoning:
@@ -154,8 +154,7 @@ class ResponseWriter final : public ReplyWriter {
       Tell("response.content_part.done",
            Located({{"content_index", 0}, {"part", PartOf(*open_, open_->text)}}));
     }
-    // Only the item that max_tokens cut is incomplete.
-    json::object item = ItemJson(*open_, is_cut() ? "incomplete" : "completed", false);
+    json::object item = ItemJson(*open_, status, false);
     Tell("response.output_item.done", {{"output_index", items_.size()}, {"item", item}});
     items_.push_back(std::move(item));
     open_.reset();

@@ -89,7 +89,7 @@ class InputReader {
   static absl::Status SetContent(RequestFields& item, absl::string_view name,
                                  v1::ChatMessage* message) {
     ASSIGN_OR_RETURN(*message->mutable_content(),
-                     ReadTexts(item, name, {"input_text", "output_text", "text"}, "text parts"));
+                     ReadTexts(item, name, {"input_text", "output_text", "text"}, "text part"));
     return absl::OkStatus();
   }
 

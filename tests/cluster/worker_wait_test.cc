@@ -22,6 +22,10 @@ class WorkerWaitTest : public RouterServiceTest {
   bool AwaitThreeTokens() {
     return Eventually([&] { return workers_[0]->num_running() == 1; });
   }
+  void LoseTheWorker() {
+    workers_[0]->Kill();
+    EXPECT_TRUE(Eventually([&] { return NumIn(WorkerState::kLost) == 1; }));
+  }
   // Another process at the same address.
   void StartAgain() {
     FakeWorker::Options options;
@@ -63,8 +67,7 @@ TEST_F(WorkerWaitTest, AStreamWaitsForItsWorkerToComeBackAndGoesOn) {
 TEST_F(WorkerWaitTest, ARequestWaitsForAWorker) {
   worker_wait_ = absl::Seconds(20);
   StartWithAWorkerThatHangs();
-  workers_[0]->Kill();
-  ASSERT_TRUE(Eventually([&] { return NumIn(WorkerState::kLost) == 1; }));
+  LoseTheWorker();
   const Answer answer = GenerateBeside([&] {
     EXPECT_TRUE(Eventually([&] { return queue_->GetStatus("fake").waiting == 1; }));
     StartAgain();
@@ -95,8 +98,7 @@ TEST_F(WorkerWaitTest, WhoWaitsInVainHearsItInTime) {
 TEST_F(WorkerWaitTest, TheCallersOwnEndComesFirst) {
   worker_wait_ = absl::Seconds(20);
   StartWithAWorkerThatHangs();
-  workers_[0]->Kill();
-  ASSERT_TRUE(Eventually([&] { return NumIn(WorkerState::kLost) == 1; }));
+  LoseTheWorker();
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Milliseconds(200)));
   EXPECT_EQ(Generate(Request(), &context).status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);

@@ -11,6 +11,7 @@
 #include "absl/strings/str_split.h"
 #include "router/http/responses_reply.h"
 #include "router/http/responses_request.h"
+#include "tests/router/http/call_delta.h"
 
 namespace ultraspeed::router {
 namespace {
@@ -133,23 +134,12 @@ v1::GenerateChunk AChunk(const std::string& text) {
   return chunk;
 }
 
-void AddCall(int index, const std::string& name, const std::string& arguments,
-             v1::GenerateChunk* chunk) {
-  v1::ToolCallDelta* delta = chunk->add_tool_calls();
-  delta->set_index(index);
-  if (!name.empty()) {
-    delta->set_id(absl::StrCat("call_", index));
-    delta->set_name(name);
-  }
-  delta->set_arguments(arguments);
-}
-
 std::vector<v1::GenerateChunk> AnAnswer(v1::FinishReason reason) {
   std::vector<v1::GenerateChunk> chunks = {AChunk("<think>w"), AChunk("hy</think>I lo"),
                                            AChunk("ok."), AChunk(""), AChunk("")};
-  AddCall(0, "f", "{\"x\":", &chunks[2]);
-  AddCall(0, "", "1}", &chunks[3]);
-  AddCall(1, "g", "{}", &chunks[3]);
+  AddCallDelta(0, "f", "{\"x\":", &chunks[2]);
+  AddCallDelta(0, "", "1}", &chunks[3]);
+  AddCallDelta(1, "g", "{}", &chunks[3]);
   chunks.back().set_finish_reason(reason);
   chunks.back().mutable_usage()->set_prompt_tokens(10);
   chunks.back().mutable_usage()->set_cached_tokens(4);
@@ -223,6 +213,17 @@ TEST(ResponsesReply, WhatMaxTokensCutIsIncomplete) {
   EXPECT_EQ(body.at("incomplete_details").at("reason"), "max_output_tokens");
   EXPECT_EQ(body.at("output").at(0).at("status"), "incomplete");
   EXPECT_EQ(body.at("service_tier"), "standard");
+
+  // What came before it is whole, although the same chunk ends it.
+  const auto cut_call = NewResponseWriter("{}", true, AContext());
+  cut_call->Collect(AChunk("abc"));
+  v1::GenerateChunk last = AChunk("");
+  AddCallDelta(0, "f", "{\"x\":", &last);
+  last.set_finish_reason(v1::FINISH_REASON_LENGTH);
+  cut_call->Collect(last);
+  const json::value output = json::parse(cut_call->Body()).at("output");
+  EXPECT_EQ(output.at(0).at("status"), "completed");
+  EXPECT_EQ(output.at(1).at("status"), "incomplete");
 }
 
 TEST(ResponsesReply, AnErrorInMidStreamIsItsEvent) {

@@ -11,6 +11,7 @@
 #include "router/http/anthropic_request.h"
 #include "router/http/openai_reply.h"
 #include "router/http/openai_request.h"
+#include "tests/router/http/call_delta.h"
 
 namespace ultraspeed::router {
 namespace {
@@ -146,25 +147,14 @@ v1::GenerateChunk Chunk(const std::string& text) {
   return chunk;
 }
 
-void AddDelta(int index, const std::string& name, const std::string& arguments,
-              v1::GenerateChunk* chunk) {
-  v1::ToolCallDelta* delta = chunk->add_tool_calls();
-  delta->set_index(index);
-  if (!name.empty()) {
-    delta->set_id(absl::StrCat("call_", index));
-    delta->set_name(name);
-  }
-  delta->set_arguments(arguments);
-}
-
 // Text, a call in three chunks, text behind it, and another call.
 std::vector<v1::GenerateChunk> Chunks() {
   std::vector<v1::GenerateChunk> chunks = {Chunk("<think>w</think>I look."), Chunk(""), Chunk("So"),
                                            Chunk("")};
-  AddDelta(0, "f", "", &chunks[0]);
-  AddDelta(0, "", R"({"x":)", &chunks[1]);
-  AddDelta(0, "", R"("é"})", &chunks[2]);
-  AddDelta(1, "g", "{}", &chunks[2]);
+  AddCallDelta(0, "f", "", &chunks[0]);
+  AddCallDelta(0, "", R"({"x":)", &chunks[1]);
+  AddCallDelta(0, "", R"("é"})", &chunks[2]);
+  AddCallDelta(1, "g", "{}", &chunks[2]);
   chunks[3].set_finish_reason(v1::FINISH_REASON_TOOL_CALLS);
   return chunks;
 }
@@ -214,7 +204,7 @@ TEST(ToolReply, OpenAiWhole) {
 
   const auto call_only = NewChatCompletionWriter({}, NoContext());
   v1::GenerateChunk chunk = Chunk("");
-  AddDelta(0, "f", "{}", &chunk);
+  AddCallDelta(0, "f", "{}", &chunk);
   call_only->Collect(chunk);
   EXPECT_TRUE(
       json::parse(call_only->Body()).at("choices").at(0).at("message").at("content").is_null());
@@ -262,7 +252,7 @@ TEST(ToolReply, AnthropicWhole) {
   const auto writer = NewMessageWriter({});
   for (const v1::GenerateChunk& chunk : Chunks()) writer->Collect(chunk);
   v1::GenerateChunk cut = Chunk("");
-  AddDelta(2, "h", R"({"x":)", &cut);
+  AddCallDelta(2, "h", R"({"x":)", &cut);
   cut.set_finish_reason(v1::FINISH_REASON_LENGTH);
   writer->Collect(cut);
   const json::value body = json::parse(writer->Body());
