@@ -21,7 +21,7 @@ constexpr size_t kCeilingBytes = size_t{2} << 30;
 constexpr int kWarmUpRounds = 4;  // the second one captures the graph
 constexpr int kPrefillPasses = 3;
 constexpr int kSequencesMax = 8;
-constexpr int kResidentRows = 8;  // of a round of the resident engine
+constexpr int kBandRows = 8, kResidentRows = 16;  // of a round of the resident engine
 
 constexpr const char* kAlone =
     "one GPU's share with random weights; graphs: kernels of single operations in a graph, no "
@@ -96,22 +96,12 @@ class RankRounds {
                                       {.num_rounds = options_.rounds, .trace_file = trace_file}));
     const double ms = MedianAfterWarmUp(times.round_ms);
     const double floor_ms = 1e3 * times.bytes / ceiling;
-    boost::json::array phases;
-    for (const worker::ResidentPhaseTimes& phase : times.phases) {
-      phases.push_back({{"phase", phase.name},
-                        {"count", phase.count},
-                        {"ms", phase.ms},
-                        {"wait_ms", phase.wait_ms},
-                        {"gb", phase.bytes / 1e9},
-                        {"floor_ms", 1e3 * phase.bytes / ceiling},
-                        {"of_ceiling", phase.ms > 0 ? 1e3 * phase.bytes / ceiling / phase.ms : 0}});
-    }
     boost::json::object report = {
         {"ms_per_round", ms},
         {"ms_per_round_min", *std::min_element(times.round_ms.begin(), times.round_ms.end())},
         {"rows", block},
         {"thread_blocks", times.num_blocks},
-        {"distinct_experts_per_layer", times.distinct_experts},
+        {"distinct_experts_per_layer", times.expert_reads},
         {"weight_gb_per_round", times.bytes / 1e9},
         {"tb_per_second", times.bytes / (1e-3 * ms) / 1e12},
         {"floor_ms", floor_ms},
@@ -120,14 +110,14 @@ class RankRounds {
       report["tokens_per_round_assumed"] = options_.tokens_per_round;
       report["tokens_per_second_at_that"] = 1e3 * options_.tokens_per_round / ms;
     }
-    report["phases"] = std::move(phases);
+    report["phases"] = Phases(times, ceiling);
     return report;
   }
 
   // Rounds of `num_sequences` sequences of `block` rows: with all of them in the passes of a graph,
   // and on the resident engine, in one round of it or in turns. Each reads the experts that uniform
   // routing would choose for its rows, unless all is as routed.
-  absl::StatusOr<boost::json::object> Several(int num_sequences, int block) {
+  absl::StatusOr<boost::json::object> Several(int num_sequences, int block, double ceiling) {
     worker::Round round;
     for (int s = 0; s < num_sequences; ++s) {
       worker::SequenceStep step = Step(options_.context);
@@ -157,12 +147,14 @@ class RankRounds {
          static_cast<double>(after.distinct_experts - before.distinct_experts) /
              static_cast<double>(after.moe_layer_passes - before.moe_layer_passes)}};
     if (num_sequences * block <= kResidentRows) {
-      force(num_sequences * block);
+      force(std::min(num_sequences * block, kBandRows));  // each band's
       ASSIGN_OR_RETURN(const worker::ResidentRoundTimes times,
                        worker::MeasureResidentRounds(
                            executor_, round, {.num_rounds = options_.rounds, .trace_file = ""}));
       report["shared_ms_per_round"] = MedianAfterWarmUp(times.round_ms);
-      report["shared_distinct_experts_per_layer"] = times.distinct_experts;
+      report["shared_expert_reads_per_layer"] = times.expert_reads;
+      report["shared_floor_ms"] = 1e3 * times.bytes / ceiling;
+      report["shared_phases"] = Phases(times, ceiling);
       return report;
     }
     force(block);
@@ -211,6 +203,20 @@ class RankRounds {
   }
 
  private:
+  static boost::json::array Phases(const worker::ResidentRoundTimes& times, double ceiling) {
+    boost::json::array phases;
+    for (const worker::ResidentPhaseTimes& phase : times.phases) {
+      phases.push_back({{"phase", phase.name},
+                        {"count", phase.count},
+                        {"ms", phase.ms},
+                        {"wait_ms", phase.wait_ms},
+                        {"gb", phase.bytes / 1e9},
+                        {"floor_ms", 1e3 * phase.bytes / ceiling},
+                        {"of_ceiling", phase.ms > 0 ? 1e3 * phase.bytes / ceiling / phase.ms : 0}});
+    }
+    return phases;
+  }
+
   // Of all GPUs.
   double Gigabytes(size_t bytes) const {
     return options_.num_gpus * static_cast<double>(bytes) / 1e9;
@@ -312,8 +318,9 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
   }
   boost::json::array several;
   for (int sequences = 2; sequences <= options.sequences; ++sequences) {
-    for (const int rows : std::set<int>{1, std::max(1, kResidentRows / sequences), block}) {
-      ASSIGN_OR_RETURN(boost::json::object report, rounds.Several(sequences, rows));
+    const int band_share = std::max(1, kBandRows / sequences);
+    for (const int rows : std::set<int>{1, band_share, std::min(block, 2 * band_share), block}) {
+      ASSIGN_OR_RETURN(boost::json::object report, rounds.Several(sequences, rows, ceiling));
       several.push_back(std::move(report));
     }
   }

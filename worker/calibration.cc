@@ -11,63 +11,79 @@ namespace {
 constexpr int kPromptTokens = 192;  // past the sliding window, short enough to cost nothing
 constexpr int kRounds = 15;         // per block; the median counts
 
-// Decodes one sequence of arbitrary tokens with a fixed block.
+// Decodes sequences of arbitrary tokens with a fixed block each.
 class Probe {
  public:
   Probe(Executor& executor, const Clock& clock) : executor_(executor), clock_(clock) {
     pages_.resize(executor.num_pages());
     std::iota(pages_.begin(), pages_.end(), 0);
-    step_.pages = pages_.data();
-    step_.num_pages = static_cast<int>(pages_.size());
   }
 
-  // Median seconds of a round that feeds one token and drafts block - 1.
-  double SecondsOfRound(int block) {
-    Prefill();
+  // Whether so many sequences have pages and a round has rows for their blocks.
+  bool HasRoomFor(int num_sequences, int block) const {
+    const int64_t tokens = int64_t{executor_.num_pages()} / num_sequences * executor_.page_tokens();
+    return num_sequences <= executor_.max_sequences() && tokens > kRounds * kDraftBlockMax &&
+           num_sequences * block <= executor_.max_batch_tokens();
+  }
+
+  // Median seconds of a round of so many sequences, each of which feeds one token and drafts
+  // block - 1.
+  double SecondsOfRound(int block, int num_sequences = 1) {
+    std::vector<int32_t> anchors(num_sequences);
+    Round round;
+    for (int s = 0; s < num_sequences; ++s) {
+      SequenceStep step = Prefill(s, num_sequences, anchors[s]);
+      step.tokens = &anchors[s];
+      step.num_tokens = 1;
+      step.sample = true;
+      step.block = block;
+      round.steps.push_back(step);
+    }
     std::vector<double> seconds;
     for (int i = 0; i < kRounds; ++i) {
-      step_.tokens = &anchor_;
-      step_.num_tokens = 1;
-      step_.sample = true;
-      step_.block = block;
       const absl::Duration start = clock_.Monotonic();
-      const RoundResult result = executor_.Run({{step_}});
+      const RoundResult result = executor_.Run(round);
       seconds.push_back(absl::ToDoubleSeconds(clock_.Monotonic() - start));
-      step_.computed += 1 + result.sequences[0].num_accepted;
-      anchor_ = result.sequences[0].chosen.back().token;
+      for (int s = 0; s < num_sequences; ++s) {
+        round.steps[s].computed += 1 + result.sequences[s].num_accepted;
+        anchors[s] = result.sequences[s].chosen.back().token;
+      }
     }
-    executor_.ResetSlot(0);
+    for (int s = 0; s < num_sequences; ++s) executor_.ResetSlot(s);
     std::nth_element(seconds.begin(), seconds.begin() + kRounds / 2, seconds.end());
     return seconds[kRounds / 2];
   }
 
  private:
-  void Prefill() {
-    executor_.ResetSlot(0);
-    const int64_t kv_tokens = int64_t{executor_.num_pages()} * executor_.page_tokens();
+  // Of slot `slot`, with its share of the pages; `anchor` is the prompt's last token.
+  SequenceStep Prefill(int slot, int num_sequences, int32_t& anchor) {
+    executor_.ResetSlot(slot);
+    SequenceStep step;
+    step.slot = slot;
+    step.num_pages = static_cast<int>(pages_.size()) / num_sequences;
+    step.pages = pages_.data() + slot * step.num_pages;
+    const int64_t kv_tokens = int64_t{step.num_pages} * executor_.page_tokens();
     const int64_t room =
         std::min(kv_tokens, executor_.config().context_tokens) - kRounds * kDraftBlockMax;
     std::vector<int32_t> prompt(std::clamp<int64_t>(room, 1, kPromptTokens));
     for (size_t i = 0; i < prompt.size(); ++i)
       prompt[i] = static_cast<int32_t>(i * 7 % executor_.vocabulary_used());
-    step_.computed = 0;
-    step_.block = 1;
-    step_.sample = false;
-    while (step_.computed < static_cast<int64_t>(prompt.size())) {
-      step_.tokens = prompt.data() + step_.computed;
-      step_.num_tokens =
-          std::min<int64_t>(executor_.max_batch_tokens(), prompt.size() - step_.computed);
-      executor_.Run({{step_}});
-      step_.computed += step_.num_tokens;
+    step.block = 1;
+    step.sample = false;
+    while (step.computed < static_cast<int64_t>(prompt.size())) {
+      step.tokens = prompt.data() + step.computed;
+      step.num_tokens =
+          std::min<int64_t>(executor_.max_batch_tokens(), prompt.size() - step.computed);
+      executor_.Run({{step}});
+      step.computed += step.num_tokens;
     }
-    anchor_ = prompt.back();
+    anchor = prompt.back();
+    return step;
   }
 
   Executor& executor_;
   const Clock& clock_;
   std::vector<int32_t> pages_;
-  SequenceStep step_;
-  int32_t anchor_ = 0;
 };
 
 }  // namespace
@@ -81,7 +97,12 @@ DraftCost MeasureDraftCost(Executor& executor, const Clock& clock) {
   const double shortest = probe.SecondsOfRound(2) / plain;
   const double longest = probe.SecondsOfRound(block) / plain;
   const double row = std::max(0.0, (longest - shortest) / (block - 2));
-  return {.fixed = std::max(0.0, shortest - 1 - row), .row = row};
+  DraftCost cost = {.fixed = std::max(0.0, shortest - 1 - row), .row = row};
+  if (executor.decode_blocks() > 1 && probe.HasRoomFor(2, block)) {
+    const double two = probe.SecondsOfRound(block, 2) / plain;
+    cost.block = std::max(0.0, two - (1 + 2 * cost.fixed + cost.row * (2 * block - 1)));
+  }
+  return cost;
 }
 
 }  // namespace ultraspeed::worker

@@ -11,8 +11,9 @@
 
 namespace ultraspeed::worker {
 
-// Runs some dozen rounds of one made-up sequence in slot 0 and leaves the slot reset. Zero cost if
-// the model has no drafter.
+// Runs some dozen rounds of made-up sequences, one in slot 0 and, where a round may have several
+// blocks of rows, one in slot 1 beside it, and leaves the slots reset. Zero cost if the model has
+// no drafter.
 DraftCost MeasureDraftCost(Executor& executor, const Clock& clock);
 
 }  // namespace ultraspeed::worker

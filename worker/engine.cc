@@ -19,6 +19,7 @@ int DraftBlock(const ModelConfig& config) {
 
 SchedulerOptions ForExecutor(SchedulerOptions options, const Executor& executor) {
   options.draft_block_max = DraftBlock(executor.config());
+  options.decode_blocks_max = executor.decode_blocks();
   options.max_batch_tokens = executor.max_batch_tokens();
   return options;
 }

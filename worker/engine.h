@@ -35,7 +35,7 @@ namespace ultraspeed::worker {
 struct EngineOptions {
   int waiting_max = limits::kWaitingRequestsMax;
   SchedulerOptions scheduler =
-      {};  // draft_block_max and max_batch_tokens are overwritten with the executor's
+      {};  // draft_block_max, decode_blocks_max and max_batch_tokens are the executor's
 };
 
 // What GetLoad reports.

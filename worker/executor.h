@@ -65,6 +65,9 @@ class Executor {
       const = 0;  // ids that may be sampled: rows past the tokenizer's last id are masked
   virtual std::string device() const = 0;  // "cpu avx512_bf16, 2 threads"
 
+  // Blocks of rows, of a drafter's length each, that sequences which decode may divide in a round.
+  virtual int decode_blocks() const { return 1; }
+
   virtual int num_snapshots() const = 0;
 
   // Forgets what slot `slot` held; the next step on it starts at computed == 0.

@@ -203,7 +203,8 @@ absl::Status Serve(Options options) {
     options.scheduler.draft_cost = cost;
     Log(LogLevel::kInfo, "worker.calibrated",
         {{"draft_fixed_cost", absl::StrCat(cost.fixed)},
-         {"draft_row_cost", absl::StrCat(cost.row)}});
+         {"draft_row_cost", absl::StrCat(cost.row)},
+         {"draft_block_cost", absl::StrCat(cost.block)}});
   }
 
   Metrics metrics;

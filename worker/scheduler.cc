@@ -127,18 +127,27 @@ void Scheduler::AddStandardRound(Groups& groups, Plan& plan) {
 
 void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, Plan& plan,
                            int& rows_left) {
-  const int count = std::min(count_max, static_cast<int>(sequences.size()));
-  int block_rows_left = options_.draft_block_max;
-  const DraftCost draft_cost = InCompany(options_.draft_cost, std::max(1, count));
-  for (int i = 0; i < count && rows_left > 0; ++i) {
+  const int count = std::min({count_max, static_cast<int>(sequences.size()), rows_left});
+  if (count == 0) return;
+  std::vector<Drafting> drafting;
+  for (int i = 0; i < count; ++i) {
+    const Sequence& sequence = *sequences[static_cast<size_t>(i)];
+    // No more tokens than may still be committed.
+    const int64_t tokens_left = sequence.max() - sequence.committed();
+    const int64_t bound = sequence.spec().speculation ? tokens_left : 1;
+    drafting.push_back(
+        {.acceptance = sequence.speculation.acceptance(),
+         .bound = static_cast<int>(std::min<int64_t>(bound, options_.draft_block_max))});
+  }
+  const std::vector<int> division = DivideRows(drafting,
+                                               {.block_max = options_.draft_block_max,
+                                                .blocks_max = options_.decode_blocks_max,
+                                                .rows_max = rows_left},
+                                               options_.draft_cost);
+  for (int i = 0; i < count; ++i) {
     Sequence* const sequence = sequences[static_cast<size_t>(i)];
     const RequestSpec& spec = sequence->spec();
-    // No more tokens than may still be committed.
-    const int64_t tokens_left = sequence->max() - sequence->committed();
-    const int bound = static_cast<int>(
-        std::min<int64_t>({NextShare(block_rows_left, count - i), rows_left, tokens_left}));
-    const int block =
-        spec.speculation ? ChooseBlock(sequence->speculation.acceptance(), bound, draft_cost) : 1;
+    const int block = division[static_cast<size_t>(i)];
     plan.sequences.push_back(sequence);
     plan.round.steps.push_back({.slot = sequence->lease.slot,
                                 .computed = sequence->computed(),
@@ -152,7 +161,6 @@ void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, Pla
                                 .logprobs = spec.logprobs});
     sequence->last_turn = next_turn_++;
     rows_left -= block;
-    block_rows_left -= block;
   }
 }
 

@@ -2,9 +2,10 @@
 // executor; the same inputs give the same plan.
 //
 // Ultraspeed sequences get rounds of their own, in a tiny batch; standard sequences share the other
-// rounds. Those that decode in a round divide one block of rows, or have a row each if they are
-// more: a sequence's later drafts are the least likely to be accepted, so the first ones of several
-// are worth more than all of one, and the resident engine has rows for one block. While both run,
+// rounds. Those that decode in a round divide a block of rows, or several where the executor has
+// them and their drafts are good enough, or have a row each if they are more: a sequence's later
+// drafts are the least likely to be accepted, so the first ones of several are worth more than all
+// of one. While both run,
 // standard has a floor, counted in time: one part to kStandardFloorRounds parts for ultraspeed, in
 // rounds of few rows, so that neither a crowd of standard sequences nor its long prompts slow an
 // ultraspeed stream further. A long prompt is cut into chunks that ride beside the decoding
@@ -28,6 +29,7 @@ namespace ultraspeed::worker {
 struct SchedulerOptions {
   int max_batch_tokens = 512;  // rows of a round
   int draft_block_max = 1;     // 1 = no drafter
+  int decode_blocks_max = 1;   // that sequences of a round divide
   DraftCost draft_cost = kServedShapeDraftCost;
   int ultraspeed_batch_max = limits::kUltraspeedBatchMax;
   // While both tiers run, ultraspeed gets this many times the time of standard: so many rounds to

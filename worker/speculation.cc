@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "kernels/check.h"
 
@@ -13,6 +14,11 @@ constexpr double kFade = 0.93;  // per round: half of the weight lies in the las
 // tried before it is given up.
 constexpr double kPriorAcceptance = 0.9;
 constexpr double kPriorWeight = 2.0;  // draft tokens
+
+// Of a block of a sequence: 1 + a + a^2 + .. + a^(block-1)
+double ExpectedTokens(double acceptance, int block) {
+  return (1.0 - std::pow(acceptance, block)) / (1.0 - acceptance);
+}
 
 }  // namespace
 
@@ -38,9 +44,8 @@ int ChooseBlock(double acceptance, int block_max, const DraftCost& cost) {
   int best_block = 1;
   double best_rate = 1.0;
   const auto consider = [&](int block) {
-    // 1 + a + a^2 + .. + a^(block-1)
-    const double tokens = (1.0 - std::pow(acceptance, block)) / (1.0 - acceptance);
-    const double rate = tokens / (1.0 + cost.fixed + cost.row * (block - 1));
+    const double rate =
+        ExpectedTokens(acceptance, block) / (1.0 + cost.fixed + cost.row * (block - 1));
     if (rate <= best_rate) return;
     best_rate = rate;
     best_block = block;
@@ -48,6 +53,38 @@ int ChooseBlock(double acceptance, int block_max, const DraftCost& cost) {
   for (int block = 2; block < block_max; block *= 2) consider(block);
   if (block_max > 1) consider(block_max);
   return best_block;
+}
+
+std::vector<int> DivideRows(const std::vector<Drafting>& sequences, const RowBounds& bounds,
+                            const DraftCost& cost) {
+  const int count = static_cast<int>(sequences.size());
+  const DraftCost in_company = InCompany(cost, count);
+  std::vector<int> best;
+  double best_rate = 0;
+  for (int num_blocks = 1; num_blocks <= std::min(bounds.blocks_max, count); ++num_blocks) {
+    std::vector<int> division;
+    int rows_left = std::min(num_blocks * bounds.block_max, bounds.rows_max);
+    int rows = 0, num_drafting = 0;
+    double tokens = 0;
+    for (int i = 0; i < count; ++i) {
+      const Drafting& sequence = sequences[static_cast<size_t>(i)];
+      const int bound =
+          std::min({sequence.bound, NextShare(rows_left, count - i), bounds.block_max});
+      const int block = ChooseBlock(sequence.acceptance, bound, in_company);
+      division.push_back(block);
+      rows_left -= block;
+      rows += block;
+      num_drafting += block > 1;
+      tokens += ExpectedTokens(sequence.acceptance, block);
+    }
+    const int blocks = (rows + bounds.block_max - 1) / bounds.block_max;
+    const double rate = tokens / (1.0 + cost.fixed * num_drafting + cost.row * (rows - 1) +
+                                  cost.block * (blocks - 1));
+    if (rate <= best_rate) continue;
+    best_rate = rate;
+    best = std::move(division);
+  }
+  return best;
 }
 
 void AcceptanceTotals::Record(int num_drafted, int num_accepted) {

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <vector>
 
 #include "worker/batch.h"
 
@@ -35,12 +36,13 @@ class SpeculationState {
 struct DraftCost {
   double fixed = 0;  // running the drafter at all
   double row = 0;    // one more drafted and verified row
+  double block = 0;  // a round whose sequences have one more block of rows, besides its rows
 };
 
 // One rank of eight of the served shape on an H200 (docs/PERFORMANCE.md): a plain round takes 3.58
-// ms, the drafter 0.37, one more row of other experts 0.31. A machine that computes rather than
-// reads has more: see calibration.h, which measures it.
-inline constexpr DraftCost kServedShapeDraftCost = {.fixed = 0.10, .row = 0.086};
+// ms, the drafter 0.37, one more row of other experts 0.31, a second block 1.95. A machine that
+// computes rather than reads has more: see calibration.h, which measures it.
+inline constexpr DraftCost kServedShapeDraftCost = {.fixed = 0.10, .row = 0.086, .block = 0.54};
 
 // The same for one of `num_sequences` in a round, in units of its share of their plain round: they
 // share what a round costs anyhow, but nobody's draft.
@@ -55,6 +57,23 @@ constexpr int NextShare(int rows_left, int num_left) {
 // 1, 2, 4, 8 .. or block_max, whichever gives the most expected tokens per cost; at most block_max.
 // REQUIRES: block_max >= 1.
 int ChooseBlock(double acceptance, int block_max, const DraftCost& cost);
+
+// A sequence of a round: how likely its drafts are, and its rows at most (1: it does not draft).
+struct Drafting {
+  double acceptance = 0;
+  int bound = 1;
+};
+// What the sequences of a round may divide.
+struct RowBounds {
+  int block_max = 1;   // rows of a block, and of a sequence
+  int blocks_max = 1;  // beyond the first only for more than one sequence
+  int rows_max = 1;
+};
+// Rows for each of the sequences, which divide one block or, of those that there are, as many as
+// give the most expected tokens per cost. Each has at least one.
+// REQUIRES: from 1 to rows_max sequences; all bounds >= 1.
+std::vector<int> DivideRows(const std::vector<Drafting>& sequences, const RowBounds& bounds,
+                            const DraftCost& cost);
 
 // Counts since start, for metrics. Thread: the engine thread.
 struct AcceptanceTotals {

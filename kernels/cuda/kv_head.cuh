@@ -11,7 +11,7 @@ namespace ultraspeed::kernels::cuda {
 
 // One head of one row, and what is done to it on the way out.
 struct Head {
-  const float* in;      // [dim]
+  const float* in;      // [dim]; read past L1: other blocks of the resident kernel write it anew
   const float* norm;    // [dim] or null
   const float* cosine;  // [rotary / 2], sines follow; null: no rotary
   int dim;
@@ -22,7 +22,8 @@ struct Head {
 __device__ inline float HeadScale(const Head& head, float epsilon) {
   float squares = 0.0f;
   for (int d = threadIdx.x % kWarpLanes; d < head.dim; d += kWarpLanes) {
-    squares = fmaf(head.in[d], head.in[d], squares);
+    const float x = __ldcg(head.in + d);
+    squares = fmaf(x, x, squares);
   }
   return HeadNormScale(squares, head.dim, epsilon);
 }
@@ -30,7 +31,8 @@ __device__ inline float HeadScale(const Head& head, float epsilon) {
 // Element d after norm, rotary and factor. `scale` is HeadScale, used if there is a norm.
 __device__ inline float HeadElement(const Head& head, int d, float scale) {
   const auto normed = [&](int i) {
-    return head.norm == nullptr ? head.in[i] : NormElement(head.in[i], scale, head.norm[i]);
+    const float x = __ldcg(head.in + i);
+    return head.norm == nullptr ? x : NormElement(x, scale, head.norm[i]);
   };
   const float x = normed(d);
   if (head.cosine == nullptr) return ScaleValue(x, head.factor);

@@ -7,14 +7,19 @@
 namespace ultraspeed::worker {
 namespace {
 
-// A clock that each sampled round advances by (1 + fixed + row * (block - 1)) milliseconds.
+// A clock that each sampled round advances by (1 + fixed + row * (rows - 1)) milliseconds, fixed
+// for each sequence that drafts, and by the cost of a block for every eight rows after the first.
 DraftCost MeasuredWhenCostIs(const DraftCost& cost, const ScriptedOptions& options) {
   FakeClock clock;
   ScriptedExecutor executor(options);
   executor.before_round = [&](const Round& round) {
-    const SequenceStep& step = round.steps.front();
-    const double drafting = step.block > 1 ? cost.fixed + cost.row * (step.block - 1) : 0;
-    clock.Advance(absl::Milliseconds(1 + drafting));
+    double ms = 1;
+    int rows = 0;
+    for (const SequenceStep& step : round.steps) {
+      rows += step.block;
+      ms += step.block > 1 ? cost.fixed : 0;
+    }
+    clock.Advance(absl::Milliseconds(ms + cost.row * (rows - 1) + cost.block * ((rows - 1) / 8)));
   };
   return MeasureDraftCost(executor, clock);
 }
@@ -29,6 +34,19 @@ TEST(CalibrationTest, FreeDraftingIsFree) {
   const DraftCost measured = MeasuredWhenCostIs({}, {});
   EXPECT_NEAR(measured.fixed, 0, 1e-6);
   EXPECT_NEAR(measured.row, 0, 1e-6);
+}
+
+// Only where a round may have several, and two sequences have room.
+TEST(CalibrationTest, FindsTheCostOfASecondBlock) {
+  const DraftCost cost = {.fixed = 0.5, .row = 0.25, .block = 1.5};
+  const auto measured = [&](const ScriptedOptions& options) {
+    return MeasuredWhenCostIs(cost, options).block;
+  };
+  EXPECT_NEAR(measured({.decode_blocks = 2}), 1.5, 1e-3);
+  EXPECT_EQ(measured({.decode_blocks = 1}), 0);
+  EXPECT_EQ(measured({.max_sequences = 1, .decode_blocks = 2}), 0);
+  EXPECT_EQ(measured({.max_batch_tokens = 15, .decode_blocks = 2}), 0);
+  EXPECT_EQ(measured({.num_pages = 30, .decode_blocks = 2}), 0);
 }
 
 TEST(CalibrationTest, NoDrafterRunsNothing) {

@@ -107,6 +107,20 @@ TEST_F(SchedulerTest, SequencesDivideOneBlock) {
   }
 }
 
+// Where the executor has a second block and all rows are wanted.
+TEST_F(SchedulerTest, SequencesDivideTwoBlocks) {
+  options_.draft_cost = {};
+  options_.decode_blocks_max = 2;
+  const std::vector<std::vector<int>> divisions = {{8}, {8, 8}, {6, 5, 5}, {4, 4, 4, 4}};
+  for (size_t count = 1; count <= divisions.size(); ++count) {
+    AddDecoding(absl::StrCat("s", count), Tier::kStandard);
+    std::vector<int> blocks;
+    for (const SequenceStep& step : Scheduler(options_).PlanRound(running_).round.steps)
+      blocks.push_back(step.block);
+    EXPECT_EQ(blocks, divisions[count - 1]);
+  }
+}
+
 // What one does not want is there for the next.
 TEST_F(SchedulerTest, RowsThatASequenceLeavesAreTheOthers) {
   Sequence& hard = AddDecoding("hard", Tier::kStandard);

@@ -29,6 +29,7 @@ struct ScriptedOptions {
   int64_t context_tokens = 512;
   int draft_block = 8;  // 1 = no drafter
   int num_snapshots = 0;
+  int decode_blocks = 1;
 };
 
 // The target's choice at `position`, given the token before it.
@@ -83,6 +84,7 @@ class ScriptedExecutor : public Executor {
   int vocabulary_used() const override { return options_.vocabulary; }
   std::string device() const override { return "scripted"; }
   int num_snapshots() const override { return options_.num_snapshots; }
+  int decode_blocks() const override { return options_.decode_blocks; }
   void ResetSlot(int slot) override { slots_.at(slot).clear(); }
   void SaveSnapshot(int snapshot, int slot, int64_t position) override {
     const std::vector<int32_t>& kv = slots_.at(slot);

@@ -33,6 +33,41 @@ TEST(ChooseBlockTest, CostlyRowsAreNotDrafted) {
   EXPECT_EQ(ChooseBlock(0.9, 8, DraftCost{.fixed = 0, .row = 1}), 1);
 }
 
+// One block where drafts are doubtful, several where they are good and a block costs little; a
+// sequence alone has one.
+TEST(DivideRowsTest, SeveralBlocksPayWhereDraftsAreGood) {
+  const auto divide = [](const std::vector<double>& acceptances, int blocks_max,
+                         double block_cost) {
+    std::vector<Drafting> sequences;
+    for (const double acceptance : acceptances)
+      sequences.push_back({.acceptance = acceptance, .bound = 8});
+    return DivideRows(sequences, {.block_max = 8, .blocks_max = blocks_max, .rows_max = 64},
+                      {.fixed = 0.1, .row = 0.086, .block = block_cost});
+  };
+  using Rows = std::vector<int>;
+  EXPECT_EQ(divide({0.97}, 2, 0), (Rows{8}));
+  EXPECT_EQ(divide({0.97, 0.97}, 1, 0), (Rows{4, 4}));
+  EXPECT_EQ(divide({0.97, 0.97}, 2, 0.54), (Rows{8, 8}));
+  EXPECT_EQ(divide({0.85, 0.85}, 2, 0.54), (Rows{4, 4}));
+  EXPECT_EQ(divide({0.85, 0.85}, 2, 0), (Rows{8, 8}));
+  EXPECT_EQ(divide({0.97, 0.97, 0.97, 0.97}, 2, 0.54), (Rows{4, 4, 4, 4}));
+  EXPECT_EQ(divide({0.97, 0.97, 0.97, 0.97}, 2, 5), (Rows{2, 2, 2, 2}));
+}
+
+TEST(DivideRowsTest, NoBoundIsPassed) {
+  const std::vector<Drafting> sequences = {
+      {.acceptance = 0.99, .bound = 3}, {.acceptance = 0.99, .bound = 8}, {.acceptance = 0.99}};
+  for (int rows_max = 3; rows_max <= 16; ++rows_max) {
+    const std::vector<int> rows =
+        DivideRows(sequences, {.block_max = 8, .blocks_max = 2, .rows_max = rows_max}, {});
+    ASSERT_EQ(rows.size(), 3u);
+    EXPECT_LE(rows[0], 3);
+    EXPECT_EQ(rows[2], 1);
+    EXPECT_LE(rows[0] + rows[1] + rows[2], rows_max);
+    EXPECT_GE(std::min(rows[0], rows[1]), 1);
+  }
+}
+
 TEST(ChooseBlockTest, InCompanyADraftHasToBeWorthMore) {
   const DraftCost alone = {.fixed = 0.4, .row = 0.02};
   EXPECT_DOUBLE_EQ(InCompany(alone, 1).fixed, alone.fixed);

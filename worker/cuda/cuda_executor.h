@@ -116,6 +116,9 @@ class CudaExecutor : public GpuExecutor {
   void Logits(const SequenceStep& step, float* out) override;
   const MemoryPlan& memory() const override { return arena_->taken(); }
   const PassBytes& bytes() const override { return bytes_; }
+  int decode_blocks() const override {
+    return model_->resident == nullptr ? 1 : kernels::cuda::resident::kBandsMax;
+  }
   ResidentEngine* resident() override { return model_->resident.get(); }
   void ForceDistinctExperts(int distinct) override;
   // Public for an executor of several ranks.

@@ -59,8 +59,8 @@ struct ResidentPhaseTimes {
 };
 struct ResidentRoundTimes {
   std::vector<double> round_ms;
-  double distinct_experts = 0;  // a layer
-  double bytes = 0;             // of weights, a round
+  double expert_reads = 0;  // a layer: of all bands' distinct experts together
+  double bytes = 0;         // of weights, a round
   int num_blocks = 0;
   std::vector<ResidentPhaseTimes> phases;
 };

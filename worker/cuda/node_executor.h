@@ -28,6 +28,7 @@ class NodeExecutor : public GpuExecutor {
   const ModelConfig& config() const override { return ranks_.front()->config(); }
   int max_sequences() const override { return ranks_.front()->max_sequences(); }
   int max_batch_tokens() const override { return ranks_.front()->max_batch_tokens(); }
+  int decode_blocks() const override { return ranks_.front()->decode_blocks(); }
   int page_tokens() const override { return ranks_.front()->page_tokens(); }
   int num_pages() const override { return ranks_.front()->num_pages(); }
   int num_snapshots() const override { return ranks_.front()->num_snapshots(); }

@@ -36,9 +36,16 @@ bool AnyOf(const Round& round, Predicate predicate) {
   return std::any_of(round.steps.begin(), round.steps.end(), predicate);
 }
 
+int NumBands(const Round& round) {
+  int rows = 0;
+  for (const SequenceStep& step : round.steps) rows += step.block;
+  return (rows + resident::kBandRows - 1) / resident::kBandRows;
+}
+
 RoundKind KindOf(const Round& round) {
   return {.draft_passes =
               static_cast<int>(std::count_if(round.steps.begin(), round.steps.end(), Drafts)),
+          .num_bands = NumBands(round),
           .whole_rows = Filters(round.steps.front().sampling) || AnyOf(round, WantsLogprobs)};
 }
 
@@ -85,13 +92,10 @@ ResidentEngine::ResidentEngine(const ModelConfig& config, const ModelWeights& we
                             .num_blocks = num_blocks_};
   const AttentionTask* const append_tasks = arena.Upload(kKind, AppendTasks(model));
   const int passes_max = weights.drafter.layers.empty() ? 0 : resident::kDraftPassesMax;
-  for (int passes = 0; passes <= passes_max; ++passes) {
-    for (const bool whole_rows : {false, true}) {
-      const RoundKind kind{.draft_passes = passes, .whole_rows = whole_rows};
-      Rounds& rounds = RoundsOf(kind);
-      rounds.schedule = BuildSchedule(model, kind, append_tasks);
-      rounds.device_phases = arena.Upload(kKind, rounds.schedule.phases);
-    }
+  for (const RoundKind& kind : RoundKinds(passes_max)) {
+    Rounds& rounds = RoundsOf(kind);
+    rounds.schedule = BuildSchedule(model, kind, append_tasks);
+    rounds.device_phases = arena.Upload(kKind, rounds.schedule.phases);
   }
   const size_t num_pages =
       kTurnsMax * resident::kSequencesMax * static_cast<size_t>(PagesOf(positions));
@@ -144,7 +148,7 @@ ResidentEngine::~ResidentEngine() {
 
 bool ResidentEngine::Takes(const SequenceStep& step) const {
   return num_blocks_ > 0 && step.sample && step.num_tokens == 1 && step.logprobs <= 0 &&
-         step.block <= resident::kRowsMax && (step.block == 1 || !weights_.drafter.layers.empty());
+         step.block <= resident::kBandRows && (step.block == 1 || !weights_.drafter.layers.empty());
 }
 
 ResidentEngine::Finished ResidentEngine::Run(const Round& round) {
@@ -268,6 +272,7 @@ resident::Program ResidentEngine::ProgramFor(const Round& round, int turn) {
     for (int row = 0; row < step.block; ++row)
       program.sequence_of[program.num_rows++] = static_cast<uint8_t>(s);
   }
+  program.num_bands = kind.num_bands;
   program.forced_distinct_experts = forced_distinct_experts_;
   program.control = &pinned_->control;
   program.results = pinned_->results + turn;

@@ -126,9 +126,12 @@ class ResidentEngine {
     ResidentSchedule schedule;
     const kernels::cuda::resident::Phase* device_phases = nullptr;
   };
-  Rounds& RoundsOf(const RoundKind& kind) { return rounds_[kind.draft_passes][kind.whole_rows]; }
+  Rounds& RoundsOf(const RoundKind& kind) {
+    return rounds_[kind.num_bands - 1][kind.draft_passes][kind.whole_rows];
+  }
 
-  Rounds rounds_[1 + kernels::cuda::resident::kDraftPassesMax][2];
+  Rounds rounds_[kernels::cuda::resident::kBandsMax][1 + kernels::cuda::resident::kDraftPassesMax]
+                [2];
   int32_t* device_pages_ = nullptr;  // [kTurnsMax, kSequencesMax, pages of the longest sequence]
   int num_blocks_ = 0;
 

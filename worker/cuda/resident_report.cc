@@ -39,16 +39,20 @@ struct Stamps {
   }
 };
 
-std::vector<ResidentPhaseTimes> PhaseTable(const Stamps& stamps, double distinct_experts) {
+// `experts`: that a phase reads.
+std::vector<ResidentPhaseTimes> PhaseTable(const Stamps& stamps, double experts) {
   const ResidentTimes& times = stamps.times;
-  std::vector<ResidentPhaseTimes> table(static_cast<size_t>(PhaseLabel::kCount));
+  constexpr auto kLabels = static_cast<size_t>(PhaseLabel::kCount);
+  std::vector<ResidentPhaseTimes> table(kLabels * resident::kBandsMax);
   uint64_t before = stamps.FirstBegin();
   for (size_t p = 0; p < times.phases.size(); ++p) {
-    const auto label = static_cast<PhaseLabel>(times.phases[p].label);
-    ResidentPhaseTimes& row = table[times.phases[p].label];
-    row.name = Name(label);
+    const resident::Phase& phase = times.phases[p];
+    const size_t band = static_cast<size_t>(phase.band);
+    ResidentPhaseTimes& row = table[phase.label * resident::kBandsMax + band];
+    row.name = Name(static_cast<PhaseLabel>(phase.label));
+    if (band > 0) absl::StrAppend(&row.name, ", band ", band + 1);
     row.count += 1;
-    row.bytes += cuda::PhaseBytes(times.phases[p], distinct_experts);
+    row.bytes += cuda::PhaseBytes(phase, experts);
     const uint64_t end = std::max(before, stamps.LastEnd(p));
     row.ms += static_cast<double>(end - before) * 1e-6;
     before = end;
@@ -125,12 +129,15 @@ absl::StatusOr<ResidentRoundTimes> MeasureResidentRounds(ModelExecutor& executor
   ResidentRoundTimes result;
   result.round_ms = times.round_ms;
   result.num_blocks = times.num_blocks;
-  int num_moe_layers = 0;
-  for (const resident::Phase& phase : times.phases)
-    num_moe_layers += phase.kind == resident::PhaseKind::kMoeUp ? 1 : 0;
-  result.distinct_experts =
-      num_moe_layers == 0 ? 0 : static_cast<double>(times.num_experts) / num_moe_layers;
-  result.phases = PhaseTable(stamps, result.distinct_experts);
+  int num_moe_layers = 0, num_moe_phases = 0;
+  for (const resident::Phase& phase : times.phases) {
+    if (phase.kind != resident::PhaseKind::kMoeUp) continue;
+    num_moe_layers += phase.band == 0;
+    num_moe_phases += 1;
+  }
+  const double experts = times.num_experts;
+  result.expert_reads = num_moe_layers == 0 ? 0 : experts / num_moe_layers;
+  result.phases = PhaseTable(stamps, num_moe_phases == 0 ? 0 : experts / num_moe_phases);
   for (const ResidentPhaseTimes& row : result.phases) result.bytes += row.bytes;
   if (!what.trace_file.empty()) {
     if (absl::Status status = WriteTrace(stamps, what.trace_file); !status.ok()) return status;

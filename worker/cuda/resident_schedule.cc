@@ -16,6 +16,8 @@ using kernels::bf16;
 using kernels::WeightFormat;
 using resident::AttentionTask;
 using resident::InputKind;
+using resident::kBandRows;
+using resident::kBandsMax;
 using resident::kRowsMax;
 using resident::OutputKind;
 using resident::Phase;
@@ -61,11 +63,12 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
   context_kv = floats(kRowsMax, drafter.context_kv.num_rows);
   taps = arena.Take<bf16>(
       kKind, Size(kRowsMax, static_cast<int64_t>(draft.target_layer_ids.size()) * config.hidden));
-  moe.scores = arena.Take<uint2>(kKind, 2 * resident::kNumScores);
-  moe.num_activations = Size(kRowsMax * config.experts_per_token, config.expert_ffn_width) / 2;
-  moe.activations = arena.Take<uint32_t>(kKind, 2 * moe.num_activations);
+  constexpr size_t kMails = 2 * kBandsMax;
+  moe.scores = arena.Take<uint2>(kKind, kMails * resident::kNumScores);
+  moe.num_activations = Size(kBandRows * config.experts_per_token, config.expert_ffn_width) / 2;
+  moe.activations = arena.Take<uint32_t>(kKind, kMails * moe.num_activations);
   moe.num_partials = resident::NumRouterPartials(config.num_experts, config.hidden);
-  moe.partials = arena.Take<uint32_t>(kKind, 2 * moe.num_partials);
+  moe.partials = arena.Take<uint32_t>(kKind, kMails * moe.num_partials);
   logits = floats(kRowsMax, config.vocabulary);
   whole_row.tallies = arena.Take<resident::RowTally>(kKind, kRowsMax);
   whole_row.undecided = arena.Take<uint64_t>(
@@ -88,7 +91,8 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
       carry_for(*matrix);
   }
   carry_for(drafter.features);
-  carry = arena.Take<float4>(kKind, Size(carried_tiles, 64));
+  band_carries = carried_tiles * 64;
+  carry = arena.Take<float4>(kKind, Size(kBandsMax, band_carries));
   partials_stride =
       std::max({resident::AttentionPartsMax(/*window=*/0, /*drafter=*/false, positions),
                 resident::AttentionPartsMax(config.window, /*drafter=*/false, positions),
@@ -96,8 +100,7 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
   partials = arena.TakeBytes(
       kKind, Size(kRowsMax * std::max(config.num_q_heads, draft.num_q_heads), partials_stride) *
                  kPartialBytes);
-  choices = arena.Take<resident::RowChoice>(
-      kKind, Size((1 + resident::kDraftPassesMax) * kRowsMax, kBlocksMax));
+  choices = arena.Take<resident::RowChoice>(kKind, Size(resident::kChoiceRows, kBlocksMax));
   words = arena.Take<uint32_t>(kKind, kWordsPerCounter * (resident::kNumCounters + 2));
   inbox_rank_words = Size(config.hidden / kTileColumns, 32);
   inbox = ranks.num_ranks > 1
@@ -176,11 +179,16 @@ class ScheduleBuilder {
   // Of sequence `s`, up to its drafts' logits.
   void DraftPass(int s) {
     draft_of_ = static_cast<int8_t>(s);
+    num_bands_ = 1;
     Embed();
     for (size_t l = 0; l < model_.drafter.layers.size(); ++l) DrafterLayerPhases(l);
     Head(model_.drafter.final_norm, config_.drafter.norm_epsilon, PhaseLabel::kDraftHead);
   }
-  void EndDrafts() { draft_of_ = resident::kOfTarget; }
+  // What follows is about the target's rows.
+  void EndDrafts(int num_bands) {
+    draft_of_ = resident::kOfTarget;
+    num_bands_ = num_bands;
+  }
 
   // Of the pass that begins. The first phase of a round waits for nothing.
   void Embed() {
@@ -192,8 +200,8 @@ class ScheduleBuilder {
   void TargetLayerPhases(size_t l) {
     const TargetLayer& layer = model_.target.layers[l];
     const float epsilon = config_.norm_epsilon;
-    Add(Normed(Product(layer.qkv, PhaseLabel::kQkv), layer.input_norm, epsilon, buffers_.qkv),
-        all());
+    AddBands(Normed(Product(layer.qkv, PhaseLabel::kQkv), layer.input_norm, epsilon, buffers_.qkv),
+             all());
     Attention(TargetAttention(model_, l), PhaseLabel::kAttention, PhaseLabel::kCombine);
     AttentionOutput(layer.output, PhaseLabel::kOutput);
     if (config_.is_moe[l]) {
@@ -227,10 +235,11 @@ class ScheduleBuilder {
     features.x = buffers_.taps;
     features.x_stride = drafter.features.num_cols;
     features.output = OutputKind::kFeatures;
-    Add(features, all(), /*waits=*/false);  // taps are older than the choice that was waited for
-    Add(Normed(Product(drafter.context_kv, PhaseLabel::kContext), drafter.features_norm,
-               config_.drafter.norm_epsilon, buffers_.context_kv),
-        all());
+    // Taps are older than the choice that was waited for.
+    AddBands(features, all(), /*waits=*/false);
+    AddBands(Normed(Product(drafter.context_kv, PhaseLabel::kContext), drafter.features_norm,
+                    config_.drafter.norm_epsilon, buffers_.context_kv),
+             all());
     Phase append = NewPhase(PhaseKind::kAppend, PhaseLabel::kContext);
     append.append_tasks = append_tasks;
     append.num_append_tasks = static_cast<int>(drafter.layers.size());
@@ -248,7 +257,8 @@ class ScheduleBuilder {
   void DrafterLayerPhases(size_t l) {
     const DrafterLayer& layer = model_.drafter.layers[l];
     const float epsilon = config_.drafter.norm_epsilon;
-    Add(Normed(Product(layer.qkv, PhaseLabel::kDraftQkv), layer.input_norm, epsilon, buffers_.qkv),
+    AddBands(
+        Normed(Product(layer.qkv, PhaseLabel::kDraftQkv), layer.input_norm, epsilon, buffers_.qkv),
         all());
     Attention(DrafterAttention(model_, l), PhaseLabel::kDraftAttention, PhaseLabel::kDraftCombine);
     AttentionOutput(layer.output, PhaseLabel::kDraftOutput);
@@ -259,7 +269,7 @@ class ScheduleBuilder {
   void Head(const float* norm, float epsilon, PhaseLabel label) {
     Phase phase = Normed(Product(model_.target.head, label), norm, epsilon, buffers_.logits);
     phase.output = OutputKind::kLogits;
-    Add(phase, all());
+    AddBands(phase, all());
   }
 
   uint32_t all() const { return static_cast<uint32_t>(model_.num_blocks); }
@@ -313,7 +323,7 @@ class ScheduleBuilder {
     phase.attention = task;
     phase.attention_units_max = task.has_parts
                                     ? model_.num_blocks  // as many parts as the context has
-                                    : resident::WindowUnits(task, kRowsMax);
+                                    : resident::WindowUnits(task, num_bands_ * kBandRows);
     Add(phase, static_cast<uint32_t>(std::min(phase.attention_units_max, model_.num_blocks)));
     if (!task.has_parts) return;
     Phase combine = NewPhase(PhaseKind::kCombine, combine_label);
@@ -332,7 +342,7 @@ class ScheduleBuilder {
 
   void DenseMlp(const DeviceMlp& mlp, const float* norm, float epsilon, int tap,
                 PhaseLabel up_label, PhaseLabel down_label) {
-    Add(Normed(Product(mlp.gate_up, up_label), norm, epsilon, buffers_.gate_up), all());
+    AddBands(Normed(Product(mlp.gate_up, up_label), norm, epsilon, buffers_.gate_up), all());
     Phase down = Product(mlp.down, down_label);
     down.input = InputKind::kSwiGlu;
     down.x = buffers_.gate_up;
@@ -362,6 +372,9 @@ class ScheduleBuilder {
     up.inner_counter = inner.counter;
     up.inner_target = inner.target;
     Add(up, 0);
+    up.inner_counter = -1;
+    up.inner_target = 0;
+    for (up.band = 1; up.band < num_bands_; ++up.band) Add(up, 0, /*waits=*/false);
     Phase down = NewPhase(PhaseKind::kMoeDown, PhaseLabel::kMoeDown);
     down.format = experts.format;
     down.weights = static_cast<const uint8_t*>(experts.down);
@@ -374,6 +387,7 @@ class ScheduleBuilder {
     down.ffn_width = experts.ffn_width;
     WriteResidual(down, tap);
     AddTiles(down, /*waits=*/false);  // what it reads of `up` is its own flag
+    ++schedule_.of_round.moe_layers;
   }
 
   Arrival Take(uint32_t arrivals) {
@@ -383,11 +397,35 @@ class ScheduleBuilder {
   }
   // A product that ends in the residual stream.
   void AddTiles(const Phase& phase, bool waits = true) {
-    Add(phase, static_cast<uint32_t>(phase.num_tiles), waits);
+    AddBands(phase, static_cast<uint32_t>(phase.num_tiles), waits);
+  }
+  // A product's phases, one for each band, which wait for the same: a block arrives at them in
+  // order, so who waits for the last one's arrivals waits for all.
+  void AddBands(Phase phase, uint32_t arrivals, bool waits = true) {
+    const Arrival before = previous_;
+    for (phase.band = 0; phase.band < num_bands_; ++phase.band) {
+      previous_ = before;
+      Add(OfBand(phase), arrivals, waits);
+    }
+  }
+  // With the rows of its band to read and to write; the residual stream's are found by the device.
+  Phase OfBand(Phase phase) const {
+    const int first_row = phase.band * kBandRows;
+    if (phase.kind != PhaseKind::kProduct) return phase;
+    if (phase.input == InputKind::kBf16 && phase.x != nullptr) {
+      phase.x =
+          static_cast<const bf16*>(phase.x) + static_cast<int64_t>(first_row) * phase.x_stride;
+    } else if (phase.input == InputKind::kSwiGlu && phase.x != nullptr) {
+      phase.x =
+          static_cast<const float*>(phase.x) + static_cast<int64_t>(first_row) * phase.x_stride;
+    }
+    if (phase.out != nullptr) phase.out += static_cast<int64_t>(first_row) * phase.out_stride;
+    if (buffers_.carry != nullptr)
+      phase.carry = buffers_.carry + phase.band * buffers_.band_carries;
+    return phase;
   }
   // `arrivals` 0: nobody waits for this phase.
   void Add(Phase phase, uint32_t arrivals, bool waits = true) {
-    phase.carry = buffers_.carry;
     if (waits) {
       phase.wait_counter = previous_.counter;
       phase.wait_target = previous_.target;
@@ -402,14 +440,15 @@ class ScheduleBuilder {
     Count(phase, schedule_.of_round);
     schedule_.phases.push_back(phase);
   }
-  static void Count(const Phase& phase, resident::Tally& tally) {
-    const bool is_down = phase.kind == PhaseKind::kMoeDown;
-    const bool is_product =
-        phase.kind == PhaseKind::kProduct || phase.kind == PhaseKind::kMoeUp || is_down;
+  // Layers of experts are counted where their last band has been added.
+  void Count(const Phase& phase, resident::Tally& tally) const {
+    const bool is_product = phase.kind == PhaseKind::kProduct || phase.kind == PhaseKind::kMoeUp ||
+                            phase.kind == PhaseKind::kMoeDown;
     tally.products += is_product;
     tally.sums += is_product && phase.output == OutputKind::kResidual;
-    tally.moe_layers += is_down;
-    tally.rows += phase.output == OutputKind::kResidual || phase.output == OutputKind::kFeatures;
+    if (phase.output != OutputKind::kResidual && phase.output != OutputKind::kFeatures) return;
+    const bool of_all = phase.kind == PhaseKind::kEmbed;
+    for (int band = 0; band < num_bands_; ++band) tally.rows[band] += of_all || band == phase.band;
   }
 
   const ResidentModel& model_;
@@ -418,10 +457,24 @@ class ScheduleBuilder {
   ResidentSchedule schedule_;
   Arrival previous_;
   int next_counter_ = 0;
-  int8_t draft_of_ = resident::kOfTarget;  // of the phases that are added
+  // Of the phases that are added:
+  int8_t draft_of_ = resident::kOfTarget;
+  int num_bands_ = 1;
 };
 
 }  // namespace
+
+std::vector<RoundKind> RoundKinds(int draft_passes_max) {
+  std::vector<RoundKind> kinds;
+  for (int num_bands = 1; num_bands <= kBandsMax; ++num_bands) {
+    const int passes_max = std::min(draft_passes_max, num_bands * kBandRows / 2);
+    for (int passes = 0; passes <= passes_max; ++passes) {
+      for (const bool whole_rows : {false, true})
+        kinds.push_back({.draft_passes = passes, .num_bands = num_bands, .whole_rows = whole_rows});
+    }
+  }
+  return kinds;
+}
 
 ResidentSchedule BuildSchedule(const ResidentModel& model, const RoundKind& kind,
                                const AttentionTask* append_tasks) {
@@ -430,7 +483,7 @@ ResidentSchedule BuildSchedule(const ResidentModel& model, const RoundKind& kind
     builder.DraftPass(s);
     if (kind.whole_rows) builder.ChooseFromWholeRows();
   }
-  builder.EndDrafts();
+  builder.EndDrafts(kind.num_bands);
   builder.Embed();
   for (size_t l = 0; l < model.target.layers.size(); ++l) builder.TargetLayerPhases(l);
   builder.TargetHead();
@@ -485,11 +538,11 @@ absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precis
   require("n_routed_experts", config.num_experts, config.num_experts <= resident::kExpertsMax,
           "up to 384");
   require("num_experts_per_tok", config.experts_per_token,
-          config.experts_per_token * kRowsMax <= resident::kSlotsMax, "up to 8");
+          config.experts_per_token * kBandRows <= resident::kSlotsMax, "up to 8");
   require("query heads of a key head", config.num_q_heads / config.num_kv_heads,
           config.num_q_heads / config.num_kv_heads <= 16, "up to 16");
   require("dflash block_size", config.drafter.block_size,
-          config.drafter.num_layers == 0 || config.drafter.block_size <= kRowsMax, "up to 8");
+          config.drafter.num_layers == 0 || config.drafter.block_size <= kBandRows, "up to 8");
   require("rotary dims", config.rotary_dims, config.rotary_dims == resident::kRotaryDims, "64");
   require("dflash rotary dims", config.drafter.rotary_dims,
           config.drafter.num_layers == 0 || config.drafter.rotary_dims == resident::kRotaryDims,
@@ -511,8 +564,9 @@ double PhaseBytes(const Phase& phase, double distinct_experts) {
     case PhaseKind::kProduct:
       return matrix;
     case PhaseKind::kMoeUp:
-      return distinct_experts * matrix +
-             static_cast<double>(phase.num_experts) * phase.x_stride * sizeof(float);
+      return distinct_experts * matrix + (phase.band > 0 ? 0.0
+                                                         : static_cast<double>(phase.num_experts) *
+                                                               phase.x_stride * sizeof(float));
     case PhaseKind::kMoeDown:
       return distinct_experts * matrix;
     default:

@@ -66,9 +66,10 @@ struct ResidentBuffers {
   float* context_kv;        // [rows, layers * 2 * Hkv * D]
   kernels::bf16* taps;      // [rows, taps * H]
   kernels::cuda::resident::MoeMail moe;
-  float* logits;   // [rows, V]
-  float4* carry;   // sums of products wider than one pass
-  void* partials;  // of attention over long contexts
+  float* logits;         // [rows, V]
+  float4* carry;         // [bands, tiles, 2, 32] sums of products wider than one pass
+  int64_t band_carries;  // from one band's to the next's
+  void* partials;        // of attention over long contexts
   int partials_stride;
   kernels::cuda::resident::RowChoice* choices;  // as Program's
   // Memory only; over the vocabulary of all ranks.
@@ -104,8 +105,12 @@ struct ResidentSchedule {
 // What a round consists of.
 struct RoundKind {
   int draft_passes = 0;     // sequences that draft; 0: a plain round
+  int num_bands = 1;        // of the target's rows
   bool whole_rows = false;  // chooses with phases of their own (resident::WholeRow)
 };
+
+// All of them, with up to so many drafter's passes. A sequence that drafts has at least two rows.
+std::vector<RoundKind> RoundKinds(int draft_passes_max);
 
 // `append_tasks`: where the drafter's context tasks will lie in device memory, [layers].
 ResidentSchedule BuildSchedule(const ResidentModel& model, const RoundKind& kind,

@@ -3,19 +3,22 @@
 #include <algorithm>
 #include <utility>
 
-#include "kernels/cuda/resident/attention.h"
+#include "kernels/cuda/resident/program.h"
 
 namespace ultraspeed::worker::cuda {
 namespace {
+
+using kernels::cuda::resident::kBandRows;
 
 constexpr int64_t kPositionBoundMin = 1024;
 
 bool IsDecode(const SequenceStep& step) { return step.sample && step.num_tokens == 1; }
 
 // Straight lines through what rounds take at the served shape on an H200, one rank of eight
-// (docs/PERFORMANCE.md): a round of the resident engine with 1 to 8 rows and a drafter's pass for
-// each sequence that drafts, and a pass of 1 to 32 rows.
+// (docs/PERFORMANCE.md): a round of the resident engine with its rows, bands and a drafter's pass
+// for each sequence that drafts, and a pass of 1 to 32 rows.
 constexpr double kResidentMs = 3.25, kResidentRowMs = 0.33, kDraftPassMs = 0.4;
+constexpr double kResidentBandMs = 1.95;  // after the first
 constexpr double kPassMs = 8.0, kPassRowMs = 0.38;
 
 int NumRows(const Round& round) {
@@ -24,7 +27,8 @@ int NumRows(const Round& round) {
   return rows;
 }
 double ResidentMs(const Round& round) {
-  double ms = kResidentMs + kResidentRowMs * NumRows(round);
+  const int rows = NumRows(round);
+  double ms = kResidentMs + kResidentRowMs * rows + kResidentBandMs * ((rows - 1) / kBandRows);
   for (const SequenceStep& step : round.steps) ms += step.block > 1 ? kDraftPassMs : 0.0;
   return ms;
 }
@@ -82,7 +86,9 @@ bool Filters(const kernels::SamplingSpec& spec) {
 }
 
 bool ShareRound(const Round& round, const SequenceStep& step) {
-  return NumRows(round) + step.block <= kernels::cuda::resident::kRowsMax &&
+  namespace resident = kernels::cuda::resident;
+  return round.steps.size() < resident::kSequencesMax &&
+         NumRows(round) + step.block <= resident::kRowsMax &&
          Filters(round.steps.front().sampling) == Filters(step.sampling);
 }
 

@@ -165,7 +165,7 @@ static __device__ __noinline__ void Append(Block block) {
     const int s = program.sequence_of[row], of_block = row - program.sequences[s].first_row;
     if (of_block >= state.num_kept[s]) continue;
     const Sequences sequence = {.num_sequences = 1,
-                                .rows_max = kRowsMax,
+                                .rows_max = kBandRows,
                                 .position_end_max = 0,
                                 .first_row = nullptr,
                                 .num_rows = nullptr,

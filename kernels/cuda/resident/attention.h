@@ -8,12 +8,15 @@
 
 namespace ultraspeed::kernels::cuda::resident {
 
-constexpr int kRowsMax = 8;                    // rows of a round: the anchor and the drafts
-constexpr int kConsumerThreads = 384;          // of a thread block, together in one unit of work
-constexpr int kAttentionScratchBytes = 73728;  // shared memory of a unit, 128-byte aligned
-constexpr int kRotaryDims = 64;                // the only AttentionTask::rotary_dims
-constexpr int kWindowWhole = 128;              // windows up to this are not cut into parts
-constexpr int kAttentionSegmentKeys = 256;     // kSegmentKeys of full layers
+constexpr int kBandRows =
+    8;  // rows that products multiply at once; at most, of a sequence in a round
+constexpr int kBandsMax = 2;
+constexpr int kRowsMax = kBandsMax * kBandRows;  // of a round, all sequences'
+constexpr int kConsumerThreads = 384;            // of a thread block, together in one unit of work
+constexpr int kAttentionScratchBytes = 73728;    // shared memory of a unit, 128-byte aligned
+constexpr int kRotaryDims = 64;                  // the only AttentionTask::rotary_dims
+constexpr int kWindowWhole = 128;                // windows up to this are not cut into parts
+constexpr int kAttentionSegmentKeys = 256;       // kSegmentKeys of full layers
 constexpr int kChunkPartsMax = 128;  // a full layer of more chunks of 64 keys has segments as parts
 
 // Whether a layer's keys are cut into parts whose results another phase folds. window 0 = full.
@@ -24,7 +27,7 @@ constexpr bool HasParts(int window, bool drafter) {
 constexpr int AttentionPartsMax(int window, bool drafter, int64_t positions) {
   constexpr int kChunkKeys = 64;
   if (!HasParts(window, drafter)) return 0;
-  if (window > 0) return (window + kRowsMax) / kChunkKeys + 2 + (drafter ? 1 : 0);
+  if (window > 0) return (window + kBandRows) / kChunkKeys + 2 + (drafter ? 1 : 0);
   const int segments =
       static_cast<int>((positions + kAttentionSegmentKeys - 1) / kAttentionSegmentKeys);
   return segments > kChunkPartsMax ? segments : kChunkPartsMax;
@@ -34,7 +37,7 @@ constexpr int AttentionPartsMax(int window, bool drafter, int64_t positions) {
 struct RoundView {
   int64_t position;      // of its first row, which is how many positions are cached
   const int32_t* pages;  // kPaged: page of position p is pages[p / 64]
-  int num_rows;          // 1..kRowsMax
+  int num_rows;          // 1..kBandRows
   int first_row;         // of all rows of the task; other rows are counted from it
   int32_t slot;          // kRing: index of the sequence's ring
 };

@@ -162,7 +162,7 @@ class PartLoader {
   // A chunk with rows of this round, up to the barrier "arrived". Both kinds of heads are requested
   // at once; until then the values of the chunk before may be in use.
   __device__ __forceinline__ void LoadChunkWithRows(const Group& group, int buffer, bool first) {
-    constexpr int kHeads = kRowsMax / kLoaderWarps;
+    constexpr int kHeads = kBandRows / kLoaderWarps;
     const int warp = thread() / kWarpLanes;
     const auto move = [&](HeadKind kind, bf16* tile) {
       return [=, this](int i) -> HeadMove {

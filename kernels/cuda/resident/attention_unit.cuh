@@ -60,7 +60,7 @@ __device__ __forceinline__ int PageOfChunk(const AttentionTask& task, const Roun
 // ---- Layers whose window is attended whole
 
 // Some pair of a tile sees up to kWindowWhole + 7 keys, which begin anywhere in a step.
-constexpr int kWindowKeys = kWindowWhole + kRowsMax - 1;
+constexpr int kWindowKeys = kWindowWhole + kBandRows - 1;
 constexpr int kWindowStepsMax = (kWindowKeys + 2 * (kStepKeys - 1)) / kStepKeys;
 constexpr int kWindowRows = (kWindowKeys + 2 * 7) / 8 * 8;  // of whole mma tiles of 8 keys
 constexpr int kWindowSlots = 4 * kChunkSteps;               // steps of the chunks that hold them

@@ -246,8 +246,8 @@ __device__ __forceinline__ void AttendWindow(const AttentionTask& task, const Ro
     (&shared.maxima[0][0])[i] = kNoScore;  // of steps that no pair sees
   }
   {
-    constexpr int kHeads = (kWarpPairs + kRowsMax) / kAttentionWarps;
-    static_assert(kHeads * kAttentionWarps == kWarpPairs + kRowsMax);
+    constexpr int kHeads = (kWarpPairs + kBandRows) / kAttentionWarps;
+    static_assert(kHeads * kAttentionWarps == kWarpPairs + kBandRows);
     HeadBatch<kDim, kHeads> heads(
         task, round, group, unit.kv_head, nullptr, [&](int i) -> HeadMove {
           const int h = warp + i * kAttentionWarps;
@@ -260,7 +260,7 @@ __device__ __forceinline__ void AttendWindow(const AttentionTask& task, const Ro
                   unit.position + row - unit.RowZero()};
         });
     // A lane of warps 0..7 has one value of a row.
-    static_assert(kQuarterDims == kWarpLanes && kRowsMax <= kAttentionWarps);
+    static_assert(kQuarterDims == kWarpLanes && kBandRows <= kAttentionWarps);
     const int value_row = unit.row_begin + warp;
     const HeadLayout layout = {task.group_stride, group.size, task.num_kv_heads, kDim, kValueDim};
     const float* const value_of_row = task.qkv + (round.first_row + value_row) * task.row_width +

@@ -15,7 +15,7 @@ constexpr int kShareBlocksMax = kPassBlocks / kClusterBlocks;  // of them, a thr
 static_assert(kShareBlocksMax <= kConsumerWarps);
 constexpr int kExchangeBuffers = 3;  // tiles whose partials may be under way to their finisher
 constexpr int kRingEntries = 32;
-constexpr int kRingBytes = 134 * 1024 - 256;  // what the rest of Shared leaves
+constexpr int kRingBytes = 131 * 1024 - 128;  // what the rest of Shared leaves
 constexpr int kStagingBytes = 48 * 1024 + 512;
 constexpr int kPhaseSlots = 3;
 constexpr int kOwnedTilesMax = 2 * kRouterChunkTiles;  // of the residual stream
@@ -37,11 +37,11 @@ struct RoundState {
   RoundView views[kSequencesMax];
 };
 
-// The experts that a round's rows chose in one layer, ascending.
+// The experts that a band's rows chose in one layer, ascending.
 struct ExpertChoice {
   int32_t num_experts;
   int32_t experts[kSlotsMax];
-  int8_t slot_of[kSlotsMax][kRowsMax];  // of (experts[i], row): row * K + k, or -1
+  int8_t slot_of[kSlotsMax][kBandRows];  // of (experts[i], row): row * K + k, or -1
   float weights[kSlotsMax];
   int32_t ids[kSlotsMax];
   uint32_t chosen[kExpertsMax / 32];
@@ -58,14 +58,14 @@ struct alignas(128) Shared {
   uint64_t experts_ready;
   Program program;  // a parameter's address would cost every thread a copy of it
   uint32_t entry_offset[kRingEntries];
-  ExpertChoice choice;
+  ExpertChoice choices[kBandsMax];
   RoundState state;
-  RowChoice best[kFinisherWarps][kRowsMax];
+  RowChoice best[kFinisherWarps][kBandRows];
   float scale[kRowsMax];
   // The block's tiles of the residual stream, tile i at i % kOwnedTilesMax, as pairs of bf16.
-  uint32_t owned[kOwnedTilesMax][kRowsMax][kTileRows / 2];
+  uint32_t owned[kBandsMax][kOwnedTilesMax][kBandRows][kTileRows / 2];
   Places places;
-  volatile int32_t input_phase;       // the consumers' last whose input is there
+  volatile uint32_t newest_input;     // number of the consumers' last phase whose input is there
   volatile uint32_t phases_finished;  // by the finishers, of those that have work for them
   volatile uint32_t exits;            // the producer's sign to leave
 };
@@ -127,11 +127,18 @@ struct Block {
     Wait(WaitsFor::kOtherBlocks,
          [&] { return static_cast<int32_t>(PollCounter(word) - wanted) >= 0; });
   }
+  // Phases since the start, this one not counted.
+  __device__ __forceinline__ uint32_t NumberOf(const Phase& phase) const {
+    return shared().state.round * program().num_phases + phase.index;
+  }
   // Until the consumers have the phase's input. Finishers that had nothing to do would arrive
-  // before it otherwise, phases ahead, at counters that are still in use. Only where the block
-  // itself has yet to arrive: else its consumers may have gone on to the next input.
+  // before it otherwise, phases ahead, at counters that are still in use.
   __device__ __forceinline__ void WaitForInput(const Phase& phase) const {
-    Wait(WaitsFor::kConsumers, [&] { return shared().input_phase == phase.index; });
+    const uint32_t number = NumberOf(phase);
+    Wait(WaitsFor::kConsumers, [&] { return HasInput(number); });
+  }
+  __device__ __forceinline__ bool HasInput(uint32_t number) const {
+    return static_cast<int32_t>(shared().newest_input - number) >= 0;
   }
   // Until the finishers are done with all phases before `phase`.
   __device__ __forceinline__ void WaitForFinishers(const Phase& phase) const {
@@ -147,6 +154,15 @@ struct Block {
     if (trace == nullptr) return;
     const int64_t row = static_cast<int64_t>(index) * program().num_phases + phase;
     trace[row * kTraceStamps + stamp] = GlobalNanoseconds();
+  }
+};
+
+// Of a kernel for passes of exactly so many bands. There is one for each number: with one band the
+// phases that everybody waits for are 1.3 % of a round shorter where they do not ask which it is.
+template <int kBands>
+struct BandBlock : Block {
+  static __device__ __forceinline__ int BandOf(const Phase& phase) {
+    return kBands == 1 ? 0 : phase.band;
   }
 };
 

@@ -22,9 +22,9 @@ __device__ __forceinline__ RowChoice BetterOfLanes(RowChoice best, int mask) {
                        __shfl_xor_sync(kAllLanes, best.token, mask)});
 }
 
-// [rows, blocks]; `draft_of` here and below: as Phase's.
-__device__ __forceinline__ RowChoice* ChoicesOf(const Block& block, int draft_of) {
-  return block.program().choices + (draft_of + 1) * kRowsMax * block.num_blocks;
+// [blocks] of a row; `draft_of` here and below: as Phase's.
+__device__ __forceinline__ RowChoice* ChoicesOf(const Block& block, int draft_of, int row) {
+  return block.program().choices + ChoiceRow(draft_of, row) * block.num_blocks;
 }
 
 // Whose row it is, and the position of the token that is chosen from it.
@@ -39,14 +39,14 @@ __device__ __forceinline__ RowPlace PlaceOf(const Block& block, int draft_of, in
   return {s, block.shared().state.position[s] + row - program.sequences[s].first_row + 1};
 }
 
-// The lane's rows are 2 t and 2 t + 1.
+// The lane's rows are 2 t and 2 t + 1 of the band.
 class BestOfRows {
  public:
   // Logits of tokens tile * 16 + g (v.x, v.y of the two rows) and + 8 (v.z, v.w).
-  __device__ __forceinline__ void Offer(const Block& block, int draft_of, int tile, int lane,
-                                        float4 v) {
-    const RowPlace places[2] = {PlaceOf(block, draft_of, lane % 4 * 2),
-                                PlaceOf(block, draft_of, lane % 4 * 2 + 1)};
+  __device__ __forceinline__ void Offer(const Block& block, int draft_of, int band, int tile,
+                                        int lane, float4 v) {
+    const int row = band * kBandRows + lane % 4 * 2;
+    const RowPlace places[2] = {PlaceOf(block, draft_of, row), PlaceOf(block, draft_of, row + 1)};
 #pragma unroll 1  // little code counts: it is fetched anew every time
     for (int half = 0; half < 2; ++half) {
       const int32_t token = block.program().first_token + tile * 16 + lane / 4 + 8 * half;
@@ -56,7 +56,8 @@ class BestOfRows {
   }
 
   // Writes the block's best of every row. All finishers call it.
-  __device__ __forceinline__ void Publish(const Block& block, int warp, int lane, int draft_of) {
+  __device__ __forceinline__ void Publish(const Block& block, int draft_of, int band, int warp,
+                                          int lane) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
@@ -64,11 +65,11 @@ class BestOfRows {
       if (lane < 4) block.shared().best[warp][lane * 2 + i] = best_[i];
     }
     NamedBarrier<kFinisherBarrier, kFinisherThreads>();
-    if (warp != 0 || lane >= kRowsMax) return;
+    if (warp != 0 || lane >= kBandRows) return;
     RowChoice best = block.shared().best[0][lane];
 #pragma unroll
     for (int w = 1; w < kFinisherWarps; ++w) best = Better(best, block.shared().best[w][lane]);
-    ChoicesOf(block, draft_of)[lane * block.num_blocks + block.index] = best;
+    ChoicesOf(block, draft_of, band * kBandRows + lane)[block.index] = best;
   }
 
  private:
@@ -96,20 +97,20 @@ __device__ __forceinline__ RowChoice BestOfRanks(const Block& block, int draft_o
   constexpr uint32_t kMarks = (1u << (32 - kTokenBits)) - 1;  // 1 .. kMarks; 0 is the empty word's
   const Collective& ranks = block.program().collective;
   const uint32_t mark = block.shared().state.round % kMarks + 1;
-  const int which = draft_of + 1;
+  const int which = ChoiceRow(draft_of, row);
   RowChoice theirs = {kMinusInfinity, kNoToken};
   if (lane < ranks.num_ranks) {
     if (block.index == 0) {
       const uint32_t token =
           best.token == kNoToken ? kTokenMask : static_cast<uint32_t>(best.token);
-      asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(
-                       &ranks.mail_push[lane]->choices[which][row]),
-                   "r"(__float_as_uint(best.value)), "r"(token | mark << kTokenBits)
-                   : "memory");
+      asm volatile(
+          "st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(&ranks.mail_push[lane]->choices[which]),
+          "r"(__float_as_uint(best.value)), "r"(token | mark << kTokenBits)
+          : "memory");
     }
     uint2 word;
     block.Wait(WaitsFor::kPeers, [&] {
-      word = PollPair(&ranks.mail[lane].choices[which][row]);
+      word = PollPair(&ranks.mail[lane].choices[which]);
       return word.y >> kTokenBits == mark;
     });
     const uint32_t token = word.y & kTokenMask;
@@ -124,7 +125,7 @@ __device__ __forceinline__ RowChoice BestOfRanks(const Block& block, int draft_o
 // The best of all blocks for row `row`, by one warp.
 __device__ __forceinline__ RowChoice BestOfBlocks(const Block& block, int draft_of, int row,
                                                   int lane) {
-  const RowChoice* const choices = ChoicesOf(block, draft_of) + row * block.num_blocks;
+  const RowChoice* const choices = ChoicesOf(block, draft_of, row);
   RowChoice best = {kMinusInfinity, kNoToken};
   for (int b = lane; b < block.num_blocks; b += kWarpLanes) {
     const float2 raw = __ldcg(reinterpret_cast<const float2*>(choices + b));

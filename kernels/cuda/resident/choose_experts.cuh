@@ -21,26 +21,67 @@ __device__ __forceinline__ TileWalk OwnedTiles(const Block& block) {
 }
 
 __device__ __forceinline__ bool StreamRouter(const Block& block, const Phase& phase,
-                                             RingWriter& ring) {
+                                             uint32_t number, RingWriter& ring) {
   const TileWalk walk = OwnedTiles(block);
   const int count = walk.OwnedCount(block.rank);
   const uint32_t tile_floats = NumExpertTiles(phase.num_experts) * kExpertTileVectors * 4;
   const float* tile = phase.router + static_cast<size_t>(walk.FirstOwned(block.rank)) * tile_floats;
   for (int i = 0; i < count; ++i, tile += tile_floats) {
-    Pace(block, phase, ring);
+    Pace(block, number, ring);
     if (!ring.Push(tile, tile_floats * sizeof(float))) return false;
   }
   return true;
 }
 
-__device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& phase,
-                                               ConsumerClock& clock, int warp, int lane) {
+// A chunk's products of one band's columns, which begin at the block's tile `first`; the chunk's
+// weights begin with entry `entry`.
+__device__ __forceinline__ void MultiplyRouterChunk(const Block& block, const Phase& phase,
+                                                    const RingReader& ring, int band, int first,
+                                                    int num_tiles, uint32_t entry, int warp,
+                                                    int lane) {
   constexpr int kAtOnce = 2;  // tiles of 16 experts
-  const TileWalk walk = OwnedTiles(block);
-  const int count = walk.OwnedCount(block.rank), first = walk.FirstOwned(block.rank);
   const int num_chunks = NumRouterChunks(block.program().hidden / kTileRows);
   const int num_expert_tiles = NumExpertTiles(phase.num_experts);
   const int g = lane / 4, t = lane % 4;
+  uint32_t* const chunk =
+      RouterPartials(block, phase, band) + first / kRouterChunkTiles * kBandRows + 2 * t;
+#pragma unroll 1
+  for (int experts = warp; experts < num_expert_tiles; experts += kAtOnce * kConsumerWarps) {
+    RouterChunkSum sums[kAtOnce];
+#pragma unroll 1  // its code is fetched anew in every layer
+    for (int j = 0; j < num_tiles; ++j) {
+      const auto* const columns = block.shared().owned[band][(first + j) % kOwnedTilesMax][g] + t;
+      const uint32_t low = columns[0], high = columns[4];
+      const auto* const tile = reinterpret_cast<const uint4*>(ring.At(block, entry + j)) + lane;
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {  // one that is not there is multiplied like the last
+        const int at = min(experts + i * kConsumerWarps, num_expert_tiles - 1);
+        const uint4* const operands = tile + at * kExpertTileVectors;
+        const uint4 terms[2] = {operands[0], operands[32]};
+        sums[i].Add(terms, low, high);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int expert = (experts + i * kConsumerWarps) * 16 + half * 8 + g;
+        if (expert >= phase.num_experts) continue;
+        const auto word = [&](int row) {
+          return FlaggedWord(__float_as_uint(sums[i].Total(2 * half + row)));
+        };
+        __stcg(reinterpret_cast<uint2*>(chunk + expert * num_chunks * kBandRows),
+               uint2{word(0), word(1)});
+      }
+    }
+  }
+}
+
+template <int kBands>
+__device__ __forceinline__ void MultiplyRouter(const BandBlock<kBands>& block, const Phase& phase,
+                                               ConsumerClock& clock, int warp, int lane) {
+  const TileWalk walk = OwnedTiles(block);
+  const int count = walk.OwnedCount(block.rank), first = walk.FirstOwned(block.rank);
   block.WaitForFinishers(phase);  // whose columns these are
   __syncwarp();
 #pragma unroll 1
@@ -48,39 +89,10 @@ __device__ __forceinline__ void MultiplyRouter(const Block& block, const Phase& 
     const int num_tiles = min(kRouterChunkTiles, count - begin);
     const bool has_entry = lane < num_tiles;
     clock.ring.WaitForLanes(block, has_entry, begin + lane);
-    uint32_t* const chunk =
-        RouterPartials(block, phase) + (first + begin) / kRouterChunkTiles * kRowsMax + 2 * t;
 #pragma unroll 1
-    for (int experts = warp; experts < num_expert_tiles; experts += kAtOnce * kConsumerWarps) {
-      RouterChunkSum sums[kAtOnce];
-#pragma unroll 1  // its code is fetched anew in every layer
-      for (int j = 0; j < num_tiles; ++j) {
-        const auto* const columns =
-            block.shared().owned[(first + begin + j) % kOwnedTilesMax][g] + t;
-        const uint32_t low = columns[0], high = columns[4];
-        const auto* const tile =
-            reinterpret_cast<const uint4*>(clock.ring.At(block, begin + j)) + lane;
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {  // one that is not there is multiplied like the last
-          const int at = min(experts + i * kConsumerWarps, num_expert_tiles - 1);
-          const uint4* const operands = tile + at * kExpertTileVectors;
-          const uint4 terms[2] = {operands[0], operands[32]};
-          sums[i].Add(terms, low, high);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int expert = (experts + i * kConsumerWarps) * 16 + half * 8 + g;
-          if (expert >= phase.num_experts) continue;
-          const auto word = [&](int row) {
-            return FlaggedWord(__float_as_uint(sums[i].Total(2 * half + row)));
-          };
-          __stcg(reinterpret_cast<uint2*>(chunk + expert * num_chunks * kRowsMax),
-                 uint2{word(0), word(1)});
-        }
-      }
+    for (int band = 0; band < kBands; ++band) {
+      MultiplyRouterChunk(block, phase, clock.ring, band, first + begin, num_tiles, begin, warp,
+                          lane);
     }
     __syncwarp();
     if (has_entry) clock.ring.ReleaseAsLane(block, begin + lane, 1);
@@ -94,8 +106,8 @@ __device__ __forceinline__ uint32_t Ascending(float x) {
   return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
 }
 
-// A warp has an expert; lane l, slot l. Then row l / 4.
-__device__ __forceinline__ void FinishRouter(const Block& block, const Phase& phase) {
+// A band's scores: a warp has an expert; lane l, slot l. Then row l / 4.
+__device__ __forceinline__ void FinishRouter(const Block& block, const Phase& phase, int band) {
   constexpr int kChunksPerSlot =
       NumRouterChunks(kPassBlocks * kBlockSlabs * kSlabColumns / kTileRows) / kRouterSlots;
   const int warp = Thread() / kWarpLanes - kFirstFinisherWarp, lane = Thread() % kWarpLanes;
@@ -107,31 +119,32 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
        expert += kFinisherWarps * block.num_blocks) {
     const float bias = __ldg(phase.router_bias + expert);
     const uint32_t* const slot =
-        RouterPartials(block, phase) + (expert * num_chunks + lane) * kRowsMax;
+        RouterPartials(block, phase, band) + (expert * num_chunks + lane) * kBandRows;
     uint4 parts[kChunksPerSlot][2] = {};
     block.Wait(WaitsFor::kOtherBlocks, [&] {  // all requested before the first is looked at
 #pragma unroll
       for (int i = 0; i < kChunksPerSlot; ++i) {
         if (i * kRouterSlots + lane >= num_chunks) continue;
-        parts[i][0] = PollFour(slot + i * kRouterSlots * kRowsMax);
-        parts[i][1] = PollFour(slot + i * kRouterSlots * kRowsMax + 4);
+        parts[i][0] = PollFour(slot + i * kRouterSlots * kBandRows);
+        parts[i][1] = PollFour(slot + i * kRouterSlots * kBandRows + 4);
       }
       bool arrived = true;
 #pragma unroll
       for (int i = 0; i < kChunksPerSlot; ++i) arrived &= HaveArrived(parts[i]);
       return __all_sync(kAllLanes, arrived) != 0;
     });
-    float sums[kRowsMax] = {};
+    float sums[kBandRows] = {};
 #pragma unroll
     for (int i = 0; i < kChunksPerSlot; ++i) {
-      const uint32_t words[kRowsMax] = {parts[i][0].x, parts[i][0].y, parts[i][0].z, parts[i][0].w,
-                                        parts[i][1].x, parts[i][1].y, parts[i][1].z, parts[i][1].w};
+      const uint32_t words[kBandRows] = {parts[i][0].x, parts[i][0].y, parts[i][0].z,
+                                         parts[i][0].w, parts[i][1].x, parts[i][1].y,
+                                         parts[i][1].z, parts[i][1].w};
 #pragma unroll
-      for (int row = 0; row < kRowsMax; ++row)
+      for (int row = 0; row < kBandRows; ++row)
         sums[row] = __fadd_rn(sums[row], __uint_as_float(words[row]));
     }
 #pragma unroll
-    for (int half = kRowsMax / 2; half >= 1; half /= 2) {  // slots 4 * half apart
+    for (int half = kBandRows / 2; half >= 1; half /= 2) {  // slots 4 * half apart
       const bool upper = (lane & 4 * half) != 0;
 #pragma unroll
       for (int i = 0; i < half; ++i) {
@@ -146,10 +159,10 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
       sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, mask));
     block.WaitForInput(phase);  // the rows' scales
     const int row = lane / 4;
-    const float score = Sigmoid(__fmul_rn(block.shared().scale[row], sum));
+    const float score = Sigmoid(__fmul_rn(block.shared().scale[band * kBandRows + row], sum));
     const float biased = __fadd_rn(score, bias);
     if (lane % 4 == 0) {
-      MoeScores(block, phase)[row * kExpertsMax + expert] = {
+      MoeScores(block, phase, band)[row * kExpertsMax + expert] = {
           __float_as_uint(score), Ascending(biased == biased ? biased : kMinusInfinity)};
     }
     __syncwarp();
@@ -158,12 +171,12 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
 
 // ---- Choice
 
-// Top K of one row by one warp, as router.cu's TopKKernel: ids ascending, weights.
-__device__ __forceinline__ void ChooseExperts(const Block& block, const Phase& phase, int row,
-                                              int lane) {
-  ExpertChoice& choice = block.shared().choice;
+// Top K of one row of a band by one warp, as router.cu's TopKKernel: ids ascending, weights.
+__device__ __forceinline__ void ChooseExperts(const Block& block, const Phase& phase, int band,
+                                              int row, int lane) {
+  ExpertChoice& choice = block.shared().choices[band];
   const int num_experts = phase.num_experts, per_row = phase.experts_per_token;
-  const uint2* const mail = MoeScores(block, phase) + row * kExpertsMax + lane;
+  const uint2* const mail = MoeScores(block, phase, band) + row * kExpertsMax + lane;
   uint2 found[kExpertsPerLane];             // score, key
   block.Wait(WaitsFor::kOtherBlocks, [&] {  // all requested before the first is looked at
 #pragma unroll
@@ -215,7 +228,7 @@ __device__ __forceinline__ void ChooseExperts(const Block& block, const Phase& p
 
   int place = 0;  // of the lane's choice, ids ascending
 #pragma unroll
-  for (int k = 0; k < kSlotsMax / kRowsMax; ++k) {
+  for (int k = 0; k < kSlotsMax / kBandRows; ++k) {
     const int other = __shfl_sync(kAllLanes, mine.expert, k);
     place += k < per_row && other < mine.expert;
   }
@@ -227,7 +240,7 @@ __device__ __forceinline__ void ChooseExperts(const Block& block, const Phase& p
   __syncwarp();
   float sum = 0.0f;
 #pragma unroll
-  for (int k = 0; k < kSlotsMax / kRowsMax; ++k) {  // all requested before the first is added
+  for (int k = 0; k < kSlotsMax / kBandRows; ++k) {  // all requested before the first is added
     if (k < per_row) sum += choice.weights[row * per_row + k];
   }
   __syncwarp();
@@ -237,43 +250,58 @@ __device__ __forceinline__ void ChooseExperts(const Block& block, const Phase& p
 }
 
 // A benchmark's choice for a row, other experts in every layer and round (forced_experts.cuh).
-__device__ __forceinline__ void ForceExperts(const Block& block, const Phase& phase, int row,
-                                             int lane) {
+__device__ __forceinline__ void ForceExperts(const Block& block, const Phase& phase, int band,
+                                             int row, int lane) {
   const int per_row = phase.experts_per_token, slot = row * per_row + lane;
   if (lane >= per_row) return;
-  const int shift = phase.index * 37 + static_cast<int>(block.shared().state.round % 1024) * 11;
-  block.shared().choice.ids[slot] =
+  const int shift =
+      (phase.index + band) * 37 + static_cast<int>(block.shared().state.round % 1024) * 11;
+  block.shared().choices[band].ids[slot] =
       ForcedExpert(slot, block.program().forced_distinct_experts, phase.num_experts, shift);
 }
 
-// All consumers call it before they meet for MakeChoice, while the scores are not there yet.
-__device__ __forceinline__ void ClearChoice(const Block& block) {
+// All consumers call it before they meet for MakeChoices, while the scores are not there yet.
+template <int kBands>
+__device__ __forceinline__ void ClearChoices(const BandBlock<kBands>& block) {
   const int thread = Thread();
-  ExpertChoice& choice = block.shared().choice;
-  if (thread < kExpertsMax / 32) choice.chosen[thread] = 0;
-  for (int i = thread; i < kSlotsMax * kRowsMax / 4; i += kConsumerThreads) {
-    reinterpret_cast<uint32_t*>(choice.slot_of)[i] = 0xffffffffu;
+#pragma unroll 1
+  for (int band = 0; band < kBands; ++band) {
+    ExpertChoice& choice = block.shared().choices[band];
+    if (thread < kExpertsMax / 32) choice.chosen[thread] = 0;
+    for (int i = thread; i < kSlotsMax * kBandRows / 4; i += kConsumerThreads) {
+      reinterpret_cast<uint32_t*>(choice.slot_of)[i] = 0xffffffffu;
+    }
   }
 }
 
-// Choice of all rows, then the list of experts and who of them serves whom. All consumers call it.
-__device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phase) {
+// Choice of all rows of all bands, then each band's list of experts and who of them serves whom.
+// All consumers call it.
+template <int kBands>
+__device__ __forceinline__ void MakeChoices(const BandBlock<kBands>& block, const Phase& phase) {
   const int thread = Thread(), warp = thread / kWarpLanes, lane = thread % kWarpLanes;
-  ExpertChoice& choice = block.shared().choice;
   const int num_rows = block.program().num_rows, per_row = phase.experts_per_token;
-  if (warp < num_rows) {
-    ChooseExperts(block, phase, warp, lane);
+#pragma unroll 1
+  for (int of_pass = warp; of_pass < num_rows; of_pass += kConsumerWarps) {
+    const int band = kBands == 1 ? 0 : of_pass / kBandRows, row = of_pass - band * kBandRows;
+    ChooseExperts(block, phase, band, row, lane);
     if (block.program().forced_distinct_experts > 0) {
       __syncwarp();
-      ForceExperts(block, phase, warp, lane);
+      ForceExperts(block, phase, band, row, lane);
     }
     __syncwarp();
     if (lane < per_row) {
-      const int expert = choice.ids[warp * per_row + lane];
+      ExpertChoice& choice = block.shared().choices[band];
+      const int expert = choice.ids[row * per_row + lane];
       atomicOr(&choice.chosen[expert / 32], 1u << (expert % 32));
     }
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  // A band's warps: a thread for each choice; the last warp counts the experts meanwhile.
+  constexpr int kWarpsOfBand = kConsumerWarps / kBands;
+  static_assert(kSlotsMax <= (kWarpsOfBand - 1) * kWarpLanes);
+  const int band = kBands == 1 ? 0 : warp / kWarpsOfBand;
+  const int slot = thread - band * kWarpsOfBand * kWarpLanes;
+  ExpertChoice& choice = block.shared().choices[band];
   // Place of an expert in the list: the chosen ones before it.
   const auto place_of = [&](int e) {
     int place = 0;
@@ -284,15 +312,15 @@ __device__ __forceinline__ void MakeChoice(const Block& block, const Phase& phas
     }
     return place;
   };
-  if (thread < num_rows * per_row) {
-    const int expert = choice.ids[thread], place = place_of(expert);
+  if (slot < min(kBandRows, num_rows - band * kBandRows) * per_row) {
+    const int expert = choice.ids[slot], place = place_of(expert);
     choice.experts[place] = expert;
-    choice.slot_of[place][Quotient(thread, per_row)] = static_cast<int8_t>(thread);
+    choice.slot_of[place][Quotient(slot, per_row)] = static_cast<int8_t>(slot);
   }
-  if (thread == 0) {
+  if (slot == (kWarpsOfBand - 1) * kWarpLanes) {
     choice.num_experts =
         place_of(kExpertsMax - 1) + static_cast<int>(choice.chosen[kExpertsMax / 32 - 1] >> 31);
-    block.shared().state.num_experts += choice.num_experts;
+    atomicAdd(&block.shared().state.num_experts, choice.num_experts);
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   if (thread == 0) Arrive(&block.shared().experts_ready, 1);

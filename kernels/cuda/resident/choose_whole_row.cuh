@@ -119,8 +119,10 @@ class RowLogits {
 __device__ __forceinline__ void FindBest(const Block& block, const RowPart& part, int draft_of,
                                          WholeRowScratch& scratch) {
   const bool has_ranks = block.program().collective.num_ranks > 1;
-  const int row = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
-  if (row >= part.first_row && row < part.first_row + part.num_rows) {
+  const int lane = Thread() % kWarpLanes;
+#pragma unroll 1
+  for (int row = part.first_row + Thread() / kWarpLanes; row < part.first_row + part.num_rows;
+       row += kConsumerWarps) {
     RowChoice best = BestOfBlocks(block, draft_of, row, lane);
     if (has_ranks) {
       __threadfence_system();  // this rank's logits come before its word, the others' after theirs
@@ -224,7 +226,7 @@ static __device__ __noinline__ void SiftRows(Block block, int draft_of) {
   } else if (row == part.row) {
     choice = kept;
   }
-  ChoicesOf(block, draft_of)[row * block.num_blocks + block.index] = choice;
+  ChoicesOf(block, draft_of, row)[block.index] = choice;
 }
 
 // The choice of the block's row. All consumers get it.
@@ -242,8 +244,7 @@ __device__ __forceinline__ RowChoice DrawRow(const Block& block, const RowPart& 
       [ranks](int i) { return __ldcg(ranks + i); }, __ldcg(&tally.num_undecided),
       {certain.value, certain.token}, scratch.histogram.masses, scratch.filter);
   if (Thread() == 0) {
-    ChoicesOf(block, draft_of)[part.row * block.num_blocks + block.index] = {best.value,
-                                                                             best.token};
+    ChoicesOf(block, draft_of, part.row)[block.index] = {best.value, best.token};
     tally.num_undecided = 0;
   }
   return {best.value, best.token};

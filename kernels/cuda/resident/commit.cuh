@@ -45,21 +45,24 @@ static __device__ __noinline__ void Embed(Block block) {
                         .slot = sequence.slot};
     }
   }
-  const int row = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
-  if (!drafts && row < program.num_rows) {
+  const int lane = Thread() % kWarpLanes;
+#pragma unroll 1
+  for (int row = Thread() / kWarpLanes; !drafts && row < program.num_rows; row += kConsumerWarps) {
     const int s = program.sequence_of[row], of_block = row - program.sequences[s].first_row;
-    if (of_block > 0) {
-      const int32_t token = ChosenToken(block, s, of_block, lane);
-      if (lane == 0) state.tokens[row] = token;
-    }
+    if (of_block == 0) continue;
+    const int32_t token = ChosenToken(block, s, of_block, lane);
+    if (lane == 0) state.tokens[row] = token;
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   const int anchor_row = drafts ? program.sequences[phase.draft_of].first_row : 0;
-  EmbedRows(block, phase, [&](int row) -> const bf16* {
-    if (row >= (drafts ? program.draft_rows : program.num_rows)) return nullptr;
-    if (drafts && row > 0) return program.mask_embedding;
-    return EmbeddingOf(program, state.tokens[anchor_row + row]);
-  });
+#pragma unroll 1
+  for (int band = 0; band < (drafts ? 1 : program.num_bands); ++band) {
+    EmbedRows(block, phase, band, [&](int row) -> const bf16* {
+      if (row >= (drafts ? program.draft_rows : program.num_rows)) return nullptr;
+      if (drafts && row > 0) return program.mask_embedding;
+      return EmbeddingOf(program, state.tokens[anchor_row + row]);
+    });
+  }
   PublishRows(block, phase);
 }
 
@@ -134,8 +137,9 @@ static __device__ __noinline__ void Commit(Block block) {
   RoundState& state = block.shared().state;
   if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  const int row = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
-  if (row < program.num_rows) {
+  const int lane = Thread() % kWarpLanes;
+#pragma unroll 1
+  for (int row = Thread() / kWarpLanes; row < program.num_rows; row += kConsumerWarps) {
     const int32_t token = ChosenToken(block, kOfTarget, row, lane);
     if (lane == 0) state.chosen[row] = token;
   }

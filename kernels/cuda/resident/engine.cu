@@ -4,6 +4,8 @@
 // rounds (program.h). Grid: as many clusters of two blocks as fit, one block a multiprocessor.
 // Warps have roles (block.cuh); each role walks the phases at its own pace. Weights are bounded by
 // memory: the bytes of a round are those of all matrices and of the chosen experts, once.
+#include <iterator>
+
 #include "kernels/check.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/resident/attend.cuh"
@@ -20,11 +22,12 @@ __device__ bool HasFinishersWork(PhaseKind kind) {
 
 // ---- Roles
 
-__device__ __forceinline__ void Produce(const Block& block) {
+template <int kBands>
+__device__ __forceinline__ void Produce(const BandBlock<kBands>& block) {
   const int lane = Thread() % kWarpLanes;
   const PhaseWalk<Role::kProducer, kProducerWarp, 1> walk(block);
   RingWriter ring(block, lane);
-  uint32_t moe_layers = 0;
+  uint32_t moe_layers = 0, first = 0;  // number of the round's first phase
   bool runs_on = true;
   while (runs_on) {
     for (int i = 0; runs_on && i < block.program().num_phases; ++i) {
@@ -32,10 +35,11 @@ __device__ __forceinline__ void Produce(const Block& block) {
       const Phase& phase = block.PhaseOf(Role::kProducer);
       switch (phase.kind) {
         case PhaseKind::kProduct:
-          runs_on = StreamProduct(block, phase, ring);
+          runs_on = StreamProduct(block, phase, first + i - block.BandOf(phase), ring);
           break;
         case PhaseKind::kMoeUp:
-          runs_on = StreamMoeUp(block, phase, ring, moe_layers++);
+          runs_on = StreamMoeUp(block, phase, first + i, ring, moe_layers);
+          moe_layers += block.BandOf(phase) == 0;
           break;
         case PhaseKind::kMoeDown:
           runs_on = StreamMoeDown(block, phase, ring, lane);
@@ -45,13 +49,15 @@ __device__ __forceinline__ void Produce(const Block& block) {
       }
       __syncwarp();
     }
+    first += block.program().num_phases;
   }
   ring.Drain();
   WaitCopies<0>();
   __syncwarp();
 }
 
-__device__ __forceinline__ void Consume(const Block& block) {
+template <int kBands>
+__device__ __forceinline__ void Consume(const BandBlock<kBands>& block) {
   const auto barrier = [] { NamedBarrier<kConsumerBarrier, kConsumerThreads>(); };
   const PhaseWalk<Role::kConsumer, 0, kConsumerWarps> walk(block);
   ConsumerClock clock;
@@ -98,7 +104,8 @@ __device__ __forceinline__ void Consume(const Block& block) {
   WaitCopies<0>();
 }
 
-__device__ __forceinline__ void Finish(const Block& block) {
+template <int kBands>
+__device__ __forceinline__ void Finish(const BandBlock<kBands>& block) {
   const auto barrier = [] { NamedBarrier<kFinisherBarrier, kFinisherThreads>(); };
   const int thread = Thread() - kFirstFinisherWarp * kWarpLanes;
   const PhaseWalk<Role::kFinisher, kFirstFinisherWarp, kFinisherWarps> walk(block);
@@ -165,7 +172,7 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
   FenceBarrierInit();
   shared.exits = 0;
   shared.phases_finished = 0;
-  shared.input_phase = -1;
+  shared.newest_input = ~0u;
   shared.state = {.position = {},
                   .tokens = {},
                   .chosen = {},
@@ -184,14 +191,15 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
   }
 }
 
+template <int kBands>
 __global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kThreads, 1)
     ResidentKernel(const __grid_constant__ Program program) {
-  const Block block = {.rank = static_cast<int>(blockIdx.x) % kClusterBlocks,
-                       .cluster = static_cast<int>(blockIdx.x) / kClusterBlocks,
-                       .num_clusters = static_cast<int>(gridDim.x) / kClusterBlocks,
-                       .index = static_cast<int>(blockIdx.x),
-                       .num_blocks = static_cast<int>(gridDim.x),
-                       .shared_base = SharedBase()};
+  const BandBlock<kBands> block = {{.rank = static_cast<int>(blockIdx.x) % kClusterBlocks,
+                                    .cluster = static_cast<int>(blockIdx.x) / kClusterBlocks,
+                                    .num_clusters = static_cast<int>(gridDim.x) / kClusterBlocks,
+                                    .index = static_cast<int>(blockIdx.x),
+                                    .num_blocks = static_cast<int>(gridDim.x),
+                                    .shared_base = SharedBase()}};
   Shared& shared = block.shared();
   InitShared(shared, program);
   __syncthreads();
@@ -223,14 +231,20 @@ cudaLaunchConfig_t Config(int num_blocks, cudaStream_t stream) {
   return config;
 }
 
+using Kernel = void (*)(Program);
+constexpr Kernel kKernels[] = {ResidentKernel<1>, ResidentKernel<2>};
+static_assert(std::size(kKernels) == kBandsMax);
+
 }  // namespace
 
 int NumBlocks() {
   static OncePerDevice configured;
   configured.Run([] {
-    CheckCuda(cudaFuncSetAttribute(ResidentKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   sizeof(Shared)),
-              "ResidentKernel shared memory");
+    for (const Kernel kernel : kKernels) {
+      CheckCuda(
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared)),
+          "ResidentKernel shared memory");
+    }
   });
   static const int num_blocks = [] {
     cudaLaunchAttribute cluster = {};
@@ -240,7 +254,7 @@ int NumBlocks() {
     config.attrs = &cluster;
     config.numAttrs = 1;
     int num_clusters = 0;
-    CheckCuda(cudaOccupancyMaxActiveClusters(&num_clusters, ResidentKernel, &config),
+    CheckCuda(cudaOccupancyMaxActiveClusters(&num_clusters, kKernels[0], &config),
               "cudaOccupancyMaxActiveClusters");
     return num_clusters * kClusterBlocks;
   }();
@@ -266,9 +280,10 @@ void Prepare(const Program& program, cudaStream_t stream) {
   empty(program.rows.rows, kRowsMax * program.hidden);
   empty(program.rows.squares, 2 * kRowsMax * program.hidden / 16);
   const MoeMail& moe = program.moe;
-  if (moe.num_partials > 0) empty(moe.partials, 2 * moe.num_partials);
-  CheckCuda(cudaMemsetAsync(moe.scores, 0, 2 * kNumScores * sizeof(uint2), stream), "scores");
-  if (moe.num_activations > 0) empty(moe.activations, 2 * moe.num_activations);
+  constexpr int kMails = 2 * kBandsMax;
+  if (moe.num_partials > 0) empty(moe.partials, kMails * moe.num_partials);
+  CheckCuda(cudaMemsetAsync(moe.scores, 0, kMails * kNumScores * sizeof(uint2), stream), "scores");
+  if (moe.num_activations > 0) empty(moe.activations, kMails * moe.num_activations);
   const Collective& ranks = program.collective;
   if (ranks.num_ranks == 1) return;
   empty(ranks.inbox, 3 * ranks.num_ranks * ranks.inbox_rank_words * 2);
@@ -276,8 +291,10 @@ void Prepare(const Program& program, cudaStream_t stream) {
 }
 
 void Launch(const Program& program, cudaStream_t stream) {
+  KERNELS_CHECK(program.num_bands, <=, kBandsMax);
   const cudaLaunchConfig_t config = Config(NumBlocks(), stream);
-  CheckCuda(cudaLaunchKernelEx(&config, ResidentKernel, program), "ResidentKernel");
+  CheckCuda(cudaLaunchKernelEx(&config, kKernels[program.num_bands - 1], program),
+            "ResidentKernel");
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

@@ -2,9 +2,10 @@
 //
 // Up: every block multiplies its own columns of the residual stream with the router and sends the
 // sums to the blocks that add them up; each of those makes the scores of some experts. Every block
-// chooses the top K of every row for itself, so the choice is
-// never sent; the union of the chosen experts, ascending, is the list of gate-and-up tiles, and all
-// rows pass through every tile (a row that did not choose the expert costs nothing but its result).
+// chooses the top K of every row for itself, so the choice is never sent; a band's union of chosen
+// experts, ascending, is its list of gate-and-up tiles, and all of its rows pass through every tile
+// (a row that did not choose the expert costs nothing but its result). The first band's phase
+// chooses for all of them, so the others' weights follow without a wait.
 // Down: a block owns the same rows of the residual stream for all experts; its warps share the
 // experts, and the results are added up for each row. Bytes: the matrices of the chosen
 // experts once.
@@ -22,15 +23,20 @@ static_assert(kSlotsMax * kSlotStride <= kStagingBytes);
 
 // ---- Up
 
-__device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& phase,
-                                            RingWriter& ring, uint32_t moe_layers) {
-  if (!StreamRouter(block, phase, ring)) return false;
-  bool chosen = false;
-  block.Wait(WaitsFor::kExpertChoice, [&] {
-    chosen = IsDone(&block.shared().experts_ready, moe_layers & 1);
-    return __all_sync(kAllLanes, chosen || block.shared().exits != 0) != 0;
-  });
-  if (!__all_sync(kAllLanes, chosen)) return false;
+template <int kBands>
+__device__ __forceinline__ bool StreamMoeUp(const BandBlock<kBands>& block, const Phase& phase,
+                                            uint32_t number, RingWriter& ring,
+                                            uint32_t moe_layers) {
+  const int band = block.BandOf(phase);
+  if (band == 0) {
+    if (!StreamRouter(block, phase, number, ring)) return false;
+    bool chosen = false;
+    block.Wait(WaitsFor::kExpertChoice, [&] {
+      chosen = IsDone(&block.shared().experts_ready, moe_layers & 1);
+      return __all_sync(kAllLanes, chosen || block.shared().exits != 0) != 0;
+    });
+    if (!__all_sync(kAllLanes, chosen)) return false;
+  }
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
   if (share.count == 0) return true;
   constexpr int kSlabSize = SlabBytes(WeightFormat::kMxfp4);
@@ -39,7 +45,7 @@ __device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& pha
   const uint32_t entry_bytes = ShareSlabs(share, phase.num_slabs) * kSlabSize;
   const size_t expert_bytes = phase.expert_bytes;
   const uint8_t* const weights = phase.weights + 2 * share.first * kSlabSize;
-  const ExpertChoice& choice = block.shared().choice;
+  const ExpertChoice& choice = block.shared().choices[band];
   const int num_experts = choice.num_experts, num_tiles = phase.num_tiles;
   // Tiles cluster, cluster + num_clusters, ... of all experts' in a row.
   const int expert_step = Quotient(block.num_clusters, num_tiles);
@@ -57,27 +63,43 @@ __device__ __forceinline__ bool StreamMoeUp(const Block& block, const Phase& pha
   return true;
 }
 
-__device__ __forceinline__ void MultiplyMoeUp(const Block& block, const Phase& phase,
+template <int kBands>
+__device__ __forceinline__ void MultiplyMoeUp(const BandBlock<kBands>& block, const Phase& phase,
                                               ConsumerClock& clock, const Share& share,
                                               const Team& team, int lane) {
-  ClearChoice(block);
-  if (Thread() == 0) block.WaitForArrivals(phase.inner_counter, phase.inner_target);
-  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  MakeChoice(block, phase);
+  const int band = block.BandOf(phase);
+  if (band == 0) {
+    ClearChoices(block);
+    if (Thread() == 0) block.WaitForArrivals(phase.inner_counter, phase.inner_target);
+    NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+    MakeChoices(block, phase);
+  }
   if (Thread() == 0) block.Stamp(phase.index, kTraceInputReady);
   const TileWalk walk(block, TileOrder::kDealt,
-                      block.shared().choice.num_experts * phase.num_tiles);
+                      block.shared().choices[band].num_experts * phase.num_tiles);
   MultiplyExpertTiles(block, clock, walk, share, phase.num_slabs, team, lane);
 }
 
+// Whether the cluster has tiles of a band whose experts are known. If not, it must not look for the
+// band's rows: nobody waits for it before they make room for the next ones.
+__device__ __forceinline__ bool HasExpertTiles(const Block& block, const Phase& phase) {
+  return block.cluster < block.shared().choices[phase.band].num_experts * phase.num_tiles;
+}
+
 // Phases that multiply staged rows.
-__device__ __forceinline__ void ConsumeProduct(const Block& block, const Phase& phase,
+template <int kBands>
+__device__ __forceinline__ void ConsumeProduct(const BandBlock<kBands>& block, const Phase& phase,
                                                ConsumerClock& clock) {
   const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
+  const int band = block.BandOf(phase);
+  if (phase.kind == PhaseKind::kMoeUp && band > 0 && !HasExpertTiles(block, phase)) return;
   for (int pass = 0; pass < NumPasses(phase.num_slabs); ++pass) {
     // The staging area is written again only when all warps are done with it.
     if (pass > 0) NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-    if (phase.kind == PhaseKind::kMoeUp) MultiplyRouter(block, phase, clock, warp, lane);
+    if (phase.kind == PhaseKind::kMoeUp && band == 0) {
+      MultiplyRouter(block, phase, clock, warp, lane);
+      MakeOtherScales(block, phase);
+    }
     // What does not depend on the input comes first: everybody waits for that.
     const Share share = ShareOf(phase.num_slabs, pass, block.rank);
     const Team team = TeamOf(warp, share.count);
@@ -101,28 +123,34 @@ __device__ __forceinline__ void SendActivations(const Block& block, const Phase&
   const uint32_t even = SwiGluProduct(v.x, v.z), odd = SwiGluProduct(v.y, v.w);
   const uint32_t other = __shfl_xor_sync(kAllLanes, takes_odd ? even : odd, 4);
   const uint32_t pair = takes_odd ? other | odd << 16 : even | other << 16;
-  const int slot = block.shared().choice.slot_of[expert][lane % 4 * 2 + takes_odd];
+  const int slot = block.shared().choices[phase.band].slot_of[expert][lane % 4 * 2 + takes_odd];
   if (slot < 0) return;
   const int pair_idx = (tile - expert * phase.num_tiles) * 4 + lane / 8;
-  __stcg(MoeActivations(block, phase) + slot * (phase.ffn_width / 2) + pair_idx,
+  __stcg(MoeActivations(block, phase, phase.band) + slot * (phase.ffn_width / 2) + pair_idx,
          FlaggedWord(MultiplyBf16x2(pair, kInputGain)));
 }
 
-__device__ __forceinline__ void FinishMoeUp(const Block& block, ExchangeClock& exchange) {
+template <int kBands>
+__device__ __forceinline__ void FinishMoeUp(const BandBlock<kBands>& block,
+                                            ExchangeClock& exchange) {
   const Phase& phase = block.PhaseOf(Role::kFinisher);
   const int warp = Thread() / kWarpLanes - kFirstFinisherWarp, lane = Thread() % kWarpLanes;
-  FinishRouter(block, phase);
-  NamedBarrier<kFinisherBarrier, kFinisherThreads>();
-  if (warp == 0 && lane == 0) {
-    block.WaitForInput(phase);
-    Announce(block.Counter(phase.inner_counter));
+  const int of_phase = block.BandOf(phase);
+  if (of_phase == 0) {
+#pragma unroll 1
+    for (int band = 0; band < kBands; ++band) FinishRouter(block, phase, band);
+    NamedBarrier<kFinisherBarrier, kFinisherThreads>();
+    if (warp == 0 && lane == 0) {
+      block.WaitForInput(phase);
+      Announce(block.Counter(phase.inner_counter));
+    }
+    block.WaitBarrier(WaitsFor::kExpertChoice, &block.shared().experts_ready,
+                      block.SinceStart(&Tally::moe_layers, phase) & 1);
+    EmptyOtherMail(block, phase);
   }
-  block.WaitBarrier(WaitsFor::kExpertChoice, &block.shared().experts_ready,
-                    block.SinceStart(&Tally::moe_layers, phase) & 1);
-  EmptyOtherMail(block, phase);
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
   const TileWalk walk(block, TileOrder::kDealt,
-                      block.shared().choice.num_experts * phase.num_tiles);
+                      block.shared().choices[of_phase].num_experts * phase.num_tiles);
   for (int place = warp; place < walk.OwnedCount(block.rank); place += kFinisherWarps) {
     TileSum sum = {};
     const int buffer = ReceivePartials(block, exchange.Use(block.rank, place),
@@ -146,7 +174,7 @@ __device__ __forceinline__ bool StreamMoeDown(const Block& block, const Phase& p
   const int count = walk.OwnedCount(block.rank);
   if (count == 0) return true;
   const int tile_bytes = phase.num_slabs * SlabBytes(WeightFormat::kMxfp4);
-  const ExpertChoice& choice = block.shared().choice;
+  const ExpertChoice& choice = block.shared().choices[phase.band];
   const int num_experts = choice.num_experts;
   const size_t expert_bytes = phase.expert_bytes;
   const uint8_t* const tiles =
@@ -165,7 +193,8 @@ __device__ __forceinline__ bool StreamMoeDown(const Block& block, const Phase& p
 class ExpertRows {
  public:
   __device__ __forceinline__ ExpertRows(const Block& block, const Phase& phase, int lane)
-      : from_(reinterpret_cast<const uint8_t*>(MoeActivations(block, phase)) + lane % 4 * 16),
+      : from_(reinterpret_cast<const uint8_t*>(MoeActivations(block, phase, phase.band)) +
+              lane % 4 * 16),
         staged_(block.shared().staging + lane % 4 * 16),
         row_bytes_(phase.ffn_width * sizeof(bf16)) {}
 
@@ -203,7 +232,7 @@ __device__ __forceinline__ void MultiplyDown(const Block& block, const Phase& ph
   const TileWalk walk(block, TileOrder::kOwned, phase.num_tiles);
   const int count = walk.OwnedCount(block.rank);
   if (count == 0) return;
-  const ExpertChoice& choice = block.shared().choice;
+  const ExpertChoice& choice = block.shared().choices[phase.band];
   const int num_experts = choice.num_experts;
   const int tile_bytes = phase.num_slabs * SlabBytes(WeightFormat::kMxfp4);
   const int last_slab = (phase.num_slabs - 1) * SlabBytes(WeightFormat::kMxfp4);
@@ -270,7 +299,8 @@ static __device__ __noinline__ void FinishDown(Block block, int role, int member
   const int count = walk.OwnedCount(block.rank), first = walk.FirstOwned(block.rank);
   const int per_row = phase.experts_per_token, row = lane % 4 * 2;
   const auto* const results = reinterpret_cast<const float*>(block.shared().exchange);
-  const ExpertChoice& choice = block.shared().choice;
+  const ExpertChoice& choice = block.shared().choices[phase.band];
+  const int num_rows = block.program().num_rows - phase.band * kBandRows;
   float4 before = {};
   if (member < count)
     before = ReadResidualTile(phase, block.program().hidden, first + member, lane);
@@ -281,7 +311,7 @@ static __device__ __noinline__ void FinishDown(Block block, int role, int member
 #pragma unroll 2  // little code counts more than its speed: it is fetched anew every time
     for (int k = 0; k < per_row; ++k) {
       const auto add = [&](int r, float& low, float& high) {
-        if (r >= block.program().num_rows) return;
+        if (r >= num_rows) return;
         const int slot = r * per_row + k;
         const float weight = choice.weights[slot];
         low = __fmaf_rn(weight, results[slot * kResultStride + column], low);

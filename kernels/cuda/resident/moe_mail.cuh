@@ -6,23 +6,25 @@
 
 namespace ultraspeed::kernels::cuda::resident {
 
-// Of the phase's layer, or of the one after it.
-__device__ __forceinline__ uint32_t* RouterPartials(const Block& block, const Phase& phase,
-                                                    int later = 0) {
-  const MoeMail& mail = block.program().moe;
+// Which of all mailboxes is a band's, of the phase's layer or of the one after it.
+__device__ __forceinline__ uint32_t MailOf(const Block& block, const Phase& phase, int band,
+                                           int later) {
   const uint32_t layer = block.SinceStart(&Tally::moe_layers, phase) + later;
-  return mail.partials + layer % 2 * mail.num_partials;
+  return layer % 2 * kBandsMax + band;
 }
-__device__ __forceinline__ uint2* MoeScores(const Block& block, const Phase& phase, int later = 0) {
+__device__ __forceinline__ uint32_t* RouterPartials(const Block& block, const Phase& phase,
+                                                    int band, int later = 0) {
   const MoeMail& mail = block.program().moe;
-  const uint32_t layer = block.SinceStart(&Tally::moe_layers, phase) + later;
-  return mail.scores + layer % 2 * kNumScores;
+  return mail.partials + MailOf(block, phase, band, later) * mail.num_partials;
+}
+__device__ __forceinline__ uint2* MoeScores(const Block& block, const Phase& phase, int band,
+                                            int later = 0) {
+  return block.program().moe.scores + MailOf(block, phase, band, later) * kNumScores;
 }
 __device__ __forceinline__ uint32_t* MoeActivations(const Block& block, const Phase& phase,
-                                                    int later = 0) {
+                                                    int band, int later = 0) {
   const MoeMail& mail = block.program().moe;
-  const uint32_t layer = block.SinceStart(&Tally::moe_layers, phase) + later;
-  return mail.activations + layer % 2 * mail.num_activations;
+  return mail.activations + MailOf(block, phase, band, later) * mail.num_activations;
 }
 
 // The finishers of all blocks empty the mail of the layer before, which everybody has read, for the
@@ -37,9 +39,12 @@ __device__ __forceinline__ void EmptyOtherMail(const Block& block, const Phase& 
       static_cast<uint4*>(words)[i] = {value, value, value, value};
     }
   };
-  fill(RouterPartials(block, phase, 1), mail.num_partials * sizeof(uint32_t), kNotArrived);
-  fill(MoeScores(block, phase, 1), kNumScores * sizeof(uint2), 0);
-  fill(MoeActivations(block, phase, 1), mail.num_activations * sizeof(uint32_t), kNotArrived);
+  const int num_bands = block.program().num_bands;
+  fill(RouterPartials(block, phase, 0, 1), num_bands * mail.num_partials * sizeof(uint32_t),
+       kNotArrived);
+  fill(MoeScores(block, phase, 0, 1), num_bands * kNumScores * sizeof(uint2), 0);
+  fill(MoeActivations(block, phase, 0, 1), num_bands * mail.num_activations * sizeof(uint32_t),
+       kNotArrived);
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

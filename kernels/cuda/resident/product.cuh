@@ -45,11 +45,12 @@ constexpr bool FitsRing(WeightFormat format) {
 static_assert(FitsRing(WeightFormat::kBf16) && FitsRing(WeightFormat::kFp8Block128) &&
               FitsRing(WeightFormat::kMxfp4));
 
-// All tiles of the walk.
+// All tiles of the walk. `num_free`: the first of them find the room for their partials free.
 template <WeightFormat kFormat>
 __device__ __forceinline__ void MultiplyTiles(const Block& block, ConsumerClock& clock,
                                               const TileWalk& walk, const Share& share,
-                                              int num_slabs, const Team& team, int lane) {
+                                              int num_slabs, int num_free, const Team& team,
+                                              int lane) {
   if (share.count > 0) {
     const int slabs = min(2, num_slabs - 2 * (share.first + team.part));
     const PieceReader piece = PieceOf<kFormat>(share, team);
@@ -63,8 +64,7 @@ __device__ __forceinline__ void MultiplyTiles(const Block& block, ConsumerClock&
       const float4 partial = MultiplyBlock<kFormat>(data, slabs, x, lane);
       clock.ring.Release(block, entry, piece.arrivals, lane);
       const ExchangeSlot slot = clock.exchange.SlotOf(i);
-      // The first ones find their buffers free: all blocks have finished what was before.
-      if (share.pass_first > 0 || i >= kExchangeCycle) {
+      if (i >= num_free) {
         block.Wait(WaitsFor::kExchangeFree, [&] { return IsDone(slot.Free(block)); });
         __syncwarp();
       }
@@ -148,13 +148,14 @@ __device__ __forceinline__ bool StreamTile(RingWriter& ring, const uint8_t* data
 }
 
 // Weights that come long before their input are not in a hurry, and what the blocks tell each other
-// meanwhile is: one copy at a time.
-__device__ __forceinline__ void Pace(const Block& block, const Phase& phase, RingWriter& ring) {
-  if (block.shared().input_phase != phase.index) ring.WaitForCopies(0);
+// meanwhile is: one copy at a time. `number`, here and below: of the product's first phase, which
+// has its input when all bands have theirs.
+__device__ __forceinline__ void Pace(const Block& block, uint32_t number, RingWriter& ring) {
+  if (!block.HasInput(number)) ring.WaitForCopies(0);
 }
 
 __device__ __forceinline__ bool StreamProduct(const Block& block, const Phase& phase,
-                                              RingWriter& ring) {
+                                              uint32_t number, RingWriter& ring) {
   const TileWalk walk(block, phase.order, phase.num_tiles);
   const int slab_bytes = SlabBytes(phase.format);
   const size_t tile_bytes = static_cast<size_t>(phase.num_slabs) * slab_bytes;
@@ -166,7 +167,7 @@ __device__ __forceinline__ bool StreamProduct(const Block& block, const Phase& p
     // A head is bound by its reading; its first copies are few beside the rest.
     const bool is_short = walk.end() * share_slabs * slab_bytes <= 2 * kRingBytes;
     for (int i = 0; i < walk.end(); ++i) {
-      if (is_short) Pace(block, phase, ring);
+      if (is_short) Pace(block, number, ring);
       if (walk.Exists(i) &&
           !StreamTile(ring, first + walk.Tile(i) * tile_bytes, share, share_slabs, phase.format)) {
         return false;
@@ -226,21 +227,24 @@ __device__ __forceinline__ void StoreTile(float* out, int stride, int num_rows, 
 }
 
 // A finished tile goes where the phase's output goes.
-__device__ __forceinline__ void FinishTile(const Block& block, const Phase& phase, int tile,
-                                           int lane, float4 before, float4 v, BestOfRows& best) {
+__device__ __forceinline__ void FinishTile(const Block& block, const Phase& phase, int band,
+                                           int tile, int lane, float4 before, float4 v,
+                                           BestOfRows& best) {
   if (phase.output == OutputKind::kResidual) {
     AddToResidual(block, phase, tile, before, v);
   } else if (phase.output == OutputKind::kFeatures) {
     for (int copy = 0; copy < phase.num_copies; ++copy) {
-      WriteResidualTile(block, phase, tile + copy * phase.num_tiles, lane, v);
+      WriteResidualTile(block, phase, band, tile + copy * phase.num_tiles, lane, v);
     }
   } else {
     StoreTile(phase.out, phase.out_stride, phase.num_rows, tile, lane, v);
-    if (phase.output == OutputKind::kLogits) best.Offer(block, phase.draft_of, tile, lane, v);
+    if (phase.output == OutputKind::kLogits) best.Offer(block, phase.draft_of, band, tile, lane, v);
   }
 }
 
-__device__ __forceinline__ void FinishProduct(const Block& block, ExchangeClock& exchange) {
+template <int kBands>
+__device__ __forceinline__ void FinishProduct(const BandBlock<kBands>& block,
+                                              ExchangeClock& exchange) {
   const Phase& phase = block.PhaseOf(Role::kFinisher);
   const int thread = Thread();
   const int warp = thread / kWarpLanes - kFirstFinisherWarp, lane = thread % kWarpLanes;
@@ -272,22 +276,27 @@ __device__ __forceinline__ void FinishProduct(const Block& block, ExchangeClock&
         continue;
       }
       const bool one_segment = (phase.num_slabs + 1) / 2 <= phase.segment_blocks;
-      FinishTile(block, phase, tile, lane, before,
+      FinishTile(block, phase, block.BandOf(phase), tile, lane, before,
                  one_segment ? sum.total : Add(sum.sum, sum.total), best);
     }
     exchange.Advance(walk);
   }
-  if (phase.output == OutputKind::kLogits) best.Publish(block, warp, lane, phase.draft_of);
+  if (phase.output == OutputKind::kLogits)
+    best.Publish(block, phase.draft_of, block.BandOf(phase), warp, lane);
 }
 
-__device__ __forceinline__ void MultiplyProduct(const Block& block, const Phase& phase,
+template <int kBands>
+__device__ __forceinline__ void MultiplyProduct(const BandBlock<kBands>& block, const Phase& phase,
                                                 ConsumerClock& clock, const TileWalk& walk,
                                                 const Share& share, const Team& team, int lane) {
+  // All blocks have finished what was before, if not this product's earlier passes and bands.
+  const int num_free = share.pass_first > 0 || block.BandOf(phase) > 0 ? 0 : kExchangeCycle;
   if (phase.format == WeightFormat::kBf16) {
-    MultiplyTiles<WeightFormat::kBf16>(block, clock, walk, share, phase.num_slabs, team, lane);
+    MultiplyTiles<WeightFormat::kBf16>(block, clock, walk, share, phase.num_slabs, num_free, team,
+                                       lane);
   } else {  // only experts are MXFP4
-    MultiplyTiles<WeightFormat::kFp8Block128>(block, clock, walk, share, phase.num_slabs, team,
-                                              lane);
+    MultiplyTiles<WeightFormat::kFp8Block128>(block, clock, walk, share, phase.num_slabs, num_free,
+                                              team, lane);
   }
 }
 

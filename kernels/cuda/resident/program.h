@@ -8,6 +8,9 @@
 // Sequences share the rows of the target's pass. Each that drafts has a drafter's pass of its own
 // before it: its block is as long there as the drafter was trained for, whatever is verified of it.
 //
+// A product multiplies eight rows, a band. Where a pass has more of them, every product is a phase
+// for each band, one behind the other: the second finds its input there and waits for nobody.
+//
 // A phase waits until the phases it depends on have arrived at its counter, reads what they wrote,
 // and arrives at its own. Tiles are row tiles (16 rows) of packed matrices (weight_layout.h).
 #pragma once
@@ -26,13 +29,18 @@ constexpr int kClusterBlocks =
     2;  // thread blocks of a cluster; a product's columns are cut over them
 constexpr int kNumCounters = 8;  // arrival counters, used in turn
 constexpr int kRanksMax = 8;
-constexpr int kSlotsMax = 64;  // (row, expert) choices of a round: kRowsMax * K
+constexpr int kSlotsMax = 64;  // (row, expert) choices of a band: kBandRows * K
 constexpr int kExpertsMax = 384;
-constexpr int kNumScores = kRowsMax * kExpertsMax;
-constexpr int kResultsMax = 64;                // of the ring of finished rounds
-constexpr int8_t kOfTarget = -1;               // Phase::draft_of
-constexpr int kSequencesMax = kRowsMax;        // of a round, each with at least one row
-constexpr int kDraftPassesMax = kRowsMax / 2;  // those that draft have at least two
+constexpr int kNumScores = kBandRows * kExpertsMax;  // of a band
+constexpr int kResultsMax = 64;                      // of the ring of finished rounds
+constexpr int8_t kOfTarget = -1;                     // Phase::draft_of
+constexpr int kSequencesMax = 8;                     // of a round, each with at least one row
+constexpr int kDraftPassesMax = kSequencesMax;       // those that draft
+// Rows from which a token is chosen: the target's, then those of the drafter's passes.
+constexpr int kChoiceRows = kRowsMax + kDraftPassesMax * kBandRows;
+constexpr int ChoiceRow(int draft_of, int row) {
+  return draft_of == kOfTarget ? row : kRowsMax + draft_of * kBandRows + row;
+}
 
 enum class PhaseKind : uint8_t {
   kEmbed,    // anchor and masks, or anchors and drafts, become the residual stream
@@ -69,10 +77,10 @@ enum class TileOrder : uint8_t {
 
 // Phases of some kinds, counted.
 struct Tally {
-  uint32_t products = 0;    // with work for finishers
-  uint32_t sums = 0;        // over ranks
-  uint32_t moe_layers = 0;  // that are over
-  uint32_t rows = 0;        // that write the residual stream
+  uint32_t products = 0;          // with work for finishers
+  uint32_t sums = 0;              // over ranks
+  uint32_t moe_layers = 0;        // that are over
+  uint32_t rows[kBandsMax] = {};  // that write the residual stream of a band
 };
 
 struct alignas(16) Phase {
@@ -84,6 +92,7 @@ struct alignas(16) Phase {
   uint8_t label = 0;  // PhaseLabel, for tables and traces
 
   int index = 0;  // in the program
+  int band = 0;   // whose rows a product multiplies
   Tally before;   // phases of this round that come before it
 
   // Arrivals are counted over rounds: a wait is over when counter `wait_counter` has reached
@@ -198,8 +207,8 @@ struct StuckReport {
 struct RankMail {
   // The best token of each row among the rank's part of the vocabulary, of the target and of each
   // drafter's pass (choose.cuh). A round writes each word once, with the round's mark in it.
-  uint2 choices[1 + kDraftPassesMax][kRowsMax];
-  uint32_t decision;  // of rank 0: 2 * (round + 1), and 1 if that round runs
+  uint2 choices[kChoiceRows];  // by ChoiceRow
+  uint32_t decision;           // of rank 0: 2 * (round + 1), and 1 if that round runs
 };
 
 // The ranks of a node. Sums: a block pushes its part of a tile to every rank's inbox and adds what
@@ -231,15 +240,17 @@ struct RowMail {
 // What the MoE phases tell each other. Two of each take turns, layer by layer, and a layer empties
 // the other one. As RowMail, but a score has not arrived while its rank is 0.
 struct MoeMail {
-  uint32_t* partials = nullptr;     // [2, E, chunks, kRowsMax] fp32 sums of the router's product
-  size_t num_partials = 0;          // words of one
-  uint2* scores = nullptr;          // [2, kRowsMax, kExpertsMax] score, rank of score + bias
-  uint32_t* activations = nullptr;  // [2, slots, F / 2] pairs of bf16 with kInputGain
-  size_t num_activations = 0;       // words of one
+  // [2, kBandsMax, E, chunks, kBandRows] fp32 sums of the router's product
+  uint32_t* partials = nullptr;
+  size_t num_partials = 0;  // words of one band
+  uint2* scores = nullptr;  // [2, kBandsMax, kBandRows, kExpertsMax] score, rank of score + bias
+  // [2, kBandsMax, slots, F / 2] pairs of bf16 with kInputGain
+  uint32_t* activations = nullptr;
+  size_t num_activations = 0;  // words of one band
 };
 
 constexpr size_t NumRouterPartials(int num_experts, int hidden) {
-  return static_cast<size_t>(num_experts) * kRowsMax * NumRouterChunks(NumRowTiles(hidden));
+  return static_cast<size_t>(num_experts) * kBandRows * NumRouterChunks(NumRowTiles(hidden));
 }
 
 struct Program {
@@ -255,7 +266,7 @@ struct Program {
   int token_end = 0;    // past its last that may be chosen
   int32_t banned_token = -1;
   const bf16* mask_embedding = nullptr;  // [H]
-  // [1 + kDraftPassesMax, kRowsMax, blocks] of the target, then of the drafter's passes.
+  // [kChoiceRows, blocks]
   RowChoice* choices = nullptr;
   uint32_t* decision = nullptr;  // whether the next round runs, made by one block:
   int decision_counter = 0;      // its arrival, as in Phase
@@ -278,6 +289,7 @@ struct Program {
   // The sequences; those that draft come first.
   int num_sequences = 1;
   int num_rows = 1;    // of the target's pass, all sequences'
+  int num_bands = 1;   // that hold them
   int draft_rows = 0;  // of a drafter's pass: anchor and masks, at least a block
   RoundSequence sequences[kSequencesMax];
   uint8_t sequence_of[kRowsMax] = {};  // of a row of the target's pass

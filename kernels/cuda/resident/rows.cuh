@@ -18,7 +18,7 @@ constexpr uint32_t kNoInputGain = 0x3f803f80u;  // two bf16 ones
 
 // Bytes from row to row of the staging area: the lanes of a fragment read without bank conflicts.
 __host__ __device__ constexpr int StagingStride(int columns) { return columns * 2 + 64; }
-static_assert(kRowsMax * StagingStride(kShareBlocksMax * 2 * kSlabColumns) <= kStagingBytes);
+static_assert(kBandRows * StagingStride(kShareBlocksMax * 2 * kSlabColumns) <= kStagingBytes);
 
 // Columns of a row as bf16, from whatever the phase's input is. Loads stay in their order, so that
 // one address is alive at a time.
@@ -60,18 +60,25 @@ __device__ __forceinline__ uint2 SwiGluFour(float4 gate, float4 up) {
 
 // As the phase writes it, or as the write before left it.
 enum class RowTurn : uint32_t { kThis, kBefore };
-__device__ __forceinline__ uint32_t TurnOf(const Block& block, const Phase& phase, RowTurn turn) {
-  return (block.SinceStart(&Tally::rows, phase) + static_cast<uint32_t>(turn)) % 2;
+// How often the band was written since the kernel's start.
+__device__ __forceinline__ uint32_t TurnOf(const Block& block, const Phase& phase, int band,
+                                           RowTurn turn) {
+  const uint32_t writes =
+      block.shared().state.round * block.program().of_round.rows[band] + phase.before.rows[band];
+  return (writes + static_cast<uint32_t>(turn)) % 2;
 }
-__device__ __forceinline__ uint32_t* MailRows(const Block& block, const Phase& phase,
+// The band's first row.
+__device__ __forceinline__ uint32_t* MailRows(const Block& block, const Phase& phase, int band,
                                               RowTurn turn) {
   const Program& program = block.program();
-  return program.rows.rows + TurnOf(block, phase, turn) * (kRowsMax * program.hidden / 2);
+  return program.rows.rows +
+         (TurnOf(block, phase, band, turn) * kBandsMax + band) * (kBandRows * program.hidden / 2);
 }
-__device__ __forceinline__ uint32_t* MailSquares(const Block& block, const Phase& phase,
+__device__ __forceinline__ uint32_t* MailSquares(const Block& block, const Phase& phase, int band,
                                                  RowTurn turn) {
   const Program& program = block.program();
-  return program.rows.squares + TurnOf(block, phase, turn) * (kRowsMax * program.hidden / 16);
+  return program.rows.squares +
+         (TurnOf(block, phase, band, turn) * kBandsMax + band) * (kBandRows * program.hidden / 16);
 }
 
 // Sums of squares of a row's tiles, a few a lane, on their way.
@@ -93,8 +100,8 @@ __device__ __forceinline__ float ScaleOf(const Squares& squares, int hidden, flo
 }
 
 // Waits for the phase's input and brings this thread block's share of its columns into the staging
-// area: kRowsMax rows of bf16, with the format's gain, a warp per block of two slabs. All consumers
-// call it. Everything is requested before anything is looked at.
+// area: kBandRows rows of bf16, with the format's gain, a warp per block of two slabs. All
+// consumers call it. Everything is requested before anything is looked at.
 //
 // Inlined at its one call, as all large functions here: shared memory leaves L1 next to nothing, so
 // registers that a call saves or that spill go to L2.
@@ -108,7 +115,7 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
   uint8_t* staged = block.shared().staging + warp * 4 * kSlabColumns;
   const bool has_eight = lane * 8 < slabs * kSlabColumns;  // columns
   const auto input_is_there = [&] {
-    if (pass == 0 && Thread() == 0) block.shared().input_phase = phase.index;
+    if (pass == 0 && Thread() == 0) block.shared().newest_input = block.NumberOf(phase);
   };
   if (phase.input == InputKind::kNorm) {
     // Those of a lane that has none are read where some are, and not stored.
@@ -117,36 +124,36 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
     const float gain = HasInputGain(phase.format) ? kInputGainFloat : 1.0f;  // changes no bit
     const float4 unscaled[2] = {__ldg(norm), __ldg(norm + 1)};  // nobody waits for them yet
     const int hidden = block.program().hidden, num_tiles = hidden / kTileRows;
-    const uint32_t* const x = MailRows(block, phase, RowTurn::kBefore) + column / 2;
+    const uint32_t* const x = MailRows(block, phase, phase.band, RowTurn::kBefore) + column / 2;
     // A warp makes the scale of one row.
-    static_assert(kRowsMax <= kConsumerWarps);
-    const uint32_t* const row_squares =
-        MailSquares(block, phase, RowTurn::kBefore) + min(warp, kRowsMax - 1) * num_tiles;
+    static_assert(kBandRows <= kConsumerWarps);
+    const uint32_t* const row_squares = MailSquares(block, phase, phase.band, RowTurn::kBefore) +
+                                        min(warp, kBandRows - 1) * num_tiles;
+    float* const scales = block.shared().scale + phase.band * kBandRows;
     if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
     Squares squares;
-    uint4 in[kRowsMax];
+    uint4 in[kBandRows];
     block.Wait(WaitsFor::kOtherBlocks, [&] {  // all requested before the first is looked at
       PollSquares(row_squares, num_tiles, lane, squares);
 #pragma unroll
-      for (int row = 0; row < kRowsMax; ++row) in[row] = PollFour(x + row * (hidden / 2));
+      for (int row = 0; row < kBandRows; ++row) in[row] = PollFour(x + row * (hidden / 2));
       bool arrived = HaveArrived(in);
 #pragma unroll
       for (int j = 0; j < kSquaresPerLane; ++j) arrived &= HasArrived(squares[j]);
       return __all_sync(kAllLanes, arrived) != 0;
     });
-    if (warp < kRowsMax) {
+    if (warp < kBandRows) {
       const float scale = ScaleOf(squares, hidden, phase.epsilon);
-      if (lane == 0) block.shared().scale[warp] = scale;
+      if (lane == 0) scales[warp] = scale;
     }
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
     input_is_there();
     if (has_eight) {
       const float4 weights[2] = {Scaled(unscaled[0], gain), Scaled(unscaled[1], gain)};
 #pragma unroll
-      for (int row = 0; row < kRowsMax; ++row, staged += stride) {
-        *reinterpret_cast<uint4*>(staged + lane * 16) =
-            NormEight(in[row], block.shared().scale[row], weights);
+      for (int row = 0; row < kBandRows; ++row, staged += stride) {
+        *reinterpret_cast<uint4*>(staged + lane * 16) = NormEight(in[row], scales[row], weights);
       }
     }
   } else {
@@ -157,26 +164,26 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
     if (phase.input == InputKind::kBf16) {
       if (has_eight) {
         const bf16* const x = static_cast<const bf16*>(phase.x) + first + lane * 8;
-        uint4 in[kRowsMax];
+        uint4 in[kBandRows];
 #pragma unroll
-        for (int row = 0; row < kRowsMax; ++row)
+        for (int row = 0; row < kBandRows; ++row)
           in[row] = __ldcg(reinterpret_cast<const uint4*>(x + row * phase.x_stride));
 #pragma unroll
-        for (int row = 0; row < kRowsMax; ++row)
+        for (int row = 0; row < kBandRows; ++row)
           *reinterpret_cast<uint4*>(staged + row * stride + lane * 16) = GainedEight(in[row], gain);
       }
     } else {
       const float* gate = static_cast<const float*>(phase.x) + first + lane * 4;
 #pragma unroll 1
       for (int h = 0; h < slabs; ++h, gate += kSlabColumns, staged += 2 * kSlabColumns) {
-        float4 gates[kRowsMax], ups[kRowsMax];  // all requested before the first is looked at
+        float4 gates[kBandRows], ups[kBandRows];  // all requested before the first is looked at
 #pragma unroll
-        for (int row = 0; row < kRowsMax; ++row) {
+        for (int row = 0; row < kBandRows; ++row) {
           gates[row] = LoadFour(gate + row * phase.x_stride);
           ups[row] = LoadFour(gate + row * phase.x_stride + phase.x_stride / 2);
         }
 #pragma unroll
-        for (int row = 0; row < kRowsMax; ++row) {
+        for (int row = 0; row < kBandRows; ++row) {
           *reinterpret_cast<uint2*>(staged + row * stride + lane * 8) =
               GainedFour(SwiGluFour(gates[row], ups[row]), gain);
         }
@@ -184,6 +191,34 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
     }
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+}
+
+// Scales of the bands that follow the phase's, for the router: their rows are staged by phases of
+// their own. All consumers call it.
+template <int kBands>
+__device__ __forceinline__ void MakeOtherScales(const BandBlock<kBands>& block,
+                                                const Phase& phase) {
+  if constexpr (kBands == 1) return;
+  const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
+  const int hidden = block.program().hidden, num_tiles = hidden / kTileRows;
+  if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+#pragma unroll 1
+  for (int row = kBandRows + warp; row < kBands * kBandRows; row += kConsumerWarps) {
+    const int band = row / kBandRows;
+    const uint32_t* const row_squares =
+        MailSquares(block, phase, band, RowTurn::kBefore) + row % kBandRows * num_tiles;
+    Squares squares;
+    block.Wait(WaitsFor::kOtherBlocks, [&] {
+      PollSquares(row_squares, num_tiles, lane, squares);
+      bool arrived = true;
+#pragma unroll
+      for (int j = 0; j < kSquaresPerLane; ++j) arrived &= HasArrived(squares[j]);
+      return __all_sync(kAllLanes, arrived) != 0;
+    });
+    const float scale = ScaleOf(squares, hidden, phase.epsilon);
+    if (lane == 0) block.shared().scale[row] = scale;
+  }
 }
 
 // Where the lane's columns of the share's block `part` are staged: those of group j of 32 columns
@@ -199,23 +234,25 @@ __device__ __forceinline__ uint4 StagedGroup(const uint8_t* fragments, int j) {
 
 // ---- Out
 
-// A finished tile of the residual stream, by one warp: v.x, v.y belong to column tile * 16 + g of
-// rows 2 t, 2 t + 1; v.z, v.w to column + 8.
+// A finished tile of a band of the residual stream, by one warp: v.x, v.y belong to column
+// tile * 16 + g of the band's rows 2 t, 2 t + 1; v.z, v.w to column + 8.
 struct StreamTile {
   const Block& block;
   const Phase& phase;
   const uint32_t hidden, turn;
-  const uint32_t tile, g, row;
+  const uint32_t band, tile, g;
+  const uint32_t row;  // of the pass
 
-  __device__ __forceinline__ StreamTile(const Block& in_block, const Phase& of_phase, int index,
-                                        int lane)
+  __device__ __forceinline__ StreamTile(const Block& in_block, const Phase& of_phase, int of_band,
+                                        int index, int lane)
       : block(in_block),
         phase(of_phase),
         hidden(in_block.program().hidden),
-        turn(TurnOf(in_block, of_phase, RowTurn::kThis)),
+        turn(TurnOf(in_block, of_phase, of_band, RowTurn::kThis)),
+        band(of_band),
         tile(index),
         g(lane / 4),
-        row(lane % 4 * 2) {}
+        row(of_band * kBandRows + lane % 4 * 2) {}
 
   // What others wait for: the mail, which the block keeps for the router, too.
   __device__ __forceinline__ void Send(float4 v) const {
@@ -228,7 +265,8 @@ struct StreamTile {
     uint32_t* const sent = mail.rows + (turn * row_words() + word());
     __stcg(sent, low_pair);
     __stcg(sent + 4, high_pair);
-    uint32_t* const owned = block.shared().owned[tile % kOwnedTilesMax][row + takes_odd()] + g / 2;
+    uint32_t* const owned =
+        block.shared().owned[band][tile % kOwnedTilesMax][row % kBandRows + takes_odd()] + g / 2;
     owned[0] = low_pair;
     owned[4] = high_pair;
     const float even = __fmaf_rn(v.z, v.z, __fmul_rn(v.x, v.x));
@@ -278,16 +316,17 @@ struct StreamTile {
   __device__ __forceinline__ uint32_t square() const { return (row + g) * (hidden / 16) + tile; }
 };
 
-__device__ __forceinline__ void WriteResidualTile(const Block& block, const Phase& phase, int tile,
-                                                  int lane, float4 v) {
-  const StreamTile to(block, phase, tile, lane);
+__device__ __forceinline__ void WriteResidualTile(const Block& block, const Phase& phase, int band,
+                                                  int tile, int lane, float4 v) {
+  const StreamTile to(block, phase, band, tile, lane);
   to.Send(v);
   to.Keep(v);
 }
 
 __device__ __forceinline__ float4 ReadResidualTile(const Phase& phase, int hidden, int tile,
                                                    int lane) {
-  const float* const low = phase.residual + (lane % 4 * 2 * hidden + tile * 16 + lane / 4);
+  const int row = phase.band * kBandRows + lane % 4 * 2;
+  const float* const low = phase.residual + (row * hidden + tile * 16 + lane / 4);
   const float* const high = low + hidden;
   return {__ldcg(low), __ldcg(high), __ldcg(low + 8), __ldcg(high + 8)};
 }
@@ -347,7 +386,7 @@ static __device__ __noinline__ void AddToResidual(Block block, const Phase& phas
     v = SumOverRanks(block, phase, tile, lane, v);
   }
   v = Add(before, v);
-  const StreamTile to(block, phase, tile, lane);
+  const StreamTile to(block, phase, phase.band, tile, lane);
   to.Send(v);
   __syncwarp();
   if (lane == 0) Announce(block.Counter(phase.arrive_counter));
@@ -356,22 +395,24 @@ static __device__ __noinline__ void AddToResidual(Block block, const Phase& phas
 
 // ---- Embeddings: each block writes its part of the residual stream, a warp per tile.
 
-// `source(row)`: bf16 [H] or null for zeros.
+// `source(row)`, of the pass: bf16 [H] or null for zeros.
 template <typename Source>
-__device__ __forceinline__ void EmbedRows(const Block& block, const Phase& phase, Source source) {
+__device__ __forceinline__ void EmbedRows(const Block& block, const Phase& phase, int band,
+                                          Source source) {
   const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
   const int hidden = block.program().hidden;
   const TileWalk walk(block, TileOrder::kOwned, hidden / 16);
   const int count = walk.OwnedCount(block.rank), first = walk.FirstOwned(block.rank);
-  const bf16* const even = source(lane % 4 * 2);
-  const bf16* const odd = source(lane % 4 * 2 + 1);
+  const int row = band * kBandRows + lane % 4 * 2;
+  const bf16* const even = source(row);
+  const bf16* const odd = source(row + 1);
   for (int i = warp; i < count; i += kConsumerWarps) {
     const int column = (first + i) * 16 + lane / 4;
     const auto value = [&](const bf16* row, int c) {
       return row == nullptr ? 0.0f : Bf16ToFloat(__ldg(row + c));
     };
     WriteResidualTile(
-        block, phase, first + i, lane,
+        block, phase, band, first + i, lane,
         {value(even, column), value(odd, column), value(even, column + 8), value(odd, column + 8)});
   }
 }

@@ -14,10 +14,15 @@
 namespace ultraspeed::worker::cuda {
 
 inline constexpr int kNumBlocks = 132;  // of an H200
-inline constexpr RoundKind kAllRounds[] = {
-    {.draft_passes = 0, .whole_rows = false}, {.draft_passes = 0, .whole_rows = true},
-    {.draft_passes = 1, .whole_rows = false}, {.draft_passes = 1, .whole_rows = true},
-    {.draft_passes = 2, .whole_rows = false}, {.draft_passes = 4, .whole_rows = true}};
+inline constexpr RoundKind kAllRounds[] = {{.draft_passes = 0, .whole_rows = false},
+                                           {.draft_passes = 0, .whole_rows = true},
+                                           {.draft_passes = 1, .whole_rows = false},
+                                           {.draft_passes = 1, .whole_rows = true},
+                                           {.draft_passes = 2, .whole_rows = false},
+                                           {.draft_passes = 4, .whole_rows = true},
+                                           {.draft_passes = 0, .num_bands = 2, .whole_rows = true},
+                                           {.draft_passes = 2, .num_bands = 2, .whole_rows = false},
+                                           {.draft_passes = 8, .num_bands = 2, .whole_rows = true}};
 inline constexpr int kNumRanks = 8;
 inline constexpr int64_t kPositions = 1024;
 

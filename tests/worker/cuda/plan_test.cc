@@ -40,7 +40,7 @@ TEST(MemoryPlanTest, OnlyPagesAndTablesGrowWithTheContext) {
   // The resident engine keeps a partial result of attention for every row, head and segment of 256
   // positions, but at least 128; the tables end a block of 8 later, in a segment of its own.
   EXPECT_EQ(large[MemoryKind::kActivations] - small[MemoryKind::kActivations],
-            size_t{8} * 16 * (131072 / 256 + 1 - 128) * 528);
+            size_t{16} * 16 * (131072 / 256 + 1 - 128) * 528);
   EXPECT_LT(large[MemoryKind::kWorkspace], size_t{1} << 30);
   EXPECT_LT(large.total(), size_t{80} * 1000 * 1000 * 1000);
 }
@@ -145,7 +145,8 @@ std::vector<std::vector<int>> BlocksOf(const RoundParts& parts) {
 }
 const auto kAll = [](const SequenceStep&) { return true; };
 
-TEST(RoundPartsTest, SequencesShareTheEightRowsOfARound) {
+// Up to eight sequences.
+TEST(RoundPartsTest, SequencesShareTheSixteenRowsOfARound) {
   using Blocks = std::vector<std::vector<int>>;
   EXPECT_EQ(BlocksOf(PartsOf(Decodes({8}), kAll)), (Blocks{{8}}));
   EXPECT_EQ(BlocksOf(PartsOf(Decodes({4, 4}), kAll)), (Blocks{{4, 4}}));
@@ -153,7 +154,9 @@ TEST(RoundPartsTest, SequencesShareTheEightRowsOfARound) {
             (Blocks{{1, 1, 1, 1, 1, 1, 1, 1}}));
   EXPECT_EQ(BlocksOf(PartsOf(Decodes({1, 1, 1, 1, 1, 1, 1, 1, 1}), kAll)),
             (Blocks{{1, 1, 1, 1, 1, 1, 1, 1}, {1}}));
-  EXPECT_EQ(BlocksOf(PartsOf(Decodes({8, 2, 4, 2, 1}), kAll)), (Blocks{{8}, {2, 4, 2}, {1}}));
+  EXPECT_EQ(BlocksOf(PartsOf(Decodes({8, 2, 4, 2, 1}), kAll)), (Blocks{{8, 2, 4, 2}, {1}}));
+  EXPECT_EQ(BlocksOf(PartsOf(Decodes({8, 8, 4, 4}), kAll)), (Blocks{{8, 8}, {4, 4}}));
+  EXPECT_EQ(BlocksOf(PartsOf(Decodes({8, 5, 4, 3}), kAll)), (Blocks{{8, 5, 3}, {4}}));
 }
 
 // Top-k and top-p take other phases.
@@ -178,6 +181,7 @@ TEST(RoundPartsTest, TheResidentEngineRunsWhatItRunsFaster) {
   EXPECT_TRUE(pays({1, 1, 1, 1, 1, 1, 1, 1}, kAll));
   EXPECT_TRUE(pays({2, 2, 2, 2}, kAll));
   EXPECT_TRUE(pays({8, 8}, kAll));
+  EXPECT_TRUE(pays({4, 4, 4, 4}, kAll));
   EXPECT_FALSE(pays({8, 8, 8}, kAll));
   EXPECT_TRUE(pays(std::vector<int>(16, 1), kAll));
   EXPECT_FALSE(pays(std::vector<int>(24, 1), kAll));
@@ -189,11 +193,11 @@ TEST(RoundPartsTest, TheResidentEngineRunsWhatItRunsFaster) {
 }
 
 TEST(RoundPartsTest, ResultsComeBackInTheRoundsOrder) {
-  const std::vector<int> blocks = {8, 1, 4, 2, 5, 3};
+  const std::vector<int> blocks = {8, 7, 4, 2, 5, 3, 1};
   const RoundParts parts =
       PartsOf(Decodes(blocks), [](const SequenceStep& step) { return step.block % 4 != 0; });
   EXPECT_EQ(parts.part_of,
-            (std::vector<int>{RoundParts::kInPasses, 0, RoundParts::kInPasses, 0, 0, 1}));
+            (std::vector<int>{RoundParts::kInPasses, 0, RoundParts::kInPasses, 0, 0, 1, 0}));
   const auto drafted = [](const Round& round) {
     RoundResult result;
     for (const SequenceStep& step : round.steps)

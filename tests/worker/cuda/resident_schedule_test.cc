@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "tests/worker/cuda/counted_model.h"
 #include "worker/cuda/resident_engine.h"
 
@@ -31,6 +33,10 @@ std::vector<PhaseLabel> ExpectedLabels(const ModelConfig& config, const RoundKin
   const auto add = [&](std::initializer_list<PhaseLabel> more) {
     labels.insert(labels.end(), more);
   };
+  // A phase of the target for each band.
+  const auto add_bands = [&](PhaseLabel label) {
+    labels.insert(labels.end(), static_cast<size_t>(kind.num_bands), label);
+  };
   const auto add_choice = [&] {
     if (kind.whole_rows) add({PhaseLabel::kChoice, PhaseLabel::kChoice, PhaseLabel::kChoice});
   };
@@ -45,20 +51,21 @@ std::vector<PhaseLabel> ExpectedLabels(const ModelConfig& config, const RoundKin
   }
   add({PhaseLabel::kEmbed});
   for (size_t l = 0; l < config.attention.size(); ++l) {
-    add({PhaseLabel::kQkv, PhaseLabel::kAttention});
+    add_bands(PhaseLabel::kQkv);
+    add({PhaseLabel::kAttention});
     if (config.attention[l] == AttentionKind::kFull) add({PhaseLabel::kCombine});
-    add({PhaseLabel::kOutput});
-    if (config.is_moe[l]) {
-      add({PhaseLabel::kMoeUp, PhaseLabel::kMoeDown});
-    } else {
-      add({PhaseLabel::kDenseUp, PhaseLabel::kDenseDown});
-    }
+    add_bands(PhaseLabel::kOutput);
+    add_bands(config.is_moe[l] ? PhaseLabel::kMoeUp : PhaseLabel::kDenseUp);
+    add_bands(config.is_moe[l] ? PhaseLabel::kMoeDown : PhaseLabel::kDenseDown);
   }
-  add({PhaseLabel::kHead});
+  add_bands(PhaseLabel::kHead);
   add_choice();
   add({PhaseLabel::kCommit});
-  if (config.drafter.num_layers > 0)
-    add({PhaseLabel::kContext, PhaseLabel::kContext, PhaseLabel::kContext});
+  if (config.drafter.num_layers > 0) {
+    add_bands(PhaseLabel::kContext);
+    add_bands(PhaseLabel::kContext);
+    add({PhaseLabel::kContext});
+  }
   return labels;
 }
 
@@ -199,7 +206,8 @@ TEST(ResidentScheduleTest, RowsGoFromPhaseToPhase) {
           const bool of_features = before.output == OutputKind::kFeatures;
           EXPECT_TRUE(of_features || before.output == OutputKind::kResidual);
           EXPECT_EQ(before.residual, of_features ? nullptr : buffers.residual);
-          EXPECT_EQ(before.before.rows + 1, phase.before.rows);  // it reads what was written last
+          // It reads what was written last.
+          EXPECT_EQ(before.before.rows[0] + 1, phase.before.rows[0]);
           EXPECT_EQ(phase.x_stride, config.hidden);
           break;
         }
@@ -216,6 +224,64 @@ TEST(ResidentScheduleTest, RowsGoFromPhaseToPhase) {
       }
     }
   }
+}
+
+// The phases of a product differ by their rows alone: they wait for the same and multiply the same.
+TEST(ResidentScheduleTest, BandsOfAProductHaveRowsOfTheirOwn) {
+  CountedModel model(ServedRank());
+  ResidentBuffers& buffers = model.buffers();
+  std::vector<float> floats(3);
+  std::vector<bf16> halves(2);
+  std::vector<float4> carries(1);
+  buffers.qkv = &floats[0];
+  buffers.gate_up = &floats[1];
+  buffers.logits = &floats[2];
+  buffers.attended = &halves[0];
+  buffers.taps = &halves[1];
+  buffers.carry = carries.data();
+  const std::vector<Phase> phases =
+      model.Schedule({.draft_passes = 2, .num_bands = 2, .whole_rows = false}).phases;
+  int num_pairs = 0;
+  for (size_t i = 1; i < phases.size(); ++i) {
+    const Phase &first = phases[i - 1], &second = phases[i];
+    if (second.band == 0) continue;
+    SCOPED_TRACE(i);
+    ++num_pairs;
+    EXPECT_EQ(first.band, 0);
+    EXPECT_EQ(second.band, 1);
+    EXPECT_EQ(second.draft_of, resident::kOfTarget);
+    EXPECT_EQ(second.weights, first.weights);
+    EXPECT_EQ(second.label, first.label);
+    if (second.kind != PhaseKind::kMoeUp) {
+      EXPECT_EQ(second.wait_counter, first.wait_counter);
+      EXPECT_EQ(second.wait_target, first.wait_target);
+    }
+    if (first.out != nullptr) {
+      EXPECT_EQ(second.out - first.out, 8 * first.out_stride);
+    }
+    if (first.input == InputKind::kBf16 && first.x != nullptr) {
+      EXPECT_EQ(static_cast<const bf16*>(second.x) - static_cast<const bf16*>(first.x),
+                8 * first.x_stride);
+    }
+    if (first.input == InputKind::kSwiGlu && first.x != nullptr) {
+      EXPECT_EQ(static_cast<const float*>(second.x) - static_cast<const float*>(first.x),
+                8 * first.x_stride);
+    }
+    if (second.kind == PhaseKind::kProduct) {
+      EXPECT_EQ(second.carry - first.carry, buffers.band_carries);
+    }
+  }
+  // Four products a layer, the head, the features and the drafter's keys and values.
+  EXPECT_EQ(num_pairs, 4 * model.config().num_layers + 3);
+}
+
+TEST(ResidentScheduleTest, KindsOfRoundAreThoseThatRowsAllow) {
+  std::vector<std::string> kinds;
+  for (const RoundKind& kind : RoundKinds(/*draft_passes_max=*/8)) {
+    if (!kind.whole_rows) kinds.push_back(absl::StrCat(kind.num_bands, ":", kind.draft_passes));
+  }
+  EXPECT_EQ(absl::StrJoin(kinds, " "), "1:0 1:1 1:2 1:3 1:4 2:0 2:1 2:2 2:3 2:4 2:5 2:6 2:7 2:8");
+  EXPECT_EQ(RoundKinds(/*draft_passes_max=*/0).size(), 4);
 }
 
 TEST(ResidentScheduleTest, EveryDrafterLayerAppendsItsOwnKeysAndValues) {

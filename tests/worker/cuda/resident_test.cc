@@ -140,6 +140,22 @@ TEST_F(ResidentTest, TokensAreTheExecutorsAtAnyLength) {
   }
 }
 
+// The drafter's context is written by one block and read by others: what any of them has seen of
+// the round before must not come back. A text is the same anyhow; its drafts are not.
+TEST_F(ResidentTest, DraftsAreTheExecutorsEveryTime) {
+  for (const size_t length : {64, 512}) {
+    for (const int block : {3, 4}) {
+      const RunPlan plan{
+          .prompt = Prompt(length, length), .num_new_tokens = 48, .block = block, .slot = 0};
+      const int want = ExpectedRecord(plan, /*logprobs=*/-1).num_accepted;
+      for (int i = 0; i < 16; ++i) {
+        ASSERT_EQ(Record(*executor_, plan, /*logprobs=*/-1).num_accepted, want)
+            << "length " << length << " block " << block << " run " << i;
+      }
+    }
+  }
+}
+
 TEST_F(ResidentTest, HeldOutTextsAreTheExecutors) {
   const absl::StatusOr<std::vector<bench::HeldOutPrompt>> prompts =
       bench::LoadHeldOutPrompts(kBundledModel, executor_->config());
@@ -312,8 +328,11 @@ TEST_F(ResidentTest, SequencesShareARoundOrTakeTurns) {
   for (const Case& c : std::vector<Case>{{{4, 4}, 1, 2},
                                          {{1, 1, 1, 1, 1, 1, 1, 1}, 1, 0},
                                          {{2, 1, 3, 1}, 1, 2},
-                                         {{8, 8}, 2, 2},
-                                         {{8, 4, 4, 2}, 3, 4}}) {
+                                         {{8, 8}, 1, 2},
+                                         {{1, 8}, 1, 1},
+                                         {{4, 4, 4, 4}, 1, 4},
+                                         {{8, 4, 4, 2}, 2, 4},
+                                         {{8, 8, 8, 8}, 1, 1}}) {  // single operations
     std::vector<std::unique_ptr<RunningSequence>> sequences;
     Round round;
     for (size_t n = 0; n < c.blocks.size(); ++n) {
@@ -344,6 +363,11 @@ TEST_F(ResidentTest, SharedRoundsGiveTheExecutorsTokens) {
                                                    {5, 1, 2},
                                                    {1, 2, 1, 4},
                                                    {1, 1, 1, 1, 1, 1, 1, 1},
+                                                   {8, 8},
+                                                   {4, 4, 4, 4},
+                                                   {1, 8},
+                                                   {7, 1, 5, 3},
+                                                   {2, 2, 2, 2, 2, 2, 2, 2},
                                                    {8, 8, 4, 4, 1}};
   const std::vector<std::vector<kernels::SamplingSpec>> ways = {
       {{.temperature = 0.0f}},

@@ -15,8 +15,10 @@
 namespace ultraspeed::worker::cuda {
 namespace {
 
+using kernels::cuda::resident::kBandRows;
+using kernels::cuda::resident::kBandsMax;
 using kernels::cuda::resident::kNumCounters;
-using kernels::cuda::resident::kRowsMax;
+using kernels::cuda::resident::kOfTarget;
 using kernels::cuda::resident::OutputKind;
 using kernels::cuda::resident::Phase;
 using kernels::cuda::resident::PhaseKind;
@@ -27,11 +29,13 @@ struct Use {
   uint32_t arrivals;
   uint32_t reached;        // what the counter shows when all have arrived, in a round from zero
   std::set<size_t> known;  // uses that are over when any block arrives at this one
+  // Of the same product's earlier bands, which are over when this one is: blocks arrive in order.
+  std::set<size_t> earlier_bands;
 };
 
-// How many arrivals end a phase, of blocks or of tiles of the residual stream: program.h and the
-// device's own rules, once more.
-uint32_t ArrivalsOf(const Phase& phase, int num_blocks) {
+// How many arrivals end a phase of a pass of `num_bands` bands, of blocks or of tiles of the
+// residual stream: program.h and the device's own rules, once more.
+uint32_t ArrivalsOf(const Phase& phase, int num_bands, int num_blocks) {
   const bool is_product = phase.kind == PhaseKind::kProduct || phase.kind == PhaseKind::kMoeDown;
   if (is_product && phase.output == OutputKind::kResidual) {
     return static_cast<uint32_t>(phase.num_tiles);
@@ -47,7 +51,8 @@ uint32_t ArrivalsOf(const Phase& phase, int num_blocks) {
       if (phase.attention.has_parts) return static_cast<uint32_t>(num_blocks);
       // A unit is 16 of the (row, query head) pairs of a key head and 32 of 128 value dims.
       const int group = phase.attention.num_q_heads / phase.attention.num_kv_heads;
-      const int units = phase.attention.num_kv_heads * ((kRowsMax * group + 15) / 16) * 4;
+      const int rows = num_bands * kBandRows;
+      const int units = phase.attention.num_kv_heads * ((rows * group + 15) / 16) * 4;
       return static_cast<uint32_t>(std::min(units, num_blocks));
     }
     default:
@@ -60,7 +65,9 @@ uint32_t ArrivalsOf(const Phase& phase, int num_blocks) {
 class Walk {
  public:
   Walk(const ResidentSchedule& schedule, int num_blocks)
-      : schedule_(schedule), num_blocks_(num_blocks) {}
+      : schedule_(schedule), num_blocks_(num_blocks) {
+    for (const Phase& phase : schedule.phases) num_bands_ = std::max(num_bands_, phase.band + 1);
+  }
 
   void Run(int num_rounds) {
     for (int round = 0; round < num_rounds; ++round) {
@@ -85,12 +92,13 @@ class Walk {
   }
 
   void Enter(const Phase& phase) {
-    const uint32_t arrivals = ArrivalsOf(phase, num_blocks_);
+    const uint32_t arrivals =
+        ArrivalsOf(phase, phase.draft_of == kOfTarget ? num_bands_ : 1, num_blocks_);
     const bool some_pass_by =
         phase.kind == PhaseKind::kAttend && arrivals < static_cast<uint32_t>(num_blocks_);
     std::set<size_t> known = known_;
     if (phase.wait_counter >= 0) Wait(phase.wait_counter, phase.wait_target, known);
-    if (phase.kind == PhaseKind::kMoeUp) {
+    if (phase.kind == PhaseKind::kMoeUp && phase.band == 0) {
       Arrive(phase.inner_counter, static_cast<uint32_t>(num_blocks_), known);
       EXPECT_EQ(phase.inner_target, uses_.back().reached);
       Wait(phase.inner_counter, phase.inner_target, known);
@@ -101,6 +109,11 @@ class Walk {
       EXPECT_EQ(phase.arrive_counter, -1);
     } else {
       Arrive(phase.arrive_counter, arrivals, known);
+      if (phase.band > 0) {
+        const size_t use = uses_.size() - 1;
+        uses_[use].earlier_bands = uses_[use - 1].earlier_bands;
+        uses_[use].earlier_bands.insert(use - 1);
+      }
     }
     if (!some_pass_by) known_ = std::move(known);
   }
@@ -116,6 +129,7 @@ class Walk {
     EXPECT_EQ(target, uses_[--use].reached) << "counter " << counter;
     known.insert(use);
     known.insert(uses_[use].known.begin(), uses_[use].known.end());
+    known.insert(uses_[use].earlier_bands.begin(), uses_[use].earlier_bands.end());
   }
 
   void Arrive(int counter, uint32_t arrivals, const std::set<size_t>& known) {
@@ -128,11 +142,12 @@ class Walk {
       break;
     }
     reached_[counter] += arrivals;
-    uses_.push_back({counter, arrivals, reached_[counter], known});
+    uses_.push_back({counter, arrivals, reached_[counter], known, {}});
   }
 
   const ResidentSchedule& schedule_;
   const int num_blocks_;
+  int num_bands_ = 1;      // of the target's rows
   std::vector<Use> uses_;  // of all rounds
   size_t round_begin_ = 0;
   uint32_t reached_[kNumCounters] = {};  // in this round
@@ -151,8 +166,9 @@ TEST(ResidentWaitsTest, EveryWaitEndsWhenWhatItNeedsIsThereAndNoEarlier) {
       for (const RoundKind& kind : kAllRounds) {
         if (kind.draft_passes > 0 && !model.has_drafter()) continue;
         SCOPED_TRACE(std::string(name) + ", " + std::to_string(kind.draft_passes) +
-                     " drafter's passes, " + (kind.whole_rows ? "whole rows, " : "") +
-                     std::to_string(num_blocks) + " blocks");
+                     " drafter's passes, " + std::to_string(kind.num_bands) + " bands, " +
+                     (kind.whole_rows ? "whole rows, " : "") + std::to_string(num_blocks) +
+                     " blocks");
         const ResidentSchedule schedule = model.Schedule(kind);
         Walk(schedule, num_blocks).Run(/*num_rounds=*/2);
       }
@@ -188,8 +204,10 @@ TEST(ResidentWaitsTest, WaitForNothingARoundsFirstPhaseTheFeaturesAndTheExpertsD
     const ResidentSchedule schedule = model.Schedule(kind);
     for (size_t i = 0; i < schedule.phases.size(); ++i) {
       const Phase& phase = schedule.phases[i];
+      // The input of an expert's down is its own flag; experts are chosen with the first band.
       const bool free = i == 0 || phase.output == OutputKind::kFeatures ||
-                        phase.kind == PhaseKind::kMoeDown;  // its input is its own flag
+                        phase.kind == PhaseKind::kMoeDown ||
+                        (phase.kind == PhaseKind::kMoeUp && phase.band > 0);
       EXPECT_EQ(phase.wait_counter < 0, free) << i;
     }
   }
@@ -205,25 +223,38 @@ TEST(ResidentWaitsTest, PhasesKnowWhatLiesBeforeThem) {
   const uint32_t num_drafter_layers = static_cast<uint32_t>(model.config().drafter.num_layers);
   for (const RoundKind& kind : kAllRounds) {
     const ResidentSchedule schedule = model.Schedule(kind);
-    uint32_t products = 0, sums = 0, moe_layers = 0, rows = 0;
+    uint32_t products = 0, sums = 0, moe_layers = 0;
+    std::vector<uint32_t> rows(kBandsMax);
     for (size_t i = 0; i < schedule.phases.size(); ++i) {
       const Phase& phase = schedule.phases[i];
       EXPECT_EQ(phase.index, static_cast<int>(i));
       EXPECT_EQ(phase.before.products, products);
       EXPECT_EQ(phase.before.sums, sums);
       EXPECT_EQ(phase.before.moe_layers, moe_layers);
-      EXPECT_EQ(phase.before.rows, rows);
+      EXPECT_EQ(std::vector<uint32_t>(std::begin(phase.before.rows), std::end(phase.before.rows)),
+                rows);
       if (phase.num_tiles > 0) products += 1;
       if (phase.num_tiles > 0 && phase.output == OutputKind::kResidual) sums += 1;
-      if (phase.kind == PhaseKind::kMoeDown) moe_layers += 1;
-      if (phase.output == OutputKind::kResidual || phase.output == OutputKind::kFeatures) rows += 1;
+      const bool last_band = phase.band + 1 == kind.num_bands;
+      if (phase.kind == PhaseKind::kMoeDown && last_band) moe_layers += 1;
+      if (phase.output != OutputKind::kResidual && phase.output != OutputKind::kFeatures) continue;
+      if (phase.kind == PhaseKind::kEmbed && phase.draft_of == kOfTarget) {
+        for (int band = 0; band < kind.num_bands; ++band) rows[static_cast<size_t>(band)] += 1;
+      } else {
+        rows[static_cast<size_t>(phase.band)] += 1;
+      }
     }
     EXPECT_EQ(schedule.of_round.products, products);
     EXPECT_EQ(schedule.of_round.sums, sums);
-    EXPECT_EQ(schedule.of_round.rows, rows);
+    EXPECT_EQ(
+        std::vector<uint32_t>(std::begin(schedule.of_round.rows), std::end(schedule.of_round.rows)),
+        rows);
     const auto passes = static_cast<uint32_t>(kind.draft_passes);
-    EXPECT_EQ(rows, sums + 2 + passes);  // embeddings, features
-    EXPECT_EQ(sums, 2 * (num_layers + passes * num_drafter_layers));
+    const auto bands = static_cast<uint32_t>(kind.num_bands);
+    // The layers' sums, embeddings, features; a drafter's pass has the first band's rows.
+    EXPECT_EQ(rows[0], 2 * (num_layers + passes * num_drafter_layers) + 2 + passes);
+    EXPECT_EQ(rows[1], bands > 1 ? 2 * num_layers + 2 : 0);
+    EXPECT_EQ(sums, 2 * (bands * num_layers + passes * num_drafter_layers));
     EXPECT_EQ(schedule.of_round.moe_layers, static_cast<uint32_t>(num_moe));
   }
 }
