@@ -32,27 +32,34 @@ class RangeBuilder {
   }
 
  private:
-  // The texts between two of the same length.
+  // Behind `from`: the texts between two of the same length, which is not zero.
   void AddDigits(NodeId from, absl::string_view first, absl::string_view last) {
-    if (first.empty()) return;
     const auto add = [&](char digit_first, char digit_last, NodeId to) {
       if (digit_first > digit_last) return;
       builder_->AddBytes(from, static_cast<uint8_t>(digit_first), static_cast<uint8_t>(digit_last),
                          to);
     };
     const absl::string_view first_rest = first.substr(1), last_rest = last.substr(1);
-    if (first_rest.empty()) return add(first[0], last[0], AnyDigits(0));
+    const std::string zeros(first_rest.size(), '0'), nines(first_rest.size(), '9');
     if (first[0] == last[0]) {
-      const NodeId next = builder_->AddNode(rule_);
-      add(first[0], first[0], next);
-      return AddDigits(next, first_rest, last_rest);
+      add(first[0], first[0], Digits(first_rest, last_rest));
+    } else if (first_rest == zeros && last_rest == nines) {
+      add(first[0], last[0], AnyDigits(zeros.size()));
+    } else {
+      add(first[0], first[0], Digits(first_rest, nines));
+      add(first[0] + 1, last[0] - 1, AnyDigits(zeros.size()));
+      add(last[0], last[0], Digits(zeros, last_rest));
     }
-    const NodeId at_first = builder_->AddNode(rule_), at_last = builder_->AddNode(rule_);
-    add(first[0], first[0], at_first);
-    AddDigits(at_first, first_rest, std::string(first_rest.size(), '9'));
-    add(first[0] + 1, last[0] - 1, AnyDigits(first_rest.size()));
-    add(last[0], last[0], at_last);
-    AddDigits(at_last, std::string(last_rest.size(), '0'), last_rest);
+  }
+
+  // In front of the texts between two of the same length.
+  NodeId Digits(absl::string_view first, absl::string_view last) {
+    const bool is_any =
+        first == std::string(first.size(), '0') && last == std::string(last.size(), '9');
+    if (is_any) return AnyDigits(first.size());
+    const NodeId node = builder_->AddNode(rule_);
+    AddDigits(node, first, last);
+    return node;
   }
 
   // In front of so many digits, whichever.
