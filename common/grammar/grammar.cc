@@ -149,7 +149,7 @@ absl::StatusOr<std::shared_ptr<const Grammar>> GrammarBuilder::Build(RuleId root
 
   std::shared_ptr<Grammar> grammar(new Grammar);
   grammar->root_ = root;
-  for (const Rule& rule : rules_) grammar->rules_.push_back({rule.entry, rule.count, false});
+  for (const Rule& rule : rules_) grammar->rules_.push_back({rule.entry, rule.count, kNoNode});
   std::vector<bool> calls(rules_.size());
   std::array<bool, 257> begins_class{};
   for (size_t i = 0; i < nodes_.size(); ++i) {
@@ -169,10 +169,10 @@ absl::StatusOr<std::shared_ptr<const Grammar>> GrammarBuilder::Build(RuleId root
       calls[node.rule] = calls[node.rule] || edge.rule != kNoRule;
       grammar->call_edges_.push_back(edge);
     }
-    if (node.is_free_text) grammar->rules_[node.rule].is_text = true;
+    if (node.is_free_text) grammar->rules_[node.rule].free_text = static_cast<NodeId>(i);
   }
   for (size_t rule = 0; rule < rules_.size(); ++rule) {
-    if (calls[rule]) grammar->rules_[rule].is_text = false;
+    if (calls[rule]) grammar->rules_[rule].free_text = kNoNode;
   }
   grammar->nodes_.push_back({kNoRule, static_cast<uint32_t>(grammar->byte_edges_.size()),
                              static_cast<uint32_t>(grammar->call_edges_.size()), 0, false, false});

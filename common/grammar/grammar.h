@@ -70,7 +70,7 @@ class Grammar {
   struct Rule {
     NodeId entry = kNoNode;
     CountRange count;
-    bool is_text = false;  // has free text and calls nothing
+    NodeId free_text = kNoNode;  // one of its nodes, if it calls nothing: the rule is text
   };
 
   RuleId root() const { return root_; }

@@ -1,11 +1,13 @@
 #include "common/grammar/mask_builder.h"
 
+#include <array>
+
 #include "common/limits.h"
 
 namespace ultraspeed::grammar {
 
 void MaskBuilder::Follow(const TokenTrie& trie, uint32_t begin, uint32_t end, StateTable* states,
-                         StateId state, TokenMask* mask, std::vector<uint32_t>* leaves) {
+                         StateId state, TokenMask* mask, std::vector<Leaf>* leaves) {
   if (begin == end || state == kDeadState) return;
   path_.resize(vocabulary_->token_bytes_max() + 1);
   path_[trie.node(begin).depth - 1] = state;
@@ -22,7 +24,7 @@ void MaskBuilder::Follow(const TokenTrie& trie, uint32_t begin, uint32_t end, St
       continue;
     }
     for (const int32_t token : trie.own_tokens(idx)) mask->Allow(token);
-    if (leaves != nullptr && states->reached_caller(next)) leaves->push_back(idx);
+    if (leaves != nullptr && states->reached_caller(next)) leaves->push_back({&trie, idx});
     path_[node.depth] = next;
     ++idx;
   }
@@ -42,21 +44,67 @@ uint32_t MaskBuilder::EquivalentCount(const Grammar& grammar, const Frame& frame
   return range.max == CountRange::kUnbounded ? frame.count : range.max - num_bytes;
 }
 
+MaskBuilder::TextMask MaskBuilder::FreeTextMask(StateTable* states, StateId state) {
+  TextMask text = {vocabulary_->plain_mask(), {}};
+  for (const int32_t token : vocabulary_->plain_longer_than(states->num_free_characters(state))) {
+    text.mask.Forbid(token);
+  }
+  const TokenTrie& trie = vocabulary_->not_plain();
+  Follow(trie, 0, trie.num_nodes(), states, state, &text.mask, &text.leaves);
+  return text;
+}
+
+MaskBuilder::TextMask MaskBuilder::OtherTextMask(StateTable* states, StateId other, StateId state,
+                                                 const TextMask& free) {
+  const TokenTrie& trie = vocabulary_->all();
+  std::array<bool, 256> is_same;
+  for (int byte = 0; byte < 256; ++byte) {
+    const auto b = static_cast<uint8_t>(byte);
+    is_same[byte] = states->Next(other, b) == states->Next(state, b);
+  }
+  std::vector<uint32_t> different;  // nodes of first bytes
+  size_t num_different = 0;         // tokens
+  for (uint32_t idx = 0; idx < trie.num_nodes(); idx = trie.node(idx).subtree_end) {
+    if (is_same[trie.node(idx).byte]) continue;
+    different.push_back(idx);
+    num_different += trie.tokens_of_subtree(idx).size();
+  }
+  TextMask text = {TokenMask(vocabulary_->num_tokens()), {}};
+  if (num_different > static_cast<size_t>(vocabulary_->num_tokens()) / 2) {
+    Follow(trie, 0, trie.num_nodes(), states, other, &text.mask, &text.leaves);
+    return text;
+  }
+  text.mask = free.mask;
+  for (const Leaf& leaf : free.leaves) {
+    const int32_t token = leaf.trie->tokens_of_subtree(leaf.idx)[0];
+    if (is_same[static_cast<uint8_t>(vocabulary_->bytes(token)[0])]) text.leaves.push_back(leaf);
+  }
+  for (const uint32_t idx : different) {
+    for (const int32_t token : trie.tokens_of_subtree(idx)) text.mask.Forbid(token);
+    Follow(trie, idx, trie.node(idx).subtree_end, states, other, &text.mask, &text.leaves);
+  }
+  return text;
+}
+
 const MaskBuilder::TextMask& MaskBuilder::TextMaskOf(StateTable* states, const Frame& frame) {
-  const uint32_t count = EquivalentCount(states->grammar(), frame);
-  const std::pair<NodeId, uint32_t> place = {frame.node, count};
-  if (const auto found = text_masks_.find(place); found != text_masks_.end()) return found->second;
+  const Grammar& grammar = states->grammar();
+  const std::pair<NodeId, uint32_t> place = {frame.node, EquivalentCount(grammar, frame)};
+  if (const auto found = text_masks_.find(place); found != text_masks_.end()) return *found->second;
   if (text_masks_.size() >= limits::kTextMasksMax) text_masks_.clear();
 
   const StateId caller = states->Intern({{kCallerNode, 0, kDeadState}});
-  const StateId state = states->Intern({{frame.node, count, caller}});
-  const bool takes_plain = states->num_free_characters(state) >= vocabulary_->token_bytes_max();
-  TextMask text = {TokenMask(vocabulary_->num_tokens()),
-                   takes_plain ? &vocabulary_->not_plain() : &vocabulary_->all(),
-                   {}};
-  if (takes_plain) text.mask.Allow(vocabulary_->plain_mask());
-  Follow(*text.trie, 0, text.trie->num_nodes(), states, state, &text.mask, &text.leaves);
-  return text_masks_.emplace(place, std::move(text)).first->second;
+  const StateId state = states->Intern({{frame.node, place.second, caller}});
+  std::unique_ptr<TextMask> text;
+  if (grammar.node(frame.node).is_free_text) {
+    text = std::make_unique<TextMask>(FreeTextMask(states, state));
+  } else {
+    const Frame free = {grammar.rule(grammar.node(frame.node).rule).free_text, place.second,
+                        caller};
+    const TextMask& free_mask = TextMaskOf(states, free);
+    text =
+        std::make_unique<TextMask>(OtherTextMask(states, state, states->Intern({free}), free_mask));
+  }
+  return *(text_masks_[place] = std::move(text));
 }
 
 TokenMask MaskBuilder::Build(StateTable* states, StateId state) {
@@ -66,7 +114,7 @@ TokenMask MaskBuilder::Build(StateTable* states, StateId state) {
   std::vector<Frame> texts, others;
   for (const Frame& frame : states->frames(state)) {
     const RuleId rule = grammar.node(frame.node).rule;
-    const bool is_text = rule != kNoRule && grammar.rule(rule).is_text;
+    const bool is_text = rule != kNoRule && grammar.rule(rule).free_text != kNoNode;
     (is_text ? texts : others).push_back(frame);
   }
   const TokenTrie& all = vocabulary_->all();
@@ -75,8 +123,8 @@ TokenMask MaskBuilder::Build(StateTable* states, StateId state) {
     const TextMask& text = TextMaskOf(states, frame);
     mask.Allow(text.mask);
     const StateId behind = states->Return(frame.callers);
-    for (const uint32_t leaf : text.leaves) {
-      Follow(*text.trie, leaf + 1, text.trie->node(leaf).subtree_end, states, behind, &mask,
+    for (const Leaf& leaf : text.leaves) {
+      Follow(*leaf.trie, leaf.idx + 1, leaf.trie->node(leaf.idx).subtree_end, states, behind, &mask,
              nullptr);
     }
   }

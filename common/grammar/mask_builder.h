@@ -1,10 +1,12 @@
 // The mask of a state: the tokens whose bytes the automaton takes.
 //
-// Inside of text nearly every token is allowed, so trying all of them is what would take long. Two
-// things spare it:
+// Inside of text nearly every token is allowed, so trying all of them is what would take long.
+// Three things spare it:
 //   * Plain characters lead from free text back to it. Tokens and parts of the tree that hold
 //   nothing
 //     else are allowed without being followed.
+//   * Other places in the rule of a text differ from its free text only for tokens whose first byte
+//     leads elsewhere; behind `</para`, that is `m`.
 //   * What a token does within the rule of a text does not depend on who called it. That is found
 //     once for a place in the rule (TextMask); for a state only those tokens are left which go on
 //     behind the text's end, such as `",`.
@@ -32,22 +34,29 @@ class MaskBuilder {
   TokenMask Build(StateTable* states, StateId state);
 
  private:
+  struct Leaf {
+    const TokenTrie* trie;
+    uint32_t idx;
+  };
   struct TextMask {
-    TokenMask mask;                // allowed whoever called
-    const TokenTrie* trie;         // that was followed
-    std::vector<uint32_t> leaves;  // its nodes at the text's end that tokens go on behind
+    TokenMask mask;            // allowed whoever called
+    std::vector<Leaf> leaves;  // where the text ends, with tokens that go on behind
   };
 
   // Allows the tokens at and below the nodes [begin, end) of a tree that `state`, in front of them,
   // allows. Adds to `leaves` (may be null) where the caller's node is reached.
   void Follow(const TokenTrie& trie, uint32_t begin, uint32_t end, StateTable* states,
-              StateId state, TokenMask* mask, std::vector<uint32_t>* leaves);
+              StateId state, TokenMask* mask, std::vector<Leaf>* leaves);
   const TextMask& TextMaskOf(StateTable* states, const Frame& frame);
+  // `state` stands in free text, `other` elsewhere in the same text.
+  TextMask FreeTextMask(StateTable* states, StateId state);
+  TextMask OtherTextMask(StateTable* states, StateId other, StateId state, const TextMask& free);
   // A count that allows the same tokens as the frame's, the same for as many counts as possible.
   uint32_t EquivalentCount(const Grammar& grammar, const Frame& frame) const;
 
   const std::shared_ptr<const Vocabulary> vocabulary_;
-  absl::flat_hash_map<std::pair<NodeId, uint32_t>, TextMask> text_masks_;  // by node and count
+  // By node and count.
+  absl::flat_hash_map<std::pair<NodeId, uint32_t>, std::unique_ptr<const TextMask>> text_masks_;
   std::vector<StateId> path_;  // scratch: states by depth in the tree
 };
 

@@ -17,6 +17,7 @@ class TokenMask {
   void Allow(const TokenMask& others) {
     for (size_t i = 0; i < words_.size(); ++i) words_[i] |= others.words_[i];
   }
+  void Forbid(int32_t token) { words_[Word(token)] &= ~Bit(token); }
   bool Allows(int32_t token) const { return (words_[Word(token)] & Bit(token)) != 0; }
   // [(V + 31) / 32], token t at bit t % 32 of word t / 32.
   absl::Span<const uint32_t> words() const { return words_; }

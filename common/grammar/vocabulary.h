@@ -23,8 +23,10 @@ class Vocabulary {
   absl::string_view bytes(int32_t token) const { return tokens_[token]; }  // none for end tokens
   bool is_end(int32_t token) const { return end_mask_.Allows(token); }
 
-  // Tokens of plain characters (utf8.h), which all of free text allows alike, and the others.
+  // Tokens of plain characters (utf8.h), which all of free text allows alike; those of them with
+  // more than so many characters (one that is cut counts); and all other tokens.
   const TokenMask& plain_mask() const { return plain_mask_; }
+  absl::Span<const int32_t> plain_longer_than(uint32_t num_characters) const;
   const TokenTrie& all() const { return all_; }
   const TokenTrie& not_plain() const { return not_plain_; }
   const TokenMask& end_mask() const { return end_mask_; }
@@ -34,6 +36,8 @@ class Vocabulary {
   std::vector<std::string> tokens_;
   TokenMask end_mask_;
   TokenMask plain_mask_;
+  std::vector<int32_t> plain_;            // the longest first
+  std::vector<size_t> num_plain_longer_;  // by number of characters
   TokenTrie all_;
   TokenTrie not_plain_;
   uint32_t token_bytes_max_ = 0;
