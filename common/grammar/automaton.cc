@@ -76,8 +76,11 @@ StateId StateTable::Return(StateId callers) {
 
 StateId StateTable::Close(std::vector<Frame> frames) {
   std::vector<Frame> reading;
+  std::vector<Call> calls;
   absl::flat_hash_set<Frame> seen;
-  while (!frames.empty()) {
+  absl::flat_hash_set<StateId> returned;
+  while (!frames.empty() || !calls.empty()) {
+    if (frames.empty()) frames = EnterRules(std::exchange(calls, {}));
     const Frame frame = frames.back();
     frames.pop_back();
     if (!seen.insert(frame).second) continue;
@@ -90,7 +93,7 @@ StateId StateTable::Close(std::vector<Frame> frames) {
       continue;
     }
     if (!grammar_->byte_edges(frame.node).empty()) reading.push_back(frame);
-    if (node.is_final) {
+    if (node.is_final && returned.insert(frame.callers).second) {
       const absl::Span<const Frame> callers = this->frames(frame.callers);
       frames.insert(frames.end(), callers.begin(), callers.end());
     }
@@ -100,13 +103,39 @@ StateId StateTable::Close(std::vector<Frame> frames) {
       if (!Pass(edge.guard, range, &behind.count)) continue;
       if (edge.rule == kNoRule) {
         frames.push_back(behind);
+      } else if (edge.is_tail) {
+        calls.push_back({edge.rule, sets_[frame.callers].depth, frame.callers, {}});
       } else {
-        const StateId callers = edge.is_tail ? frame.callers : Intern({behind});
-        frames.push_back({grammar_->rule(edge.rule).entry, 0, callers});
+        calls.push_back({edge.rule, Depth(behind), kUnknown, behind});
       }
     }
   }
   return Intern(std::move(reading));
+}
+
+std::vector<Frame> StateTable::EnterRules(std::vector<Call> calls) {
+  const auto key = [](const Call& call) { return std::tuple(call.rule, call.depth, call.callers); };
+  std::sort(calls.begin(), calls.end(),
+            [&](const Call& a, const Call& b) { return key(a) < key(b); });
+  std::vector<Frame> entries;
+  for (size_t begin = 0, end; begin < calls.size(); begin = end) {
+    const Call& first = calls[begin];
+    std::vector<Frame> callers;
+    for (end = begin; end < calls.size(); ++end) {
+      const Call& call = calls[end];
+      if (call.rule != first.rule || call.depth != first.depth) break;
+      if (call.callers == kUnknown) {
+        callers.push_back(call.behind);
+      } else if (end == begin || call.callers != calls[end - 1].callers) {
+        const absl::Span<const Frame> frames = this->frames(call.callers);
+        callers.insert(callers.end(), frames.begin(), frames.end());
+      }
+    }
+    const bool is_one = first.callers != kUnknown && first.callers == calls[end - 1].callers;
+    entries.push_back(
+        {grammar_->rule(first.rule).entry, 0, is_one ? first.callers : Intern(std::move(callers))});
+  }
+  return entries;
 }
 
 StateId StateTable::Intern(std::vector<Frame> frames) {
@@ -133,6 +162,7 @@ StateId StateTable::Intern(std::vector<Frame> frames) {
     const uint32_t num_free = max == CountRange::kUnbounded ? max : max - frame.count;
     set.num_free_characters = std::max(set.num_free_characters, num_free);
   }
+  num_frames_ += merged.size();
   set.frames = std::move(merged);
   const auto id = static_cast<StateId>(sets_.size());
   sets_.push_back(std::move(set));
@@ -164,14 +194,14 @@ StateId StateTable::Import(const StateTable& other, StateId state,
   return (*known)[state] = Intern(std::move(frames));
 }
 
-Automaton::Automaton(std::shared_ptr<const Grammar> grammar, int states_max)
+Automaton::Automaton(std::shared_ptr<const Grammar> grammar, int frames_max)
     : grammar_(std::move(grammar)),
-      states_max_(static_cast<size_t>(states_max)),
+      frames_max_(static_cast<size_t>(frames_max)),
       table_(std::make_shared<StateTable>(grammar_)) {}
 
 StateId Automaton::Locate(const State& state) {
   if (state.is_dead()) return kDeadState;
-  if (table_->size() > states_max_) {
+  if (table_->num_frames() > frames_max_) {
     table_ = std::make_shared<StateTable>(grammar_);
     ++generation_;
   }

@@ -63,7 +63,8 @@ class StateTable {
   // So many plain characters may come next, whatever they are.
   uint32_t num_free_characters(StateId state) const { return sets_[state].num_free_characters; }
   const Grammar& grammar() const { return *grammar_; }
-  size_t size() const { return sets_.size(); }
+  // Sets and frames in them: what takes the memory.
+  size_t num_frames() const { return sets_.size() + num_frames_; }
 
  private:
   static constexpr StateId kUnknown = ~StateId{0};
@@ -97,6 +98,15 @@ class StateTable {
   StateId ComputeNext(StateId state, uint8_t byte);
   // The set of all frames that read bytes and are reached from `frames` without reading any.
   StateId Close(std::vector<Frame> frames);
+  struct Call {
+    RuleId rule = kNoRule;
+    int depth = 0;  // of the stacks below it
+    StateId callers = kUnknown;
+    Frame behind;  // if callers is kUnknown: the one frame that is the caller
+  };
+  // The first frames of called rules: one for all calls of a rule at the same depth, or those of
+  // many alternatives would multiply with every level.
+  std::vector<Frame> EnterRules(std::vector<Call> calls);
   StateId Union(StateId a, StateId b);
   StateId Import(const StateTable& other, StateId state,
                  absl::flat_hash_map<StateId, StateId>* known);
@@ -105,6 +115,7 @@ class StateTable {
 
   const std::shared_ptr<const Grammar> grammar_;
   std::vector<Set> sets_;
+  size_t num_frames_ = 0;
   absl::flat_hash_set<StateId, Hash, Equal> ids_;
   absl::flat_hash_map<std::pair<StateId, StateId>, StateId> unions_;
   StateId start_ = kDeadState;
@@ -128,13 +139,13 @@ class State {
   bool can_end_ = false;
 };
 
-// When it knows more than `states_max` states it begins to learn anew, between two calls. States
-// that were given out keep the old table until they are advanced or forgotten. Thread contract: one
-// thread at a time.
+// When it knows sets of more than `frames_max` frames it begins to learn anew, between two calls.
+// States that were given out keep the old table until they are advanced or forgotten. Thread
+// contract: one thread at a time.
 class Automaton {
  public:
   explicit Automaton(std::shared_ptr<const Grammar> grammar,
-                     int states_max = limits::kGrammarStatesMax);
+                     int frames_max = limits::kGrammarFramesMax);
 
   State Start() const { return State(table_, table_->start()); }
   // Dead if no text of the grammar goes on like this.
@@ -150,7 +161,7 @@ class Automaton {
 
  private:
   const std::shared_ptr<const Grammar> grammar_;
-  const size_t states_max_;
+  const size_t frames_max_;
   std::shared_ptr<StateTable> table_;
   int64_t generation_ = 0;
 };

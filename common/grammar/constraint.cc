@@ -7,10 +7,10 @@
 namespace ultraspeed::grammar {
 
 Constraint::Constraint(std::shared_ptr<const Grammar> grammar,
-                       std::shared_ptr<const Vocabulary> vocabulary, int states_max)
+                       std::shared_ptr<const Vocabulary> vocabulary, int frames_max)
     : vocabulary_(std::move(vocabulary)),
       no_tokens_(std::make_shared<TokenMask>(vocabulary_->num_tokens())),
-      automaton_(std::move(grammar), states_max),
+      automaton_(std::move(grammar), frames_max),
       builder_(vocabulary_) {}
 
 State Constraint::Start() const {

@@ -23,7 +23,7 @@ namespace ultraspeed::grammar {
 class Constraint {
  public:
   Constraint(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const Vocabulary> vocabulary,
-             int states_max = limits::kGrammarStatesMax);
+             int frames_max = limits::kGrammarFramesMax);
 
   State Start() const;
   // Dead if the token is not allowed. An end token leaves a state that can end as it is.

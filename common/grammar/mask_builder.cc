@@ -5,6 +5,12 @@
 #include "common/limits.h"
 
 namespace ultraspeed::grammar {
+namespace {
+
+// Of a state; more than that are followed together with all other frames.
+constexpr size_t kTextFramesMax = 8;
+
+}  // namespace
 
 void MaskBuilder::Follow(const TokenTrie& trie, uint32_t begin, uint32_t end, StateTable* states,
                          StateId state, TokenMask* mask, std::vector<Leaf>* leaves) {
@@ -115,7 +121,7 @@ TokenMask MaskBuilder::Build(StateTable* states, StateId state) {
   for (const Frame& frame : states->frames(state)) {
     const RuleId rule = grammar.node(frame.node).rule;
     const bool is_text = rule != kNoRule && grammar.rule(rule).free_text != kNoNode;
-    (is_text ? texts : others).push_back(frame);
+    (is_text && texts.size() < kTextFramesMax ? texts : others).push_back(frame);
   }
   const TokenTrie& all = vocabulary_->all();
   Follow(all, 0, all.num_nodes(), states, states->Intern(std::move(others)), &mask, nullptr);

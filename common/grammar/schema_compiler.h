@@ -57,6 +57,7 @@ class SchemaCompiler {
   absl::flat_hash_map<const boost::json::value*, RuleId> rule_of_;
   std::vector<Pending> pending_;
   int num_properties_ = 0;
+  int num_alternatives_ = 0;
 };
 
 }  // namespace ultraspeed::grammar

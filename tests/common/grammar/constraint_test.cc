@@ -81,8 +81,8 @@ void CheckMask(Constraint* constraint, Automaton* automaton, const Vocabulary& v
 
 void CheckMasksAlong(const std::shared_ptr<const Grammar>& grammar,
                      const std::shared_ptr<const Vocabulary>& vocabulary, const std::string& text,
-                     int states_max = limits::kGrammarStatesMax) {
-  Constraint constraint(grammar, vocabulary, states_max);
+                     int frames_max = limits::kGrammarFramesMax) {
+  Constraint constraint(grammar, vocabulary, frames_max);
   Automaton automaton(grammar);
   State state = constraint.Start(), other = automaton.Start();
   CheckMask(&constraint, &automaton, *vocabulary, state, other, "");
