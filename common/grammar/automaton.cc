@@ -1,7 +1,7 @@
 #include "common/grammar/automaton.h"
 
 #include <algorithm>
-#include <limits>
+#include <tuple>
 
 #include "absl/hash/hash.h"
 

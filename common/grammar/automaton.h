@@ -7,6 +7,7 @@
 // byte leads from a set is computed once.
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <memory>
 #include <utility>
@@ -151,13 +152,11 @@ class Automaton {
   // Dead if no text of the grammar goes on like this.
   State Advance(const State& state, absl::string_view bytes);
 
-  // The table in use, and a state's number in it; both hold until the next call to Advance or
-  // Locate.
+  // A state's number in the table in use; both hold until the next call to Advance or Locate.
   StateId Locate(const State& state);
-  // Of the table in use: numbers from another generation mean other states.
-  int64_t generation() const { return generation_; }
   StateTable& table() { return *table_; }
-  const StateTable& table() const { return *table_; }
+  // Changes with the table: the numbers of another generation mean other states.
+  int64_t generation() const { return generation_; }
 
  private:
   const std::shared_ptr<const Grammar> grammar_;

@@ -1,8 +1,8 @@
 #include "common/grammar/integer_range.h"
 
 #include <algorithm>
-#include <map>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"

@@ -1,7 +1,6 @@
 #include "common/grammar/json_schema.h"
 
 #include <boost/json.hpp>
-#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"

@@ -1,5 +1,6 @@
 #include "common/grammar/mask_builder.h"
 
+#include <algorithm>
 #include <array>
 
 #include "common/limits.h"
@@ -12,12 +13,13 @@ constexpr size_t kTextFramesMax = 8;
 
 }  // namespace
 
-void MaskBuilder::Follow(const TokenTrie& trie, uint32_t begin, uint32_t end, StateTable* states,
-                         StateId state, TokenMask* mask, std::vector<Leaf>* leaves) {
-  if (begin == end || state == kDeadState) return;
+void MaskBuilder::Follow(const Part& part, StateTable* states, StateId state, TokenMask* mask,
+                         std::vector<Leaf>* leaves) {
+  if (part.begin == part.end || state == kDeadState) return;
+  const TokenTrie& trie = *part.trie;
   path_.resize(vocabulary_->token_bytes_max() + 1);
-  path_[trie.node(begin).depth - 1] = state;
-  for (uint32_t idx = begin; idx < end;) {
+  path_[trie.node(part.begin).depth - 1] = state;
+  for (uint32_t idx = part.begin; idx < part.end;) {
     const TokenTrie::Node& node = trie.node(idx);
     const StateId next = states->Next(path_[node.depth - 1], node.byte);
     if (next == kDeadState) {
@@ -45,7 +47,7 @@ uint32_t MaskBuilder::EquivalentCount(const Grammar& grammar, const Frame& frame
   }
   if (frame.count < range.min) {
     const uint32_t far = range.min > num_bytes ? range.min - num_bytes - 1 : 0;
-    return std::max(far, frame.count) == far ? far : frame.count;
+    return std::max(far, frame.count);
   }
   return range.max == CountRange::kUnbounded ? frame.count : range.max - num_bytes;
 }
@@ -55,8 +57,7 @@ MaskBuilder::TextMask MaskBuilder::FreeTextMask(StateTable* states, StateId stat
   for (const int32_t token : vocabulary_->plain_longer_than(states->num_free_characters(state))) {
     text.mask.Forbid(token);
   }
-  const TokenTrie& trie = vocabulary_->not_plain();
-  Follow(trie, 0, trie.num_nodes(), states, state, &text.mask, &text.leaves);
+  Follow(Whole(vocabulary_->not_plain()), states, state, &text.mask, &text.leaves);
   return text;
 }
 
@@ -77,7 +78,7 @@ MaskBuilder::TextMask MaskBuilder::OtherTextMask(StateTable* states, StateId oth
   }
   TextMask text = {TokenMask(vocabulary_->num_tokens()), {}};
   if (num_different > static_cast<size_t>(vocabulary_->num_tokens()) / 2) {
-    Follow(trie, 0, trie.num_nodes(), states, other, &text.mask, &text.leaves);
+    Follow(Whole(trie), states, other, &text.mask, &text.leaves);
     return text;
   }
   text.mask = free.mask;
@@ -87,7 +88,7 @@ MaskBuilder::TextMask MaskBuilder::OtherTextMask(StateTable* states, StateId oth
   }
   for (const uint32_t idx : different) {
     for (const int32_t token : trie.tokens_of_subtree(idx)) text.mask.Forbid(token);
-    Follow(trie, idx, trie.node(idx).subtree_end, states, other, &text.mask, &text.leaves);
+    Follow({&trie, idx, trie.node(idx).subtree_end}, states, other, &text.mask, &text.leaves);
   }
   return text;
 }
@@ -123,15 +124,14 @@ TokenMask MaskBuilder::Build(StateTable* states, StateId state) {
     const bool is_text = rule != kNoRule && grammar.rule(rule).free_text != kNoNode;
     (is_text && texts.size() < kTextFramesMax ? texts : others).push_back(frame);
   }
-  const TokenTrie& all = vocabulary_->all();
-  Follow(all, 0, all.num_nodes(), states, states->Intern(std::move(others)), &mask, nullptr);
+  Follow(Whole(vocabulary_->all()), states, states->Intern(std::move(others)), &mask, nullptr);
   for (const Frame& frame : texts) {
     const TextMask& text = TextMaskOf(states, frame);
     mask.Allow(text.mask);
     const StateId behind = states->Return(frame.callers);
     for (const Leaf& leaf : text.leaves) {
-      Follow(*leaf.trie, leaf.idx + 1, leaf.trie->node(leaf.idx).subtree_end, states, behind, &mask,
-             nullptr);
+      const uint32_t end = leaf.trie->node(leaf.idx).subtree_end;
+      Follow({leaf.trie, leaf.idx + 1, end}, states, behind, &mask, nullptr);
     }
   }
   return mask;

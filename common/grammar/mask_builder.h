@@ -43,10 +43,17 @@ class MaskBuilder {
     std::vector<Leaf> leaves;  // where the text ends, with tokens that go on behind
   };
 
-  // Allows the tokens at and below the nodes [begin, end) of a tree that `state`, in front of them,
-  // allows. Adds to `leaves` (may be null) where the caller's node is reached.
-  void Follow(const TokenTrie& trie, uint32_t begin, uint32_t end, StateTable* states,
-              StateId state, TokenMask* mask, std::vector<Leaf>* leaves);
+  struct Part {  // of a tree: its nodes [begin, end)
+    const TokenTrie* trie;
+    uint32_t begin;
+    uint32_t end;
+  };
+  static Part Whole(const TokenTrie& trie) { return {&trie, 0, trie.num_nodes()}; }
+
+  // Allows the tokens of a part that `state`, in front of it, allows. Adds to `leaves` (may be
+  // null) where the caller's node is reached.
+  void Follow(const Part& part, StateTable* states, StateId state, TokenMask* mask,
+              std::vector<Leaf>* leaves);
   const TextMask& TextMaskOf(StateTable* states, const Frame& frame);
   // `state` stands in free text, `other` elsewhere in the same text.
   TextMask FreeTextMask(StateTable* states, StateId state);

@@ -6,6 +6,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/grammar/combinators.h"
 #include "tests/common/grammar/grammar_testing.h"
 #include "tests/common/grammar/test_vocabulary.h"
@@ -132,8 +133,8 @@ TEST(Constraint, MasksOfTextUntilAMark) {
     GrammarBuilder builder;
     const RuleId root = Sequence(&builder, {TextUntil(&builder, mark), Literal(&builder, "<>")});
     const auto grammar = *builder.Build(root, "grammar");
-    CheckMasksAlong(grammar, SmallVocabulary(), std::string("abd</ <</é €<b") + mark + "<>");
-    CheckMasksAlong(grammar, BundledVocabulary(), std::string("abd</ <</é €<b") + mark + "<>");
+    CheckMasksAlong(grammar, SmallVocabulary(), absl::StrCat("abd</ <</é €<b", mark, "<>"));
+    CheckMasksAlong(grammar, BundledVocabulary(), absl::StrCat("abd</ <</é €<b", mark, "<>"));
   }
 }
 
@@ -222,7 +223,7 @@ TEST(Constraint, ManyThreads) {
   std::vector<std::thread> threads;
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([&constraint, i] {
-      const std::string text = R"({"key)" + std::to_string(i) + R"(":[1,"x",{}]})";
+      const std::string text = absl::StrCat(R"({"key)", i, R"(":[1,"x",{}]})");
       for (int round = 0; round < 50; ++round) {
         State state = constraint.Start();
         for (const char c : text) {
