@@ -138,6 +138,13 @@ TEST(Constraint, MasksOfTextUntilAMark) {
   }
 }
 
+// As many tokens as the served model has: those that are allowed together are found together.
+TEST(Constraint, MasksOfALargeVocabulary) {
+  const auto grammar =
+      SchemaGrammar(R"({"type":"object","properties":{"an":{"type":"string","maxLength":20}}})");
+  CheckMasksAlong(grammar, LargeVocabulary(), R"({"an":"in do","and":[]})");
+}
+
 // At the last levels the depth decides.
 TEST(Constraint, MasksDeepInside) {
   const std::string text = std::string(63, '[') + "1" + std::string(63, ']');
