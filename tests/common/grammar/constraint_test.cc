@@ -147,7 +147,7 @@ TEST(Constraint, MasksOfALargeVocabulary) {
 
 // At the last levels the depth decides.
 TEST(Constraint, MasksDeepInside) {
-  const std::string text = std::string(63, '[') + "1" + std::string(63, ']');
+  const std::string text = absl::StrCat(std::string(63, '['), "1", std::string(63, ']'));
   CheckMasksAlong(SchemaGrammar("{}"), SmallVocabulary(), text);
 }
 
