@@ -78,14 +78,15 @@ inline constexpr size_t kUnsentTextBytesMax =
 
 // ---- Constrained decoding (common/grammar) ----
 inline constexpr size_t kSchemaBytesMax = 128u << 10;
-inline constexpr int kSchemaDepthMax = 64;         // levels of JSON
-inline constexpr int kSchemaPropertiesMax = 5000;  // of all its objects
-inline constexpr int kSchemaAlternativesMax = 512;  // of all its anyOf and oneOf, nulls apart
-inline constexpr int kSchemaEnumValuesMax = 1000;   // of one enum
+inline constexpr int kSchemaDepthMax = 64;           // levels of JSON
+inline constexpr int kSchemaPropertiesMax = 5000;    // of all its objects
+inline constexpr int kSchemaAlternativesMax = 512;   // of all its anyOf and oneOf, nulls apart
+inline constexpr int kSchemaEnumValuesMax = 1000;    // of one enum
+inline constexpr size_t kSchemaErrorBytesMax = 512;  // of the place, and of what is wrong there
 inline constexpr int kGrammarRulesMax = 16384;
 inline constexpr int kGrammarNodesMax = 1 << 18;
 inline constexpr int kGrammarStackDepthMax = kJsonDepthMax;  // so no answer is nested deeper
-inline constexpr int kGrammarFramesMax = 32768;  // known at once, of one grammar
+inline constexpr int kGrammarFramesMax = 32768;              // known at once, of one grammar
 inline constexpr int kTokenMasksMax = 256;                   // kept of one grammar
 inline constexpr int kTextMasksMax = 128;                    // likewise, of places inside of text
 inline constexpr int kConstraintsMax = 32;                   // compiled grammars that are kept

@@ -33,17 +33,16 @@ class Constraint {
   // something is, if every byte is a token.
   std::shared_ptr<const TokenMask> AllowedTokens(const State& state);
 
-  // Tokens that another model guessed, to be checked at once.
   struct Draft {
-    // One more than there are drafts that the grammar allows: row i stands behind i drafts. A draft
-    // that is not allowed ends the block.
     struct Row {
       State state;
       std::shared_ptr<const TokenMask> mask;
     };
+    // Row i stands behind i of the draft's tokens: one row more than tokens that are allowed.
     std::vector<Row> rows;
     int num_allowed() const { return static_cast<int>(rows.size()) - 1; }
   };
+  // Tokens that another model guessed, all at once. One that is not allowed ends the draft.
   Draft FollowDraft(const State& state, absl::Span<const int32_t> tokens);
 
  private:

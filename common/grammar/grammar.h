@@ -1,5 +1,6 @@
 // What a text may be, byte by byte: rules that call each other. FromJsonSchema (json_schema.h) and
-// the functions of combinators.h make grammars; Automaton (automaton.h) follows a text along one.
+// the functions of combinators.h make grammars; Automaton (automaton.h) follows a text along one;
+// Constraint (constraint.h) does so with tokens, and is what decoding uses.
 //
 // A rule is a small nondeterministic automaton. Its edges read a byte of a range or call another
 // rule and go on behind it. A rule may count how often it went along the edges that say so, which

@@ -76,8 +76,7 @@ RuleId JsonRules::Number() {
                                                 Digits(1, limits::kJsonFractionDigitsMax));
   builder_->AddEmpty(integer_end, fraction_end);
   const NodeId exponent = builder_->AddNode(rule);
-  for (const uint8_t letter : {'E', 'e'})
-    builder_->AddBytes(fraction_end, letter, letter, exponent);
+  for (const uint8_t e : {'E', 'e'}) builder_->AddBytes(fraction_end, e, e, exponent);
   const NodeId exponent_digits = builder_->AddNode(rule);
   for (const uint8_t sign : {'+', '-'}) builder_->AddBytes(exponent, sign, sign, exponent_digits);
   builder_->AddEmpty(exponent, exponent_digits);

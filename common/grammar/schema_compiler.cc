@@ -6,6 +6,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "common/grammar/combinators.h"
 #include "common/grammar/json_literal.h"
@@ -34,21 +35,34 @@ int64_t IntegerMax() {
 
 }  // namespace
 
-RuleId SchemaCompiler::RuleOf(const json::value* schema, const std::string& path) {
+RuleId SchemaCompiler::RuleOf(const json::value* schema, std::string step) {
+  return RuleOf(schema, std::move(step), current_);
+}
+
+RuleId SchemaCompiler::RuleOf(const json::value* schema, std::string step, size_t parent) {
   const auto [found, is_new] = rule_of_.try_emplace(schema, kNoRule);
   if (is_new) {
     found->second = builder_->AddRule();
-    pending_.push_back({schema, path});
+    pending_.push_back({schema, std::move(step), parent});
   }
   return found->second;
 }
 
+std::string SchemaCompiler::PathOf(size_t pending) const {
+  std::vector<absl::string_view> steps;
+  for (; pending_[pending].parent != pending; pending = pending_[pending].parent) {
+    steps.push_back(pending_[pending].step);
+  }
+  std::reverse(steps.begin(), steps.end());
+  return absl::StrCat(name_, absl::StrJoin(steps, ""));
+}
+
 absl::StatusOr<RuleId> SchemaCompiler::Compile() {
-  const RuleId root = RuleOf(root_, name_);
-  for (size_t i = 0; i < pending_.size(); ++i) {
-    const Pending pending = pending_[i];
-    ASSIGN_OR_RETURN(const RuleId values, CompileOne(*pending.schema, pending.path));
-    const RuleId rule = rule_of_.at(pending.schema);
+  const RuleId root = RuleOf(root_, "");
+  for (; current_ < pending_.size(); ++current_) {
+    const json::value* schema = pending_[current_].schema;
+    ASSIGN_OR_RETURN(const RuleId values, CompileOne(*schema, PathOf(current_)));
+    const RuleId rule = rule_of_.at(schema);
     builder_->SetFinal(builder_->AddCall(builder_->Entry(rule), values));
   }
   return root;
@@ -101,7 +115,7 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileReference(const Schema& schema) {
     return SchemaError(schema.path, absl::StrCat("\"$ref\" names ", JsonLiteral(*reference),
                                                  ", which the schema does not have"));
   }
-  return RuleOf(target, absl::StrCat(name_, absl::StrReplaceAll(pointer, {{"/", "."}})));
+  return RuleOf(target, absl::StrReplaceAll(pointer, {{"/", "."}}), 0);
 }
 
 absl::StatusOr<RuleId> SchemaCompiler::CompileEnum(const Schema& schema) {
@@ -149,8 +163,7 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileAlternatives(const Schema& schema,
   }
   std::vector<RuleId> rules;
   for (size_t i = 0; i < alternatives->size(); ++i) {
-    rules.push_back(
-        RuleOf(&alternatives->at(i), absl::StrCat(schema.path, ".", keyword, "[", i, "]")));
+    rules.push_back(RuleOf(&alternatives->at(i), absl::StrCat(".", keyword, "[", i, "]")));
   }
   return Choice(builder_, rules);
 }
@@ -189,12 +202,11 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileArray(const Schema& schema) {
     if (!first->is_array()) return SchemaError(schema.path, "\"prefixItems\" is no list");
     for (size_t i = 0; i < first->get_array().size(); ++i) {
       spec.first_items.push_back(
-          RuleOf(&first->get_array()[i], absl::StrCat(schema.path, ".prefixItems[", i, "]")));
+          RuleOf(&first->get_array()[i], absl::StrCat(".prefixItems[", i, "]")));
     }
   }
   const json::value* others = schema.keywords.if_contains("items");
-  spec.other_items =
-      others == nullptr ? rules_.Value() : RuleOf(others, absl::StrCat(schema.path, ".items"));
+  spec.other_items = others == nullptr ? rules_.Value() : RuleOf(others, ".items");
   return rules_.Array(spec);
 }
 
@@ -203,7 +215,7 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileObject(const Schema& schema) {
   if (const json::value* others = schema.keywords.if_contains("additionalProperties")) {
     const bool forbidden = others->is_bool() && !others->get_bool();
     if (!forbidden) {
-      spec.other_values = RuleOf(others, absl::StrCat(schema.path, ".additionalProperties"));
+      spec.other_values = RuleOf(others, ".additionalProperties");
     }
   } else {
     spec.other_values = rules_.Value();
@@ -214,8 +226,7 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileObject(const Schema& schema) {
     for (const auto& [key, value] : properties->get_object()) {
       const std::string name(key);
       property_idx[name] = spec.properties.size();
-      spec.properties.push_back(
-          {name, RuleOf(&value, absl::StrCat(schema.path, ".properties.", name)), false});
+      spec.properties.push_back({name, RuleOf(&value, absl::StrCat(".properties.", name)), false});
     }
   }
   if (const json::value* required = schema.keywords.if_contains("required")) {

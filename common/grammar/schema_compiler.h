@@ -31,9 +31,11 @@ class SchemaCompiler {
     const std::string& path;  // for errors
   };
 
-  // The rule of a schema, which is compiled later. Paths of schemas that several $ref name are
-  // those of the first.
-  RuleId RuleOf(const boost::json::value* schema, const std::string& path);
+  // The rule of a schema, which is compiled later. `step` leads to it from the one that is being
+  // compiled, or from the root if that is a $ref.
+  RuleId RuleOf(const boost::json::value* schema, std::string step);
+  RuleId RuleOf(const boost::json::value* schema, std::string step, size_t parent);
+  std::string PathOf(size_t pending) const;
   absl::StatusOr<RuleId> CompileOne(const boost::json::value& schema, const std::string& path);
   // By the one keyword that says it all; nullopt if there is none.
   absl::StatusOr<std::optional<RuleId>> CompileWhole(const Schema& schema);
@@ -52,10 +54,12 @@ class SchemaCompiler {
 
   struct Pending {
     const boost::json::value* schema;
-    std::string path;
+    std::string step;  // of its path; all of them written out could be long
+    size_t parent;     // that the step begins at; its own number: none
   };
   absl::flat_hash_map<const boost::json::value*, RuleId> rule_of_;
-  std::vector<Pending> pending_;
+  std::vector<Pending> pending_;  // and those that are done
+  size_t current_ = 0;
   int num_properties_ = 0;
   int num_alternatives_ = 0;
 };

@@ -11,6 +11,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/grammar/json_literal.h"
+#include "common/limits.h"
 #include "common/status_macros.h"
 
 namespace ultraspeed::grammar {
@@ -71,13 +72,20 @@ std::optional<int64_t> WholeNumber(const json::value& value, double (*round)(dou
   return static_cast<int64_t>(whole);
 }
 
+std::string Shortened(absl::string_view text) {
+  if (text.size() <= limits::kSchemaErrorBytesMax) return std::string(text);
+  size_t end = limits::kSchemaErrorBytesMax;
+  while (end > 0 && (text[end] & 0xC0) == 0x80) --end;  // between two characters
+  return absl::StrCat(text.substr(0, end), "…");
+}
+
 double Floor(double number) { return std::floor(number); }
 double Ceiling(double number) { return std::ceil(number); }
 
 }  // namespace
 
 absl::Status SchemaError(absl::string_view path, absl::string_view what) {
-  return absl::InvalidArgumentError(absl::StrCat(path, ": ", what));
+  return absl::InvalidArgumentError(absl::StrCat(Shortened(path), ": ", Shortened(what)));
 }
 
 absl::Status CheckKeywords(const json::object& schema, absl::string_view whole,

@@ -15,6 +15,7 @@
 
 namespace ultraspeed::grammar {
 
+// Both are cut if they are long: a schema's own names are in them.
 absl::Status SchemaError(absl::string_view path, absl::string_view what);
 
 // An error for the first keyword that is not supported, and for one that stands beside `whole`, a

@@ -78,6 +78,15 @@ TEST(JsonSchemaErrors, OfEveryKind) {
   for (const auto& [schema, error] : cases) EXPECT_EQ(ErrorOf(schema), error) << schema;
 }
 
+TEST(JsonSchemaErrors, AreShort) {
+  const std::string name = "é" + std::string(60'000, 'x');
+  const std::string error =
+      ErrorOf(absl::StrCat(R"({"properties":{")", name, R"(":{"items":{"not)", name, R"(":1}}}})"));
+  EXPECT_THAT(error, testing::StartsWith("schema.properties.éxxx"));
+  EXPECT_THAT(error, testing::HasSubstr("xxx…: \"notéxxx"));
+  EXPECT_LT(error.size(), 1100u);
+}
+
 TEST(JsonSchemaErrors, NothingSatisfies) {
   for (const char* schema : {
            "false",
