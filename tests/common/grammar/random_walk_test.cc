@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/grammar/constraint.h"
 #include "tests/common/grammar/grammar_testing.h"
 #include "tests/common/grammar/schema_checker.h"
@@ -17,7 +19,8 @@ namespace {
 
 namespace json = boost::json;
 
-constexpr int kSteeringTokensMax = 2000;
+// Every level that is open may take a handful, and a line break with its indentation.
+constexpr int kSteeringTokensMax = 10'000;
 
 // The token that leads to the end soonest, as a rule: what closes something, then what is short.
 int32_t SteeringToken(const TokenMask& mask, const Vocabulary& vocabulary) {
@@ -26,7 +29,7 @@ int32_t SteeringToken(const TokenMask& mask, const Vocabulary& vocabulary) {
     for (int32_t token = 0; token < vocabulary.num_tokens(); ++token) {
       if (vocabulary.is_end(token)) tokens->push_back(token);
     }
-    std::string bytes = "\"}]:0123456789nt,";
+    std::string bytes = "\"}]:0123456789nt,{[";
     for (int byte = 0; byte < 256; ++byte) bytes += static_cast<char>(byte);
     for (const char c : bytes) {
       for (int32_t token = 0; token < vocabulary.num_tokens(); ++token) {
@@ -117,6 +120,94 @@ TEST(RandomWalk, EndsWithWhatTheSchemaAsksFor) {
     }
     EXPECT_GT(bytes_max, 20u) << schema;
   }
+}
+
+// A schema of at most `depth` levels, with references to x and y.
+std::string RandomSchema(int depth, std::mt19937* random) {
+  const auto pick = [random](int n) { return static_cast<int>((*random)() % n); };
+  const auto list = [&](int n) {
+    std::vector<std::string> schemas;
+    for (int i = 0; i < n; ++i) schemas.push_back(RandomSchema(depth - 1, random));
+    return absl::StrJoin(schemas, ",");
+  };
+  switch (pick(depth > 0 ? 12 : 7)) {
+    case 0:
+      return R"({"type":["integer","null"]})";
+    case 1:
+      return R"({"type":"number"})";
+    case 2: {
+      const int min = pick(5);
+      return absl::StrCat(R"({"type":"string","minLength":)", min, R"(,"maxLength":)",
+                          min + pick(40), "}");
+    }
+    case 3:
+      return R"({"enum":["a","ab",1,12,null,true,[1],{"x":"é"}]})";
+    case 4: {
+      const int min = pick(4000) - 2000;
+      return absl::StrCat(R"({"type":"integer","minimum":)", min, R"(,"maximum":)",
+                          min + pick(3000), "}");
+    }
+    case 5:
+      return pick(2) == 0 ? "{}" : R"({"type":["null","boolean","string"]})";
+    case 6:
+      return absl::StrCat(R"({"$ref":"#/$defs/)", pick(2) == 0 ? "x" : "y", "\"}");
+    case 7:
+    case 8: {
+      std::vector<std::string> properties, required;
+      for (const char* name : {"a", "ab", "é", "q\\\""}) {
+        if (pick(2) == 0) continue;
+        properties.push_back(absl::StrCat("\"", name, "\":", RandomSchema(depth - 1, random)));
+        if (pick(2) == 0) required.push_back(absl::StrCat("\"", name, "\""));
+      }
+      const std::string others = pick(3) == 0   ? "true"
+                                 : pick(2) == 0 ? "false"
+                                                : RandomSchema(depth - 1, random);
+      return absl::StrCat(R"({"type":"object","properties":{)", absl::StrJoin(properties, ","),
+                          R"(},"required":[)", absl::StrJoin(required, ","),
+                          R"(],"additionalProperties":)", others, "}");
+    }
+    case 9:
+    case 10: {
+      const int min = pick(4);
+      const std::string first =
+          pick(3) == 0 ? absl::StrCat(R"("prefixItems":[)", list(1 + pick(3)), "],") : "";
+      const std::string others = pick(8) == 0 ? "false" : RandomSchema(depth - 1, random);
+      return absl::StrCat(R"({"type":"array",)", first, R"("minItems":)", min, R"(,"maxItems":)",
+                          min + pick(3), R"(,"items":)", others, "}");
+    }
+    default:
+      return absl::StrCat(R"({"anyOf":[)", list(1 + pick(3)), "]}");
+  }
+}
+
+TEST(RandomWalk, OfRandomSchemas) {
+  int num_walks = 0;
+  for (unsigned seed = 0; seed < 400; ++seed) {
+    std::mt19937 random(seed);
+    const std::string x = RandomSchema(2, &random), y = RandomSchema(2, &random),
+                      root = RandomSchema(3, &random);
+    const std::string schema =
+        absl::StrCat(R"({"$defs":{"x":)", x, R"(,"y":)", y, R"(},"allOf":[)", root, "]}");
+    const auto grammar = FromJsonSchema(schema, "schema");
+    if (!grammar.ok()) {
+      EXPECT_EQ(grammar.status().message(), "schema: nothing satisfies it") << schema;
+      continue;
+    }
+    const int frames_max = seed % 2 == 0 ? limits::kGrammarFramesMax : 50;
+    Constraint constraint(*grammar, BundledVocabulary(), frames_max);
+    const json::value parsed_schema = json::parse(schema);
+    const std::string text =
+        Walk(&constraint, *BundledVocabulary(), static_cast<int>(seed % 40), &random);
+    boost::system::error_code error;
+    json::parse_options options;
+    options.max_depth = limits::kJsonDepthMax;
+    const json::value value = json::parse(json::string_view(text), error, {}, options);
+    ASSERT_FALSE(error) << error.message() << " seed " << seed << "\n" << schema << "\n" << text;
+    EXPECT_TRUE(IsValid(value, parsed_schema, parsed_schema)) << schema << " seed " << seed << "\n"
+                                                              << text;
+    ++num_walks;
+  }
+  EXPECT_GT(num_walks, 300);
 }
 
 // The checker itself says no.

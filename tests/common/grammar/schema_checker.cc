@@ -2,7 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 #include <string>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
 
 namespace ultraspeed::grammar {
 namespace {
@@ -62,6 +66,11 @@ double NumCharacters(const json::string& text) {
 }  // namespace
 
 bool IsValid(const json::value& value, const json::value& schema_value, const json::value& root) {
+  // A schema that is asked about a value to answer for that value allows nothing.
+  thread_local std::set<std::pair<const json::value*, const json::value*>> asked;
+  const std::pair key(&value, &schema_value);
+  if (!asked.insert(key).second) return false;
+  const absl::Cleanup answered = [&key] { asked.erase(key); };
   if (schema_value.is_bool()) return schema_value.get_bool();
   const json::object& schema = schema_value.as_object();
   if (schema.contains("$ref")) {
