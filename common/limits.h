@@ -76,6 +76,25 @@ inline constexpr int kLikelyCompletionTokens =
 inline constexpr size_t kUnsentTextBytesMax =
     256u << 10;  // a slow client's text; beyond it the worker's stream is not read
 
+// ---- Constrained decoding (common/grammar) ----
+inline constexpr size_t kSchemaBytesMax = 128u << 10;
+inline constexpr int kSchemaDepthMax = 64;           // levels of JSON
+inline constexpr int kSchemaPropertiesMax = 5000;    // of all its objects
+inline constexpr int kSchemaAlternativesMax = 512;   // of all its anyOf and oneOf, nulls apart
+inline constexpr int kSchemaEnumValuesMax = 1000;    // of one enum
+inline constexpr size_t kSchemaErrorBytesMax = 512;  // of the place, and of what is wrong there
+inline constexpr int kGrammarRulesMax = 16384;
+inline constexpr int kGrammarNodesMax = 1 << 18;
+inline constexpr int kGrammarStackDepthMax = kJsonDepthMax;  // so no answer is nested deeper
+inline constexpr int kGrammarFramesMax = 32768;              // known at once, of one grammar
+inline constexpr int kTokenMasksMax = 256;                   // kept of one grammar
+inline constexpr int kTextMasksMax = 128;                    // likewise, of places inside of text
+inline constexpr int kConstraintsMax = 32;                   // compiled grammars that are kept
+inline constexpr int kJsonIndentMax = 32;                    // after a line break
+inline constexpr int kJsonIntegerDigitsMax = 18;             // fits in 64 bits
+inline constexpr int kJsonFractionDigitsMax = 18;
+inline constexpr int kJsonExponentDigitsMax = 2;  // fits in a double
+
 // ---- Worker start-up ----
 inline constexpr size_t kManifestBytesMax = 16u << 20;  // sha256 sums of a checkpoint's files
 

@@ -1,0 +1,29 @@
+// Grammars out of smaller ones. Every function adds a rule to the builder; rules may be used any
+// number of times. JSON values are in json_rules.h and json_schema.h.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "common/grammar/grammar.h"
+
+namespace ultraspeed::grammar {
+
+RuleId Literal(GrammarBuilder* builder, absl::string_view text);
+// One of the texts. They share what they begin with, so many of them cost no time.
+RuleId OneOf(GrammarBuilder* builder, absl::Span<const std::string> texts);
+// One byte of a range.
+RuleId ByteRange(GrammarBuilder* builder, uint8_t first, uint8_t last);
+
+RuleId Sequence(GrammarBuilder* builder, absl::Span<const RuleId> parts);
+RuleId Choice(GrammarBuilder* builder, absl::Span<const RuleId> alternatives);
+RuleId Optional(GrammarBuilder* builder, RuleId part);
+// `part` as often as `count` says. REQUIRES: count.min <= count.max.
+RuleId Repeat(GrammarBuilder* builder, RuleId part, CountRange count);
+
+// Any UTF-8 text up to and with the first `mark`. REQUIRES: mark is UTF-8 and not empty.
+RuleId TextUntil(GrammarBuilder* builder, absl::string_view mark);
+
+}  // namespace ultraspeed::grammar

@@ -1,0 +1,255 @@
+#include "common/grammar/schema_compiler.h"
+
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "common/grammar/combinators.h"
+#include "common/grammar/json_literal.h"
+#include "common/grammar/schema_keywords.h"
+#include "common/limits.h"
+#include "common/status_macros.h"
+
+namespace ultraspeed::grammar {
+namespace {
+
+namespace json = boost::json;
+
+// Keywords that leave nothing for others to say.
+constexpr absl::string_view kWholeKeywords[] = {"$ref", "enum", "const", "anyOf", "oneOf", "allOf"};
+
+bool IsNull(const json::value& schema) {
+  const json::value* type = schema.is_object() ? schema.get_object().if_contains("type") : nullptr;
+  return type != nullptr && *type == "null";
+}
+
+int64_t IntegerMax() {
+  int64_t power = 1;
+  for (int i = 0; i < limits::kJsonIntegerDigitsMax; ++i) power *= 10;
+  return power - 1;
+}
+
+}  // namespace
+
+RuleId SchemaCompiler::RuleOf(const json::value* schema, std::string step) {
+  return RuleOf(schema, std::move(step), current_);
+}
+
+RuleId SchemaCompiler::RuleOf(const json::value* schema, std::string step, size_t parent) {
+  const auto [found, is_new] = rule_of_.try_emplace(schema, kNoRule);
+  if (is_new) {
+    found->second = builder_->AddRule();
+    pending_.push_back({schema, std::move(step), parent});
+  }
+  return found->second;
+}
+
+std::string SchemaCompiler::PathOf(size_t pending) const {
+  std::vector<absl::string_view> steps;
+  for (; pending_[pending].parent != pending; pending = pending_[pending].parent) {
+    steps.push_back(pending_[pending].step);
+  }
+  std::reverse(steps.begin(), steps.end());
+  return absl::StrCat(name_, absl::StrJoin(steps, ""));
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::Compile() {
+  const RuleId root = RuleOf(root_, "");
+  for (; current_ < pending_.size(); ++current_) {
+    const json::value* schema = pending_[current_].schema;
+    ASSIGN_OR_RETURN(const RuleId values, CompileOne(*schema, PathOf(current_)));
+    const RuleId rule = rule_of_.at(schema);
+    builder_->SetFinal(builder_->AddCall(builder_->Entry(rule), values));
+  }
+  return root;
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::CompileOne(const json::value& value,
+                                                  const std::string& path) {
+  if (const bool* anything = value.if_bool()) {
+    return *anything ? rules_.Value() : Choice(builder_, {});
+  }
+  if (!value.is_object()) return SchemaError(path, "is neither an object nor true or false");
+  const Schema schema = {value.get_object(), path};
+  ASSIGN_OR_RETURN(const std::optional<RuleId> whole, CompileWhole(schema));
+  if (whole) return *whole;
+  ASSIGN_OR_RETURN(const std::vector<std::string> types, TypesOf(schema.keywords, path));
+  if (types.empty()) return rules_.Value();
+  std::vector<RuleId> alternatives;
+  for (const std::string& type : types) {
+    ASSIGN_OR_RETURN(const RuleId values, CompileType(schema, type));
+    alternatives.push_back(values);
+  }
+  return alternatives.size() == 1 ? alternatives[0] : Choice(builder_, alternatives);
+}
+
+absl::StatusOr<std::optional<RuleId>> SchemaCompiler::CompileWhole(const Schema& schema) {
+  const auto* const keyword = std::find_if(
+      std::begin(kWholeKeywords), std::end(kWholeKeywords), [&](absl::string_view name) {
+        return schema.keywords.contains({name.data(), name.size()});
+      });
+  if (keyword == std::end(kWholeKeywords)) {
+    RETURN_IF_ERROR(CheckKeywords(schema.keywords, "", schema.path));
+    return std::nullopt;
+  }
+  RETURN_IF_ERROR(CheckKeywords(schema.keywords, *keyword, schema.path));
+  if (*keyword == "$ref") return CompileReference(schema);
+  if (*keyword == "enum" || *keyword == "const") return CompileEnum(schema);
+  return CompileAlternatives(schema, *keyword);
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::CompileReference(const Schema& schema) {
+  const json::string* reference = schema.keywords.at("$ref").if_string();
+  if (reference == nullptr || !absl::StartsWith({reference->data(), reference->size()}, "#")) {
+    return SchemaError(schema.path, "\"$ref\" is no place inside of the schema");
+  }
+  const absl::string_view pointer =
+      absl::string_view(reference->data(), reference->size()).substr(1);
+  boost::system::error_code error;
+  const json::value* target = root_->find_pointer({pointer.data(), pointer.size()}, error);
+  if (target == nullptr) {
+    return SchemaError(schema.path, absl::StrCat("\"$ref\" names ", JsonLiteral(*reference),
+                                                 ", which the schema does not have"));
+  }
+  return RuleOf(target, absl::StrReplaceAll(pointer, {{"/", "."}}), 0);
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::CompileEnum(const Schema& schema) {
+  ASSIGN_OR_RETURN(const std::vector<std::string> types, TypesOf(schema.keywords, schema.path));
+  const json::value* one = schema.keywords.if_contains("const");
+  const absl::string_view keyword = one != nullptr ? "const" : "enum";
+  if (one == nullptr && !schema.keywords.at("enum").is_array()) {
+    return SchemaError(schema.path, "\"enum\" is no list");
+  }
+  const json::array values =
+      one != nullptr ? json::array{*one} : schema.keywords.at("enum").get_array();
+  if (values.size() > limits::kSchemaEnumValuesMax) {
+    return SchemaError(schema.path,
+                       absl::StrCat("\"enum\" has ", values.size(), " values; at most ",
+                                    limits::kSchemaEnumValuesMax, " are supported"));
+  }
+  std::vector<std::string> texts;
+  for (const json::value& value : values) {
+    const bool fits = types.empty() || std::any_of(types.begin(), types.end(), [&](auto& type) {
+                        return IsOfType(value, type);
+                      });
+    if (fits) texts.push_back(JsonLiteral(value));
+  }
+  if (texts.empty()) {
+    return SchemaError(schema.path, absl::StrCat("\"", keyword, "\" has no value that is allowed"));
+  }
+  return OneOf(builder_, texts);
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::CompileAlternatives(const Schema& schema,
+                                                           absl::string_view keyword) {
+  const json::array* alternatives = schema.keywords.at({keyword.data(), keyword.size()}).if_array();
+  if (alternatives == nullptr || alternatives->empty()) {
+    return SchemaError(schema.path, absl::StrCat("\"", keyword, "\" is no list of schemas"));
+  }
+  if (keyword == "allOf" && alternatives->size() > 1) {
+    return SchemaError(schema.path, "\"allOf\" of more than one schema is not supported");
+  }
+  // Those beyond the first, as that is what makes readings of a text multiply.
+  const auto num_nulls = std::count_if(alternatives->begin(), alternatives->end(), IsNull);
+  num_alternatives_ += std::max<int>(0, static_cast<int>(alternatives->size() - num_nulls) - 1);
+  if (num_alternatives_ > limits::kSchemaAlternativesMax) {
+    return SchemaError(name_, absl::StrCat("has more than ", limits::kSchemaAlternativesMax,
+                                           " alternatives in anyOf and oneOf"));
+  }
+  std::vector<RuleId> rules;
+  for (size_t i = 0; i < alternatives->size(); ++i) {
+    rules.push_back(RuleOf(&alternatives->at(i), absl::StrCat(".", keyword, "[", i, "]")));
+  }
+  return Choice(builder_, rules);
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::CompileType(const Schema& schema, absl::string_view type) {
+  if (type == "object") return CompileObject(schema);
+  if (type == "array") return CompileArray(schema);
+  if (type == "integer") return CompileInteger(schema);
+  if (type == "boolean") return rules_.Boolean();
+  if (type == "null") return rules_.Null();
+  if (type == "string") {
+    ASSIGN_OR_RETURN(const CountRange length,
+                     CountRangeOf(schema.keywords, "minLength", "maxLength", schema.path));
+    return rules_.String(length);
+  }
+  for (const char* keyword : {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"}) {
+    if (!schema.keywords.contains(keyword)) continue;
+    return SchemaError(schema.path,
+                       absl::StrCat("\"", keyword, "\" is supported of integers only"));
+  }
+  return rules_.Number();
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::CompileInteger(const Schema& schema) {
+  ASSIGN_OR_RETURN(const IntegerBounds bounds, IntegerBoundsOf(schema.keywords, schema.path));
+  if (!bounds.min && !bounds.max) return rules_.Integer();
+  const int64_t max = bounds.max.value_or(std::max(bounds.min.value_or(0), IntegerMax()));
+  return rules_.Integer(bounds.min.value_or(std::min(max, -IntegerMax())), max);
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::CompileArray(const Schema& schema) {
+  JsonRules::ArraySpec spec;
+  ASSIGN_OR_RETURN(spec.num_items,
+                   CountRangeOf(schema.keywords, "minItems", "maxItems", schema.path));
+  if (const json::value* first = schema.keywords.if_contains("prefixItems")) {
+    if (!first->is_array()) return SchemaError(schema.path, "\"prefixItems\" is no list");
+    for (size_t i = 0; i < first->get_array().size(); ++i) {
+      spec.first_items.push_back(
+          RuleOf(&first->get_array()[i], absl::StrCat(".prefixItems[", i, "]")));
+    }
+  }
+  const json::value* others = schema.keywords.if_contains("items");
+  spec.other_items = others == nullptr ? rules_.Value() : RuleOf(others, ".items");
+  return rules_.Array(spec);
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::CompileObject(const Schema& schema) {
+  JsonRules::ObjectSpec spec;
+  if (const json::value* others = schema.keywords.if_contains("additionalProperties")) {
+    const bool forbidden = others->is_bool() && !others->get_bool();
+    if (!forbidden) {
+      spec.other_values = RuleOf(others, ".additionalProperties");
+    }
+  } else {
+    spec.other_values = rules_.Value();
+  }
+  absl::flat_hash_map<std::string, size_t> property_idx;
+  if (const json::value* properties = schema.keywords.if_contains("properties")) {
+    if (!properties->is_object()) return SchemaError(schema.path, "\"properties\" is no object");
+    for (const auto& [key, value] : properties->get_object()) {
+      const std::string name(key);
+      property_idx[name] = spec.properties.size();
+      spec.properties.push_back({name, RuleOf(&value, absl::StrCat(".properties.", name)), false});
+    }
+  }
+  if (const json::value* required = schema.keywords.if_contains("required")) {
+    if (!required->is_array()) return SchemaError(schema.path, "\"required\" is no list");
+    for (const json::value& item : required->get_array()) {
+      if (!item.is_string()) return SchemaError(schema.path, "\"required\" is no list of names");
+      const std::string name(item.get_string());
+      const auto [found, is_other] = property_idx.try_emplace(name, spec.properties.size());
+      if (is_other && spec.other_values == kNoRule) {
+        return SchemaError(schema.path, absl::StrCat("\"required\" names ", QuotedJson(name),
+                                                     ", which \"additionalProperties\" forbids"));
+      }
+      if (is_other) spec.properties.push_back({name, spec.other_values, true});
+      spec.properties[found->second].is_required = true;
+    }
+  }
+  num_properties_ += static_cast<int>(spec.properties.size());
+  if (num_properties_ > limits::kSchemaPropertiesMax) {
+    return SchemaError(name_,
+                       absl::StrCat("has more than ", limits::kSchemaPropertiesMax, " properties"));
+  }
+  const bool is_any = spec.properties.empty() && spec.other_values == rules_.Value();
+  return is_any ? rules_.AnyObject() : rules_.Object(spec);
+}
+
+}  // namespace ultraspeed::grammar
