@@ -19,7 +19,8 @@
 
 namespace ultraspeed::grammar {
 
-// Thread contract: any number of threads; calls take turns.
+// States are those of the constraint that gave them. Thread contract: any number of threads; calls
+// take turns.
 class Constraint {
  public:
   Constraint(std::shared_ptr<const Grammar> grammar, std::shared_ptr<const Vocabulary> vocabulary,
