@@ -1,7 +1,6 @@
 #include "router/tokenizer.h"
 
 #include <algorithm>
-#include <array>
 #include <boost/json.hpp>
 #include <optional>
 #include <utility>
@@ -9,6 +8,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/byte_alphabet.h"
 #include "common/limits.h"
 #include "router/byte_pair_encoder.h"
 #include "router/text_splitter.h"
@@ -62,35 +62,6 @@ absl::Status RequireType(const json::object* object, absl::string_view where,
   if (object != nullptr && found == type) return absl::OkStatus();
   return Refuse(where, absl::StrCat("has type \"", found.substr(0, 64), "\"; only \"", type,
                                     "\" is supported"));
-}
-
-// The printable stand-ins of byte-level BPE: printable Latin-1 stands for itself, the other 68
-// bytes for U+0100 and up.
-std::array<int16_t, 324> ByteOfCodePoint() {
-  std::array<int16_t, 324> bytes;
-  bytes.fill(-1);
-  int next = 256;
-  for (int byte = 0; byte < 256; ++byte) {
-    const bool prints = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
-    bytes[prints ? byte : next++] = static_cast<int16_t>(byte);
-  }
-  return bytes;
-}
-
-// Bytes of a vocabulary entry; nothing if it has a character outside the alphabet.
-std::optional<std::string> BytesOfEntry(absl::string_view entry) {
-  static const std::array<int16_t, 324> kByteOf = ByteOfCodePoint();
-  std::string bytes;
-  for (size_t i = 0; i < entry.size(); ++i) {
-    int code_point = static_cast<uint8_t>(entry[i]);
-    if (code_point >= 0x80) {  // the alphabet ends at U+0143: two bytes at most
-      if (code_point >= 0xE0 || i + 1 == entry.size()) return std::nullopt;
-      code_point = (code_point & 0x1F) << 6 | (static_cast<uint8_t>(entry[++i]) & 0x3F);
-    }
-    if (code_point >= 324 || kByteOf[code_point] < 0) return std::nullopt;
-    bytes.push_back(static_cast<char>(kByteOf[code_point]));
-  }
-  return bytes;
 }
 
 absl::Status CheckNormalizerAndPostProcessor(const json::object& root) {

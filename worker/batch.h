@@ -8,13 +8,29 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
+#include "absl/types/span.h"
+#include "common/grammar/token_mask.h"
 #include "kernels/ops.h"
 
 namespace ultraspeed::worker {
 
 inline constexpr int kDraftBlockMax = 16;
+
+// What a sequence's tokens are held to, as it is behind the committed ones. Ranks ask for the same
+// at the same time.
+class TokenConstraint {
+ public:
+  // What may follow them, and then each prefix of `drafts`, as long as the drafts are allowed
+  // themselves: 1 to drafts.size() + 1 masks of the tokens that may be sampled; null: all of them.
+  using Masks = std::vector<std::shared_ptr<const grammar::TokenMask>>;
+  virtual Masks AllowedTokens(absl::Span<const int32_t> drafts) const = 0;
+
+ protected:
+  ~TokenConstraint() = default;
+};
 
 struct SequenceStep {
   int slot =
@@ -32,6 +48,8 @@ struct SequenceStep {
   int num_pages = 0;
   kernels::SamplingSpec sampling = {};
   int logprobs = -1;  // -1 none, else number of alternatives
+  // Null: none. Only tokens that it allows are chosen, whatever was drafted.
+  const TokenConstraint* constraint = nullptr;
 };
 
 struct Round {

@@ -6,11 +6,13 @@
 #include "common/clock.h"
 #include "common/grpc_status.h"
 #include "common/limits.h"
+#include "common/status_macros.h"
 
 namespace ultraspeed::worker {
 namespace {
 
-absl::StatusOr<RequestSpec> ToSpec(const v1::WorkerGenerateRequest& request) {
+absl::StatusOr<RequestSpec> ToSpec(const v1::WorkerGenerateRequest& request,
+                                   OutputFormats& formats) {
   const v1::ServiceTier tier = request.service_tier();
   if (tier != v1::SERVICE_TIER_STANDARD && tier != v1::SERVICE_TIER_ULTRASPEED) {
     return absl::InvalidArgumentError(
@@ -18,6 +20,7 @@ absl::StatusOr<RequestSpec> ToSpec(const v1::WorkerGenerateRequest& request) {
                      static_cast<int>(v1::SERVICE_TIER_STANDARD), ") or SERVICE_TIER_ULTRASPEED (",
                      static_cast<int>(v1::SERVICE_TIER_ULTRASPEED), ")"));
   }
+  ASSIGN_OR_RETURN(OutputGrammar output, formats.GrammarOf(request));
   return RequestSpec{
       .id = request.request_id(),
       .prompt = {request.prompt_token_ids().begin(), request.prompt_token_ids().end()},
@@ -32,7 +35,8 @@ absl::StatusOr<RequestSpec> ToSpec(const v1::WorkerGenerateRequest& request) {
       .logprobs = request.logprobs(),
       .priority = request.priority(),
       .resumed_tokens = request.resumed_tokens(),
-      .cache_scope = request.cache_scope()};
+      .cache_scope = request.cache_scope(),
+      .output = std::move(output)};
 }
 
 void AddLogprob(const ChosenToken& chosen, v1::WorkerGenerateChunk* chunk) {
@@ -69,14 +73,15 @@ v1::Usage UsageToProto(const UsageCounts& counts) {
   return usage;
 }
 
-GenerateStream* GenerateStream::Start(Engine& engine, TerminalRecords& records,
+GenerateStream* GenerateStream::Start(Engine& engine, OutputFormats& formats,
+                                      TerminalRecords& records,
                                       const v1::WorkerGenerateRequest& request) {
   const std::shared_ptr<GenerateStream> stream(
       new GenerateStream(engine, records, request.request_id()));
   stream->self_ = stream;
   stream->with_logprobs_ = request.logprobs() >= 0;
   stream->resumed_tokens_ = request.resumed_tokens();
-  absl::StatusOr<RequestSpec> spec = ToSpec(request);
+  absl::StatusOr<RequestSpec> spec = ToSpec(request, formats);
   records.Begin(request.request_id());  // first: events may come before Submit returns
   const absl::Status status = spec.ok() ? engine.Submit(*std::move(spec), stream) : spec.status();
   if (!status.ok()) {

@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "ultraspeed/v1/worker.grpc.pb.h"
 #include "worker/engine.h"
+#include "worker/output_formats.h"
 #include "worker/terminal_records.h"
 
 namespace ultraspeed::worker {
@@ -24,7 +25,7 @@ v1::Usage UsageToProto(const UsageCounts& counts);
 class GenerateStream : public grpc::ServerWriteReactor<v1::WorkerGenerateChunk>, public TokenSink {
  public:
   // Submits the request. The result belongs to gRPC. `records` gets the terminal record.
-  static GenerateStream* Start(Engine& engine, TerminalRecords& records,
+  static GenerateStream* Start(Engine& engine, OutputFormats& formats, TerminalRecords& records,
                                const v1::WorkerGenerateRequest& request);
 
   void OnTokens(TokenEvent event) override;  // engine thread

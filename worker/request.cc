@@ -77,6 +77,17 @@ absl::Status ValidateId(const std::string& id) {
   return absl::OkStatus();
 }
 
+// As it is behind the prompt; null: none. REQUIRES: resumed_tokens < prompt tokens.
+std::unique_ptr<OutputConstraint> ConstraintOf(const RequestSpec& spec) {
+  if (spec.output.constraint == nullptr) return nullptr;
+  auto constraint = std::make_unique<OutputConstraint>(spec.output);
+  for (size_t i = spec.prompt.size() - static_cast<size_t>(spec.resumed_tokens);
+       i < spec.prompt.size(); ++i) {
+    constraint->Commit(spec.prompt[i]);
+  }
+  return constraint;
+}
+
 }  // namespace
 
 absl::Status ValidateRequest(const RequestSpec& spec, const RequestBounds& bounds) {
@@ -105,6 +116,12 @@ absl::Status ValidateRequest(const RequestSpec& spec, const RequestBounds& bound
   if (spec.resumed_tokens < 0 || spec.resumed_tokens >= prompt_tokens) {
     return OutOfBounds("resumed_tokens", spec.resumed_tokens, int64_t{0}, prompt_tokens - 1);
   }
+  const std::unique_ptr<OutputConstraint> constraint = ConstraintOf(spec);
+  if (constraint != nullptr && constraint->is_dead()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("resumed_tokens=", spec.resumed_tokens,
+                     ": these last tokens of the prompt are not of the output format"));
+  }
   return absl::OkStatus();
 }
 
@@ -112,7 +129,8 @@ Sequence::Sequence(RequestSpec spec, std::shared_ptr<TokenSink> sink, absl::Dura
     : spec_(std::move(spec)),
       sink_(std::move(sink)),
       submitted_at_(submitted_at),
-      max_(static_cast<int64_t>(spec_.prompt.size()) + spec_.max_tokens) {
+      max_(static_cast<int64_t>(spec_.prompt.size()) + spec_.max_tokens),
+      constraint_(ConstraintOf(spec_)) {
   tokens_.reserve(static_cast<size_t>(max_));
   tokens_ = spec_.prompt;
   tokens_.reserve(static_cast<size_t>(max_));
@@ -139,6 +157,7 @@ TokenEvent Sequence::Advance(int num_tokens, SequenceResult result) {
     for (ChosenToken& chosen : result.chosen) {
       const int32_t token = chosen.token;
       tokens_.push_back(token);
+      if (constraint_ != nullptr) constraint_->Commit(token);
       event.tokens.push_back(std::move(chosen));
       if (std::find(spec_.stop_token_ids.begin(), spec_.stop_token_ids.end(), token) !=
           spec_.stop_token_ids.end()) {

@@ -18,6 +18,7 @@
 #include "kernels/ops.h"
 #include "worker/batch.h"
 #include "worker/kv_cache.h"
+#include "worker/output_constraint.h"
 #include "worker/speculation.h"
 
 namespace ultraspeed::worker {
@@ -46,6 +47,7 @@ struct RequestSpec {
       0;  // tail of the prompt that another worker produced; no effect on the result
   // Only requests of the same scope share what they have computed (prefix_cache.h).
   std::string cache_scope = {};
+  OutputGrammar output = {};  // of what follows the prompt, and of its resumed tokens
 };
 
 // What bounds a spec: facts of the model and of this worker's memory.
@@ -99,7 +101,8 @@ class Sequence {
   bool is_decoding() const { return committed() > prompt_tokens() && pending() == 1; }
   int64_t prompt_tokens() const { return static_cast<int64_t>(spec_.prompt.size()); }
   const int32_t* tokens_to_compute() const { return tokens_.data() + computed_; }
-  absl::Span<const int32_t> tokens() const { return tokens_; }  // [committed]
+  absl::Span<const int32_t> tokens() const { return tokens_; }             // [committed]
+  const TokenConstraint* constraint() const { return constraint_.get(); }  // null: none
 
   // The first tokens of the prompt have KV already. REQUIRES: nothing has run; num_tokens <
   // prompt_tokens().
@@ -131,6 +134,7 @@ class Sequence {
   int64_t computed_ = 0;
   int64_t draft_rounds_ = 0;
   std::vector<int32_t> tokens_;  // [committed], reserved to max: pointers into it stay valid
+  const std::unique_ptr<OutputConstraint> constraint_;  // null: none
 };
 
 }  // namespace ultraspeed::worker

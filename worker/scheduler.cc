@@ -158,7 +158,8 @@ void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, Pla
                                 .pages = sequence->lease.pages.data(),
                                 .num_pages = static_cast<int>(sequence->lease.pages.size()),
                                 .sampling = spec.sampling,
-                                .logprobs = spec.logprobs});
+                                .logprobs = spec.logprobs,
+                                .constraint = sequence->constraint()});
     sequence->last_turn = next_turn_++;
     rows_left -= block;
   }
@@ -178,7 +179,8 @@ void Scheduler::AddPrefills(std::vector<Sequence*>& sequences, int rows_left, Pl
                                 .pages = sequence->lease.pages.data(),
                                 .num_pages = static_cast<int>(sequence->lease.pages.size()),
                                 .sampling = sequence->spec().sampling,
-                                .logprobs = sequence->spec().logprobs});
+                                .logprobs = sequence->spec().logprobs,
+                                .constraint = sequence->constraint()});
     sequence->last_turn = next_turn_++;
     rows_left -= num_tokens;
   }

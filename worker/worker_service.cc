@@ -63,11 +63,14 @@ class TokenizerStream : public grpc::ServerWriteReactor<v1::TokenizerPart> {
 
 WorkerService::WorkerService(Engine& engine, const ModelIdentity& identity,
                              std::function<void()> on_drain)
-    : engine_(engine), identity_(identity), on_drain_(std::move(on_drain)) {}
+    : engine_(engine),
+      identity_(identity),
+      on_drain_(std::move(on_drain)),
+      formats_(identity.tokenizer, engine.bounds().vocabulary, engine.config().eos_token_ids) {}
 
 grpc::ServerWriteReactor<v1::WorkerGenerateChunk>* WorkerService::Generate(
     grpc::CallbackServerContext* /*context*/, const v1::WorkerGenerateRequest* request) {
-  return GenerateStream::Start(engine_, records_, *request);
+  return GenerateStream::Start(engine_, formats_, records_, *request);
 }
 
 grpc::ServerUnaryReactor* WorkerService::Abort(grpc::CallbackServerContext* context,

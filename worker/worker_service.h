@@ -16,6 +16,7 @@
 #include "ultraspeed/v1/worker.grpc.pb.h"
 #include "worker/engine.h"
 #include "worker/identity.h"
+#include "worker/output_formats.h"
 #include "worker/terminal_records.h"
 
 namespace ultraspeed::worker {
@@ -49,6 +50,7 @@ class WorkerService final : public v1::Worker::CallbackService {
   Engine& engine_;
   const ModelIdentity& identity_;
   const std::function<void()> on_drain_;
+  OutputFormats formats_;
   TerminalRecords records_{limits::kTerminalRecordsMax};
 };
 

@@ -271,6 +271,11 @@ void Sample(float* logits /*[n, V]*/, int num_rows, int vocabulary, int vocabula
             float* logprobs /*[n]*/, void* workspace, cudaStream_t stream);
 size_t SampleWorkspaceBytes(int num_rows_max, int vocabulary);
 
+// Logits of tokens whose bit is not set become a huge negative number, which is not chosen while
+// any other is there. `masks`: token t of a row is bit t % 32 of word t / 32.
+void MaskLogits(float* logits /*[n, V]*/, int num_rows, int vocabulary, int vocabulary_used,
+                const uint32_t* masks /*[n, (vocabulary_used + 31) / 32]*/, cudaStream_t stream);
+
 // The `n` most likely tokens of each row, descending (ties: lower id), with log-probabilities under
 // the unprocessed distribution; n <= 8.
 void TopLogprobs(const float* logits /*[rows, V]*/, int num_rows, int vocabulary,

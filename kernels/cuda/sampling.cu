@@ -17,7 +17,9 @@ namespace {
 constexpr int kChooseThreads = 1024;
 constexpr int kTopThreads = 512;
 constexpr int kTopMax = 8;
-static_assert(kSlices == kWarpLanes);  // a warp merges them, a lane each
+constexpr int kMaskThreads = 256;
+constexpr float kNeverChosen = -1e30f;  // as on the CPU: over a temperature it stays finite
+static_assert(kSlices == kWarpLanes);   // a warp merges them, a lane each
 
 template <int kThreads>
 struct BlockOf {
@@ -74,6 +76,18 @@ __device__ void ForEachOfSlice(const SampleParams& params, Body body) {
   for (int token = begin + SliceBlock::Thread(); token < end; token += kSliceThreads) {
     body(token, params.Logit(row, token));
   }
+}
+
+// A thread a token.
+__global__ void __launch_bounds__(kMaskThreads)
+    MaskKernel(float* logits, int vocabulary, int vocabulary_used, const uint32_t* masks) {
+  const int token = static_cast<int>(blockIdx.x) * kMaskThreads + static_cast<int>(threadIdx.x);
+  const int row = static_cast<int>(blockIdx.y);
+  if (token >= vocabulary_used) return;
+  const int row_words = (vocabulary_used + 31) / 32;
+  const uint32_t word = masks[static_cast<int64_t>(row) * row_words + token / 32];
+  if ((word >> (token % 32) & 1) == 0)
+    logits[static_cast<int64_t>(row) * vocabulary + token] = kNeverChosen;
 }
 
 __device__ Candidate MergedGreedy(const Slice* slices) {
@@ -319,6 +333,14 @@ void Sample(float* logits, int num_rows, int vocabulary, int vocabulary_used, in
   GatherKernel<<<grid, kSliceThreads, 0, stream>>>(params);
   ChooseKernel<<<num_rows, kChooseThreads, 0, stream>>>(params);
   CheckLaunch("Sample");
+}
+
+void MaskLogits(float* logits, int num_rows, int vocabulary, int vocabulary_used,
+                const uint32_t* masks, cudaStream_t stream) {
+  if (num_rows == 0) return;
+  const dim3 grid((vocabulary_used + kMaskThreads - 1) / kMaskThreads, num_rows);
+  MaskKernel<<<grid, kMaskThreads, 0, stream>>>(logits, vocabulary, vocabulary_used, masks);
+  CheckLaunch("MaskLogits");
 }
 
 void TopLogprobs(const float* logits, int num_rows, int vocabulary, int vocabulary_used, int n,

@@ -2,13 +2,18 @@
 // must never change.
 #include <gtest/gtest.h>
 
+#include <boost/json.hpp>
 #include <cstring>
+#include <fstream>
+#include <sstream>
 
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
+#include "common/grammar/constraint_cache.h"
 #include "tests/worker/scripted_executor.h"
 #include "worker/engine.h"
 #include "worker/model/safetensors.h"
+#include "worker/token_bytes.h"
 
 namespace ultraspeed::worker {
 namespace {
@@ -106,6 +111,119 @@ TEST_F(EngineModelTest, AnotherWorkerContinuesExactly) {
   RunAll();
   EXPECT_EQ(continued->tokens,
             std::vector<int32_t>(whole->tokens.begin() + 37, whole->tokens.end()));
+}
+
+// ---- Output formats
+
+namespace json = boost::json;
+
+constexpr char kPersonSchema[] = R"({
+  "type": "object",
+  "properties": {
+    "name": {"type": "string", "maxLength": 12},
+    "age": {"type": "integer", "minimum": 0, "maximum": 130},
+    "kinds": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3}
+  },
+  "required": ["name", "age", "kinds"],
+  "additionalProperties": false
+})";
+
+class OutputFormatTest : public EngineModelTest {
+ protected:
+  void SetUp() override {
+    Create();
+    std::stringstream file;
+    file << std::ifstream(absl::StrCat(kModel, "/tokenizer.json")).rdbuf();
+    absl::StatusOr<std::vector<std::string>> bytes =
+        ReadTokenBytes(file.str(), engine_->bounds().vocabulary);
+    ASSERT_TRUE(bytes.ok()) << bytes.status();
+    bytes_ = *bytes;
+    constraints_ =
+        std::make_unique<grammar::ConstraintCache>(std::make_shared<const grammar::Vocabulary>(
+            *std::move(bytes), engine_->config().eos_token_ids));
+  }
+  RequestSpec PersonSpec(const std::string& id, float temperature, bool speculation) {
+    RequestSpec spec = Spec(id, temperature, speculation);
+    spec.stop_token_ids = engine_->config().eos_token_ids;
+    const auto constraint = constraints_->ForJsonSchema(kPersonSchema, "schema");
+    EXPECT_TRUE(constraint.ok()) << constraint.status();
+    spec.output = {.constraint = *constraint, .after_token = -1, .before = nullptr};
+    return spec;
+  }
+  std::string Text(const std::vector<int32_t>& tokens) const {
+    std::string text;
+    for (const int32_t token : tokens) text += bytes_[static_cast<size_t>(token)];
+    return text;
+  }
+
+  std::vector<std::string> bytes_;
+  std::unique_ptr<grammar::ConstraintCache> constraints_;
+};
+
+TEST_F(OutputFormatTest, HoldsWithAndWithoutSpeculationAlike) {
+  for (const float temperature : {0.0f, 1.0f, 2.0f}) {
+    for (int seed = 0; seed < 4; ++seed) {
+      SCOPED_TRACE(testing::Message() << "temperature " << temperature << " seed " << seed);
+      RequestSpec spec = PersonSpec("plain", temperature, false);
+      spec.sampling.seed = static_cast<uint64_t>(seed);
+      const auto plain = Submit(spec);
+      RunAll();
+      spec.id = "fast";
+      spec.speculation = true;
+      const auto fast = Submit(spec);
+      const auto beside = Submit(Spec("beside", temperature, true));  // free, in the same rounds
+      RunAll();
+      EXPECT_EQ(fast->tokens, plain->tokens);
+      EXPECT_EQ(beside->tokens.size(), 96u);
+      EXPECT_EQ(fast->finish, FinishReason::kStop);
+      boost::system::error_code error;
+      const json::value value = json::parse(Text(fast->tokens), error);
+      ASSERT_FALSE(error) << Text(fast->tokens);
+      const json::object& person = value.as_object();
+      EXPECT_EQ(person.size(), 3u);
+      EXPECT_TRUE(person.at("name").is_string());
+      EXPECT_LE(person.at("age").to_number<int>(), 130);
+      EXPECT_LE(person.at("kinds").as_array().size(), 3u);
+    }
+  }
+}
+
+// Thoughts first, as long as the model likes; another worker goes on in the middle of either.
+TEST_F(OutputFormatTest, BeginsAfterThoughtsAndGoesOnElsewhere) {
+  RequestSpec spec = PersonSpec("whole", 1.0f, true);
+  const auto newline = std::find(bytes_.begin(), bytes_.end(), "\n");
+  ASSERT_NE(newline, bytes_.end());
+  grammar::TokenMask before(engine_->bounds().vocabulary);
+  for (int32_t token = 0; token < engine_->bounds().vocabulary; ++token) before.Allow(token);
+  for (const int32_t token : spec.stop_token_ids) before.Forbid(token);
+  spec.output.after_token = static_cast<int32_t>(newline - bytes_.begin());
+  spec.output.before = std::make_shared<const grammar::TokenMask>(std::move(before));
+  spec.max_tokens = 400;
+  const auto whole = Submit(spec);
+  RunAll();
+  ASSERT_EQ(whole->finish, FinishReason::kStop);
+  const auto end = std::find(whole->tokens.begin(), whole->tokens.end(), spec.output.after_token);
+  ASSERT_NE(end, whole->tokens.end());
+  boost::system::error_code error;
+  json::parse(Text({end + 1, whole->tokens.end()}), error);
+  EXPECT_FALSE(error) << Text(whole->tokens);
+  const auto thoughts = static_cast<int>(end - whole->tokens.begin());
+  for (const int resumed : {thoughts, thoughts + 1, thoughts + 5}) {
+    RequestSpec rest = spec;
+    rest.id = absl::StrCat("rest", resumed);
+    rest.prompt.insert(rest.prompt.end(), whole->tokens.begin(), whole->tokens.begin() + resumed);
+    rest.max_tokens -= resumed;
+    rest.resumed_tokens = resumed;
+    const auto continued = Submit(rest);
+    RunAll();
+    EXPECT_EQ(continued->tokens,
+              std::vector<int32_t>(whole->tokens.begin() + resumed, whole->tokens.end()));
+  }
+  // What no worker can have produced.
+  RequestSpec wrong = PersonSpec("wrong", 1.0f, true);
+  wrong.resumed_tokens = 1;
+  EXPECT_EQ(engine_->Submit(wrong, std::make_shared<RecordingSink>()).message(),
+            "resumed_tokens=1: these last tokens of the prompt are not of the output format");
 }
 
 }  // namespace

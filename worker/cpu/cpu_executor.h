@@ -65,6 +65,7 @@ class CpuExecutor : public ModelExecutor {
     const SequenceStep* step;
     int64_t position;  // of the token being chosen
     bool want_logprob;
+    std::shared_ptr<const grammar::TokenMask> allowed;  // null: all tokens
     kernels::TokenChoice chosen;
   };
 

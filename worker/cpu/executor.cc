@@ -190,7 +190,8 @@ void CpuExecutor::DraftTokens(const Round& round) {
   for (const SequenceStep& step : round.steps) {
     if (step.block == 1) continue;
     anchors.push_back({step.slot, step.computed, step.tokens[0], step.block - 1});
-    for (int j = 1; j < step.block; ++j) choices_.push_back({&step, step.computed + j, false, {}});
+    for (int j = 1; j < step.block; ++j)
+      choices_.push_back({&step, step.computed + j, false, nullptr, {}});
   }
   if (anchors.empty()) return;
   logits_.resize(
@@ -232,11 +233,19 @@ void CpuExecutor::ChooseTokens(const Round& round) {
   for (size_t s = 0; s < round.steps.size(); ++s) {
     const SequenceStep& step = round.steps[s];
     if (!step.sample) continue;
+    TokenConstraint::Masks masks;
+    if (step.constraint != nullptr) {
+      masks = step.constraint->AllowedTokens(step.block > 1 ? drafts_[s] : std::vector<int32_t>());
+    }
+    masks.resize(static_cast<size_t>(step.block));  // rows after a draft that is not allowed
     for (int j = 0; j < step.block; ++j) {
       const int row = first_row_[s] + step.num_tokens - 1 + j;
       sampled_rows_.push_back(row);
-      choices_.push_back(
-          {&step, rows_[static_cast<size_t>(row)].position + 1, step.logprobs >= 0, {}});
+      choices_.push_back({&step,
+                          rows_[static_cast<size_t>(row)].position + 1,
+                          step.logprobs >= 0,
+                          std::move(masks[static_cast<size_t>(j)]),
+                          {}});
     }
   }
   logits_.resize(
@@ -256,6 +265,11 @@ void CpuExecutor::Sample(std::vector<Choice>& choices) {
     Choice& choice = choices[row];
     float* logits = &logits_[row * vocabulary];
     if (has_mask) logits[config_.drafter.mask_token_id] = kNeverChosen;
+    if (choice.allowed != nullptr) {
+      for (int32_t token = 0; token < vocabulary_used_; ++token) {
+        if (!choice.allowed->Allows(token)) logits[token] = kNeverChosen;
+      }
+    }
     uint8_t* const aligned =
         sample_workspace_.data() + (-reinterpret_cast<uintptr_t>(sample_workspace_.data()) & 63);
     choice.chosen =

@@ -20,6 +20,7 @@
 #include "worker/cuda/device_memory.h"
 #include "worker/cuda/device_weights.h"
 #include "worker/cuda/drafter.h"
+#include "worker/cuda/mask_buffer.h"
 #include "worker/cuda/pass_buffers.h"
 #include "worker/cuda/rank_link.h"
 #include "worker/cuda/resident_engine.h"
@@ -143,11 +144,14 @@ class CudaExecutor : public GpuExecutor {
     std::vector<PassBuffers> decode;  // [block - 1]
     int32_t* row_indices;             // [rows] 0, 1, 2, ...
     float* logits;                    // [max_logits, V of the whole model]
+    MaskBuffer masks;                 // of constraints, for as many rows
   };
   friend MemoryPlan PlanMemory(const ModelConfig& config, const CudaOptions& options);
 
+  // Of a decode pass. Where steps have constraints, the host makes masks between draft and target.
+  enum class DecodePart : uint8_t { kAll, kDraft, kMaskedTarget };
   // Sequences, block, position bound.
-  using GraphKey = std::tuple<int, int, int64_t>;
+  using GraphKey = std::tuple<int, int, int64_t, DecodePart>;
   struct Graph {
     int num_uses = 0;
     cudaGraphExec_t executable = nullptr;
@@ -159,10 +163,16 @@ class CudaExecutor : public GpuExecutor {
 
   PassBuffers& BuffersOf(const PassPlan& pass);
   void FillInput(const Round& round, const PassPlan& pass, PassBuffers& buffers);
-  void Enqueue(const PassPlan& pass, PassBuffers& buffers);
+  void Enqueue(const Round& round, const PassPlan& pass, PassBuffers& buffers);
   void EnqueuePrefill(const PassPlan& pass, PassBuffers& buffers);
-  void EnqueueDecode(int num_sequences, int block, int64_t position_bound, PassBuffers& buffers);
-  void LaunchDecode(const PassPlan& pass, PassBuffers& buffers);
+  void EnqueueDraft(int num_sequences, int block, int64_t position_bound, PassBuffers& buffers);
+  void EnqueueTarget(int num_sequences, int block, int64_t position_bound, bool masked,
+                     PassBuffers& buffers);
+  void EnqueueDecode(const GraphKey& key, PassBuffers& buffers);
+  void LaunchDecode(const GraphKey& key, PassBuffers& buffers);
+  // Waits for the pass's drafts, if it has any.
+  void UploadMasks(const Round& round, const PassPlan& pass, const PassBuffers& buffers);
+  void Mask(int num_rows);  // logits, by the masks uploaded last
   void Choose(const kernels::cuda::SampleRow* rows, int num_rows, int32_t* tokens, float* logprobs);
   void DropGraphs();
   void Wait();

@@ -102,7 +102,8 @@ CudaExecutor::Model::Model(const ModelConfig& config, const ModelConfig& part, M
     : weights(std::move(loaded)),
       target(part, weights.target, limits, arena, workspace, link),
       num_counted_layers(options.executor.count_experts ? target.num_moe_layers() : 0),
-      prefill(PrefillCapacity(config, limits, num_counted_layers), arena) {
+      prefill(PrefillCapacity(config, limits, num_counted_layers), arena),
+      masks(limits.max_logits, config.vocabulary, vocabulary_used, arena) {
   if (config.drafter.num_layers > 0) {
     drafter = std::make_unique<DrafterForward>(part, weights.drafter, weights.target, limits, arena,
                                                workspace, link);
@@ -340,7 +341,7 @@ RoundResult CudaExecutor::RunPasses(const Round& round) {
   for (const PassPlan& pass : passes) {
     PassBuffers& buffers = BuffersOf(pass);
     FillInput(round, pass, buffers);
-    Enqueue(pass, buffers);
+    Enqueue(round, pass, buffers);
   }
   Wait();
   RoundResult result;
@@ -359,7 +360,7 @@ void CudaExecutor::Logits(const SequenceStep& step, float* out) {
   CheckRound(round, *this);
   const PassPlan pass = PlanPasses(round).front();
   FillInput(round, pass, model_->prefill);
-  Enqueue(pass, model_->prefill);
+  Enqueue(round, pass, model_->prefill);
   const auto vocabulary = static_cast<size_t>(config_.vocabulary);
   for (int begin = 0; begin < pass.num_rows; begin += limits_.max_logits) {
     const int count = std::min(limits_.max_logits, pass.num_rows - begin);
@@ -416,13 +417,19 @@ void CudaExecutor::FillInput(const Round& round, const PassPlan& pass, PassBuffe
   }
 }
 
-void CudaExecutor::Enqueue(const PassPlan& pass, PassBuffers& buffers) {
+void CudaExecutor::Enqueue(const Round& round, const PassPlan& pass, PassBuffers& buffers) {
   const int num_sequences = static_cast<int>(pass.steps.size());
   buffers.Upload(num_sequences, PagesOf(pass.position_end), stream_);
+  const auto launch = [&](DecodePart part) {
+    const int64_t bound = PositionBound(pass.position_end, limits_.positions);
+    LaunchDecode({num_sequences, pass.block, bound, part}, buffers);
+  };
+  if (pass.constrained && pass.block > 1) launch(DecodePart::kDraft);
+  if (pass.constrained) UploadMasks(round, pass, buffers);
   if (pass.kind == PassKind::kPrefill) {
     EnqueuePrefill(pass, buffers);
   } else {
-    LaunchDecode(pass, buffers);
+    launch(pass.constrained ? DecodePart::kMaskedTarget : DecodePart::kAll);
   }
   if (pass.alternatives > 0) {
     if (banned_token_ >= 0) {  // a huge negative number in every row, as on the CPU
@@ -451,6 +458,7 @@ void CudaExecutor::EnqueuePrefill(const PassPlan& pass, PassBuffers& buffers) {
   model_->target.Run(buffers.input.tokens, pass.num_rows, sequences, stream_);
   if (pass.num_samples > 0) {
     model_->target.Logits(buffers.input.sample_rows, pass.num_samples, model_->logits, stream_);
+    if (pass.constrained) Mask(pass.num_samples);
     Choose(buffers.input.samples, pass.num_samples, buffers.output.tokens, buffers.output.logprobs);
   }
   if (model_->drafter != nullptr) {
@@ -459,33 +467,36 @@ void CudaExecutor::EnqueuePrefill(const PassPlan& pass, PassBuffers& buffers) {
   }
 }
 
-// Draft, verify, accept, commit: one round of every sequence, all on the device.
-void CudaExecutor::EnqueueDecode(int num_sequences, int block, int64_t position_bound,
+// A block of every sequence: drafts, and with its anchor what the target runs.
+void CudaExecutor::EnqueueDraft(int num_sequences, int block, int64_t position_bound,
+                                PassBuffers& buffers) {
+  const PassInput& in = buffers.input;
+  const int num_drafts = num_sequences * (block - 1);
+  ops::Sequences blocks = SequencesOf(buffers, num_sequences, config_.drafter.block_size,
+                                      std::min(position_bound + kDraftBlockMax, limits_.positions));
+  blocks.first_row = in.draft_first_row;
+  blocks.num_rows = in.draft_num_rows;
+  model_->drafter->Draft(in.tokens, blocks, in.draft_rows, num_drafts, model_->logits, stream_);
+  Choose(in.draft_samples, num_drafts, buffers.drafts, nullptr);
+  // [S, B] = anchor, then drafts.
+  const auto word = sizeof(int32_t), drafts = static_cast<size_t>(block - 1),
+             rows = static_cast<size_t>(num_sequences), width = static_cast<size_t>(block);
+  CUDA_CHECK(cudaMemcpy2DAsync(buffers.block_tokens, width * word, in.tokens, word, word, rows,
+                               cudaMemcpyDeviceToDevice, stream_));
+  CUDA_CHECK(cudaMemcpy2DAsync(buffers.block_tokens + 1, width * word, buffers.drafts,
+                               drafts * word, drafts * word, rows, cudaMemcpyDeviceToDevice,
+                               stream_));
+}
+
+// Verify, accept, commit.
+void CudaExecutor::EnqueueTarget(int num_sequences, int block, int64_t position_bound, bool masked,
                                  PassBuffers& buffers) {
   const PassInput& in = buffers.input;
-  const int num_rows = num_sequences * block, num_drafts = num_sequences * (block - 1);
+  const int num_rows = num_sequences * block;
   const ops::Sequences sequences = SequencesOf(buffers, num_sequences, block, position_bound);
-  const int32_t* tokens = in.tokens;
-  if (block > 1) {
-    ops::Sequences blocks = sequences;
-    blocks.rows_max = config_.drafter.block_size;
-    blocks.position_end_max = std::min(position_bound + kDraftBlockMax, limits_.positions);
-    blocks.first_row = in.draft_first_row;
-    blocks.num_rows = in.draft_num_rows;
-    model_->drafter->Draft(in.tokens, blocks, in.draft_rows, num_drafts, model_->logits, stream_);
-    Choose(in.draft_samples, num_drafts, buffers.drafts, nullptr);
-    // [S, B] = anchor, then drafts.
-    const auto word = sizeof(int32_t), drafts = static_cast<size_t>(block - 1),
-               rows = static_cast<size_t>(num_sequences), width = static_cast<size_t>(block);
-    CUDA_CHECK(cudaMemcpy2DAsync(buffers.block_tokens, width * word, in.tokens, word, word, rows,
-                                 cudaMemcpyDeviceToDevice, stream_));
-    CUDA_CHECK(cudaMemcpy2DAsync(buffers.block_tokens + 1, width * word, buffers.drafts,
-                                 drafts * word, drafts * word, rows, cudaMemcpyDeviceToDevice,
-                                 stream_));
-    tokens = buffers.block_tokens;
-  }
-  model_->target.Run(tokens, num_rows, sequences, stream_);
+  model_->target.Run(block > 1 ? buffers.block_tokens : in.tokens, num_rows, sequences, stream_);
   model_->target.Logits(in.sample_rows, num_rows, model_->logits, stream_);
+  if (masked) Mask(num_rows);
   Choose(in.samples, num_rows, buffers.output.tokens, buffers.output.logprobs);
   if (block > 1) {
     ops::Accept(buffers.drafts, buffers.output.tokens, num_sequences, block,
@@ -497,27 +508,34 @@ void CudaExecutor::EnqueueDecode(int num_sequences, int block, int64_t position_
   }
 }
 
+// One round of every sequence, or a part of it, all on the device.
+void CudaExecutor::EnqueueDecode(const GraphKey& key, PassBuffers& buffers) {
+  const auto [num_sequences, block, position_bound, part] = key;
+  if (block > 1 && part != DecodePart::kMaskedTarget)
+    EnqueueDraft(num_sequences, block, position_bound, buffers);
+  if (part != DecodePart::kDraft) {
+    EnqueueTarget(num_sequences, block, position_bound, part == DecodePart::kMaskedTarget, buffers);
+  }
+}
+
 // The first pass of a shape is launched kernel by kernel (which also loads the kernels), the second
 // is captured, later ones replay.
-void CudaExecutor::LaunchDecode(const PassPlan& pass, PassBuffers& buffers) {
-  const int num_sequences = static_cast<int>(pass.steps.size());
-  const int64_t bound = PositionBound(pass.position_end, limits_.positions);
-  const GraphKey key = {num_sequences, pass.block, bound};
+void CudaExecutor::LaunchDecode(const GraphKey& key, PassBuffers& buffers) {
   if (!options_.use_graphs || (graphs_.size() >= kGraphsMax && graphs_.count(key) == 0)) {
-    EnqueueDecode(num_sequences, pass.block, bound, buffers);
+    EnqueueDecode(key, buffers);
     return;
   }
   Graph& graph = graphs_[key];
   graph.num_uses += 1;
   if (graph.num_uses == 1) {
-    EnqueueDecode(num_sequences, pass.block, bound, buffers);
+    EnqueueDecode(key, buffers);
     return;
   }
   if (graph.executable == nullptr) {
     cudaGraph_t captured = nullptr;
     if (link_.divided()) link_.group->Settle(stream_);
     CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
-    EnqueueDecode(num_sequences, pass.block, bound, buffers);
+    EnqueueDecode(key, buffers);
     CUDA_CHECK(cudaStreamEndCapture(stream_, &captured));
     CUDA_CHECK(cudaGraphInstantiate(&graph.executable, captured, 0));
     CUDA_CHECK(cudaGraphDestroy(captured));
@@ -527,6 +545,31 @@ void CudaExecutor::LaunchDecode(const PassPlan& pass, PassBuffers& buffers) {
     }
   }
   CUDA_CHECK(cudaGraphLaunch(graph.executable, stream_));
+}
+
+void CudaExecutor::UploadMasks(const Round& round, const PassPlan& pass,
+                               const PassBuffers& buffers) {
+  const auto drafts_of_step = static_cast<size_t>(pass.block - 1);
+  std::vector<int32_t> drafts(pass.steps.size() * drafts_of_step);
+  if (!drafts.empty()) {
+    CUDA_CHECK(cudaMemcpyAsync(drafts.data(), buffers.drafts, drafts.size() * sizeof(int32_t),
+                               cudaMemcpyDeviceToHost, stream_));
+  }
+  CUDA_CHECK(cudaStreamSynchronize(stream_));  // nor is a pass's upload before under way then
+  int row = 0;
+  for (size_t s = 0; s < pass.steps.size(); ++s) {
+    const SequenceStep& step = round.steps[static_cast<size_t>(pass.steps[s])];
+    if (!step.sample) continue;
+    model_->masks.Fill(row, step.block, step.constraint,
+                       absl::MakeConstSpan(drafts).subspan(s * drafts_of_step, drafts_of_step));
+    row += step.block;
+  }
+  model_->masks.Upload(row, stream_);
+}
+
+void CudaExecutor::Mask(int num_rows) {
+  ops::MaskLogits(model_->logits, num_rows, config_.vocabulary, vocabulary_used_,
+                  model_->masks.device(), stream_);
 }
 
 void CudaExecutor::Choose(const ops::SampleRow* rows, int num_rows, int32_t* tokens,

@@ -148,7 +148,8 @@ ResidentEngine::~ResidentEngine() {
 
 bool ResidentEngine::Takes(const SequenceStep& step) const {
   return num_blocks_ > 0 && step.sample && step.num_tokens == 1 && step.logprobs <= 0 &&
-         step.block <= resident::kBandRows && (step.block == 1 || !weights_.drafter.layers.empty());
+         step.constraint == nullptr && step.block <= resident::kBandRows &&
+         (step.block == 1 || !weights_.drafter.layers.empty());
 }
 
 ResidentEngine::Finished ResidentEngine::Run(const Round& round) {

@@ -53,7 +53,8 @@ class ResidentEngine {
   // before the others end. Engine r is on GPU r. REQUIRES: group.has_peers().
   static void Join(const std::vector<ResidentEngine*>& engines, NodeGroup& group);
 
-  // Whether the step is one that runs here: it decodes, without alternatives to its choices.
+  // Whether the step is one that runs here: it decodes, without alternatives to its choices and
+  // without a constraint, which the host makes the masks of.
   bool Takes(const SequenceStep& step) const;
   struct Finished {
     RoundResult result;

@@ -46,15 +46,17 @@ void Add(const SequenceStep& step, int step_idx, PassPlan& pass) {
   pass.num_samples += step.sample ? step.block : 0;
   pass.alternatives = std::max(pass.alternatives, step.sample ? step.logprobs : 0);
   pass.position_end = std::max(pass.position_end, step.computed + num_rows);
+  pass.constrained |= step.sample && step.constraint != nullptr;
 }
 
 }  // namespace
 
 std::vector<PassPlan> PlanPasses(const Round& round) {
   std::vector<PassPlan> passes;
-  const auto pass_of = [&](PassKind kind, int block) -> PassPlan& {
+  const auto pass_of = [&](PassKind kind, int block, bool constrained) -> PassPlan& {
     for (PassPlan& pass : passes) {
-      if (pass.kind == kind && pass.block == block) return pass;
+      if (pass.kind != kind || pass.block != block) continue;
+      if (kind == PassKind::kPrefill || pass.constrained == constrained) return pass;
     }
     PassPlan& pass = passes.emplace_back();
     pass.kind = kind;
@@ -64,7 +66,8 @@ std::vector<PassPlan> PlanPasses(const Round& round) {
   for (size_t i = 0; i < round.steps.size(); ++i) {
     const SequenceStep& step = round.steps[i];
     Add(step, static_cast<int>(i),
-        pass_of(IsDecode(step) ? PassKind::kDecode : PassKind::kPrefill, step.block));
+        pass_of(IsDecode(step) ? PassKind::kDecode : PassKind::kPrefill, step.block,
+                step.constraint != nullptr));
   }
   return passes;
 }

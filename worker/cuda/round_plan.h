@@ -1,5 +1,6 @@
 // How a round is cut into passes: one for all prefill rows, then one for each block size among the
-// decoding sequences, so that every decode pass has a fixed shape.
+// decoding sequences, and for those that have constraints, so that every decode pass has a fixed
+// shape.
 //
 // Pure; called by GpuExecutor and CudaExecutor each round.
 #pragma once
@@ -22,6 +23,7 @@ struct PassPlan {
   int num_samples = 0;       // rows that choose a token
   int alternatives = 0;      // the most log-probability alternatives that a step asks for
   int64_t position_end = 0;  // past the last position of any row
+  bool constrained = false;  // decode: all steps; prefill: some step that samples
 };
 
 // A step is decoding if it samples after its only token, the anchor.
