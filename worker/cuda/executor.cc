@@ -338,18 +338,26 @@ std::vector<RoundResult> CudaExecutor::RunResident(const std::vector<Round>& rou
 
 RoundResult CudaExecutor::RunPasses(const Round& round) {
   const std::vector<PassPlan> passes = PlanPasses(round);
-  for (const PassPlan& pass : passes) {
-    PassBuffers& buffers = BuffersOf(pass);
-    FillInput(round, pass, buffers);
-    Enqueue(round, pass, buffers);
-  }
-  Wait();
   RoundResult result;
   result.sequences.resize(round.steps.size());
-  for (const PassPlan& pass : passes) {
-    Collect(round, pass, BuffersOf(pass), result);
-    Count(pass, BuffersOf(pass));
+  auto uncollected = passes.begin();
+  const auto collect = [&](auto end) {
+    Wait();
+    for (; uncollected != end; ++uncollected) {
+      Collect(round, *uncollected, BuffersOf(*uncollected), result);
+      Count(*uncollected, BuffersOf(*uncollected));
+    }
+  };
+  for (auto pass = passes.begin(); pass != passes.end(); ++pass) {
+    PassBuffers& buffers = BuffersOf(*pass);
+    // With and without constraints they have the same.
+    const bool taken = std::any_of(
+        uncollected, pass, [&](const PassPlan& other) { return &BuffersOf(other) == &buffers; });
+    if (taken) collect(pass);
+    FillInput(round, *pass, buffers);
+    Enqueue(round, *pass, buffers);
   }
+  collect(passes.end());
   return result;
 }
 

@@ -221,5 +221,32 @@ TEST(CudaAccept, CountsTheAgreeingPrefix) {
   EXPECT_EQ(kept.ToHost(), (std::vector<int32_t>{4, 2, 1}));
 }
 
+// The first and the last token of a word and of a row; what lies past the used tokens stays.
+TEST(CudaMaskLogits, LeavesTheTokensWhoseBitIsSet) {
+  SKIP_WITHOUT_GPU();
+  RandomData random(9);
+  for (const int used : {1, 31, 32, 33, 255, 257, 1000}) {
+    const int rows = 3, vocabulary = used + 5, words = (used + 31) / 32;
+    const std::vector<float> logits = random.Floats(static_cast<size_t>(rows) * vocabulary);
+    std::vector<uint32_t> masks(static_cast<size_t>(rows) * words);
+    for (size_t i = 0; i < masks.size(); ++i)
+      masks[i] =
+          i < static_cast<size_t>(words) ? 0x80000001u : static_cast<uint32_t>(i) * 2654435761u;
+    const DeviceArray<float> d_logits(logits);
+    const DeviceArray<uint32_t> d_masks(masks);
+    MaskLogits(d_logits.get(), rows, vocabulary, used, d_masks.get(), nullptr);
+    const std::vector<float> got = d_logits.ToHost();
+    for (int row = 0; row < rows; ++row) {
+      for (int token = 0; token < vocabulary; ++token) {
+        const size_t at = static_cast<size_t>(row) * vocabulary + token;
+        const bool kept =
+            token >= used ||
+            (masks[static_cast<size_t>(row) * words + token / 32] >> (token % 32) & 1) != 0;
+        ASSERT_EQ(got[at], kept ? logits[at] : -1e30f) << used << " row " << row << " " << token;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace ultraspeed::kernels::cuda

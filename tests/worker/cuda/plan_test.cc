@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "tests/worker/scripted_constraint.h"
 #include "worker/cuda/cuda_executor.h"
 #include "worker/cuda/round_plan.h"
 #include "worker/model/served_shape.h"
@@ -124,6 +125,29 @@ TEST(PassPlanTest, PrefillInOnePassAndOnePassForEachBlock) {
   EXPECT_EQ(passes[1].position_end, 28);
   EXPECT_EQ(passes[2].block, 1);
   EXPECT_EQ(passes[2].steps, (std::vector<int>{2}));
+}
+
+// Masks come between their drafts and their target's pass. A prefill's are there beforehand.
+TEST(PassPlanTest, StepsWithConstraintsDecodeInPassesOfTheirOwn) {
+  const ScriptedConstraint constraint(10);
+  Round round{.steps = {Step(0, 9, true, 1), Step(10, 1, true, 8), Step(5, 1, true, 1),
+                        Step(20, 1, true, 8), Step(0, 7, false, 1), Step(30, 1, true, 8)}};
+  for (const size_t i : {1, 4, 5}) round.steps[i].constraint = &constraint;
+  std::vector<PassPlan> passes = PlanPasses(round);
+  ASSERT_EQ(passes.size(), 4u);
+  EXPECT_EQ(passes[0].kind, PassKind::kPrefill);
+  EXPECT_FALSE(passes[0].constrained);  // who has one chooses nothing yet
+  EXPECT_EQ(passes[1].steps, (std::vector<int>{1, 5}));
+  EXPECT_TRUE(passes[1].constrained);
+  EXPECT_EQ(passes[2].steps, (std::vector<int>{2}));
+  EXPECT_FALSE(passes[2].constrained);
+  EXPECT_EQ(passes[3].steps, (std::vector<int>{3}));
+  EXPECT_EQ(passes[3].block, 8);
+  EXPECT_FALSE(passes[3].constrained);
+  round.steps[0].constraint = &constraint;
+  passes = PlanPasses(round);
+  EXPECT_EQ(passes[0].steps, (std::vector<int>{0, 4}));
+  EXPECT_TRUE(passes[0].constrained);
 }
 
 Round Decodes(const std::vector<int>& blocks) {

@@ -1,0 +1,44 @@
+// Choices that are held to something, on a model over several GPUs: every rank makes the same
+// masks.
+#include <cuda_runtime_api.h>
+#include <gtest/gtest.h>
+
+#include "absl/strings/str_cat.h"
+#include "tests/worker/cpu/bundled_model.h"
+#include "tests/worker/scripted_constraint.h"
+#include "worker/cuda/device.h"
+#include "worker/cuda/node_executor.h"
+
+namespace ultraspeed::worker {
+namespace {
+
+const bool kEnvironmentIsSet = (SetNodeEnvironment(), true);
+
+TEST(CudaRanksConstraintTest, HoldsAndDraftsDoNotChangeTheText) {
+  ASSERT_TRUE(kEnvironmentIsSet);
+  int num_gpus = 0;
+  if (!CudaUsable().ok() || cudaGetDeviceCount(&num_gpus) != cudaSuccess || num_gpus < 2)
+    GTEST_SKIP() << "needs 2 GPUs, has " << num_gpus;
+  absl::StatusOr<std::unique_ptr<cuda::NodeExecutor>> executor =
+      cuda::NodeExecutor::Create({.executor = {.model_folder = kBundledModel,
+                                               .max_sequences = 2,
+                                               .kv_tokens = 8192,
+                                               .num_ranks = 2},
+                                  .wait_ns_max = 20'000'000'000});
+  ASSERT_TRUE(executor.ok()) << executor.status();
+  const std::vector<int32_t> tokens = Reference().Values<int32_t>("tokens");
+  for (const float temperature : {0.0f, 1.0f}) {
+    RunPlan plan = {.prompt = {tokens.begin(), tokens.begin() + 70},
+                    .num_new_tokens = 40,
+                    .block = 1,
+                    .sampling = {.temperature = temperature, .seed = 6}};
+    const ConstrainedRun plain = RunConstrained(**executor, plan);
+    EXPECT_TRUE(ScriptedConstraint::Allows(plain.tokens));
+    plan.block = 8;
+    for (int i = 0; i < 3; ++i)  // launched, captured, replayed
+      EXPECT_EQ(RunConstrained(**executor, plan).tokens, plain.tokens) << temperature << " " << i;
+  }
+}
+
+}  // namespace
+}  // namespace ultraspeed::worker

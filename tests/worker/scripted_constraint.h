@@ -1,0 +1,88 @@
+// A constraint without a grammar: at each place about a third of the tokens, by the place and the
+// token before.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "tests/worker/cpu/sequence_runner.h"
+#include "worker/batch.h"
+
+namespace ultraspeed::worker {
+
+class ScriptedConstraint final : public TokenConstraint {
+ public:
+  explicit ScriptedConstraint(int vocabulary) : vocabulary_(vocabulary) {}
+
+  static bool Allows(size_t place, int32_t before, int32_t token) {
+    const auto n = static_cast<uint32_t>(place * 7919) + static_cast<uint32_t>(before) * 104729u +
+                   static_cast<uint32_t>(token) * 2654435761u;
+    return (n >> 7) % 3 == 0;
+  }
+  // What was chosen is allowed where it stands.
+  static bool Allows(const std::vector<int32_t>& tokens) {
+    int32_t before = -1;
+    for (size_t i = 0; i < tokens.size(); before = tokens[i++]) {
+      if (!Allows(i, before, tokens[i])) return false;
+    }
+    return true;
+  }
+
+  void Commit(int32_t token) { committed_.push_back(token); }
+  Masks AllowedTokens(absl::Span<const int32_t> drafts) const override {
+    Masks masks;
+    size_t place = committed_.size();
+    int32_t before = committed_.empty() ? -1 : committed_.back();
+    for (size_t i = 0;; ++i, ++place) {
+      grammar::TokenMask mask(vocabulary_);
+      for (int32_t token = 0; token < vocabulary_; ++token) {
+        if (Allows(place, before, token)) mask.Allow(token);
+      }
+      const bool goes_on = i < drafts.size() && mask.Allows(drafts[i]);
+      masks.push_back(std::make_shared<const grammar::TokenMask>(std::move(mask)));
+      if (!goes_on) return masks;
+      before = drafts[i];
+    }
+  }
+
+ private:
+  const int vocabulary_;
+  std::vector<int32_t> committed_;
+};
+
+struct ConstrainedRun {
+  std::vector<int32_t> tokens;
+  int num_accepted = 0;
+};
+
+// Runs the plan under such a constraint; `beside` runs without one in the same rounds, to its end.
+inline ConstrainedRun RunConstrained(Executor& executor, const RunPlan& plan,
+                                     RunningSequence* beside = nullptr, int logprobs = -1) {
+  RunningSequence sequence(executor, plan);
+  ScriptedConstraint constraint(executor.vocabulary_used());
+  ConstrainedRun run;
+  while (!sequence.done() || (beside != nullptr && !beside->done())) {
+    Round round;
+    const bool runs = !sequence.done();
+    if (runs) {
+      round.steps.push_back(sequence.Step());
+      round.steps[0].constraint = &constraint;
+      round.steps[0].logprobs = logprobs;
+    }
+    if (beside != nullptr && !beside->done()) round.steps.push_back(beside->Step());
+    const RoundResult result = executor.Run(round);
+    if (runs) {
+      for (const ChosenToken& chosen : result.sequences[0].chosen) constraint.Commit(chosen.token);
+      run.num_accepted += result.sequences[0].num_accepted;
+      sequence.Take(round.steps[0], result.sequences[0]);
+    }
+    if (round.steps.size() > (runs ? 1 : 0))
+      beside->Take(round.steps.back(), result.sequences.back());
+  }
+  run.tokens = sequence.output();
+  return run;
+}
+
+}  // namespace ultraspeed::worker
