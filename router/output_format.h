@@ -1,7 +1,7 @@
 // The checks of GenerateOptions.output_format, which an answer's text is held to by the worker.
-// Called by ValidateGenerate and ValidateChat; pure. A schema is compiled to be checked, which takes
-// 0.04 ms for a few properties and 4 ms for 16 KiB of them; requests that are longer are not checked
-// on gRPC's threads (InferenceService).
+// Called by ValidateGenerate and ValidateChat; pure. A schema is compiled to be checked, which
+// takes 0.04 ms for a few properties and 4 ms for 16 KiB of them; requests that are longer are not
+// checked on gRPC's threads (InferenceService).
 #pragma once
 
 #include "absl/status/status.h"
