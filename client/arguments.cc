@@ -45,6 +45,8 @@ struct OptionalFlags {
   bool speculation = true;
   bool ignore_eos = false;
   std::string client_request_id;
+  bool json_object = false;
+  std::string json_schema;
 };
 
 absl::Status ParseInt32(const char* name, const std::string& text, int32_t* value) {
@@ -57,6 +59,21 @@ absl::Status ParseInt32(const char* name, const std::string& text, int32_t* valu
 absl::Status ParseFloat(const char* name, const std::string& text, float* value) {
   if (absl::SimpleAtof(text, value)) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("--", name, "=", text, ": must be a number"));
+}
+
+absl::Status FillOutputFormat(const OptionalFlags& flags, v1::GenerateOptions* options) {
+  if (flags.json_object && !flags.json_schema.empty())
+    return absl::InvalidArgumentError("--json-object and --json-schema: only one of the two");
+  if (flags.json_object) options->mutable_output_format()->set_json_object(true);
+  if (flags.json_schema.empty()) return absl::OkStatus();
+  ASSIGN_OR_RETURN(std::string schema,
+                   ReadFile(flags.json_schema, limits::kSchemaBytesMax, "--json-schema"));
+  if (schema.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--json-schema=", flags.json_schema, ": the file is empty"));
+  }
+  options->mutable_output_format()->set_json_schema(std::move(schema));
+  return absl::OkStatus();
 }
 
 absl::Status FillOptions(const OptionalFlags& flags, std::vector<std::string> stop,
@@ -100,7 +117,7 @@ absl::Status FillOptions(const OptionalFlags& flags, std::vector<std::string> st
   if (!flags.speculation) options->set_speculation(false);
   options->set_ignore_eos(flags.ignore_eos);
   options->set_client_request_id(flags.client_request_id);
-  return absl::OkStatus();
+  return FillOutputFormat(flags, options);
 }
 
 // Takes every --name VALUE and --name=VALUE out of `words`; values may hold commas and C escapes.
@@ -181,6 +198,9 @@ void AddFlags(FlagTable& table, Arguments* arguments, OptionalFlags* optional) {
                "Log-probabilities and so many alternatives; see the JSON forms");
   table.String("client-request-id", &optional->client_request_id, "label",
                "Shown in the server's log");
+  table.Bool("json-object", &optional->json_object, "The text is some JSON object");
+  table.String("json-schema", &optional->json_schema, "path",
+               "The text is JSON that keeps to the JSON Schema in this file");
   if (arguments->command != Command::kChat) return;
   table.String("system", &arguments->system, "text", "System message");
   table.Choice("thinking", &optional->thinking, {"on", "off"},

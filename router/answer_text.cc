@@ -9,10 +9,12 @@
 namespace ultraspeed::router {
 
 AnswerText::AnswerText(const Tokenizer* tokenizer, std::vector<std::string> stop,
-                       std::optional<ToolUse> tools, absl::string_view request_id)
+                       std::optional<ToolUse> tools, absl::string_view request_id,
+                       std::string opening)
     : tokenizer_(tokenizer),
       stop_(std::move(stop)),
       tools_(std::move(tools)),
+      opening_(std::move(opening)),
       // Clients keep up to 40 characters: these, and three digits.
       call_id_prefix_(absl::StrCat("call_", absl::StrReplaceAll(request_id, {{"-", ""}}))),
       detokenizer_(tokenizer),
@@ -24,7 +26,7 @@ AnswerText::AnswerText(const Tokenizer* tokenizer, std::vector<std::string> stop
 }
 
 bool AnswerText::Append(int32_t token_id, bool in_thought, v1::GenerateChunk* chunk) {
-  if (AppendOpening(chunk)) return true;
+  if (AppendOpenings(chunk)) return true;
   const bool is_mark = token_id == call_begin_ || token_id == call_end_;
   if (is_mark && !(call_ ? call_->is_in_value() : in_thought)) {
     if (token_id == call_end_ && call_) return EndCall(kToolCallEnd, chunk);
@@ -35,7 +37,7 @@ bool AnswerText::Append(int32_t token_id, bool in_thought, v1::GenerateChunk* ch
 }
 
 void AnswerText::Finish(v1::FinishReason reason, int32_t stop_token_id, v1::GenerateChunk* chunk) {
-  if (AppendOpening(chunk)) return;
+  if (AppendOpenings(chunk)) return;
   const std::string rest = detokenizer_.Finish();
   if (call_) {
     if (AppendPiece(call_->Append(rest), chunk)) return;
@@ -52,7 +54,8 @@ void AnswerText::Finish(v1::FinishReason reason, int32_t stop_token_id, v1::Gene
   }
 }
 
-bool AnswerText::AppendOpening(v1::GenerateChunk* chunk) {
+bool AnswerText::AppendOpenings(v1::GenerateChunk* chunk) {
+  if (!opening_.empty() && AppendText(std::exchange(opening_, {}), chunk)) return true;
   if (!call_ || !tools_->opening) return false;
   const std::string opening = *std::exchange(tools_->opening, std::nullopt);
   return AppendPiece(call_->Append(opening), chunk);

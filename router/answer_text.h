@@ -32,9 +32,10 @@ struct ToolUse {
 // Thread contract: one thread at a time.
 class AnswerText {
  public:
-  // `tokenizer` outlives it. `request_id` makes the calls' ids unique.
+  // `tokenizer` outlives it. `request_id` makes the calls' ids unique. `opening`: the end of the
+  // prompt, where that is the beginning of the text.
   AnswerText(const Tokenizer* tokenizer, std::vector<std::string> stop,
-             std::optional<ToolUse> tools, absl::string_view request_id);
+             std::optional<ToolUse> tools, absl::string_view request_id, std::string opening = {});
   AnswerText(const AnswerText&) = delete;
   AnswerText& operator=(const AnswerText&) = delete;
 
@@ -47,7 +48,7 @@ class AnswerText {
 
  private:
   // All of them: true if that ended the answer.
-  bool AppendOpening(v1::GenerateChunk* chunk);
+  bool AppendOpenings(v1::GenerateChunk* chunk);
   bool AppendText(absl::string_view text, v1::GenerateChunk* chunk);
   bool AppendPiece(const ToolCallParser::Piece& piece, v1::GenerateChunk* chunk);
   bool BeginCall(v1::GenerateChunk* chunk);
@@ -58,6 +59,7 @@ class AnswerText {
   const Tokenizer* const tokenizer_;
   const std::vector<std::string> stop_;
   std::optional<ToolUse> tools_;  // its opening until that was read
+  std::string opening_;           // likewise
   const std::string call_id_prefix_;
   int32_t call_begin_ = -1;  // token ids; -1: calls are text
   int32_t call_end_ = -1;

@@ -54,6 +54,12 @@ ToolUse ToolUseOf(const Conversation& conversation) {
   return use;
 }
 
+// An answer is held to its format behind its thoughts. The prompt opens them, so that none can do
+// without and be held to nothing.
+bool PromptOpensThought(const ChatParams& params) {
+  return params.generation.output_format.has_value() && params.enable_thinking;
+}
+
 absl::Status BlockingPoolFull() {
   return absl::ResourceExhaustedError(
       absl::StrCat("too many calls wait for the store, at most ", limits::kBlockingQueue));
@@ -202,6 +208,11 @@ absl::StatusOr<InferenceService::Prepared> InferenceService::Prepare(
                    Assemble(resolved, params.generation, std::move(prompt), tenant, request_id));
   if (!params.conversation.tools.functions.empty())
     prepared.relay.tools = ToolUseOf(params.conversation);
+  if (PromptOpensThought(params)) {
+    const ReasoningMarks& marks = resolved.model->reasoning_marks;
+    prepared.relay.opening = std::string(resolved.model->tokenizer->TokenBytes(marks.begin));
+    prepared.relay.worker_request.set_output_format_after_token_id(marks.end);
+  }
   return prepared;
 }
 
@@ -212,9 +223,13 @@ absl::StatusOr<std::vector<int32_t>> InferenceService::PromptOf(const ServedMode
         "model=", model.facts.name, ": cannot chat: ", model.chat_template.status().message()));
   }
   const Conversation& conversation = params.conversation;
-  return EncodeSegments(*model.tokenizer,
-                        model.chat_template->Segments(conversation.turns, params.enable_thinking,
-                                                      conversation.tools));
+  ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
+                   EncodeSegments(*model.tokenizer, model.chat_template->Segments(
+                                                        conversation.turns, params.enable_thinking,
+                                                        conversation.tools)));
+  // A template has both marks.
+  if (PromptOpensThought(params)) prompt.push_back(model.reasoning_marks.begin);
+  return prompt;
 }
 
 absl::StatusOr<InferenceService::Prepared> InferenceService::Assemble(
@@ -249,6 +264,7 @@ absl::StatusOr<InferenceService::Prepared> InferenceService::Assemble(
   out.set_logprobs(params.logprobs);
   out.set_priority(params.priority);
   out.set_cache_scope(tenant.tenant);
+  if (params.output_format) *out.mutable_output_format() = *params.output_format;
   return prepared;
 }
 

@@ -1,6 +1,7 @@
 // The public Inference service: authenticates, decodes, checks, tokenizes, resolves model and tier,
 // has the request admitted (limits, budget, ledger) and hands it to a StreamRelay. Runs on gRPC
-// threads (short texts), a small TaskPool (long ones) and the blocking pool (what asks the store).
+// threads (short texts and schemas), a small TaskPool (long ones) and the blocking pool (what asks
+// the store).
 //
 // Surprising: requests come as raw bytes, because gRPC answers a string that is not UTF-8 with a
 // bare UNIMPLEMENTED; see request_decoder.h. The alias `<model>-ultraspeed` means tier ultraspeed

@@ -159,7 +159,7 @@ void StreamRelay::Begin(RelayRequest request, Settlement settlement,
   generation_ = Generation(std::move(request.worker_request), model_->facts.vocabulary_size,
                            model_->reasoning_marks);
   answer_.emplace(model_->tokenizer.get(), std::move(request.stop), std::move(request.tools),
-                  request_id_);
+                  request_id_, std::move(request.opening));
   AwaitTurn();
 }
 
@@ -188,6 +188,8 @@ void StreamRelay::AwaitTurn() {
   // A caller that names no max_tokens gets a huge one; what it will use is closer to this.
   const int64_t likely_tokens =
       std::min<int64_t>(worker_request.max_tokens(), limits::kLikelyCompletionTokens);
+  const auto schema_bytes =
+      static_cast<int64_t>(worker_request.output_format().json_schema().size());
   absl::Duration deadline = absl::InfiniteDuration();
   if (deadline_ != std::chrono::system_clock::time_point::max())
     deadline = clock_->Monotonic() + (absl::FromChrono(deadline_) - clock_->Now());
@@ -197,7 +199,7 @@ void StreamRelay::AwaitTurn() {
                     {.tenant = tenant_,
                      .tier = settlement_.tier(),
                      .tokens = prompt_tokens + likely_tokens,
-                     .bytes = prompt_tokens * static_cast<int64_t>(sizeof(int32_t)),
+                     .bytes = prompt_tokens * static_cast<int64_t>(sizeof(int32_t)) + schema_bytes,
                      .priority = worker_request.priority(),
                      .deadline = deadline},
                     [self = shared_from_this()](auto place) { self->OnTurn(std::move(place)); });

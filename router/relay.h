@@ -53,6 +53,7 @@ struct RelayRequest {
   v1::WorkerGenerateRequest worker_request;  // complete but for the tier, with request_id
   std::vector<std::string> stop;
   std::optional<ToolUse> tools;
+  std::string opening = {};  // the end of the prompt, where that is the beginning of the text
 };
 
 // Goes out with the first response, refusals included.

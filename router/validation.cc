@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/limits.h"
 #include "router/field_checks.h"
+#include "router/output_format.h"
 
 namespace ultraspeed::router {
 namespace {
@@ -94,6 +95,7 @@ absl::StatusOr<GenerationParams> ValidateOptions(const v1::GenerateOptions& opti
       !status.ok()) {
     return status;
   }
+  if (absl::Status status = CheckOutputFormat(options); !status.ok()) return status;
 
   GenerationParams params;
   const v1::SamplingParams& sampling = options.sampling();
@@ -111,6 +113,7 @@ absl::StatusOr<GenerationParams> ValidateOptions(const v1::GenerateOptions& opti
   params.ignore_eos = options.ignore_eos();
   params.client_request_id = options.client_request_id();
   params.priority = options.priority();
+  if (options.has_output_format()) params.output_format = options.output_format();
   return params;
 }
 
@@ -135,6 +138,7 @@ absl::StatusOr<ChatParams> ValidateChat(const v1::ChatRequest& request, const Mo
   if (absl::Status status = CheckModelName(request.model()); !status.ok()) return status;
   absl::StatusOr<Conversation> conversation = ValidateConversation(request);
   if (!conversation.ok()) return conversation.status();
+  if (absl::Status status = CheckFormatFits(request); !status.ok()) return status;
   absl::StatusOr<GenerationParams> generation = ValidateOptions(request.options(), facts);
   if (!generation.ok()) return generation.status();
   ChatParams params;

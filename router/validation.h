@@ -45,6 +45,7 @@ struct GenerationParams {
   bool ignore_eos = false;
   std::string client_request_id;
   int32_t priority = 0;
+  std::optional<v1::OutputFormat> output_format;
 };
 
 struct ChatParams {

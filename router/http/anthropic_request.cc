@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "router/http/anthropic_reply.h"
+#include "router/http/format_fields.h"
 #include "router/http/request_fields.h"
 #include "router/http/request_parts.h"
 
@@ -167,6 +168,7 @@ absl::Status ReadConversation(RequestFields& fields, v1::ChatRequest* request, F
   request->set_model(ReadModel(fields));
   for (const char* name : {"mcp_servers", "container"}) fields.RefuseUnlessEmpty(name);
   request->set_enable_thinking(ReadThinking(fields).value_or(false));
+  const std::string format = ReadOutputConfig(fields, request->mutable_options());
   if (fields.Find("system") != nullptr) {
     v1::ChatMessage* message = request->add_messages();
     message->set_role(v1::ROLE_SYSTEM);
@@ -177,6 +179,8 @@ absl::Status ReadConversation(RequestFields& fields, v1::ChatRequest* request, F
   names->renames = {{"options.sampling.", ""},
                     {"options.stop", "stop_sequences"},
                     {"options.client_request_id", "metadata.user_id"},
+                    {"options.output_format.json_schema", format + ".schema"},
+                    {"options.output_format", format},
                     {"options.", ""},
                     {"required_tool", "tool_choice.name"},
                     {"enable_thinking", "thinking"}};

@@ -16,7 +16,8 @@ namespace ultraspeed::router {
 
 // INVALID_ARGUMENT begins with the field at fault.
 absl::StatusOr<TranslatedCall> ParseMessages(absl::string_view body);
-// To count the tokens of its prompt: without `reply`, and nothing about the answer is looked at.
+// To count the tokens of its prompt: without `reply`, and of what is said about the answer only its
+// format is looked at, which may open thoughts.
 absl::StatusOr<TranslatedCall> ParseCountTokens(absl::string_view body);
 
 }  // namespace ultraspeed::router

@@ -79,6 +79,14 @@ std::string CallersMessage(absl::string_view field, const FieldNames& names) {
   return absl::StrCat(names.messages[idx], is_whole ? "" : field.substr(close + 1));
 }
 
+// A place in a schema has names that are none of ours: what it lies in is the field.
+absl::string_view RenamedField(absl::string_view message, const FieldNames& names) {
+  for (const auto& [from, to] : names.renames) {
+    if (absl::StartsWith(message, from)) return message.substr(0, from.size());
+  }
+  return {};
+}
+
 std::string CallersField(absl::string_view field, const FieldNames& names) {
   for (const auto& [from, to] : names.renames) {
     if (absl::StartsWith(field, from)) return absl::StrCat(to, field.substr(from.size()));
@@ -144,7 +152,8 @@ HttpError ErrorOfStatus(const absl::Status& status, bool admitted, const FieldNa
   if (error.kind != ErrorKind::kInvalidRequest && error.kind != ErrorKind::kContextTooLong) {
     return error;
   }
-  const absl::string_view field = LeadingField(status.message());
+  absl::string_view field = LeadingField(status.message());
+  if (field.empty()) field = RenamedField(status.message(), names);
   error.param = CallersField(field, names);
   error.message = absl::StrCat(error.param, status.message().substr(field.size()));
   return error;

@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "router/http/format_fields.h"
 #include "router/http/openai_reply.h"
 #include "router/http/openai_tools.h"
 #include "router/http/request_fields.h"
@@ -83,11 +84,6 @@ void RefuseWhatCannotBeHonoured(RequestFields& fields) {
   }
   fields.Whole("n", 1, 1);
   fields.Whole("best_of", 1, 1);
-  if (const json::object* format = fields.Object("response_format")) {
-    RequestFields inner(*format, "response_format.");
-    if (inner.Choice("type", {"text"}).empty()) inner.Refuse("type", "text");
-    fields.Merge(inner.status());
-  }
   for (const std::string& modality : fields.Strings("modalities")) {
     if (modality != "text") fields.Refuse("modalities", "[\"text\"]");
   }
@@ -101,6 +97,7 @@ void ReadOptions(RequestFields& fields, absl::string_view max_tokens, v1::Genera
   for (std::string& stop : fields.Strings("stop")) options->add_stop(std::move(stop));
   if (const auto user = fields.String("user")) options->set_client_request_id(*user);
   ReadSpeculation(fields, options);
+  ReadResponseFormat(fields, options);
   reply->own_tier_names = ReadOpenAiTier(fields, options);
   if (const json::object* stream_options = fields.Object("stream_options")) {
     RequestFields inner(*stream_options, "stream_options.");
@@ -115,6 +112,8 @@ FieldNames NamesOf(absl::string_view max_tokens, absl::string_view logprobs) {
                       {"options.max_tokens", std::string(max_tokens)},
                       {"options.logprobs", std::string(logprobs)},
                       {"options.client_request_id", "user"},
+                      {"options.output_format.json_schema", "response_format.json_schema.schema"},
+                      {"options.output_format", "response_format"},
                       {"options.", ""},
                       {"required_tool", "tool_choice.function.name"},
                       {"enable_thinking", "chat_template_kwargs.enable_thinking"}},

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "router/http/format_fields.h"
 #include "router/http/openai_tools.h"
 #include "router/http/request_fields.h"
 #include "router/http/request_parts.h"
@@ -121,15 +122,6 @@ void RefuseWhatCannotBeHonoured(RequestFields& fields) {
                            "max_tool_calls", "top_logprobs", "context_management", "moderation"}) {
     fields.RefuseUnlessEmpty(name);
   }
-  if (const json::object* text = fields.Object("text")) {
-    RequestFields inner(*text, "text.");
-    if (const json::object* format = inner.Object("format")) {
-      RequestFields kind(*format, "text.format.");
-      if (kind.Choice("type", {"text"}).empty()) kind.Refuse("type", "text");
-      inner.Merge(kind.status());
-    }
-    fields.Merge(inner.status());
-  }
 }
 
 // What an answer repeats of its request.
@@ -167,6 +159,7 @@ absl::StatusOr<TranslatedCall> ParseResponse(absl::string_view body, ReplyContex
   if (const auto count = fields.Int32("max_output_tokens")) options->set_max_tokens(*count);
   ReadSampling(fields, options->mutable_sampling());
   ReadSpeculation(fields, options);
+  ReadTextFormat(fields, options);
   const bool own_tier_names = ReadOpenAiTier(fields, options);
   for (const char* name : {"user", "safety_identifier"}) {
     if (const auto label = fields.String(name)) options->set_client_request_id(*label);
@@ -184,6 +177,8 @@ absl::StatusOr<TranslatedCall> ParseResponse(absl::string_view body, ReplyContex
   call.names.renames = {{"options.sampling.", ""},
                         {"options.max_tokens", "max_output_tokens"},
                         {"options.client_request_id", "user"},
+                        {"options.output_format.json_schema", "text.format.schema"},
+                        {"options.output_format", "text.format"},
                         {"options.", ""},
                         {"required_tool", "tool_choice.name"},
                         {"enable_thinking", "reasoning.effort"}};

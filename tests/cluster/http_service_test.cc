@@ -189,6 +189,47 @@ TEST_F(HttpServiceTest, CallsOfToolsInEveryShape) {
   EXPECT_THAT(refused.body, HasSubstr(R"(tools[0].name is \"f g\"; it must be of a-z)"));
 }
 
+TEST_F(HttpServiceTest, OutputFormatsInEveryShape) {
+  FakeWorker& worker =
+      AddWorker({.script = PlaySteps(StepsOf("hm</think>{\"age\":7}"), v1::FINISH_REASON_STOP)});
+  StartHttp();
+  const std::string ask = R"("model":"fake","messages":[{"role":"user","content":"u"}])";
+  const std::string schema = R"("schema":{"properties":{"z":{"type":"integer"},"a":{}}})";
+  const struct {
+    const char* path;
+    std::string body;
+    const char* answer;  // all of it that is no thought
+  } kCases[] = {
+      {"/v1/chat/completions",
+       absl::StrCat("{", ask, R"(,"thinking":{"type":"enabled"},"response_format":)",
+                    R"({"type":"json_schema","json_schema":{"name":"n",)", schema, "}}}"),
+       R"("content":"{\"age\":7}")"},
+      {"/v1/responses",
+       absl::StrCat(R"({"model":"fake","input":"u","reasoning":{"effort":"low"},"text":{"format":)",
+                    R"({"type":"json_schema","name":"n",)", schema, "}}}"),
+       R"("text":"{\"age\":7}")"},
+      {"/v1/messages",
+       absl::StrCat("{", ask, R"(,"max_tokens":99,"thinking":{"type":"enabled"},)",
+                    R"("output_config":{"format":{"type":"json_schema",)", schema, "}}}"),
+       R"("text":"{\"age\":7}")"},
+  };
+  for (const auto& one : kCases) {
+    const HttpResponse response = Ask(HttpPost(one.path, one.body, ""));
+    EXPECT_EQ(response.status, 200) << response.body;
+    EXPECT_THAT(response.body, HasSubstr(one.answer));
+    EXPECT_EQ(worker.last_request().output_format().json_schema(),
+              R"({"properties":{"z":{"type":"integer"},"a":{}}})");
+    EXPECT_TRUE(worker.last_request().has_output_format_after_token_id());
+  }
+  const HttpResponse refused = Ask(HttpPost(
+      "/v1/messages",
+      absl::StrCat("{", ask, R"(,"max_tokens":9,"output_format":{"type":"json_schema","schema":)",
+                   R"({"properties":{"a b":{"type":"number","minimum":1}}}}})"),
+      ""));
+  EXPECT_EQ(refused.status, 400);
+  EXPECT_THAT(refused.body, HasSubstr(R"("output_format.schema.properties.a b: \"minimum\")"));
+}
+
 TEST_F(HttpServiceTest, TokensAreCountedAsTheAnswerWillCountThem) {
   AddWorker();
   StartHttp();

@@ -75,6 +75,27 @@ TEST(AnswerText, WithoutToolsACallIsText) {
   EXPECT_EQ(answer.joined.matched_stop(), "<|im_end|>");
 }
 
+TEST(AnswerText, ThePromptMayHaveBegunTheText) {
+  const Tokenizer& tokenizer = TestTokenizer();
+  AnswerText answer(&tokenizer, {}, std::nullopt, kRequestId, "<think>");
+  v1::GenerateChunk chunk;
+  const std::vector<int32_t> ids = *tokenizer.Encode("why</think>a", SpecialTokens::kParse);
+  for (const int32_t id : ids) EXPECT_FALSE(answer.Append(id, true, &chunk));
+  answer.Finish(v1::FINISH_REASON_LENGTH, 0, &chunk);
+  EXPECT_EQ(chunk.text(), "<think>why</think>a");
+
+  AnswerText empty(&tokenizer, {}, std::nullopt, kRequestId, "<think>");
+  chunk.Clear();
+  empty.Finish(v1::FINISH_REASON_LENGTH, 0, &chunk);
+  EXPECT_EQ(chunk.text(), "<think>");
+
+  AnswerText stopped(&tokenizer, {"think>"}, std::nullopt, kRequestId, "<think>");
+  chunk.Clear();
+  EXPECT_TRUE(stopped.Append(tokenizer.Encode("a", SpecialTokens::kAsText)->front(), true, &chunk));
+  EXPECT_EQ(chunk.text(), "<");
+  EXPECT_EQ(chunk.matched_stop(), "think>");
+}
+
 TEST(AnswerText, CallsBehindText) {
   const std::string text = absl::StrCat("I look.\n", kCall, "\n", kCall, "\n \n");
   for (const int tokens_per_chunk : {1, 3, 1000}) {

@@ -19,6 +19,8 @@ v1::WorkerGenerateRequest Request(int max_tokens) {
   request.set_max_tokens(max_tokens);
   request.set_seed(7);
   request.set_logprobs(-1);
+  request.mutable_output_format()->set_json_schema("{}");
+  request.set_output_format_after_token_id(kThoughtMarks.end);
   return request;
 }
 
@@ -55,6 +57,8 @@ TEST(GenerationTest, TheNextWorkerIsAskedForTheRest) {
   EXPECT_EQ(request.resumed_tokens(), 4);
   EXPECT_EQ(request.request_id(), "r");
   EXPECT_EQ(request.seed(), 7u);
+  EXPECT_EQ(request.output_format().json_schema(), "{}");
+  EXPECT_EQ(request.output_format_after_token_id(), 91);
 
   Take(generation, {24});
   generation.Resume();

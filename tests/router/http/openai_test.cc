@@ -120,7 +120,7 @@ TEST(OpenAiRequest, WhatCannotBeHonouredIsRefusedByName) {
        {R"("tools":[{"type":"web_search"}])", R"("tool_choice":"sometimes")",
         R"("tool_choice":{"type":"function"})", R"("functions":[{}])", R"("n":2)", R"("best_of":2)",
         R"("frequency_penalty":0.1)", R"("presence_penalty":-1)", R"("logit_bias":{"1":2})",
-        R"("response_format":{"type":"json_object"})", R"("echo":true)", R"("suffix":"x")",
+        R"("response_format":{"type":"grammar"})", R"("echo":true)", R"("suffix":"x")",
         R"("modalities":["text","audio"])", R"("audio":{"voice":"a"})"}) {
     const std::string name =
         std::string(absl::string_view(field).substr(1, absl::string_view(field).find('"', 1) - 1));

@@ -111,7 +111,7 @@ TEST(ResponsesRequest, WhatCannotBeHonouredIsRefusedByName) {
         R"("conversation":"c")", R"("prompt":{"id":"p"})", R"("top_logprobs":2)",
         R"("tools":[{"type":"web_search"}])", R"("tool_choice":"sometimes")",
         R"("tool_choice":{"type":"mcp"})", R"("service_tier":"flex")",
-        R"("text":{"format":{"type":"json_object"}})"}) {
+        R"("text":{"format":{"type":"grammar"}})"}) {
     const std::vector<std::string> quoted = absl::StrSplit(field, '"');
     const std::string error = ResponseError(absl::StrCat(R"("input":"a",)", field));
     EXPECT_TRUE(absl::StartsWith(error, quoted[1])) << error;
