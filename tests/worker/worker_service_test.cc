@@ -257,6 +257,9 @@ TEST_F(WorkerServiceTest, RefusesEveryBadFieldByNameAndBound) {
        "SERVICE_TIER_STANDARD"},
       {[](auto& r) { r.set_priority(-101); }, "priority=-101", "-100..100"},
       {[](auto& r) { r.set_resumed_tokens(10); }, "resumed_tokens=10", "0..9"},
+      {[](auto& r) { r.mutable_output_format(); }, "output_format", "not with this model"},
+      {[](auto& r) { r.set_output_format_after_token_id(3); }, "output_format_after_token_id",
+       "no output_format"},
   };
   for (const Case& test_case : cases) {
     SCOPED_TRACE(test_case.field);
