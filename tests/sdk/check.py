@@ -2,14 +2,17 @@
 
 usage: check.py BASE_URL     environment: ULTRASPEED_API_KEY
 """
+import json
 import os
 import sys
 import time
 import urllib.error
 import urllib.request
+from typing import Annotated, Literal, Optional
 
 import anthropic
 import openai
+import pydantic
 
 base_url = sys.argv[1]
 key = os.environ["ULTRASPEED_API_KEY"]
@@ -18,6 +21,12 @@ QUESTION = [{"role": "user", "content": "Write a function that adds two numbers.
 SAME = {"temperature": 0.8, "max_tokens": 40}
 EXTRA = {"ignore_eos": True, "seed": 7}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "number"}, "why": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
+
+
+class Person(pydantic.BaseModel):
+    name: Annotated[str, pydantic.Field(max_length=20)]
+    role: Literal["author", "editor"]
+    age: Annotated[Optional[int], pydantic.Field(ge=0, le=150)]
 
 
 def check(what, holds):
@@ -98,6 +107,16 @@ def check_openai():
         model=MODEL, messages=QUESTION, tools=[{"type": "function", "function": {"name": "a b"}}]))
     check("a bad tool is a BadRequestError with param", error is not None and error.param == "tools[0].function.name")
     check_responses(client, text)
+
+    parsed = client.chat.completions.parse(model=MODEL, messages=QUESTION, response_format=Person, max_tokens=200).choices[0]
+    check("chat.completions.parse", parsed.finish_reason == "stop" and isinstance(parsed.message.parsed, Person))
+    with client.chat.completions.stream(model=MODEL, messages=QUESTION, response_format=Person, max_tokens=200) as helper:
+        check("the same streamed", isinstance(helper.get_final_completion().choices[0].message.parsed, Person))
+    free = client.chat.completions.create(model=MODEL, messages=QUESTION, response_format={"type": "json_object"}, max_tokens=30)
+    check("json_object", free.choices[0].message.content.startswith("{"))
+    error = refused(openai.BadRequestError, lambda: client.chat.completions.create(
+        model=MODEL, messages=QUESTION, response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"not": {}}}}))
+    check("a schema that cannot be held to is refused by its place", error is not None and error.param == "response_format.json_schema.schema")
     error = refused(openai.NotFoundError, lambda: client.chat.completions.create(model="other", messages=QUESTION))
     check("an unknown model is a NotFoundError", error is not None and error.code == "model_not_found")
     stranger = openai.OpenAI(base_url=base_url + "/v1", api_key="us-wrong", max_retries=0)
@@ -122,6 +141,8 @@ def check_responses(client, chat_text):
     items = QUESTION + [{**call.model_dump(exclude_none=True), "arguments": '{"a": 1}'}, {"type": "function_call_output", "call_id": call.call_id, "output": "3"}]
     answer = client.responses.create(model=MODEL, input=items, tools=tools, tool_choice="none", max_output_tokens=8, extra_body=EXTRA)
     check("its result goes back", bool(answer.output_text))
+    parsed = client.responses.parse(model=MODEL, input=QUESTION, text_format=Person, max_output_tokens=200)
+    check("responses.parse", parsed.status == "completed" and isinstance(parsed.output_parsed, Person))
     error = refused(openai.BadRequestError, lambda: client.responses.create(model=MODEL, input="x", previous_response_id="resp_1"))
     check("what is not stored is refused by name", error is not None and error.param == "previous_response_id")
 
@@ -156,6 +177,11 @@ def check_anthropic(openai_text):
     answer = client.messages.create(model=MODEL, messages=conversation, tools=tools, max_tokens=5)
     read = answer.usage.input_tokens + answer.usage.cache_read_input_tokens
     check("its result goes back, and count_tokens counted it", counted.input_tokens == read)
+
+    person = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 20}}, "required": ["name"], "additionalProperties": False}
+    held = client.messages.create(
+        model=MODEL, messages=QUESTION, max_tokens=200, extra_body={"output_config": {"format": {"type": "json_schema", "schema": person}}})
+    check("output_config.format", held.stop_reason == "end_turn" and list(json.loads(held.content[0].text)) == ["name"])
 
     stop = openai_text[10:14]
     stopped = client.messages.create(model=MODEL, messages=QUESTION, stop_sequences=[stop], **same)
