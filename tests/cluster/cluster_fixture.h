@@ -60,7 +60,8 @@ class ClusterTest : public ::testing::Test {
   Server& StartWorker(int port = 0, const std::vector<std::string>& more_flags = {}) {
     std::vector<std::string> flags = {absl::StrCat("--model=", kModelFolder),
                                       absl::StrCat("--listen=127.0.0.1:", port), "--threads=1",
-                                      "--drain-timeout=30s"};
+                                      "--drain-timeout=30s",
+                                      "--draft-cost=served-shape"};  // measuring takes a second
     flags.insert(flags.end(), more_flags.begin(), more_flags.end());
     workers_.push_back(std::make_unique<Server>(folder_, absl::StrCat("worker", workers_.size()),
                                                 "ultraspeed-worker", flags));

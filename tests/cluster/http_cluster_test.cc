@@ -82,7 +82,7 @@ class HttpClusterTest : public ::testing::Test {
     auto worker = std::make_unique<Server>(
         temporary_->path(), "worker", "ultraspeed-worker",
         std::vector<std::string>{"--model=models/tiny-mimo", "--listen=127.0.0.1:0", "--threads=1",
-                                 "--drain-timeout=30s"});
+                                 "--drain-timeout=30s", "--draft-cost=served-shape"});
     EXPECT_TRUE(worker->AwaitReady()) << worker->process().Log();
     return worker;
   }
