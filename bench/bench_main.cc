@@ -5,6 +5,7 @@
 //   decode   plain and speculative decoding of held-out prompts, straight on the executor
 //   rank     rounds at the served model's shape, the share of one GPU or of several, with made-up
 //            weights
+//   grammar  what holding an output to a format costs the host
 //   allreduce  sums over the GPUs of a node: right, and how fast
 #include <unistd.h>
 
@@ -13,7 +14,9 @@
 #include <cstdio>
 #include <iomanip>
 #include <iostream>
+#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/flags/flag.h"
@@ -22,11 +25,15 @@
 #include "absl/strings/str_cat.h"
 #include "bench/allreduce_bench.h"
 #include "bench/decode_loop.h"
+#include "bench/grammar_bench.h"
 #include "bench/held_out.h"
 #include "bench/load_bench.h"
+#include "bench/model_vocabulary.h"
 #include "bench/rank_bench.h"
 #include "bench/read_bandwidth.h"
 #include "bench/serving_command.h"
+#include "common/grammar/constraint.h"
+#include "common/grammar/json_schema.h"
 #include "common/status_macros.h"
 #include "kernels/usable_cores.h"
 #include "worker/cuda/device.h"
@@ -44,6 +51,11 @@ ABSL_FLAG(int, threads, 0, "compute threads; 0 = one for each core that the proc
 ABSL_FLAG(double, temperature, 0, "decode, rank: 0 = greedy");
 ABSL_FLAG(int, top_k, 0, "decode, rank: the most likely tokens that may be drawn; 0 = all");
 ABSL_FLAG(double, top_p, 1, "decode, rank: their share of the probability; 1 = all");
+ABSL_FLAG(std::string, output_format, "none",
+          "decode: what every completion is held to: none, or json_object for any JSON object");
+ABSL_FLAG(std::string, schema, "", "grammar: a file with a JSON Schema; empty = an example");
+ABSL_FLAG(int, texts, ultraspeed::bench::GrammarBenchOptions().texts,
+          "grammar: random texts of each grammar");
 ABSL_FLAG(int, repeats, 3, "passes over the prompts; the median pass is reported");
 ABSL_FLAG(std::string, shape, "mimo-v2.5-pro", "rank: the model's shape");
 ABSL_FLAG(int, rank_of, 8, "rank: GPUs that the shape is divided over");
@@ -100,20 +112,14 @@ double TokensPerSecond(const DecodeOutcome& pass) {
 }
 
 DecodeOutcome RunPass(worker::ModelExecutor& executor,
-                      const std::vector<std::vector<int32_t>>& prompts, int block,
-                      const kernels::SamplingSpec& sampling, const std::string& label) {
+                      const std::vector<std::vector<int32_t>>& prompts, DecodeOptions options,
+                      const std::string& label) {
   const bool shows_progress = isatty(STDERR_FILENO) != 0;
-  DecodeOutcome outcome =
-      Decode(executor, prompts,
-             {.max_tokens = absl::GetFlag(FLAGS_max_tokens),
-              .block = block,
-              .sequences = absl::GetFlag(FLAGS_sequences),
-              .sampling = sampling,
-              .statistics = &executor.statistics(),
-              .on_prompt_started = [&](size_t i) {
-                if (shows_progress)
-                  std::fprintf(stderr, "\r%-28s %zu/%zu", label.c_str(), i + 1, prompts.size());
-              }});
+  options.on_prompt_started = [&](size_t i) {
+    if (shows_progress)
+      std::fprintf(stderr, "\r%-28s %zu/%zu", label.c_str(), i + 1, prompts.size());
+  };
+  DecodeOutcome outcome = Decode(executor, prompts, options);
   if (shows_progress) std::fprintf(stderr, "\r%60s\r", "");
   return outcome;
 }
@@ -198,6 +204,29 @@ absl::Status RunAllReduce() {
   return absl::OkStatus();
 }
 
+absl::Status RunGrammar() {
+  const int texts = absl::GetFlag(FLAGS_texts);
+  if (texts < 1)
+    return absl::InvalidArgumentError(absl::StrCat("--texts: is ", texts, "; must be at least 1"));
+  ASSIGN_OR_RETURN(const boost::json::object report,
+                   MeasureGrammar({.model_folder = absl::GetFlag(FLAGS_model),
+                                   .schema_file = absl::GetFlag(FLAGS_schema),
+                                   .texts = texts,
+                                   .seed = kSeed}));
+  Print(report);
+  return absl::OkStatus();
+}
+
+// REQUIRES: a format, not none.
+absl::StatusOr<worker::OutputGrammar> OutputOf(const worker::ModelConfig& config) {
+  ASSIGN_OR_RETURN(std::shared_ptr<const grammar::Vocabulary> vocabulary,
+                   LoadVocabulary(absl::GetFlag(FLAGS_model), config));
+  worker::OutputGrammar output;
+  output.constraint =
+      std::make_shared<grammar::Constraint>(grammar::AnyJsonObject(), std::move(vocabulary));
+  return output;
+}
+
 absl::Status RunDecode() {
   if (absl::GetFlag(FLAGS_max_tokens) < 2)
     return absl::InvalidArgumentError("--max_tokens must be at least 2");
@@ -210,6 +239,11 @@ absl::Status RunDecode() {
         absl::StrCat("--sequences: is ", sequences, "; must be from 1 to ", kSequencesMax));
   }
   ASSIGN_OR_RETURN(const kernels::SamplingSpec sampling, Sampling());
+  const std::string output_format = absl::GetFlag(FLAGS_output_format);
+  if (output_format != "none" && output_format != "json_object") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--output_format: is ", output_format, "; must be none or json_object"));
+  }
 
   worker::ExecutorOptions executor_options;
   executor_options.model_folder = absl::GetFlag(FLAGS_model);
@@ -221,7 +255,15 @@ absl::Status RunDecode() {
   ASSIGN_OR_RETURN(const worker::DeviceChoice choice, ChosenDevice());
   ASSIGN_OR_RETURN(const auto executor, worker::CreateExecutor(choice.device, executor_options));
   const worker::ModelConfig& config = executor->config();
-  const int block = std::max(1, config.drafter.block_size);
+  DecodeOptions plain_options = {.max_tokens = absl::GetFlag(FLAGS_max_tokens),
+                                 .sequences = sequences,
+                                 .sampling = sampling,
+                                 .statistics = &executor->statistics()};
+  if (output_format != "none") {
+    ASSIGN_OR_RETURN(plain_options.output, OutputOf(config));
+  }
+  DecodeOptions speculative_options = plain_options;
+  speculative_options.block = std::max(1, config.drafter.block_size);
 
   std::vector<HeldOutPrompt> prompts;
   if (absl::GetFlag(FLAGS_prompts) == "held-out") {
@@ -236,12 +278,12 @@ absl::Status RunDecode() {
 
   // Plain and speculative passes alternate, so that a change of the machine's load falls on both.
   std::vector<DecodeOutcome> plain_passes, speculative_passes;
-  RunPass(*executor, {texts.front()}, block, sampling, "warm-up");
+  RunPass(*executor, {texts.front()}, speculative_options, "warm-up");
   for (int i = 0; i < absl::GetFlag(FLAGS_repeats); ++i) {
     plain_passes.push_back(
-        RunPass(*executor, texts, 1, sampling, absl::StrCat("plain, pass ", i + 1)));
+        RunPass(*executor, texts, plain_options, absl::StrCat("plain, pass ", i + 1)));
     speculative_passes.push_back(
-        RunPass(*executor, texts, block, sampling, absl::StrCat("speculative, pass ", i + 1)));
+        RunPass(*executor, texts, speculative_options, absl::StrCat("speculative, pass ", i + 1)));
   }
   const DecodeOutcome plain = MedianPass(plain_passes);
   const DecodeOutcome speculative = MedianPass(speculative_passes);
@@ -263,6 +305,7 @@ absl::Status RunDecode() {
       {"temperature", sampling.temperature},
       {"top_k", sampling.top_k},
       {"top_p", sampling.top_p},
+      {"output_format", output_format},
       {"plain_tokens_per_second", TokensPerSecond(plain)},
       {"speculative_tokens_per_second", TokensPerSecond(speculative)},
       {"speedup", TokensPerSecond(speculative) / TokensPerSecond(plain)},
@@ -292,7 +335,8 @@ int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
       "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--device auto|cpu|cuda] "
       "[--gpus N] [--prompts held-out|FILE] [--max_tokens N] [--sequences N] [--temperature X] "
-      "[--top_k N] [--top_p X] [--json]\n"
+      "[--top_k N] [--top_p X] [--output_format none|json_object] [--json]\n"
+      "  ultraspeed-bench grammar [--model DIR] [--schema FILE] [--texts N] [--json]\n"
       "  ultraspeed-bench load --model DIR [--device auto|cpu|cuda] [--gpus N] [--read_threads N] "
       "[--experts as-stored|mxfp4] [--weights_cache DIR] [--stream_only] [--json]\n"
       "  ultraspeed-bench rank [--shape mimo-v2.5-pro] [--rank_of N] [--gpus N] [--context N] "
@@ -310,6 +354,8 @@ int main(int argc, char** argv) {
   absl::Status status;
   if (command == "decode") {
     status = ultraspeed::bench::RunDecode();
+  } else if (command == "grammar") {
+    status = ultraspeed::bench::RunGrammar();
   } else if (command == "load") {
     status = ultraspeed::bench::RunLoad();
   } else if (command == "rank") {
@@ -321,8 +367,8 @@ int main(int argc, char** argv) {
   } else if (command == "http") {
     status = ultraspeed::bench::RunHttp(absl::GetFlag(FLAGS_json));
   } else {
-    std::cerr << "usage: ultraspeed-bench allreduce|decode|http|load|rank|serving [--help for the "
-                 "flags]"
+    std::cerr << "usage: ultraspeed-bench allreduce|decode|grammar|http|load|rank|serving [--help "
+                 "for the flags]"
               << std::endl;
     return 2;
   }

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <memory>
 #include <numeric>
+#include <optional>
 
 #include "worker/speculation.h"
 
@@ -26,6 +27,7 @@ class Sequence {
         pages_(static_cast<size_t>(executor.num_pages() / options.sequences)) {
     std::iota(pages_.begin(), pages_.end(), slot * static_cast<int32_t>(pages_.size()));
     executor.ResetSlot(slot);
+    if (options.output.constraint != nullptr) constraint_.emplace(options.output);
     while (committed_.size() == prompt_size_) {
       const worker::Round round{.steps = {Step(/*block=*/1)}};
       Take(round.steps[0], executor.Run(round).sequences[0]);
@@ -49,6 +51,7 @@ class Sequence {
     step.pages = pages_.data();
     step.num_pages = static_cast<int>(pages_.size());
     step.sampling = options_.sampling;
+    step.constraint = constraint_ ? &*constraint_ : nullptr;
     return step;
   }
   void Take(const worker::SequenceStep& step, const worker::SequenceResult& result) {
@@ -56,6 +59,7 @@ class Sequence {
     for (const worker::ChosenToken& chosen : result.chosen) {
       if (done()) break;  // surplus of the last round
       committed_.push_back(chosen.token);
+      if (constraint_) constraint_->Commit(chosen.token);
       const std::vector<int32_t>& stops = executor_.config().eos_token_ids;
       ends_ = std::count(stops.begin(), stops.end(), chosen.token) > 0;
     }
@@ -72,6 +76,7 @@ class Sequence {
   size_t prompt_size_;
   std::vector<int32_t> committed_;  // prompt, then completion
   std::vector<int32_t> pages_;
+  std::optional<worker::OutputConstraint> constraint_;
   int64_t computed_ = 0;
   bool ends_ = false;
 };
@@ -124,12 +129,12 @@ DecodeOutcome Decode(worker::Executor& executor, const std::vector<std::vector<i
     const int64_t bytes_before = bytes_read();
     const Clock::time_point start = Clock::now();
     const worker::RoundResult result = executor.Run(round);
-    outcome.seconds += std::chrono::duration<double>(Clock::now() - start).count();
     outcome.weight_bytes += bytes_read() - bytes_before;
     outcome.rounds += 1;
     outcome.sequence_rounds += static_cast<int64_t>(running.size());
     for (size_t i = 0; i < running.size(); ++i)
       running[i]->Take(round.steps[i], result.sequences[i]);
+    outcome.seconds += std::chrono::duration<double>(Clock::now() - start).count();
     retire();
   }
   return outcome;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "worker/executor.h"
+#include "worker/output_constraint.h"
 #include "worker/statistics.h"
 
 namespace ultraspeed::bench {
@@ -15,7 +16,8 @@ struct DecodeOptions {
   int max_tokens = 128;
   int block = 1;      // 1 = plain, else the drafter's block
   int sequences = 1;  // side by side; they divide the block's rows, as under the scheduler
-  kernels::SamplingSpec sampling;
+  kernels::SamplingSpec sampling = {};
+  worker::OutputGrammar output = {};                      // of every completion
   const worker::ForwardStatistics* statistics = nullptr;  // the executor's; null = no byte counts
   std::function<void(size_t)> on_prompt_started = [](size_t) {};
 };
@@ -26,7 +28,7 @@ struct DecodeOutcome {
   int64_t tokens = 0;           // without the first of each text, which is prefill's
   int64_t rounds = 0;           // decode rounds, prefill excluded
   int64_t sequence_rounds = 0;  // the same, counted for each sequence in them
-  double seconds = 0;           // of the rounds above
+  double seconds = 0;           // of the rounds above, and of taking in what they chose
   int64_t weight_bytes = 0;  // packed weights that those rounds read, experts as they were routed
 };
 

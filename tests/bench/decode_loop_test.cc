@@ -1,0 +1,55 @@
+#include "bench/decode_loop.h"
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bench/held_out.h"
+#include "bench/model_vocabulary.h"
+#include "common/grammar/json_schema.h"
+
+namespace ultraspeed::bench {
+namespace {
+
+TEST(DecodeLoop, HoldsCompletionsToAFormatWhateverIsDrafted) {
+  const std::string model = "models/tiny-mimo";
+  worker::ExecutorOptions executor_options;
+  executor_options.model_folder = model;
+  executor_options.max_sequences = 2;
+  executor_options.kv_tokens = 4096;
+  auto executor = worker::CreateCpuExecutor(executor_options);
+  ASSERT_TRUE(executor.ok()) << executor.status();
+  const auto vocabulary = LoadVocabulary(model, (*executor)->config());
+  ASSERT_TRUE(vocabulary.ok()) << vocabulary.status();
+  const auto held_out = LoadHeldOutPrompts(model, (*executor)->config());
+  ASSERT_TRUE(held_out.ok()) << held_out.status();
+  ASSERT_GE(held_out->size(), 3u);
+  std::vector<std::vector<int32_t>> prompts;
+  for (size_t i = 0; i < 3; ++i) prompts.push_back((*held_out)[i].tokens);
+
+  DecodeOptions options = {.max_tokens = 24};
+  const DecodeOutcome without = Decode(**executor, prompts, options);
+  const auto constraint =
+      std::make_shared<grammar::Constraint>(grammar::AnyJsonObject(), *vocabulary);
+  options.output.constraint = constraint;
+  const DecodeOutcome plain = Decode(**executor, prompts, options);
+  options.block = (*executor)->config().drafter.block_size;
+  const DecodeOutcome speculative = Decode(**executor, prompts, options);
+  options.sequences = 2;
+  EXPECT_EQ(Decode(**executor, prompts, options).texts, plain.texts);
+
+  EXPECT_EQ(speculative.texts, plain.texts);
+  EXPECT_LT(speculative.rounds, plain.rounds);
+  EXPECT_NE(plain.texts, without.texts);
+  for (const std::vector<int32_t>& text : plain.texts) {
+    EXPECT_GE(text.size(), 2u);
+    grammar::State state = constraint->Start();
+    for (const int32_t token : text) state = constraint->Advance(state, token);
+    EXPECT_FALSE(state.is_dead());
+  }
+}
+
+}  // namespace
+}  // namespace ultraspeed::bench
