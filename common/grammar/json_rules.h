@@ -1,9 +1,8 @@
 // The rules of JSON's values. What is bounded, so that a model cannot go on forever without saying
 // anything:
 //   * White space, wherever JSON allows it inside of a value: none, one space, or one line break
-//   and
-//     at most limits::kJsonIndentMax spaces and tabs. None before or after the whole value.
-//   * Numbers: limits::kJson…DigitsMax.
+//     and at most limits::kJsonIndentMax spaces and tabs. None around the whole value.
+//   * Numbers: limits::kJson...DigitsMax.
 //   * Nesting: limits::kGrammarStackDepthMax.
 // Strings are UTF-8 without control characters; escaped surrogates come in pairs.
 #pragma once

@@ -1,15 +1,13 @@
 // The mask of a state: the tokens whose bytes the automaton takes.
 //
 // Inside of text nearly every token is allowed, so trying all of them is what would take long.
-// Three things spare it:
-//   * Plain characters lead from free text back to it. Tokens and parts of the tree that hold
-//   nothing
-//     else are allowed without being followed.
-//   * Other places in the rule of a text differ from its free text only for tokens whose first byte
-//     leads elsewhere; behind `</para`, that is `m`.
-//   * What a token does within the rule of a text does not depend on who called it. That is found
-//     once for a place in the rule (TextMask); for a state only those tokens are left which go on
-//     behind the text's end, such as `",`.
+// Three things spare it. Plain characters lead from free text back to it: tokens and parts of the
+// tree that hold nothing else are allowed without being followed. Other places in the rule of a
+// text differ from its free text only for tokens whose first byte leads elsewhere; behind `</para`,
+// that is `m`. And what a token does within the rule of a text does not depend on who called it:
+// that is found once for a place in the rule (TextMask); for a state only those tokens are left
+// which go on behind the text's end, such as `",`.
+//
 // All other states allow few tokens, and the tree is followed as far as they do.
 #pragma once
 

@@ -248,6 +248,11 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileObject(const Schema& schema) {
     return SchemaError(name_,
                        absl::StrCat("has more than ", limits::kSchemaPropertiesMax, " properties"));
   }
+  for (const auto& property : spec.properties) num_optional_ += !property.is_required;
+  if (num_optional_ > limits::kSchemaOptionalMax) {
+    return SchemaError(name_, absl::StrCat("has more than ", limits::kSchemaOptionalMax,
+                                           " properties that are not required"));
+  }
   const bool is_any = spec.properties.empty() && spec.other_values == rules_.Value();
   return is_any ? rules_.AnyObject() : rules_.Object(spec);
 }

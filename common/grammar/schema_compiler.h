@@ -61,6 +61,7 @@ class SchemaCompiler {
   std::vector<Pending> pending_;  // and those that are done
   size_t current_ = 0;
   int num_properties_ = 0;
+  int num_optional_ = 0;  // of them
   int num_alternatives_ = 0;
 };
 

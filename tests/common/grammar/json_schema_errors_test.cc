@@ -120,8 +120,8 @@ TEST(JsonSchemaErrors, Bounds) {
             "schema: has 131074 bytes; at most 131072 are supported");
   EXPECT_EQ(ErrorOf(repeat(R"({"items":)", 65, "") + "{}" + repeat("}", 65, "")),
             "schema: is nested deeper than 64 levels");
-  EXPECT_EQ(ErrorOf(absl::StrCat(R"({"anyOf":[)", repeat("{}", 514, ","), "]}")),
-            "schema: has more than 512 alternatives in anyOf and oneOf");
+  EXPECT_EQ(ErrorOf(absl::StrCat(R"({"anyOf":[)", repeat("{}", 130, ","), "]}")),
+            "schema: has more than 128 alternatives in anyOf and oneOf");
   EXPECT_EQ(ErrorOf(absl::StrCat(R"({"enum":[)", repeat("1", 1001, ","), "]}")),
             R"(schema: "enum" has 1001 values; at most 1000 are supported)");
   std::string properties;
@@ -130,6 +130,13 @@ TEST(JsonSchemaErrors, Bounds) {
   }
   EXPECT_EQ(ErrorOf(absl::StrCat(R"({"properties":{)", properties, "}}")),
             "schema: has more than 5000 properties");
+  properties.clear();
+  for (int i = 0; i <= limits::kSchemaOptionalMax; ++i) {
+    absl::StrAppend(&properties, i > 0 ? "," : "", "\"", i, "\":{}");
+  }
+  EXPECT_EQ(ErrorOf(absl::StrCat(R"({"properties":{)", properties, "}}")),
+            "schema: has more than 512 properties that are not required");
+  EXPECT_EQ(ErrorOf(absl::StrCat(R"({"properties":{)", properties, R"(},"required":["0"]})")), "none");
   EXPECT_THAT(ErrorOf(absl::StrCat(R"({"prefixItems":[)", repeat("{}", 17000, ","), "]}")),
               testing::StartsWith("schema: needs "));
   // Required objects, each of which takes a level.
