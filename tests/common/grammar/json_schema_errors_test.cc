@@ -136,7 +136,8 @@ TEST(JsonSchemaErrors, Bounds) {
   }
   EXPECT_EQ(ErrorOf(absl::StrCat(R"({"properties":{)", properties, "}}")),
             "schema: has more than 512 properties that are not required");
-  EXPECT_EQ(ErrorOf(absl::StrCat(R"({"properties":{)", properties, R"(},"required":["0"]})")), "none");
+  EXPECT_EQ(ErrorOf(absl::StrCat(R"({"properties":{)", properties, R"(},"required":["0"]})")),
+            "none");
   EXPECT_THAT(ErrorOf(absl::StrCat(R"({"prefixItems":[)", repeat("{}", 17000, ","), "]}")),
               testing::StartsWith("schema: needs "));
   // Required objects, each of which takes a level.
