@@ -1,5 +1,6 @@
 // The letters in which byte-level vocabularies spell bytes: printable ones stand for themselves,
-// the others for U+0100 and on, in order (GPT-2's tokenizer, and Qwen's after it). Header-only.
+// those from U+0100 on for the other bytes, in order (GPT-2's tokenizer, and Qwen's after it).
+// Header-only.
 #pragma once
 
 #include <array>

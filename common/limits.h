@@ -80,8 +80,9 @@ inline constexpr size_t kUnsentTextBytesMax =
 inline constexpr size_t kSchemaBytesMax = 128u << 10;
 inline constexpr int kSchemaDepthMax = 64;         // levels of JSON
 inline constexpr int kSchemaPropertiesMax = 5000;  // of all its objects
-// What may come next is as much as its alternatives that begin alike and its properties that may be
-// left out; at these bounds a mask takes 3 ms at most (ultraspeed-bench grammar), of all requests'.
+// What may come next is as much as a schema's alternatives that begin alike and its properties that
+// may be left out. At these bounds a mask takes 3 ms at most (ultraspeed-bench grammar), for which
+// every request of the round waits.
 inline constexpr int kSchemaOptionalMax = 512;       // properties that are not required
 inline constexpr int kSchemaAlternativesMax = 128;   // of all its anyOf and oneOf, nulls apart
 inline constexpr int kSchemaEnumValuesMax = 1000;    // of one enum

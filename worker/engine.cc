@@ -13,9 +13,7 @@ namespace {
 constexpr double kAcceptanceFade = 0.05;  // weight of the newest decode step in the reported mean
 constexpr absl::Duration kIdleReport = absl::Seconds(1);  // RateMeter's span: the rate is 0 by then
 
-int DraftBlock(const ModelConfig& config) {
-  return config.drafter.num_layers > 0 ? std::min(config.drafter.block_size, kDraftBlockMax) : 1;
-}
+int DraftBlock(const ModelConfig& config) { return std::min(config.draft_block(), kDraftBlockMax); }
 
 SchedulerOptions ForExecutor(SchedulerOptions options, const Executor& executor) {
   options.draft_block_max = DraftBlock(executor.config());

@@ -195,8 +195,7 @@ absl::Status Serve(Options options) {
     identity.weights_sha256 = Sha256Hex(absl::StrCat(identity.weights_sha256, " experts mxfp4"));
   }
   const std::string device = executor->device();
-  const int draft_block =
-      executor->config().drafter.num_layers > 0 ? executor->config().drafter.block_size : 1;
+  const int draft_block = executor->config().draft_block();
 
   if (options.draft_cost == "measured") {
     const DraftCost cost = MeasureDraftCost(*executor, RealClock());

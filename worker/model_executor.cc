@@ -41,14 +41,13 @@ absl::Status ValidateOptions(const ExecutorOptions& options) {
 
 void CheckRound(const Round& round, const Executor& executor) {
   KERNELS_CHECK(static_cast<int>(round.steps.size()), <=, executor.max_sequences());
-  const DrafterConfig& drafter = executor.config().drafter;
   int num_rows = 0;
   for (const SequenceStep& step : round.steps) {
     KERNELS_CHECK(step.slot, >=, 0);
     KERNELS_CHECK(step.slot, <, executor.max_sequences());
     KERNELS_CHECK(step.num_tokens, >=, 1);
     KERNELS_CHECK(step.block, >=, 1);
-    KERNELS_CHECK(step.block, <=, drafter.num_layers > 0 ? drafter.block_size : 1);
+    KERNELS_CHECK(step.block, <=, executor.config().draft_block());
     if (step.block > 1) {
       KERNELS_CHECK(step.num_tokens, ==, 1);
       KERNELS_CHECK(step.sample, ==, true);

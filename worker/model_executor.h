@@ -16,6 +16,9 @@ namespace ultraspeed::worker {
 
 inline constexpr int kPageTokens = 64;  // P, of both executors
 
+// Pages that so many tokens fill, the last one in part.
+constexpr int64_t PagesOf(int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; }
+
 // Positions that the ring of a window holds: the window behind a page's border, the pass or the
 // page of tokens that may follow before a snapshot is taken there, and rows that were rejected or
 // that the resident engine ran ahead.

@@ -24,7 +24,7 @@ constexpr char kServedShape[] = "mimo-v2.5-pro";
 double Gigabytes(int64_t bytes) { return static_cast<double>(bytes) / 1e9; }
 
 int64_t RingPageTokens(int window, int max_batch_tokens) {
-  return (RingTokens(window, max_batch_tokens) + kPageTokens - 1) / kPageTokens * kPageTokens;
+  return PagesOf(RingTokens(window, max_batch_tokens)) * kPageTokens;
 }
 
 int64_t ValueBytes(KvPrecision precision) { return precision == KvPrecision::kFp8 ? 1 : 2; }
@@ -48,7 +48,7 @@ ContextPlan PlanContext(const NodePlan& plan, int64_t context) {
   const int64_t full = CountLayers(part, AttentionKind::kFull),
                 sliding = CountLayers(part, AttentionKind::kSliding);
   const int64_t position_bytes = PositionBytes(part, options.kv_precision);
-  const int64_t pages = (context + kPageTokens - 1) / kPageTokens * kPageTokens;
+  const int64_t pages = PagesOf(context) * kPageTokens;
   ContextPlan out;
   out.context_tokens = context;
   out.gpu_bytes_per_sequence =
@@ -73,7 +73,7 @@ int64_t DrafterContextBytes(const DrafterConfig& part) {
 void PlanRound(NodePlan& plan) {
   const ModelConfig& part = plan.sharding.part;
   const bool drafts = part.drafter.num_layers > 0;
-  plan.round_rows = drafts ? part.drafter.block_size : 1;
+  plan.round_rows = part.draft_block();
   const double experts = part.num_experts;
   plan.distinct_experts =
       experts * (1 - std::pow(1 - part.experts_per_token / experts, plan.round_rows));

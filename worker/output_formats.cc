@@ -13,9 +13,7 @@ namespace {
 
 // Of the model, as far as they may be sampled.
 std::vector<int32_t> Sampled(std::vector<int32_t> tokens, int num_tokens) {
-  tokens.erase(std::remove_if(tokens.begin(), tokens.end(),
-                              [&](int32_t token) { return token < 0 || token >= num_tokens; }),
-               tokens.end());
+  std::erase_if(tokens, [&](int32_t token) { return token < 0 || token >= num_tokens; });
   return tokens;
 }
 

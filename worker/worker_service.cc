@@ -108,7 +108,7 @@ grpc::ServerUnaryReactor* WorkerService::GetModelInfo(grpc::CallbackServerContex
   response->set_name(config.name);
   response->set_context_tokens(bounds.context_tokens);
   response->set_vocabulary_size(bounds.vocabulary);
-  response->set_draft_block_size(config.drafter.num_layers > 0 ? config.drafter.block_size : 1);
+  response->set_draft_block_size(config.draft_block());
   response->mutable_eos_token_ids()->Add(config.eos_token_ids.begin(), config.eos_token_ids.end());
   response->set_chat_template_id("mimo_v2");
   response->set_enable_thinking_default(config.enable_thinking_default);

@@ -30,12 +30,11 @@ absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const ExecutorO
   if (!config.ok()) return config.status();
   absl::StatusOr<int> vocabulary_used = CountUsedTokens(options.model_folder, config->vocabulary);
   if (!vocabulary_used.ok()) return vocabulary_used.status();
-  const CacheShape shape = {
-      .max_sequences = options.max_sequences,
-      .max_rows = options.max_batch_tokens,
-      .num_pages = static_cast<int>((options.kv_tokens + kPageTokens - 1) / kPageTokens),
-      .page_tokens = kPageTokens,
-      .num_snapshots = options.num_snapshots};
+  const CacheShape shape = {.max_sequences = options.max_sequences,
+                            .max_rows = options.max_batch_tokens,
+                            .num_pages = static_cast<int>(PagesOf(options.kv_tokens)),
+                            .page_tokens = kPageTokens,
+                            .num_snapshots = options.num_snapshots};
   const absl::StatusOr<ModelConfig> part = PartOf(*config, options.num_ranks);
   if (!part.ok()) return part.status();
   std::unique_ptr<CpuExecutor> executor(

@@ -22,7 +22,6 @@ class MaskBuffer {
   MaskBuffer(const MaskBuffer&) = delete;
   MaskBuffer& operator=(const MaskBuffer&) = delete;
 
-  int row_words() const { return row_words_; }
   const uint32_t* device() const { return device_; }  // [rows_max, row_words]
 
   // Rows from `first_row` on, one for each of a step's choices: what `constraint` allows behind

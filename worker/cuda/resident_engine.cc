@@ -20,8 +20,6 @@ using resident::Phase;
 constexpr uint32_t kRoundsAhead = 4;
 constexpr int kPollsPerStatus = 4096;
 
-int64_t PagesOf(int64_t positions) { return (positions + kPageTokens - 1) / kPageTokens; }
-
 bool Same(const kernels::SamplingSpec& a, const kernels::SamplingSpec& b) {
   return a.temperature == b.temperature && a.top_k == b.top_k && a.top_p == b.top_p &&
          a.seed == b.seed;
@@ -37,9 +35,7 @@ bool AnyOf(const Round& round, Predicate predicate) {
 }
 
 int NumBands(const Round& round) {
-  int rows = 0;
-  for (const SequenceStep& step : round.steps) rows += step.block;
-  return (rows + resident::kBandRows - 1) / resident::kBandRows;
+  return (NumRows(round) + resident::kBandRows - 1) / resident::kBandRows;
 }
 
 RoundKind KindOf(const Round& round) {

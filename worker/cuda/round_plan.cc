@@ -21,11 +21,6 @@ constexpr double kResidentMs = 3.25, kResidentRowMs = 0.33, kDraftPassMs = 0.4;
 constexpr double kResidentBandMs = 1.95;  // after the first
 constexpr double kPassMs = 8.0, kPassRowMs = 0.38;
 
-int NumRows(const Round& round) {
-  int rows = 0;
-  for (const SequenceStep& step : round.steps) rows += step.block;
-  return rows;
-}
 double ResidentMs(const Round& round) {
   const int rows = NumRows(round);
   double ms = kResidentMs + kResidentRowMs * rows + kResidentBandMs * ((rows - 1) / kBandRows);
@@ -50,6 +45,12 @@ void Add(const SequenceStep& step, int step_idx, PassPlan& pass) {
 }
 
 }  // namespace
+
+int NumRows(const Round& round) {
+  int rows = 0;
+  for (const SequenceStep& step : round.steps) rows += step.block;
+  return rows;
+}
 
 std::vector<PassPlan> PlanPasses(const Round& round) {
   std::vector<PassPlan> passes;

@@ -26,6 +26,9 @@ struct PassPlan {
   bool constrained = false;  // decode: all steps; prefill: some step that samples
 };
 
+// Blocks of all steps together, as the resident engine counts rows.
+int NumRows(const Round& round);
+
 // A step is decoding if it samples after its only token, the anchor.
 std::vector<PassPlan> PlanPasses(const Round& round);
 

@@ -21,11 +21,10 @@ size_t Bytes(const ops::Matrix& m) { return ops::PackedBytes(m.format, m.num_row
 }  // namespace
 
 RingPlan PlanRings(int window, const PassLimits& limits) {
-  const auto pages = [](int64_t tokens) { return (tokens + kPageTokens - 1) / kPageTokens; };
   return {.num_slots = limits.max_sequences,
           .num_snapshots = limits.num_snapshots,
-          .ring_pages = pages(RingTokens(window, limits.max_rows)),
-          .window_pages = pages(window)};
+          .ring_pages = PagesOf(RingTokens(window, limits.max_rows)),
+          .window_pages = PagesOf(window)};
 }
 
 const float* UploadRope(double theta, int rotary_dims, int64_t positions, DeviceArena& arena) {

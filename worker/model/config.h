@@ -75,6 +75,9 @@ struct ModelConfig {
   std::string name;       // the folder's name
   DrafterConfig drafter;  // num_layers 0 when the folder has no dflash/
 
+  // The longest block of a decoding sequence: the anchor and the drafts behind it.
+  int draft_block() const { return drafter.num_layers > 0 ? drafter.block_size : 1; }
+
   kernels::WeightFormat stored_expert_format() const {
     return requantize_experts ? kernels::WeightFormat::kFp8Block128 : expert_format;
   }

@@ -7,6 +7,7 @@
 #include <set>
 #include <sstream>
 
+#include "common/byte_alphabet.h"
 #include "common/check.h"
 
 namespace ultraspeed::grammar {
@@ -15,31 +16,6 @@ namespace {
 namespace json = boost::json;
 
 constexpr int kNumLargeTokens = 151'936;
-
-// The letters that stand for bytes in byte-level vocabularies: printable ones for themselves, the
-// others from U+0100 on.
-std::map<char32_t, char> BytesOfLetters() {
-  std::map<char32_t, char> bytes;
-  char32_t next = 256;
-  for (int byte = 0; byte < 256; ++byte) {
-    const bool is_itself =
-        (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
-    bytes[is_itself ? byte : next++] = static_cast<char>(byte);
-  }
-  return bytes;
-}
-
-std::string BytesOf(const json::string& letters) {
-  static const std::map<char32_t, char> bytes = BytesOfLetters();
-  std::string text;
-  for (size_t i = 0; i < letters.size(); ++i) {
-    const auto first = static_cast<unsigned char>(letters[i]);
-    // None needs more than two bytes.
-    const char32_t letter = first < 0x80 ? first : ((first & 0x1F) << 6) | (letters[++i] & 0x3F);
-    text += bytes.at(letter);
-  }
-  return text;
-}
 
 }  // namespace
 
@@ -53,7 +29,7 @@ const std::shared_ptr<const Vocabulary>& BundledVocabulary() {
     const json::array& added = tokenizer.at("added_tokens").as_array();
     std::vector<std::string> bytes(tokens.size() + added.size());
     for (const auto& [token, id] : tokens)
-      bytes.at(id.to_number<size_t>()) = BytesOf(json::string(token));
+      bytes.at(id.to_number<size_t>()) = BytesOfEntry({token.data(), token.size()}).value();
     int32_t end_token = -1;
     for (const json::value& token : added) {
       const auto id = token.at("id").to_number<int32_t>();
