@@ -3,14 +3,13 @@
 // chat_template.h writes them into prompts, tool_call_parser.h reads the model's calls. Pure.
 #pragma once
 
-#include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "common/grammar/argument_types.h"
 
 namespace ultraspeed::router {
 
@@ -22,6 +21,7 @@ struct ToolFunction {
   std::string name;
   std::optional<std::string> description;
   std::string parameters;  // text of a JSON object (JSON Schema), or empty
+  bool is_strict = false;  // its calls are held to them
 };
 
 struct ToolCallTurn {
@@ -37,27 +37,9 @@ struct ToolPrompt {
   std::string required_name = {};  // with call_required; empty: the model chooses
 };
 
-// Types of JSON values; a set of them is their sum.
-enum JsonType : uint8_t {
-  kJsonNull = 1,
-  kJsonBoolean = 2,
-  kJsonNumber = 4,
-  kJsonString = 8,
-  kJsonArray = 16,
-  kJsonObject = 32,
-};
-using JsonTypes = uint8_t;
-inline constexpr JsonTypes kJsonAny = 63;
-
-// Parameter -> the types that its schema allows, as far as `type`, `enum`, `const`, `anyOf` and
-// `oneOf` tell; any of them if they do not. A parameter that is not there may be anything.
-using ParameterTypes = std::map<std::string, JsonTypes, std::less<>>;
-using FunctionTypes = std::map<std::string, ParameterTypes, std::less<>>;
-
-// Of a JSON text; 0: it is none, or nested deeper than limits::kJsonDepthMax.
-JsonTypes TypeOfJson(absl::string_view text);
+using FunctionTypes = std::map<std::string, grammar::ArgumentTypesByName, std::less<>>;
 
 // REQUIRES: `parameters` is the text of a JSON object, or empty.
-ParameterTypes ParameterTypesOf(absl::string_view parameters);
+grammar::ArgumentTypesByName ParameterTypesOf(absl::string_view parameters);
 
 }  // namespace ultraspeed::router

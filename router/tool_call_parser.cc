@@ -7,6 +7,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/grammar/tool_calls.h"
 #include "common/limits.h"
 #include "router/partial_match.h"
 
@@ -15,10 +16,10 @@ namespace {
 
 namespace json = boost::json;
 
-constexpr absl::string_view kFunctionBegin = "<function=";
-constexpr absl::string_view kFunctionEnd = "</function>";
-constexpr absl::string_view kParameterBegin = "<parameter=";
-constexpr absl::string_view kParameterEnd = "</parameter>";
+using grammar::kFunctionBegin;
+using grammar::kFunctionEnd;
+using grammar::kParameterBegin;
+using grammar::kParameterEnd;
 
 std::string Quoted(absl::string_view text) {
   return json::serialize(json::string_view(text.data(), text.size()));
@@ -41,14 +42,6 @@ Match Matches(absl::string_view text, absl::string_view mark) {
 Match EndsValue(absl::string_view rest) {
   rest = absl::StripLeadingAsciiWhitespace(rest);
   return std::max(Matches(rest, kParameterBegin), Matches(rest, kFunctionEnd));
-}
-
-// How the template writes Python's constants into prompts, and models back.
-absl::string_view JsonSpelling(absl::string_view text) {
-  if (text == "True") return "true";
-  if (text == "False") return "false";
-  if (text == "None") return "null";
-  return text;
 }
 
 }  // namespace
@@ -180,17 +173,17 @@ bool ToolCallParser::ReadValue(Piece* piece) {
 void ToolCallParser::BeginValue(absl::string_view key, Piece* piece) {
   absl::StrAppend(&piece->arguments, has_arguments_ ? "," : "{", Quoted(key), ":");
   has_arguments_ = true;
-  value_types_ = kJsonAny;
+  value_types_ = grammar::kJsonAny;
   if (parameters_ != nullptr) {
     const auto parameter = parameters_->find(key);
-    if (parameter != parameters_->end()) value_types_ = parameter->second;
+    if (parameter != parameters_->end()) value_types_ = parameter->second.types;
   }
-  if (value_types_ == kJsonString) absl::StrAppend(&piece->arguments, "\"");
+  if (value_types_ == grammar::kJsonString) absl::StrAppend(&piece->arguments, "\"");
   state_ = State::kValue;
 }
 
 void ToolCallParser::AppendValue(absl::string_view text, Piece* piece) {
-  if (value_types_ == kJsonString) {
+  if (value_types_ == grammar::kJsonString) {
     absl::StrAppend(&piece->arguments, Escaped(text));
   } else {
     absl::StrAppend(&value_, text);
@@ -199,15 +192,13 @@ void ToolCallParser::AppendValue(absl::string_view text, Piece* piece) {
 
 void ToolCallParser::EndValue(Piece* piece) {
   state_ = State::kBetween;
-  if (value_types_ == kJsonString) {
+  if (value_types_ == grammar::kJsonString) {
     absl::StrAppend(&piece->arguments, "\"");
     return;
   }
   const std::string value = std::exchange(value_, {});
-  const absl::string_view spelling = JsonSpelling(absl::StripAsciiWhitespace(value));
-  // A text in quotes is a text, quotes and all.
-  const bool is_json = (TypeOfJson(spelling) & value_types_ & ~kJsonString) != 0;
-  absl::StrAppend(&piece->arguments, is_json ? std::string(spelling) : Quoted(value));
+  const auto json = grammar::JsonOfArgument(value, value_types_);
+  absl::StrAppend(&piece->arguments, json ? std::string(*json) : Quoted(value));
 }
 
 void ToolCallParser::EndFunction(Piece* piece) {

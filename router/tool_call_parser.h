@@ -59,12 +59,13 @@ class ToolCallParser {
   void EndFunction(Piece* piece);
 
   const FunctionTypes* const types_;
-  std::string mark_;                            // until it came back
-  const ParameterTypes* parameters_ = nullptr;  // of the function; null: not one of those
+  std::string mark_;  // until it came back
+  const grammar::ArgumentTypesByName* parameters_ =
+      nullptr;  // of the function; null: not one of those
   State state_ = State::kBeforeName;
   std::string held_;  // not decided yet
   bool has_arguments_ = false;
-  JsonTypes value_types_ = kJsonAny;
+  grammar::JsonTypes value_types_ = grammar::kJsonAny;
   std::string value_;  // so far, unless it is passed on as it comes
 };
 

@@ -36,7 +36,8 @@ absl::StatusOr<RequestSpec> ToSpec(const v1::WorkerGenerateRequest& request,
       .priority = request.priority(),
       .resumed_tokens = request.resumed_tokens(),
       .cache_scope = request.cache_scope(),
-      .output = std::move(output)};
+      .output = std::move(output),
+      .begun_tokens = request.tool_calls().begun_tokens()};
 }
 
 void AddLogprob(const ChosenToken& chosen, v1::WorkerGenerateChunk* chunk) {

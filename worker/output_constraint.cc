@@ -1,29 +1,49 @@
 #include "worker/output_constraint.h"
 
+#include <utility>
+
 namespace ultraspeed::worker {
 
 OutputConstraint::OutputConstraint(const OutputGrammar& grammar)
     : grammar_(grammar),
-      position_{.holds = grammar.after_token < 0, .state = grammar.constraint->Start()} {}
+      position_(Begin(grammar.calls              ? Place::kFree
+                      : grammar.after_token >= 0 ? Place::kThought
+                                                 : Place::kHeld)) {}
 
 OutputConstraint::Position OutputConstraint::After(const Position& position, int32_t token) const {
-  if (!position.holds) return {.holds = token == grammar_.after_token, .state = position.state};
-  return {.holds = true, .state = grammar_.constraint->Advance(position.state, token)};
+  switch (position.place) {
+    case Place::kThought:
+      if (grammar_.calls)
+        return token == grammar_.calls->thought_end ? Begin(Place::kFree) : position;
+      return token == grammar_.after_token ? Begin(Place::kHeld) : position;
+    case Place::kFree:
+      if (token == grammar_.calls->begin) return Begin(Place::kHeld);
+      return token == grammar_.calls->thought_begin ? Begin(Place::kThought) : position;
+    case Place::kHeld:
+      break;
+  }
+  const grammar::State& state = position.state;
+  // Behind a whole call the grammar has nothing more.
+  if (!grammar_.calls || !state.can_end())
+    return {Place::kHeld, grammar_.constraint->Advance(state, token)};
+  return token == grammar_.calls->end ? Begin(Place::kFree) : Position{Place::kHeld, {}};
+}
+
+std::shared_ptr<const grammar::TokenMask> OutputConstraint::MaskOf(const Position& position) const {
+  if (position.place == Place::kFree) return nullptr;
+  if (position.place == Place::kThought) return grammar_.before;
+  const bool ends_call = grammar_.calls && position.state.can_end();
+  return ends_call ? grammar_.calls->only_end : grammar_.constraint->AllowedTokens(position.state);
 }
 
 TokenConstraint::Masks OutputConstraint::AllowedTokens(absl::Span<const int32_t> drafts) const {
-  Masks masks;
   Position position = position_;
-  size_t num_followed = 0;
-  for (; !position.holds; ++num_followed) {
-    masks.push_back(grammar_.before);
-    if (num_followed == drafts.size() || !grammar_.before->Allows(drafts[num_followed]))
-      return masks;
-    position = After(position, drafts[num_followed]);
+  Masks masks = {MaskOf(position)};
+  for (const int32_t draft : drafts) {
+    if (masks.back() != nullptr && !masks.back()->Allows(draft)) break;
+    position = After(position, draft);
+    masks.push_back(MaskOf(position));
   }
-  grammar::Constraint::Draft draft =
-      grammar_.constraint->FollowDraft(position.state, drafts.subspan(num_followed));
-  for (grammar::Constraint::Draft::Row& row : draft.rows) masks.push_back(std::move(row.mask));
   return masks;
 }
 

@@ -1,4 +1,4 @@
-// From a request's output format to the grammar of its output. Thread: any.
+// From what a request says of its output, a format or strict tools, to a grammar. Thread: any.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +25,10 @@ class OutputFormats {
   absl::StatusOr<OutputGrammar> GrammarOf(const v1::WorkerGenerateRequest& request);
 
  private:
+  absl::StatusOr<OutputGrammar> GrammarOf(const v1::ToolCallFormat& calls);
+  // INVALID_ARGUMENT: not 0..V-1, or it ends a text.
+  absl::Status CheckMark(absl::string_view field, int32_t token) const;
+
   const int num_tokens_;
   const std::vector<int32_t> end_tokens_;
   absl::Status usable_;

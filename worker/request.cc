@@ -77,11 +77,11 @@ absl::Status ValidateId(const std::string& id) {
   return absl::OkStatus();
 }
 
-// As it is behind the prompt; null: none. REQUIRES: resumed_tokens < prompt tokens.
+// As it is behind the prompt; null: none. REQUIRES: begun and resumed tokens are in the prompt.
 std::unique_ptr<OutputConstraint> ConstraintOf(const RequestSpec& spec) {
   if (spec.output.constraint == nullptr) return nullptr;
   auto constraint = std::make_unique<OutputConstraint>(spec.output);
-  for (size_t i = spec.prompt.size() - static_cast<size_t>(spec.resumed_tokens);
+  for (size_t i = spec.prompt.size() - static_cast<size_t>(spec.begun_tokens + spec.resumed_tokens);
        i < spec.prompt.size(); ++i) {
     constraint->Commit(spec.prompt[i]);
   }
@@ -116,11 +116,16 @@ absl::Status ValidateRequest(const RequestSpec& spec, const RequestBounds& bound
   if (spec.resumed_tokens < 0 || spec.resumed_tokens >= prompt_tokens) {
     return OutOfBounds("resumed_tokens", spec.resumed_tokens, int64_t{0}, prompt_tokens - 1);
   }
+  if (spec.begun_tokens < 0 || spec.begun_tokens > prompt_tokens - spec.resumed_tokens) {
+    return OutOfBounds("tool_calls.begun_tokens", spec.begun_tokens, int64_t{0},
+                       prompt_tokens - spec.resumed_tokens);
+  }
   const std::unique_ptr<OutputConstraint> constraint = ConstraintOf(spec);
   if (constraint != nullptr && constraint->is_dead()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("resumed_tokens=", spec.resumed_tokens,
-                     ": these last tokens of the prompt are not of the output format"));
+        absl::StrCat("resumed_tokens=", spec.resumed_tokens, ": these last tokens of the prompt",
+                     spec.begun_tokens == 0 ? "" : ", behind those of a call that has begun,",
+                     " are not of the output format"));
   }
   return absl::OkStatus();
 }

@@ -47,7 +47,8 @@ struct RequestSpec {
       0;  // tail of the prompt that another worker produced; no effect on the result
   // Only requests of the same scope share what they have computed (prefix_cache.h).
   std::string cache_scope = {};
-  OutputGrammar output = {};  // of what follows the prompt, and of its resumed tokens
+  OutputGrammar output = {};  // of what follows the prompt, and of its begun and resumed tokens
+  int64_t begun_tokens = 0;   // of the prompt before the resumed ones: what `output` begins with
 };
 
 // What bounds a spec: facts of the model and of this worker's memory.

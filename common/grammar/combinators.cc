@@ -58,14 +58,6 @@ RuleId Choice(GrammarBuilder* builder, absl::Span<const RuleId> alternatives) {
   return rule;
 }
 
-RuleId Optional(GrammarBuilder* builder, RuleId part) {
-  const RuleId rule = builder->AddRule();
-  const NodeId end = builder->AddCall(builder->Entry(rule), part);
-  builder->AddEmpty(builder->Entry(rule), end);
-  builder->SetFinal(end);
-  return rule;
-}
-
 RuleId Repeat(GrammarBuilder* builder, RuleId part, CountRange count) {
   CHECK_THAT(count.min, <=, count.max);
   const RuleId rule = builder->AddRule(count);
@@ -77,38 +69,49 @@ RuleId Repeat(GrammarBuilder* builder, RuleId part, CountRange count) {
   return rule;
 }
 
-// Nodes: how much of the mark has been read (Knuth-Morris-Pratt); where that is nothing, also the
-// state of UTF-8. Inside of the mark the mark tells it.
-RuleId TextUntil(GrammarBuilder* builder, absl::string_view mark) {
+// Two readings of what may be the mark, side by side: as text, which counts, and as the mark. Nodes
+// of the text: how much of the mark it ends with (Knuth-Morris-Pratt), and where that is nothing
+// the state of UTF-8; inside of the mark the mark tells it. No edge makes the text hold the mark.
+RuleId TextUntil(GrammarBuilder* builder, absl::string_view mark, CountRange num_characters,
+                 absl::string_view not_first) {
   CHECK_THAT(mark.empty(), ==, false);
-  const RuleId rule = builder->AddRule();
+  for (size_t i = 1; i < mark.size(); ++i)
+    CHECK_THAT(absl::EndsWith(mark, mark.substr(0, i)), ==, false);
+  const RuleId rule = builder->AddRule(num_characters);
   std::array<NodeId, kNumUtf8States> between;
-  between[0] = builder->Entry(rule);
-  for (int i = 1; i < kNumUtf8States; ++i) between[i] = builder->AddNode(rule);
+  for (NodeId& node : between) node = builder->AddNode(rule);
   std::vector<NodeId> read = {between[0]};
-  for (size_t i = 1; i <= mark.size(); ++i) read.push_back(builder->AddNode(rule));
-  builder->SetFinal(read.back());
-  if (!IsPlain(static_cast<uint8_t>(mark[0]))) builder->SetFreeText(between[0]);
+  for (size_t i = 1; i < mark.size(); ++i) read.push_back(builder->AddNode(rule));
+  const NodeId mark_begun = builder->AddNode(rule);
+  builder->SetFinal(builder->AddLiteral(mark_begun, mark.substr(1)));
+  const auto mark_first = static_cast<uint8_t>(mark[0]);
+  if (!IsPlain(mark_first)) builder->SetFreeText(between[0]);
 
-  const auto add_edges = [&](NodeId from, Utf8State state, auto num_read_after) {
+  const auto add_edges = [&](NodeId from, Utf8State state, absl::string_view not_next,
+                             auto num_read_after) {
     std::array<NodeId, 256> targets;
+    targets.fill(kNoNode);
     for (int byte = 0; byte < 256; ++byte) {
+      const auto c = static_cast<char>(byte);
       const Utf8State next = Utf8Next(state, static_cast<uint8_t>(byte));
-      const size_t num_read = num_read_after(static_cast<char>(byte));
-      targets[byte] = next == Utf8State::kInvalid ? kNoNode
-                      : num_read > 0              ? read[num_read]
-                                                  : between[static_cast<int>(next)];
+      const size_t num_read = num_read_after(c);
+      if (next == Utf8State::kInvalid || num_read == mark.size() ||
+          absl::StrContains(not_next, absl::string_view(&c, 1)))
+        continue;
+      targets[byte] = num_read > 0 ? read[num_read] : between[static_cast<int>(next)];
     }
-    builder->AddBytes(from, targets);
+    const bool at_boundary = state == Utf8State::kBoundary;
+    builder->AddBytes(from, targets, at_boundary ? Guard::kCount : Guard::kNone);
+    if (at_boundary) builder->AddBytes(from, mark_first, mark_first, mark_begun, Guard::kEnough);
   };
-  for (int i = 0; i < kNumUtf8States; ++i) {
-    const auto state = static_cast<Utf8State>(i);
-    add_edges(between[i], state, [&](char c) { return size_t{c == mark[0]}; });
-  }
+  const auto is_first_of_mark = [&](char c) { return size_t{c == mark[0]}; };
+  add_edges(builder->Entry(rule), Utf8State::kBoundary, not_first, is_first_of_mark);
+  for (int i = 0; i < kNumUtf8States; ++i)
+    add_edges(between[i], static_cast<Utf8State>(i), {}, is_first_of_mark);
   Utf8State state = Utf8State::kBoundary;
   for (size_t i = 1; i < mark.size(); ++i) {
     state = Utf8Next(state, static_cast<uint8_t>(mark[i - 1]));
-    add_edges(read[i], state, [&](char c) {
+    add_edges(read[i], state, {}, [&](char c) {
       // The longest beginning of the mark that mark[0, i) and then c end with.
       const std::string text = std::string(mark.substr(0, i)) + c;
       size_t num_read = i + 1;

@@ -19,11 +19,13 @@ RuleId ByteRange(GrammarBuilder* builder, uint8_t first, uint8_t last);
 
 RuleId Sequence(GrammarBuilder* builder, absl::Span<const RuleId> parts);
 RuleId Choice(GrammarBuilder* builder, absl::Span<const RuleId> alternatives);
-RuleId Optional(GrammarBuilder* builder, RuleId part);
 // `part` as often as `count` says. REQUIRES: count.min <= count.max.
 RuleId Repeat(GrammarBuilder* builder, RuleId part, CountRange count);
 
-// Any UTF-8 text up to and with the first `mark`. REQUIRES: mark is UTF-8 and not empty.
-RuleId TextUntil(GrammarBuilder* builder, absl::string_view mark);
+// UTF-8 text of so many characters that begins with none of the bytes `not_first`, up to and with
+// the first `mark`. REQUIRES: mark is UTF-8, not empty, and does not end as it begins; not_first is
+// ASCII and has not the mark's first byte.
+RuleId TextUntil(GrammarBuilder* builder, absl::string_view mark, CountRange num_characters = {},
+                 absl::string_view not_first = {});
 
 }  // namespace ultraspeed::grammar

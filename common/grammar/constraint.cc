@@ -19,38 +19,18 @@ State Constraint::Start() const {
 }
 
 State Constraint::Advance(const State& state, int32_t token) {
-  absl::MutexLock lock(&mutex_);
-  return AdvanceLocked(state, token);
-}
-
-std::shared_ptr<const TokenMask> Constraint::AllowedTokens(const State& state) {
-  absl::MutexLock lock(&mutex_);
-  return MaskLocked(state);
-}
-
-Constraint::Draft Constraint::FollowDraft(const State& state, absl::Span<const int32_t> tokens) {
-  absl::MutexLock lock(&mutex_);
-  Draft draft;
-  draft.rows.push_back({state, MaskLocked(state)});
-  for (const int32_t token : tokens) {
-    State next = AdvanceLocked(draft.rows.back().state, token);
-    if (next.is_dead()) break;
-    std::shared_ptr<const TokenMask> mask = MaskLocked(next);
-    draft.rows.push_back({std::move(next), std::move(mask)});
-  }
-  return draft;
-}
-
-State Constraint::AdvanceLocked(const State& state, int32_t token) {
   CHECK_THAT(token, >=, 0);
   CHECK_THAT(token, <, vocabulary_->num_tokens());
   if (vocabulary_->is_end(token)) return state.can_end() ? state : State();
   const absl::string_view bytes = vocabulary_->bytes(token);
-  return bytes.empty() ? State() : automaton_.Advance(state, bytes);
+  if (bytes.empty()) return State();
+  absl::MutexLock lock(&mutex_);
+  return automaton_.Advance(state, bytes);
 }
 
-std::shared_ptr<const TokenMask> Constraint::MaskLocked(const State& state) {
+std::shared_ptr<const TokenMask> Constraint::AllowedTokens(const State& state) {
   if (state.is_dead()) return no_tokens_;
+  absl::MutexLock lock(&mutex_);
   const StateId id = automaton_.Locate(state);
   if (masks_generation_ != automaton_.generation()) masks_.clear();
   masks_generation_ = automaton_.generation();

@@ -34,23 +34,7 @@ class Constraint {
   // something is, if every byte is a token.
   std::shared_ptr<const TokenMask> AllowedTokens(const State& state);
 
-  struct Draft {
-    struct Row {
-      State state;
-      std::shared_ptr<const TokenMask> mask;
-    };
-    // Row i stands behind i of the draft's tokens: one row more than tokens that are allowed.
-    std::vector<Row> rows;
-    int num_allowed() const { return static_cast<int>(rows.size()) - 1; }
-  };
-  // Tokens that another model guessed, all at once. One that is not allowed ends the draft.
-  Draft FollowDraft(const State& state, absl::Span<const int32_t> tokens);
-
  private:
-  State AdvanceLocked(const State& state, int32_t token) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  std::shared_ptr<const TokenMask> MaskLocked(const State& state)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-
   const std::shared_ptr<const Vocabulary> vocabulary_;
   const std::shared_ptr<const TokenMask> no_tokens_;
   mutable absl::Mutex mutex_;

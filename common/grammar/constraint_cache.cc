@@ -16,6 +16,17 @@ std::shared_ptr<Constraint> ConstraintCache::ForAnyJsonObject() {
   return *For("any object", [] { return AnyJsonObject(); });
 }
 
+absl::StatusOr<std::shared_ptr<Constraint>> ConstraintCache::ForTools(
+    absl::Span<const CallableTool> tools, absl::string_view field_name) {
+  std::string key = "tools";
+  for (const CallableTool& tool : tools) {
+    const absl::string_view schema = tool.is_strict ? tool.parameters : absl::string_view();
+    absl::StrAppend(&key, " ", tool.is_strict, " ", tool.name.size(), " ", tool.name, " ",
+                    schema.size(), " ", schema);
+  }
+  return For(key, [&] { return FromTools(tools, field_name); });
+}
+
 absl::StatusOr<std::shared_ptr<Constraint>> ConstraintCache::For(const std::string& key,
                                                                  MakeGrammar make_grammar) {
   {

@@ -13,7 +13,9 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
 #include "common/grammar/constraint.h"
+#include "common/grammar/tool_calls.h"
 #include "common/limits.h"
 
 namespace ultraspeed::grammar {
@@ -28,6 +30,9 @@ class ConstraintCache {
   absl::StatusOr<std::shared_ptr<Constraint>> ForJsonSchema(absl::string_view schema_text,
                                                             absl::string_view field_name);
   std::shared_ptr<Constraint> ForAnyJsonObject();
+  // Of a call (tool_calls.h).
+  absl::StatusOr<std::shared_ptr<Constraint>> ForTools(absl::Span<const CallableTool> tools,
+                                                       absl::string_view field_name);
 
   // `key` stands for the grammar that `make_grammar` makes. Errors are not kept.
   using MakeGrammar = absl::FunctionRef<absl::StatusOr<std::shared_ptr<const Grammar>>()>;

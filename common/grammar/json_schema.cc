@@ -37,17 +37,18 @@ absl::StatusOr<json::value> ParseSchema(absl::string_view text, absl::string_vie
 
 }  // namespace
 
-absl::StatusOr<RuleId> AddJsonSchema(GrammarBuilder* builder, absl::string_view schema_text,
-                                     absl::string_view field_name) {
-  ASSIGN_OR_RETURN(const json::value schema, ParseSchema(schema_text, field_name));
-  return SchemaCompiler(builder, &schema, field_name).Compile();
-}
-
 absl::StatusOr<std::shared_ptr<const Grammar>> FromJsonSchema(absl::string_view schema_text,
                                                               absl::string_view field_name) {
+  ASSIGN_OR_RETURN(const json::value schema, ParseSchema(schema_text, field_name));
   GrammarBuilder builder;
-  ASSIGN_OR_RETURN(const RuleId root, AddJsonSchema(&builder, schema_text, field_name));
+  ASSIGN_OR_RETURN(const RuleId root, SchemaCompiler(&builder, &schema, field_name).Compile());
   return builder.Build(root, field_name);
+}
+
+absl::StatusOr<RuleId> AddParameters(GrammarBuilder* builder, absl::string_view schema_text,
+                                     absl::string_view field_name) {
+  ASSIGN_OR_RETURN(const json::value schema, ParseSchema(schema_text, field_name));
+  return SchemaCompiler(builder, &schema, field_name).CompileParameters();
 }
 
 std::shared_ptr<const Grammar> AnyJsonObject() {

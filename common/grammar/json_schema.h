@@ -32,8 +32,11 @@ absl::StatusOr<std::shared_ptr<const Grammar>> FromJsonSchema(absl::string_view 
 // Any JSON object.
 std::shared_ptr<const Grammar> AnyJsonObject();
 
-// The values of a schema as a rule of a larger grammar.
-absl::StatusOr<RuleId> AddJsonSchema(GrammarBuilder* builder, absl::string_view schema_text,
+// The parameters of a schema of an object, each in its element as tool_calls.h has them, as a rule
+// of a larger grammar: in the order of `properties`, those left out that are not required, no
+// others. Beyond what is refused above: what would say something of all parameters together
+// (`$ref`, `anyOf` and the like, a schema as additionalProperties), and names with ">".
+absl::StatusOr<RuleId> AddParameters(GrammarBuilder* builder, absl::string_view schema_text,
                                      absl::string_view field_name);
 
 }  // namespace ultraspeed::grammar

@@ -11,6 +11,7 @@
 #include "common/grammar/combinators.h"
 #include "common/grammar/json_literal.h"
 #include "common/grammar/schema_keywords.h"
+#include "common/grammar/tool_calls.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
 
@@ -35,15 +36,18 @@ int64_t IntegerMax() {
 
 }  // namespace
 
-RuleId SchemaCompiler::RuleOf(const json::value* schema, std::string step) {
-  return RuleOf(schema, std::move(step), current_);
+RuleId SchemaCompiler::RuleOf(const json::value* schema, std::string step,
+                              const Spelling& spelling) {
+  return RuleOf(schema, std::move(step), spelling, current_);
 }
 
-RuleId SchemaCompiler::RuleOf(const json::value* schema, std::string step, size_t parent) {
-  const auto [found, is_new] = rule_of_.try_emplace(schema, kNoRule);
+RuleId SchemaCompiler::RuleOf(const json::value* schema, std::string step, const Spelling& spelling,
+                              size_t parent) {
+  const std::tuple key(schema, spelling ? spelling->types : -1, spelling ? spelling->open : -1);
+  const auto [found, is_new] = rule_of_.try_emplace(key, kNoRule);
   if (is_new) {
     found->second = builder_->AddRule();
-    pending_.push_back({schema, std::move(step), parent});
+    pending_.push_back({schema, spelling, found->second, std::move(step), parent});
   }
   return found->second;
 }
@@ -59,29 +63,84 @@ std::string SchemaCompiler::PathOf(size_t pending) const {
 
 absl::StatusOr<RuleId> SchemaCompiler::Compile() {
   const RuleId root = RuleOf(root_, "");
-  for (; current_ < pending_.size(); ++current_) {
-    const json::value* schema = pending_[current_].schema;
-    ASSIGN_OR_RETURN(const RuleId values, CompileOne(*schema, PathOf(current_)));
-    const RuleId rule = rule_of_.at(schema);
-    builder_->SetFinal(builder_->AddCall(builder_->Entry(rule), values));
-  }
+  RETURN_IF_ERROR(CompilePending());
   return root;
 }
 
-absl::StatusOr<RuleId> SchemaCompiler::CompileOne(const json::value& value,
-                                                  const std::string& path) {
+absl::Status SchemaCompiler::CompilePending() {
+  for (; current_ < pending_.size(); ++current_) {
+    const Pending pending = pending_[current_];
+    ASSIGN_OR_RETURN(const RuleId values,
+                     CompileOne(*pending.schema, PathOf(current_), pending.spelling));
+    builder_->SetFinal(builder_->AddCall(builder_->Entry(pending.rule), values));
+  }
+  return absl::OkStatus();
+}
+
+// Those that are not required may be left out; the order is always the same, since a model that may
+// write them in any order would have to be followed through all sets of them.
+absl::StatusOr<RuleId> SchemaCompiler::CompileParameters() {
+  const Object* keywords = root_->if_object();
+  if (keywords == nullptr) return SchemaError(name_, "is no object");
+  for (const absl::string_view keyword : kWholeKeywords) {
+    if (!keywords->contains({keyword.data(), keyword.size()})) continue;
+    return SchemaError(
+        name_, absl::StrCat("\"", keyword, "\" is not supported of a tool's parameters together"));
+  }
+  RETURN_IF_ERROR(CheckKeywords(*keywords, "", name_));
+  const json::value* type = keywords->if_contains("type");
+  if (type != nullptr && *type != "object") return SchemaError(name_, "\"type\" is not \"object\"");
+  const json::value* others = keywords->if_contains("additionalProperties");
+  if (others != nullptr && !others->is_bool()) {
+    return SchemaError(
+        name_,
+        "\"additionalProperties\" of a tool's parameters is supported if true or false only");
+  }
+  ASSIGN_OR_RETURN(const std::vector<Property> properties, PropertiesOf(*keywords, name_));
+  const ArgumentTypesByName types = ArgumentTypesOf(*root_);
+  const RuleId root = builder_->AddRule();
+  pending_.push_back({root_, {}, root, "", 0});  // errors begin there
+  NodeId node = builder_->Entry(root);
+  for (const Property& property : properties) {
+    if (property.schema == nullptr) {
+      return SchemaError(name_, absl::StrCat("\"required\" names ", QuotedJson(property.name),
+                                             ", which \"properties\" has not"));
+    }
+    const std::string step = absl::StrCat(".properties.", property.name);
+    if (absl::StrContains(property.name, ">"))
+      return SchemaError(name_ + step, "\">\" in a parameter's name is not supported");
+    const NodeId value =
+        builder_->AddLiteral(node, absl::StrCat(kParameterBegin, property.name, ">"));
+    const RuleId rule = RuleOf(property.schema, step, types.at(property.name));
+    const NodeId next = builder_->AddLiteral(builder_->AddCall(value, rule), "\n");
+    if (!property.is_required) builder_->AddEmpty(node, next);
+    node = next;
+  }
+  builder_->SetFinal(node);
+  ++current_;
+  RETURN_IF_ERROR(CompilePending());
+  return root;
+}
+
+RuleId SchemaCompiler::AnyValue(const Spelling& spelling) {
+  return spelling ? arguments_.String({}, *spelling) : rules_.Value();
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::CompileOne(const json::value& value, const std::string& path,
+                                                  const Spelling& spelling) {
   if (const bool* anything = value.if_bool()) {
-    return *anything ? rules_.Value() : Choice(builder_, {});
+    return *anything ? AnyValue(spelling) : Choice(builder_, {});
   }
   if (!value.is_object()) return SchemaError(path, "is neither an object nor true or false");
-  const Schema schema = {value.get_object(), path};
+  const Schema schema = {value.get_object(), path, spelling};
   ASSIGN_OR_RETURN(const std::optional<RuleId> whole, CompileWhole(schema));
   if (whole) return *whole;
   ASSIGN_OR_RETURN(const std::vector<std::string> types, TypesOf(schema.keywords, path));
-  if (types.empty()) return rules_.Value();
+  if (types.empty()) return AnyValue(spelling);
   std::vector<RuleId> alternatives;
   for (const std::string& type : types) {
-    ASSIGN_OR_RETURN(const RuleId values, CompileType(schema, type));
+    ASSIGN_OR_RETURN(const RuleId values,
+                     spelling ? CompileArgument(schema, type) : CompileType(schema, type));
     alternatives.push_back(values);
   }
   return alternatives.size() == 1 ? alternatives[0] : Choice(builder_, alternatives);
@@ -115,7 +174,7 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileReference(const Schema& schema) {
     return SchemaError(schema.path, absl::StrCat("\"$ref\" names ", JsonLiteral(*reference),
                                                  ", which the schema does not have"));
   }
-  return RuleOf(target, absl::StrReplaceAll(pointer, {{"/", "."}}), 0);
+  return RuleOf(target, absl::StrReplaceAll(pointer, {{"/", "."}}), schema.spelling, 0);
 }
 
 absl::StatusOr<RuleId> SchemaCompiler::CompileEnum(const Schema& schema) {
@@ -132,16 +191,19 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileEnum(const Schema& schema) {
                        absl::StrCat("\"enum\" has ", values.size(), " values; at most ",
                                     limits::kSchemaEnumValuesMax, " are supported"));
   }
-  std::vector<std::string> texts;
+  json::array allowed;
   for (const json::value& value : values) {
     const bool fits = types.empty() || std::any_of(types.begin(), types.end(), [&](auto& type) {
                         return IsOfType(value, type);
                       });
-    if (fits) texts.push_back(JsonLiteral(value));
+    if (fits) allowed.push_back(value);
   }
-  if (texts.empty()) {
+  if (allowed.empty()) {
     return SchemaError(schema.path, absl::StrCat("\"", keyword, "\" has no value that is allowed"));
   }
+  if (schema.spelling) return arguments_.Enum(allowed, *schema.spelling);
+  std::vector<std::string> texts;
+  for (const json::value& value : allowed) texts.push_back(JsonLiteral(value));
   return OneOf(builder_, texts);
 }
 
@@ -163,9 +225,23 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileAlternatives(const Schema& schema,
   }
   std::vector<RuleId> rules;
   for (size_t i = 0; i < alternatives->size(); ++i) {
-    rules.push_back(RuleOf(&alternatives->at(i), absl::StrCat(".", keyword, "[", i, "]")));
+    rules.push_back(
+        RuleOf(&alternatives->at(i), absl::StrCat(".", keyword, "[", i, "]"), schema.spelling));
   }
   return Choice(builder_, rules);
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::CompileArgument(const Schema& schema,
+                                                       absl::string_view type) {
+  if (type == "boolean") return arguments_.Boolean();
+  if (type == "null") return arguments_.Null();
+  if (type == "string") {
+    ASSIGN_OR_RETURN(const CountRange length,
+                     CountRangeOf(schema.keywords, "minLength", "maxLength", schema.path));
+    return arguments_.String(length, *schema.spelling);
+  }
+  ASSIGN_OR_RETURN(const RuleId values, CompileType(schema, type));
+  return arguments_.Json(values);
 }
 
 absl::StatusOr<RuleId> SchemaCompiler::CompileType(const Schema& schema, absl::string_view type) {
@@ -220,41 +296,54 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileObject(const Schema& schema) {
   } else {
     spec.other_values = rules_.Value();
   }
-  absl::flat_hash_map<std::string, size_t> property_idx;
-  if (const json::value* properties = schema.keywords.if_contains("properties")) {
-    if (!properties->is_object()) return SchemaError(schema.path, "\"properties\" is no object");
+  ASSIGN_OR_RETURN(const std::vector<Property> properties,
+                   PropertiesOf(schema.keywords, schema.path));
+  for (const Property& property : properties) {
+    if (property.schema == nullptr && spec.other_values == kNoRule) {
+      return SchemaError(schema.path, absl::StrCat("\"required\" names ", QuotedJson(property.name),
+                                                   ", which \"additionalProperties\" forbids"));
+    }
+    const RuleId value = property.schema == nullptr
+                             ? spec.other_values
+                             : RuleOf(property.schema, absl::StrCat(".properties.", property.name));
+    spec.properties.push_back({property.name, value, property.is_required});
+  }
+  const bool is_any = spec.properties.empty() && spec.other_values == rules_.Value();
+  return is_any ? rules_.AnyObject() : rules_.Object(spec);
+}
+
+absl::StatusOr<std::vector<SchemaCompiler::Property>> SchemaCompiler::PropertiesOf(
+    const Object& keywords, const std::string& path) {
+  std::vector<Property> all;
+  absl::flat_hash_map<std::string, size_t> idx_of;
+  if (const json::value* properties = keywords.if_contains("properties")) {
+    if (!properties->is_object()) return SchemaError(path, "\"properties\" is no object");
     for (const auto& [key, value] : properties->get_object()) {
-      const std::string name(key);
-      property_idx[name] = spec.properties.size();
-      spec.properties.push_back({name, RuleOf(&value, absl::StrCat(".properties.", name)), false});
+      idx_of[std::string(key)] = all.size();
+      all.push_back({std::string(key), &value});
     }
   }
-  if (const json::value* required = schema.keywords.if_contains("required")) {
-    if (!required->is_array()) return SchemaError(schema.path, "\"required\" is no list");
+  if (const json::value* required = keywords.if_contains("required")) {
+    if (!required->is_array()) return SchemaError(path, "\"required\" is no list");
     for (const json::value& item : required->get_array()) {
-      if (!item.is_string()) return SchemaError(schema.path, "\"required\" is no list of names");
+      if (!item.is_string()) return SchemaError(path, "\"required\" is no list of names");
       const std::string name(item.get_string());
-      const auto [found, is_other] = property_idx.try_emplace(name, spec.properties.size());
-      if (is_other && spec.other_values == kNoRule) {
-        return SchemaError(schema.path, absl::StrCat("\"required\" names ", QuotedJson(name),
-                                                     ", which \"additionalProperties\" forbids"));
-      }
-      if (is_other) spec.properties.push_back({name, spec.other_values, true});
-      spec.properties[found->second].is_required = true;
+      const auto [found, is_other] = idx_of.try_emplace(name, all.size());
+      if (is_other) all.push_back({name, nullptr});
+      all[found->second].is_required = true;
     }
   }
-  num_properties_ += static_cast<int>(spec.properties.size());
+  num_properties_ += static_cast<int>(all.size());
   if (num_properties_ > limits::kSchemaPropertiesMax) {
     return SchemaError(name_,
                        absl::StrCat("has more than ", limits::kSchemaPropertiesMax, " properties"));
   }
-  for (const auto& property : spec.properties) num_optional_ += !property.is_required;
+  for (const Property& property : all) num_optional_ += !property.is_required;
   if (num_optional_ > limits::kSchemaOptionalMax) {
     return SchemaError(name_, absl::StrCat("has more than ", limits::kSchemaOptionalMax,
                                            " properties that are not required"));
   }
-  const bool is_any = spec.properties.empty() && spec.other_values == rules_.Value();
-  return is_any ? rules_.AnyObject() : rules_.Object(spec);
+  return all;
 }
 
 }  // namespace ultraspeed::grammar

@@ -32,7 +32,33 @@ bool SaysNothing(absl::string_view keyword, const json::value& value) {
   return kAnnotations->contains(keyword) || absl::StartsWith(keyword, "x-");
 }
 
-// The type that a keyword is about; "" for those that are about all; null: not supported.
+// A whole number that fits, however it is written; rounded by `round` if it is none and that is not
+// null.
+std::optional<int64_t> WholeNumber(const json::value& value, double (*round)(double)) {
+  if (const int64_t* number = value.if_int64()) return *number;
+  const double* number = value.if_double();
+  if (number == nullptr) return std::nullopt;
+  const double whole = round == nullptr ? *number : round(*number);
+  if (whole != std::floor(whole) || std::abs(whole) >= 0x1p63) return std::nullopt;
+  return static_cast<int64_t>(whole);
+}
+
+std::string Shortened(absl::string_view text) {
+  if (text.size() <= limits::kSchemaErrorBytesMax) return std::string(text);
+  size_t end = limits::kSchemaErrorBytesMax;
+  while (end > 0 && (text[end] & 0xC0) == 0x80) --end;  // between two characters
+  return absl::StrCat(text.substr(0, end), "…");
+}
+
+double Floor(double number) { return std::floor(number); }
+double Ceiling(double number) { return std::ceil(number); }
+
+}  // namespace
+
+absl::Status SchemaError(absl::string_view path, absl::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat(Shortened(path), ": ", Shortened(what)));
+}
+
 const absl::string_view* TypeOfKeyword(absl::string_view keyword) {
   static const auto* const kKeywords =
       new absl::flat_hash_map<absl::string_view, absl::string_view>{
@@ -59,33 +85,6 @@ const absl::string_view* TypeOfKeyword(absl::string_view keyword) {
       };
   const auto found = kKeywords->find(keyword);
   return found == kKeywords->end() ? nullptr : &found->second;
-}
-
-// A whole number that fits, however it is written; rounded by `round` if it is none and that is not
-// null.
-std::optional<int64_t> WholeNumber(const json::value& value, double (*round)(double)) {
-  if (const int64_t* number = value.if_int64()) return *number;
-  const double* number = value.if_double();
-  if (number == nullptr) return std::nullopt;
-  const double whole = round == nullptr ? *number : round(*number);
-  if (whole != std::floor(whole) || std::abs(whole) >= 0x1p63) return std::nullopt;
-  return static_cast<int64_t>(whole);
-}
-
-std::string Shortened(absl::string_view text) {
-  if (text.size() <= limits::kSchemaErrorBytesMax) return std::string(text);
-  size_t end = limits::kSchemaErrorBytesMax;
-  while (end > 0 && (text[end] & 0xC0) == 0x80) --end;  // between two characters
-  return absl::StrCat(text.substr(0, end), "…");
-}
-
-double Floor(double number) { return std::floor(number); }
-double Ceiling(double number) { return std::ceil(number); }
-
-}  // namespace
-
-absl::Status SchemaError(absl::string_view path, absl::string_view what) {
-  return absl::InvalidArgumentError(absl::StrCat(Shortened(path), ": ", Shortened(what)));
 }
 
 absl::Status CheckKeywords(const json::object& schema, absl::string_view whole,

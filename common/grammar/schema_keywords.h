@@ -18,6 +18,9 @@ namespace ultraspeed::grammar {
 // Both are cut if they are long: a schema's own names are in them.
 absl::Status SchemaError(absl::string_view path, absl::string_view what);
 
+// The type that a keyword is about; "" for those that are about all; null: not supported.
+const absl::string_view* TypeOfKeyword(absl::string_view keyword);
+
 // An error for the first keyword that is not supported, and for one that stands beside `whole`, a
 // keyword that must say it all ("" for none).
 absl::Status CheckKeywords(const boost::json::object& schema, absl::string_view whole,

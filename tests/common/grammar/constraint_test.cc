@@ -129,12 +129,15 @@ TEST(Constraint, MasksAreWhatAdvanceTakes) {
 }
 
 TEST(Constraint, MasksOfTextUntilAMark) {
-  for (const char* mark : {"</b>", "abc", "<<<", "\n\n"}) {
-    GrammarBuilder builder;
-    const RuleId root = Sequence(&builder, {TextUntil(&builder, mark), Literal(&builder, "<>")});
-    const auto grammar = *builder.Build(root, "grammar");
-    CheckMasksAlong(grammar, SmallVocabulary(), absl::StrCat("abd</ <</é €<b", mark, "<>"));
-    CheckMasksAlong(grammar, BundledVocabulary(), absl::StrCat("abd</ <</é €<b", mark, "<>"));
+  for (const char* mark : {"</b>", "abc", "<<a", "\n"}) {
+    for (const CountRange range : {CountRange(), CountRange{3, 15}}) {
+      GrammarBuilder builder;
+      const RuleId text = TextUntil(&builder, mark, range, "[");
+      const auto grammar =
+          *builder.Build(Sequence(&builder, {text, Literal(&builder, "<>")}), "grammar");
+      CheckMasksAlong(grammar, SmallVocabulary(), absl::StrCat("abd</ <</é €<b", mark, "<>"));
+      CheckMasksAlong(grammar, BundledVocabulary(), absl::StrCat("abd</ <</é €<b", mark, "<>"));
+    }
   }
 }
 
@@ -207,22 +210,18 @@ TEST(Constraint, MasksAreShared) {
   EXPECT_NE(after(R"({"a":1,)"), after(R"({"abc":)"));
 }
 
-TEST(Constraint, DraftsEndAtTheFirstThatIsNotAllowed) {
+// A branch that was tried is thrown away: the state before it goes on as if nothing had been.
+TEST(Constraint, BranchesAreForgotten) {
   Constraint constraint(SchemaGrammar(R"({"enum":["abc"]})"), SmallVocabulary());
-  const auto draft = constraint.FollowDraft(constraint.Start(), {'"', 'a', 'b', 'x', 'c'});
-  EXPECT_EQ(draft.num_allowed(), 3);
-  ASSERT_EQ(draft.rows.size(), 4u);
-  EXPECT_TRUE(draft.rows[3].mask->Allows('c'));
-  EXPECT_FALSE(draft.rows[3].mask->Allows('x'));
-  for (const auto& row : draft.rows) EXPECT_EQ(row.mask, constraint.AllowedTokens(row.state));
-  // The branch is thrown away: the state before it goes on as if nothing had been.
-  EXPECT_FALSE(constraint.Advance(draft.rows[1].state, 'a').is_dead());
-
-  EXPECT_EQ(constraint.FollowDraft(constraint.Start(), {}).num_allowed(), 0);
-  EXPECT_EQ(constraint.FollowDraft(constraint.Start(), {'x'}).num_allowed(), 0);
-  EXPECT_TRUE(constraint.FollowDraft(constraint.Start(), {'"', 'a', 'b', 'c', '"'})
-                  .rows[5]
-                  .state.can_end());
+  const State begun = constraint.Advance(constraint.Start(), '"');
+  EXPECT_TRUE(constraint.Advance(constraint.Advance(begun, 'a'), 'x').is_dead());
+  State state = begun;
+  for (const char c : {'a', 'b', 'c', '"'}) {
+    EXPECT_TRUE(constraint.AllowedTokens(state)->Allows(c));
+    EXPECT_FALSE(constraint.AllowedTokens(state)->Allows('x'));
+    state = constraint.Advance(state, c);
+  }
+  EXPECT_TRUE(state.can_end());
 }
 
 TEST(Constraint, ManyThreads) {

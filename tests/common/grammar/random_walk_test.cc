@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "common/grammar/constraint.h"
 #include "tests/common/grammar/grammar_testing.h"
+#include "tests/common/grammar/random_texts.h"
 #include "tests/common/grammar/schema_checker.h"
 #include "tests/common/grammar/test_vocabulary.h"
 
@@ -18,64 +18,6 @@ namespace ultraspeed::grammar {
 namespace {
 
 namespace json = boost::json;
-
-// Every level that is open may take a handful, and a line break with its indentation.
-constexpr int kSteeringTokensMax = 10'000;
-
-// The token that leads to the end soonest, as a rule: what closes something, then what is short.
-int32_t SteeringToken(const TokenMask& mask, const Vocabulary& vocabulary) {
-  static const std::vector<int32_t>* const order = [&vocabulary] {
-    auto* tokens = new std::vector<int32_t>;
-    for (int32_t token = 0; token < vocabulary.num_tokens(); ++token) {
-      if (vocabulary.is_end(token)) tokens->push_back(token);
-    }
-    std::string bytes = "\"}]:0123456789nt,{[";
-    for (int byte = 0; byte < 256; ++byte) bytes += static_cast<char>(byte);
-    for (const char c : bytes) {
-      for (int32_t token = 0; token < vocabulary.num_tokens(); ++token) {
-        if (vocabulary.bytes(token) == std::string(1, c)) tokens->push_back(token);
-      }
-    }
-    return tokens;
-  }();
-  for (const int32_t token : *order) {
-    if (mask.Allows(token)) return token;
-  }
-  return -1;
-}
-
-std::vector<int32_t> AllowedOf(const TokenMask& mask, const Vocabulary& vocabulary) {
-  std::vector<int32_t> tokens;
-  for (int32_t token = 0; token < vocabulary.num_tokens(); ++token) {
-    if (mask.Allows(token)) tokens.push_back(token);
-  }
-  return tokens;
-}
-
-// Empty if the walk does not end.
-std::string Walk(Constraint* constraint, const Vocabulary& vocabulary, int num_random_tokens,
-                 std::mt19937* random) {
-  State state = constraint->Start();
-  std::string text;
-  for (int i = 0; i < num_random_tokens + kSteeringTokensMax; ++i) {
-    const auto mask = constraint->AllowedTokens(state);
-    int32_t token = SteeringToken(*mask, vocabulary);
-    if (token < 0) return "";
-    if (i < num_random_tokens) {
-      // Half of the time one of the few that close or begin something.
-      std::vector<int32_t> allowed = AllowedOf(*mask, vocabulary);
-      std::erase_if(allowed, [&](int32_t one) { return vocabulary.is_end(one); });
-      if (!allowed.empty() && ((*random)() % 2 == 0 || vocabulary.is_end(token))) {
-        token = allowed[(*random)() % allowed.size()];
-      }
-    }
-    if (vocabulary.is_end(token)) return text;
-    state = constraint->Advance(state, token);
-    if (state.is_dead()) return "";
-    text += std::string(vocabulary.bytes(token));
-  }
-  return "";
-}
 
 TEST(RandomWalk, EndsWithWhatTheSchemaAsksFor) {
   const std::vector<std::string> schemas = {
@@ -106,7 +48,8 @@ TEST(RandomWalk, EndsWithWhatTheSchemaAsksFor) {
     size_t bytes_max = 0;
     for (unsigned seed = 0; seed < 25; ++seed) {
       std::mt19937 random(seed);
-      const std::string text = Walk(&constraint, vocabulary, static_cast<int>(4 * seed), &random);
+      const std::string text =
+          RandomText(&constraint, vocabulary, static_cast<int>(4 * seed), &random);
       ASSERT_NE(text, "") << schema << " seed " << seed;
       boost::system::error_code error;
       json::parse_options options;
@@ -119,64 +62,6 @@ TEST(RandomWalk, EndsWithWhatTheSchemaAsksFor) {
       bytes_max = std::max(bytes_max, text.size());
     }
     EXPECT_GT(bytes_max, 20u) << schema;
-  }
-}
-
-// A schema of at most `depth` levels, with references to x and y.
-std::string RandomSchema(int depth, std::mt19937* random) {
-  const auto pick = [random](int n) { return static_cast<int>((*random)() % n); };
-  const auto list = [&](int n) {
-    std::vector<std::string> schemas;
-    for (int i = 0; i < n; ++i) schemas.push_back(RandomSchema(depth - 1, random));
-    return absl::StrJoin(schemas, ",");
-  };
-  switch (pick(depth > 0 ? 12 : 7)) {
-    case 0:
-      return R"({"type":["integer","null"]})";
-    case 1:
-      return R"({"type":"number"})";
-    case 2: {
-      const int min = pick(5);
-      return absl::StrCat(R"({"type":"string","minLength":)", min, R"(,"maxLength":)",
-                          min + pick(40), "}");
-    }
-    case 3:
-      return R"({"enum":["a","ab",1,12,null,true,[1],{"x":"é"}]})";
-    case 4: {
-      const int min = pick(4000) - 2000;
-      return absl::StrCat(R"({"type":"integer","minimum":)", min, R"(,"maximum":)",
-                          min + pick(3000), "}");
-    }
-    case 5:
-      return pick(2) == 0 ? "{}" : R"({"type":["null","boolean","string"]})";
-    case 6:
-      return absl::StrCat(R"({"$ref":"#/$defs/)", pick(2) == 0 ? "x" : "y", "\"}");
-    case 7:
-    case 8: {
-      std::vector<std::string> properties, required;
-      for (const char* name : {"a", "ab", "é", "q\\\""}) {
-        if (pick(2) == 0) continue;
-        properties.push_back(absl::StrCat("\"", name, "\":", RandomSchema(depth - 1, random)));
-        if (pick(2) == 0) required.push_back(absl::StrCat("\"", name, "\""));
-      }
-      const std::string others = pick(3) == 0   ? "true"
-                                 : pick(2) == 0 ? "false"
-                                                : RandomSchema(depth - 1, random);
-      return absl::StrCat(R"({"type":"object","properties":{)", absl::StrJoin(properties, ","),
-                          R"(},"required":[)", absl::StrJoin(required, ","),
-                          R"(],"additionalProperties":)", others, "}");
-    }
-    case 9:
-    case 10: {
-      const int min = pick(4);
-      const std::string first =
-          pick(3) == 0 ? absl::StrCat(R"("prefixItems":[)", list(1 + pick(3)), "],") : "";
-      const std::string others = pick(8) == 0 ? "false" : RandomSchema(depth - 1, random);
-      return absl::StrCat(R"({"type":"array",)", first, R"("minItems":)", min, R"(,"maxItems":)",
-                          min + pick(3), R"(,"items":)", others, "}");
-    }
-    default:
-      return absl::StrCat(R"({"anyOf":[)", list(1 + pick(3)), "]}");
   }
 }
 
@@ -197,7 +82,7 @@ TEST(RandomWalk, OfRandomSchemas) {
     Constraint constraint(*grammar, BundledVocabulary(), frames_max);
     const json::value parsed_schema = json::parse(schema);
     const std::string text =
-        Walk(&constraint, *BundledVocabulary(), static_cast<int>(seed % 40), &random);
+        RandomText(&constraint, *BundledVocabulary(), static_cast<int>(seed % 40), &random);
     boost::system::error_code error;
     json::parse_options options;
     options.max_depth = limits::kJsonDepthMax;
