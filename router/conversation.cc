@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "common/grammar/tool_calls.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
 #include "router/field_checks.h"
@@ -217,6 +218,15 @@ absl::Status CheckToolChoice(const v1::ChatRequest& request, const ToolPrompt& t
   return OutOfBounds("required_tool", absl::StrCat("\"", required, "\""), "the name of a tool");
 }
 
+// What the worker will be asked to hold calls to, compiled to be checked.
+absl::Status CheckStrictTools(const ToolPrompt& prompt) {
+  if (!prompt.any_strict()) return absl::OkStatus();
+  std::vector<grammar::CallableTool> tools;
+  for (const ToolFunction& one : prompt.functions)
+    tools.push_back({one.name, one.is_strict, one.parameters});
+  return grammar::FromTools(tools, "tools").status();
+}
+
 absl::StatusOr<ToolPrompt> ValidateTools(const v1::ChatRequest& request) {
   ToolPrompt prompt;
   RETURN_IF_ERROR(CheckCount("tools", request.tools_size(), 0, limits::kToolsMax, "entries"));
@@ -231,7 +241,7 @@ absl::StatusOr<ToolPrompt> ValidateTools(const v1::ChatRequest& request) {
     }
     RETURN_IF_ERROR(CheckUtf8(field + ".description", tool.description()));
     RETURN_IF_ERROR(CheckObject(field + ".parameters_json", tool.parameters_json()));
-    ToolFunction function{tool.name(), std::nullopt, tool.parameters_json()};
+    ToolFunction function{tool.name(), std::nullopt, tool.parameters_json(), tool.strict()};
     if (tool.has_description()) function.description = tool.description();
     prompt.functions.push_back(std::move(function));
   }
@@ -239,6 +249,7 @@ absl::StatusOr<ToolPrompt> ValidateTools(const v1::ChatRequest& request) {
   prompt.call_required = request.tool_choice() == v1::TOOL_CHOICE_REQUIRED;
   prompt.required_name = request.required_tool();
   if (request.tool_choice() == v1::TOOL_CHOICE_NONE) prompt.functions.clear();
+  RETURN_IF_ERROR(CheckStrictTools(prompt));
   return prompt;
 }
 

@@ -54,6 +54,28 @@ ToolUse ToolUseOf(const Conversation& conversation) {
   return use;
 }
 
+// What calls are held to, if one of the tools is strict. A call that the prompt requires begins in
+// it. REQUIRES: the model has a template, and so its marks.
+void SetToolCalls(const ServedModel& model, const ToolPrompt& tools,
+                  v1::WorkerGenerateRequest* request) {
+  if (!tools.any_strict()) return;
+  v1::ToolCallFormat* calls = request->mutable_tool_calls();
+  for (const ToolFunction& function : tools.functions) {
+    v1::Tool* tool = calls->add_tools();
+    tool->set_name(function.name);
+    tool->set_strict(function.is_strict);
+    if (function.is_strict) tool->set_parameters_json(function.parameters);
+  }
+  calls->set_begin_token_id(*model.tokenizer->TokenId(kToolCallBegin));
+  calls->set_end_token_id(*model.tokenizer->TokenId(kToolCallEnd));
+  calls->set_thought_begin_token_id(model.reasoning_marks.begin);
+  calls->set_thought_end_token_id(model.reasoning_marks.end);
+  if (!tools.call_required) return;
+  const auto& prompt = request->prompt_token_ids();
+  const auto begin = std::find(prompt.rbegin(), prompt.rend(), calls->begin_token_id());
+  calls->set_begun_tokens(static_cast<int32_t>(begin - prompt.rbegin()) + 1);
+}
+
 // An answer is held to its format behind its thoughts. The prompt opens them, so that none can do
 // without and be held to nothing.
 bool PromptOpensThought(const ChatParams& params) {
@@ -208,6 +230,7 @@ absl::StatusOr<InferenceService::Prepared> InferenceService::Prepare(
                    Assemble(resolved, params.generation, std::move(prompt), tenant, request_id));
   if (!params.conversation.tools.functions.empty())
     prepared.relay.tools = ToolUseOf(params.conversation);
+  SetToolCalls(*resolved.model, params.conversation.tools, &prepared.relay.worker_request);
   if (PromptOpensThought(params)) {
     const ReasoningMarks& marks = resolved.model->reasoning_marks;
     prepared.relay.opening = std::string(resolved.model->tokenizer->TokenBytes(marks.begin));

@@ -188,8 +188,8 @@ void StreamRelay::AwaitTurn() {
   // A caller that names no max_tokens gets a huge one; what it will use is closer to this.
   const int64_t likely_tokens =
       std::min<int64_t>(worker_request.max_tokens(), limits::kLikelyCompletionTokens);
-  const auto schema_bytes =
-      static_cast<int64_t>(worker_request.output_format().json_schema().size());
+  const auto schema_bytes = static_cast<int64_t>(worker_request.output_format().ByteSizeLong() +
+                                                 worker_request.tool_calls().ByteSizeLong());
   absl::Duration deadline = absl::InfiniteDuration();
   if (deadline_ != std::chrono::system_clock::time_point::max())
     deadline = clock_->Monotonic() + (absl::FromChrono(deadline_) - clock_->Now());

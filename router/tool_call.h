@@ -3,6 +3,7 @@
 // chat_template.h writes them into prompts, tool_call_parser.h reads the model's calls. Pure.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <string>
@@ -35,6 +36,11 @@ struct ToolPrompt {
   std::vector<ToolFunction> functions;
   bool call_required = false;      // the prompt ends inside of a call
   std::string required_name = {};  // with call_required; empty: the model chooses
+
+  bool any_strict() const {
+    return std::any_of(functions.begin(), functions.end(),
+                       [](const ToolFunction& one) { return one.is_strict; });
+  }
 };
 
 using FunctionTypes = std::map<std::string, grammar::ArgumentTypesByName, std::less<>>;

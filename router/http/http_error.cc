@@ -49,15 +49,20 @@ static_assert(kWords.size() == static_cast<size_t>(ErrorKind::kDeadlineExceeded)
 
 const ErrorWords& WordsOf(ErrorKind kind) { return kWords[static_cast<size_t>(kind)]; }
 
-// "messages[2].content" of "messages[2].content has 0 bytes; ..": what refusals begin with. Empty
-// if the message begins with something else.
-absl::string_view LeadingField(absl::string_view message) {
+size_t NumFieldCharacters(absl::string_view message) {
   size_t count = 0;
   while (count < message.size() &&
          (absl::ascii_isalnum(static_cast<unsigned char>(message[count])) ||
           absl::StrContains("_.[]", message.substr(count, 1)))) {
     ++count;
   }
+  return count;
+}
+
+// "messages[2].content" of "messages[2].content has 0 bytes; ..": what refusals begin with. Empty
+// if the message begins with something else.
+absl::string_view LeadingField(absl::string_view message) {
+  const size_t count = NumFieldCharacters(message);
   for (const absl::string_view verb : {" is ", " has ", " have ", ": ", "="}) {
     if (absl::StartsWith(message.substr(count), verb)) return message.substr(0, count);
   }
@@ -84,7 +89,10 @@ absl::string_view RenamedField(absl::string_view message, const FieldNames& name
   for (const auto& [from, to] : names.renames) {
     if (absl::StartsWith(message, from)) return message.substr(0, from.size());
   }
-  return {};
+  const absl::string_view field = message.substr(0, NumFieldCharacters(message));
+  constexpr absl::string_view kSchema = "].parameters_json";
+  const size_t schema = field.find(kSchema);
+  return schema == field.npos ? field.substr(0, 0) : field.substr(0, schema + kSchema.size());
 }
 
 std::string CallersField(absl::string_view field, const FieldNames& names) {

@@ -2,9 +2,8 @@
 //
 // Source: OpenAI API reference, "Create chat completion" and "Create completion (legacy)". Fields
 // that this server cannot honour (audio, penalties, n > 1, ..) are refused by name, fields that
-// nobody knows are ignored, and so is `strict` of a tool. Extensions: top_k, ignore_eos,
-// speculation, reasoning_content, thinking.type, chat_template_kwargs.enable_thinking, and
-// response_format of completions.
+// nobody knows are ignored. Extensions: top_k, ignore_eos, speculation, reasoning_content,
+// thinking.type, chat_template_kwargs.enable_thinking, and response_format of completions.
 #pragma once
 
 #include "absl/status/statusor.h"

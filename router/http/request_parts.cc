@@ -56,6 +56,7 @@ absl::Status AddFunction(RequestFields& function, absl::string_view schema,
   if (const boost::json::object* parameters = function.Object(schema)) {
     tool->set_parameters_json(boost::json::serialize(*parameters));
   }
+  tool->set_strict(function.Bool("strict").value_or(false));
   return function.status();
 }
 

@@ -26,7 +26,7 @@ bool ReadOpenAiTier(RequestFields& fields, v1::GenerateOptions* options);
 // `thinking`, an object with a type: Anthropic's field, and Xiaomi's in OpenAI's shape. "adaptive"
 // is on: the model always decides how much.
 std::optional<bool> ReadThinking(RequestFields& fields);
-// A tool's name, description and schema, which is the object `schema`.
+// A tool's name, description, schema, which is the object `schema`, and whether it is strict.
 absl::Status AddFunction(RequestFields& function, absl::string_view schema,
                          v1::ChatRequest* request);
 // A string, or an array of objects of one of the `types` with a `text` each, which are joined with

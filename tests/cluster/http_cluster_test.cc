@@ -215,6 +215,75 @@ Server* HttpClusterTest::router_ = nullptr;
 v1::Inference::Stub* HttpClusterTest::stub_ = nullptr;
 std::string HttpClusterTest::open_key_, HttpClusterTest::tight_key_, HttpClusterTest::poor_key_;
 
+// ---- Strict tools: the bundled model was never taught to call, and calls as it is told ----
+
+constexpr char kStrictFields[] = R"("name":"book","description":"Books a table.","strict":true,)";
+constexpr char kStrictSchema[] = R"({"type":"object","properties":{
+    "guest":{"type":"string","maxLength":12,"description":"who comes"},
+    "people":{"type":"integer","minimum":1,"maximum":20},
+    "place":{"enum":["inside","outside"]},
+    "wishes":{"type":"array","items":{"type":"object","properties":{"dish":{"enum":["soup","fish"]},
+        "hot":{"type":["boolean","null"]}},"required":["dish","hot"],"additionalProperties":false},"minItems":1,"maxItems":2},
+    "note":{"anyOf":[{"type":"string","maxLength":5},{"type":"null"}]}},
+  "required":["guest","people","place","wishes"],"additionalProperties":false})";
+
+void ExpectABooking(const json::value& value) {
+  const json::object& booking = value.as_object();
+  EXPECT_LE(booking.at("guest").as_string().size(), 4u * 12u);
+  EXPECT_GE(booking.at("people").to_number<int>(), 1);
+  EXPECT_LE(booking.at("people").to_number<int>(), 20);
+  const json::value& place = booking.at("place");
+  EXPECT_TRUE(place == "inside" || place == "outside");
+  const json::array& wishes = booking.at("wishes").as_array();
+  EXPECT_TRUE(wishes.size() == 1 || wishes.size() == 2);
+  for (const json::value& wish : wishes) {
+    EXPECT_TRUE(wish.at("dish") == "soup" || wish.at("dish") == "fish");
+    EXPECT_TRUE(wish.at("hot").is_bool() || wish.at("hot").is_null());
+    EXPECT_EQ(wish.as_object().size(), 2u);
+  }
+  if (const json::value* note = booking.if_contains("note")) {
+    EXPECT_TRUE(note->is_null() || note->is_string());
+  }
+  EXPECT_EQ(booking.size(), booking.contains("note") ? 5u : 4u);
+}
+
+TEST_F(HttpClusterTest, CallsOfStrictToolsKeepToTheirSchema) {
+  for (const char* const speculation : {"true", "false"}) {
+    for (const char* const choice :
+         {R"("required")", R"({"type":"function","function":{"name":"book"}})"}) {
+      const HttpResponse chat = AskChat(
+          absl::StrCat(R"("max_tokens":300,"seed":5,"parallel_tool_calls":false,"speculation":)",
+                       speculation, R"(,"tools":[{"type":"function","function":{)", kStrictFields,
+                       R"("parameters":)", kStrictSchema, R"(}}],"tool_choice":)", choice));
+      ASSERT_EQ(chat.status, 200) << chat.body;
+      const json::value answer = chat.json().at("choices").at(0);
+      EXPECT_EQ(answer.at("finish_reason"), "tool_calls");
+      const json::value call = answer.at("message").at("tool_calls").at(0).at("function");
+      EXPECT_EQ(call.at("name"), "book");
+      ExpectABooking(json::parse(call.at("arguments").as_string()));
+    }
+  }
+  const std::string ask = R"({"model":"tiny-mimo","seed":6,)";
+  const HttpResponse responses = Ask(HttpPost(
+      "/v1/responses",
+      absl::StrCat(ask,
+                   R"("input":"A table.","max_output_tokens":300,"parallel_tool_calls":false,)",
+                   R"("tools":[{"type":"function",)", kStrictFields, R"("parameters":)",
+                   kStrictSchema, R"(}],"tool_choice":"required"})"),
+      open_key_));
+  ASSERT_EQ(responses.status, 200) << responses.body;
+  ExpectABooking(json::parse(responses.json().at("output").at(0).at("arguments").as_string()));
+  const HttpResponse messages = Ask(HttpPost(
+      "/v1/messages",
+      absl::StrCat(ask, R"("messages":[{"role":"user","content":"A table."}],"max_tokens":300,)",
+                   R"("tools":[{)", kStrictFields, R"("input_schema":)", kStrictSchema,
+                   R"(}],"tool_choice":{"type":"any","disable_parallel_tool_use":true}})"),
+      open_key_));
+  ASSERT_EQ(messages.status, 200) << messages.body;
+  EXPECT_EQ(messages.json().at("stop_reason"), "tool_use");
+  ExpectABooking(messages.json().at("content").at(0).at("input"));
+}
+
 // ---- The same answers as by gRPC ----
 
 TEST_F(HttpClusterTest, CompletionsSayWhatGrpcSays) {
@@ -362,6 +431,9 @@ TEST_F(HttpClusterTest, EveryRefusalHasItsStatusAndNamesItsField) {
       {R"("tools":[{}])", 400, "tools[0].type", nullptr},
       {R"("tools":[{"type":"function","function":{"name":"a b"}}])", 400, "tools[0].function.name",
        nullptr},
+      {R"("tools":[{"type":"function","function":{"name":"a","strict":true,"parameters":)"
+       R"({"properties":{"b":{"type":"string","pattern":"c"}}}}}])",
+       400, "tools[0].function.parameters.properties.b", nullptr},
       {R"("tool_choice":"required")", 400, "tool_choice", nullptr},
       {R"("response_format":{"type":"grammar"})", 400, "response_format.type", nullptr},
       {R"("ignore_eos":true,"response_format":{"type":"json_object"})", 400, "ignore_eos", nullptr},

@@ -163,6 +163,90 @@ TEST_F(ToolCallsTest, TheFirstCallEndsTheAnswerIfThereMayBeOneOnly) {
   EXPECT_TRUE(Eventually([&] { return worker.num_running() == 0; }));
 }
 
+// ---- Strict tools ----
+
+constexpr char kStrictSchema[] = R"({"type":"object","properties":{"days":{"type":"integer"}}})";
+
+TEST_F(ToolCallsTest, AWorkerIsAskedToHoldCallsOfStrictTools) {
+  FakeWorker& worker = AddWorker();
+  StartRouter();
+  v1::ChatRequest request = Ask();
+  Chat(request);
+  EXPECT_FALSE(worker.last_request().has_tool_calls());
+  request.mutable_tools(0)->set_strict(true);
+  request.mutable_tools(0)->set_parameters_json(kStrictSchema);
+  request.mutable_tools(0)->set_description("how it is");
+  Chat(request);
+  const v1::ToolCallFormat calls = worker.last_request().tool_calls();
+  ASSERT_EQ(calls.tools_size(), 2);
+  EXPECT_EQ(calls.tools(0).name(), "get_weather");
+  EXPECT_TRUE(calls.tools(0).strict());
+  EXPECT_EQ(calls.tools(0).parameters_json(), kStrictSchema);
+  EXPECT_FALSE(calls.tools(0).has_description());
+  EXPECT_EQ(calls.tools(1).name(), "now");
+  EXPECT_FALSE(calls.tools(1).strict());
+  const Tokenizer& tokenizer = TestTokenizer();
+  EXPECT_EQ(calls.begin_token_id(), *tokenizer.TokenId("<tool_call>"));
+  EXPECT_EQ(calls.end_token_id(), *tokenizer.TokenId("</tool_call>"));
+  EXPECT_EQ(calls.thought_begin_token_id(), *tokenizer.TokenId("<think>"));
+  EXPECT_EQ(calls.thought_end_token_id(), *tokenizer.TokenId("</think>"));
+  EXPECT_EQ(calls.begun_tokens(), 0);
+  request.set_tool_choice(v1::TOOL_CHOICE_NONE);
+  Chat(request);
+  EXPECT_FALSE(worker.last_request().has_tool_calls());
+}
+
+TEST_F(ToolCallsTest, AWorkerIsToldOfTheCallThatThePromptBegins) {
+  FakeWorker& worker = AddWorker();
+  StartRouter();
+  v1::ChatRequest request = Ask();
+  request.mutable_tools(0)->set_strict(true);
+  request.set_tool_choice(v1::TOOL_CHOICE_REQUIRED);
+  Chat(request);
+  EXPECT_EQ(worker.last_request().tool_calls().begun_tokens(), 1);
+  request.set_required_tool("get_weather");
+  Chat(request);
+  const int begun = worker.last_request().tool_calls().begun_tokens();
+  const auto& prompt = worker.last_request().prompt_token_ids();
+  std::string text;
+  for (auto id = prompt.end() - begun; id != prompt.end(); ++id)
+    text += TestTokenizer().TokenBytes(*id);
+  EXPECT_EQ(text, "<tool_call>\n<function=get_weather>\n");
+}
+
+TEST_F(ToolCallsTest, TheWorkerThatGoesOnHoldsThemToo) {
+  const std::vector<FakeStep> steps = StepsOf(kCalls);
+  const FakeWorker::Script script = [&](const v1::WorkerGenerateRequest& request,
+                                        grpc::ServerContext* context, FakeWorker::Writer* writer) {
+    if (request.resumed_tokens() > 0)
+      return PlaySteps(steps, v1::FINISH_REASON_STOP)(request, context, writer);
+    return PlayStepsThenFail({steps.begin(), steps.begin() + 8},
+                             grpc::Status(grpc::StatusCode::INTERNAL, "dies"))(request, context,
+                                                                               writer);
+  };
+  for (int i = 0; i < 2; ++i) AddWorker({.script = script});
+  StartRouter();
+  v1::ChatRequest request = Ask();
+  request.mutable_tools(0)->set_strict(true);
+  ExpectTheCalls(Chat(request));
+  EXPECT_EQ(workers_[0]->last_request().tool_calls().SerializeAsString(),
+            workers_[1]->last_request().tool_calls().SerializeAsString());
+  EXPECT_TRUE(workers_[0]->last_request().has_tool_calls());
+}
+
+TEST_F(ToolCallsTest, ASchemaThatCannotBeHeldToReachesNoWorker) {
+  FakeWorker& worker = AddWorker();
+  StartRouter();
+  v1::ChatRequest request = Ask();
+  request.mutable_tools(1)->set_strict(true);
+  request.mutable_tools(1)->set_parameters_json(R"({"properties":{"zone":{"pattern":"^[A-Z]"}}})");
+  const ToolAnswer answer = Chat(request);
+  EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(answer.status.error_message(),
+            "tools[1].parameters_json.properties.zone: \"pattern\" is not supported");
+  EXPECT_EQ(worker.num_requests(), 0);
+}
+
 // Wherever a worker fails in the answer, the calls that another one completes are the same.
 TEST_F(ToolCallsTest, AnotherWorkerGoesOnInTheMiddleOfACall) {
   const std::vector<FakeStep> steps = StepsOf(kCalls);

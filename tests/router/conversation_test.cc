@@ -83,6 +83,28 @@ TEST(Conversation, ToolChoices) {
   ExpectRefused(request, "tool_choice is 3; it must be 0..2 where tools has 0 entries");
 }
 
+TEST(Conversation, StrictToolsHaveSchemasThatCanBeHeldTo) {
+  v1::ChatRequest request = WithTools();
+  const char* kSchema =
+      R"({"type":"object","properties":{"n":{"type":"integer","multipleOf":2}},"required":["n"]})";
+  request.mutable_tools(0)->set_parameters_json(kSchema);
+  EXPECT_TRUE(ValidateConversation(request).ok());
+  EXPECT_FALSE(ValidateConversation(request)->tools.any_strict());
+  request.add_tools()->set_name("g");
+  request.mutable_tools(1)->set_strict(true);
+  EXPECT_TRUE(ValidateConversation(request)->tools.any_strict());
+  EXPECT_TRUE(ValidateConversation(request)->tools.functions[1].is_strict);
+  request.mutable_tools(0)->set_strict(true);
+  ExpectRefused(request, "tools[0].parameters_json.properties.n: \"multipleOf\" is not supported");
+  request.set_tool_choice(v1::TOOL_CHOICE_NONE);  // nothing is held
+  EXPECT_TRUE(ValidateConversation(request).ok());
+  request.clear_tool_choice();
+  request.mutable_tools(0)->set_parameters_json(
+      absl::StrCat(R"({"title":")", std::string(limits::kSchemaBytesMax, 't'), "\"}"));
+  ExpectRefused(request,
+                "tools[0].parameters_json: has 131084 bytes; at most 131072 are supported");
+}
+
 TEST(Conversation, ToolsHaveBounds) {
   v1::ChatRequest request = WithTools();
   *request.add_tools() = request.tools(0);

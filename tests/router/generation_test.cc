@@ -21,6 +21,7 @@ v1::WorkerGenerateRequest Request(int max_tokens) {
   request.set_logprobs(-1);
   request.mutable_output_format()->set_json_schema("{}");
   request.set_output_format_after_token_id(kThoughtMarks.end);
+  request.mutable_tool_calls()->set_begun_tokens(2);
   return request;
 }
 
@@ -59,6 +60,7 @@ TEST(GenerationTest, TheNextWorkerIsAskedForTheRest) {
   EXPECT_EQ(request.seed(), 7u);
   EXPECT_EQ(request.output_format().json_schema(), "{}");
   EXPECT_EQ(request.output_format_after_token_id(), 91);
+  EXPECT_EQ(request.tool_calls().begun_tokens(), 2);
 
   Take(generation, {24});
   generation.Resume();

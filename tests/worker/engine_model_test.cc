@@ -5,6 +5,7 @@
 #include <boost/json.hpp>
 #include <cstring>
 #include <fstream>
+#include <regex>
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
@@ -224,6 +225,146 @@ TEST_F(OutputFormatTest, BeginsAfterThoughtsAndGoesOnElsewhere) {
   wrong.resumed_tokens = 1;
   EXPECT_EQ(engine_->Submit(wrong, std::make_shared<RecordingSink>()).message(),
             "resumed_tokens=1: these last tokens of the prompt are not of the output format");
+}
+
+// ---- Calls of strict tools
+
+constexpr char kFileSchema[] = R"({
+  "type": "object",
+  "properties": {
+    "path": {"type": "string", "maxLength": 9},
+    "lines": {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 99}, "maxItems": 2},
+    "mode": {"type": "string", "enum": ["read", "write"]},
+    "force": {"type": "boolean"}
+  },
+  "required": ["path", "mode"],
+  "additionalProperties": false
+})";
+
+// The bundled model never says <tool_call>, so a line break begins a call here.
+class StrictToolsTest : public OutputFormatTest {
+ protected:
+  RequestSpec ToolSpec(const std::string& id, float temperature, bool speculation) {
+    RequestSpec spec = Spec(id, temperature, speculation);
+    spec.sampling.top_p = 1;
+    spec.max_tokens = 160;
+    const auto constraint =
+        constraints_->ForTools({{"edit_file", true, kFileSchema}, {"now", true, ""}}, "tools");
+    EXPECT_TRUE(constraint.ok()) << constraint.status();
+    spec.output.constraint = *constraint;
+    call_begin_ = IdOf("\n");
+    call_end_ = IdOf("");  // some token that is no text
+    grammar::TokenMask only_end(engine_->bounds().vocabulary);
+    only_end.Allow(call_end_);
+    spec.output.calls = {
+        .begin = call_begin_,
+        .end = call_end_,
+        .only_end = std::make_shared<const grammar::TokenMask>(std::move(only_end))};
+    return spec;
+  }
+  int32_t IdOf(const std::string& bytes) const {
+    const auto token = std::find(bytes_.begin(), bytes_.end(), bytes);
+    EXPECT_NE(token, bytes_.end());
+    return static_cast<int32_t>(token - bytes_.begin());
+  }
+  // Bodies of the calls that are whole.
+  std::vector<std::string> CallsIn(const std::vector<int32_t>& tokens) const {
+    std::vector<std::string> calls;
+    auto begin = tokens.end();
+    for (auto token = tokens.begin(); token != tokens.end(); ++token) {
+      if (begin == tokens.end() && *token == call_begin_) begin = token + 1;
+      if (begin == tokens.end() || *token != call_end_) continue;
+      calls.push_back(Text({begin, token}));
+      begin = tokens.end();
+    }
+    return calls;
+  }
+  static void ExpectCall(const std::string& call) {
+    static const std::regex form(
+        "\n(<function=now>\n|<function=edit_file>\n<parameter=path>[^]*</parameter>\n"
+        "(<parameter=lines>\\[[^]*\\]</parameter>\n)?<parameter=mode>(read|write)</parameter>\n"
+        "(<parameter=force>[Tt]rue</parameter>\n|<parameter=force>[Ff]alse</parameter>\n)?)"
+        "</function>\n");
+    EXPECT_TRUE(std::regex_match(call, form)) << call;
+  }
+
+  int32_t call_begin_ = -1, call_end_ = -1;
+};
+
+TEST_F(StrictToolsTest, CallsAreHeldWithAndWithoutSpeculationAlike) {
+  size_t num_calls = 0;
+  for (const float temperature : {0.0f, 1.0f}) {
+    for (int seed = 0; seed < 3; ++seed) {
+      SCOPED_TRACE(testing::Message() << "temperature " << temperature << " seed " << seed);
+      RequestSpec spec = ToolSpec("plain", temperature, false);
+      spec.sampling.seed = static_cast<uint64_t>(seed);
+      const auto plain = Submit(spec);
+      RunAll();
+      spec.id = "fast";
+      spec.speculation = true;
+      const auto fast = Submit(spec);
+      Submit(Spec("beside", temperature, true));  // free, in the same rounds
+      RunAll();
+      EXPECT_EQ(fast->tokens, plain->tokens);
+      const std::vector<std::string> calls = CallsIn(fast->tokens);
+      for (const std::string& call : calls) ExpectCall(call);
+      num_calls += calls.size();
+    }
+  }
+  EXPECT_GE(num_calls, 3u);
+}
+
+// Until its first call the text is what it is without tools.
+TEST_F(StrictToolsTest, TextOutsideOfCallsIsFree) {
+  const RequestSpec spec = ToolSpec("held", 1.0f, true);
+  const auto held = Submit(spec);
+  RequestSpec free = spec;
+  free.id = "free";
+  free.output = {};
+  const auto text = Submit(free);
+  RunAll();
+  const auto begin = std::find(held->tokens.begin(), held->tokens.end(), call_begin_);
+  ASSERT_NE(begin, held->tokens.end());
+  const auto num_free = static_cast<size_t>(begin + 1 - held->tokens.begin());
+  EXPECT_EQ(std::vector(held->tokens.begin(), begin + 1),
+            std::vector(text->tokens.begin(), text->tokens.begin() + static_cast<int>(num_free)));
+}
+
+// Wherever in a call; also one that the prompt begins.
+TEST_F(StrictToolsTest, AnotherWorkerGoesOnInACall) {
+  RequestSpec spec = ToolSpec("whole", 1.0f, true);
+  spec.prompt.push_back(call_begin_);
+  spec.begun_tokens = 1;
+  const auto whole = Submit(spec);
+  RunAll();
+  std::vector<int32_t> tokens = whole->tokens;
+  tokens.insert(tokens.begin(), call_begin_);
+  ASSERT_FALSE(CallsIn(tokens).empty());
+  for (const std::string& call : CallsIn(tokens)) ExpectCall(call);
+  for (int resumed = 1; resumed < 40; resumed += 3) {
+    RequestSpec rest = spec;
+    rest.id = absl::StrCat("rest", resumed);
+    rest.prompt.insert(rest.prompt.end(), whole->tokens.begin(), whole->tokens.begin() + resumed);
+    rest.max_tokens -= resumed;
+    rest.resumed_tokens = resumed;
+    const auto continued = Submit(rest);
+    RunAll();
+    EXPECT_EQ(continued->tokens,
+              std::vector<int32_t>(whole->tokens.begin() + resumed, whole->tokens.end()));
+  }
+  const auto refused = [&](RequestSpec wrong) {
+    return std::string(engine_->Submit(wrong, std::make_shared<RecordingSink>()).message());
+  };
+  RequestSpec wrong = spec;
+  wrong.prompt.push_back(call_begin_ + 1);
+  wrong.begun_tokens = 2;
+  EXPECT_EQ(refused(wrong),
+            "resumed_tokens=0: these last tokens of the prompt, behind those of a call that has "
+            "begun, are not of the output format");
+  wrong = spec;
+  wrong.begun_tokens = static_cast<int64_t>(spec.prompt.size()) + 1;
+  EXPECT_EQ(refused(wrong), absl::StrCat("tool_calls.begun_tokens=", wrong.begun_tokens,
+                                         ": must be in 0..", spec.prompt.size()));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/grammar/json_schema.h"
+#include "common/grammar/tool_calls.h"
 #include "worker/token_bytes.h"
 
 namespace ultraspeed::worker {
@@ -86,6 +87,96 @@ TEST(OutputConstraintTest, ThoughtsAreFreeButDoNotEndTheOutput) {
   EXPECT_EQ(Allowed(*masks[3]), (Tokens{kEnd}));
   constraint.Commit(kThoughtsEnd);
   EXPECT_EQ(Allowed(*constraint.AllowedTokens({}).at(0)), (Tokens{'"', kYes, kNo}));
+}
+
+// ---- Calls ----
+
+constexpr int32_t kCallBegin = kYes, kCallEnd = kNo, kThoughtBegin = 'T';
+
+// Calls of f, which has one parameter.
+OutputGrammar Calls() {
+  std::vector<std::string> tokens;
+  for (int byte = 0; byte < 256; ++byte) tokens.emplace_back(1, static_cast<char>(byte));
+  tokens.resize(kNumTokens);
+  const auto grammar = grammar::FromTools(
+      {{"f", true, R"({"properties":{"a":{"type":"boolean"}},"required":["a"]})"}}, "tools");
+  EXPECT_TRUE(grammar.ok()) << grammar.status();
+  grammar::TokenMask only_end(kNumTokens);
+  only_end.Allow(kCallEnd);
+  OutputGrammar output;
+  output.constraint = std::make_shared<grammar::Constraint>(
+      *grammar,
+      std::make_shared<const grammar::Vocabulary>(std::move(tokens), std::vector<int32_t>{kEnd}));
+  output.calls = {.begin = kCallBegin,
+                  .end = kCallEnd,
+                  .thought_begin = kThoughtBegin,
+                  .thought_end = kThoughtsEnd,
+                  .only_end = std::make_shared<const grammar::TokenMask>(std::move(only_end))};
+  return output;
+}
+
+const std::string kBody = "\n<function=f>\n<parameter=a>true</parameter>\n</function>\n";
+
+void CommitAll(absl::string_view text, OutputConstraint* constraint) {
+  for (const char c : text) constraint->Commit(c);
+}
+
+TEST(OutputConstraintTest, CallsAreHeldAndTextIsFree) {
+  OutputConstraint constraint(Calls());
+  const auto mask = [&] { return constraint.AllowedTokens({}).at(0); };
+  for (int call = 0; call < 2; ++call) {
+    CommitAll("any <function=g> text", &constraint);
+    constraint.Commit(kCallEnd);  // ends nothing
+    EXPECT_EQ(mask(), nullptr);
+    constraint.Commit(kCallBegin);
+    EXPECT_EQ(Allowed(*mask()), (Tokens{'\n'}));
+    CommitAll(kBody.substr(0, kBody.find('u')), &constraint);  // t, in true
+    EXPECT_EQ(Allowed(*mask()), (Tokens{'r'}));
+    constraint.Commit('r');
+    CommitAll(kBody.substr(kBody.find("ue<")), &constraint);
+    EXPECT_EQ(Allowed(*mask()), (Tokens{kCallEnd}));  // no end of the text
+    constraint.Commit(kCallEnd);
+  }
+  EXPECT_EQ(mask(), nullptr);
+  EXPECT_FALSE(constraint.is_dead());
+  constraint.Commit(kEnd);
+  EXPECT_FALSE(constraint.is_dead());
+  for (const int32_t wrong : {kEnd, kCallBegin, kCallEnd, int32_t{'x'}}) {
+    OutputConstraint held(Calls());
+    held.Commit(kCallBegin);
+    held.Commit(wrong);
+    EXPECT_TRUE(held.is_dead());
+  }
+}
+
+TEST(OutputConstraintTest, NoCallBeginsInAThought) {
+  OutputConstraint constraint(Calls());
+  for (const int32_t token : {kThoughtBegin, kCallBegin, int32_t{'x'}, kCallEnd}) {
+    constraint.Commit(token);
+    EXPECT_EQ(constraint.AllowedTokens({}).at(0), nullptr);
+  }
+  constraint.Commit(kThoughtsEnd);
+  constraint.Commit(kCallBegin);
+  EXPECT_EQ(Allowed(*constraint.AllowedTokens({}).at(0)), (Tokens{'\n'}));
+}
+
+TEST(OutputConstraintTest, DraftsGoIntoCallsAndOutOfThem) {
+  const OutputConstraint constraint(Calls());
+  Tokens drafts = {'x', kCallBegin};
+  for (const char c : kBody) drafts.push_back(c);
+  for (const int32_t token : {kCallEnd, int32_t{'y'}, kEnd}) drafts.push_back(token);
+  const auto masks = constraint.AllowedTokens(drafts);
+  ASSERT_EQ(masks.size(), drafts.size() + 1);
+  for (size_t i = 0; i < masks.size(); ++i) {
+    const bool is_held = 2 <= i && i <= kBody.size() + 2;
+    EXPECT_EQ(masks[i] != nullptr, is_held) << i;
+    if (!is_held) continue;
+    EXPECT_TRUE(masks[i]->Allows(drafts[i])) << i;
+    EXPECT_FALSE(masks[i]->Allows(kEnd)) << i;
+  }
+  EXPECT_EQ(Allowed(*masks[kBody.size() + 2]), (Tokens{kCallEnd}));
+  EXPECT_EQ(constraint.AllowedTokens({'x', kCallBegin, kCallEnd, 'y'}).size(), 3u);
+  EXPECT_EQ(constraint.AllowedTokens({kCallBegin, '\n', '<', 'g', 'u'}).size(), 4u);
 }
 
 TEST(TokenBytesTest, AreTheVocabularysAndNoAddedTokens) {

@@ -5,6 +5,8 @@
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
+
 namespace ultraspeed::worker {
 namespace {
 
@@ -87,6 +89,46 @@ TEST_F(OutputFormatsTest, RefusalsNameTheField) {
   }
 }
 
+constexpr char kCalls[] =
+    "begin_token_id: 6 end_token_id: 3 thought_begin_token_id: 1 thought_end_token_id: 2 ";
+
+TEST_F(OutputFormatsTest, CallsOfStrictTools) {
+  const auto calls = [&](const std::string& tools) {
+    return GrammarOf(absl::StrCat("tool_calls { ", kCalls, tools, " }"));
+  };
+  const auto first = calls(R"(tools { name: "f" strict: true parameters_json: "{}" })");
+  ASSERT_TRUE(first.ok()) << first.status();
+  ASSERT_TRUE(first->calls.has_value());
+  EXPECT_EQ(first->calls->begin, 6);
+  EXPECT_EQ(first->calls->end, 3);
+  EXPECT_EQ(first->calls->thought_begin, 1);
+  EXPECT_EQ(first->calls->thought_end, 2);
+  for (int32_t token = 0; token < 7; ++token)
+    EXPECT_EQ(first->calls->only_end->Allows(token), token == 3) << token;
+  const auto same =
+      calls(R"(tools { name: "f" strict: true parameters_json: "{}" description: "d" })");
+  EXPECT_EQ(same->constraint, first->constraint);
+  const auto free = calls(R"(tools { name: "f" })"), other = calls(R"(tools { name: "g" })");
+  EXPECT_NE(free->constraint, first->constraint);
+  EXPECT_NE(other->constraint, free->constraint);
+}
+
+TEST_F(OutputFormatsTest, RefusalsOfToolCallsNameTheField) {
+  const auto message = [&](const std::string& request) {
+    return std::string(GrammarOf(request).status().message());
+  };
+  EXPECT_EQ(message("tool_calls {}"), "tool_calls.tools: 0 tools; must be 1..128");
+  EXPECT_EQ(message("tool_calls { tools {} begin_token_id: 5 }"),
+            "tool_calls.begin_token_id=5: must be in 0..6 and end no text");
+  EXPECT_EQ(message("tool_calls { tools {} begin_token_id: 6 end_token_id: 6 }"),
+            "tool_calls.end_token_id=6: must differ from the other three");
+  EXPECT_EQ(message(std::string(kEnds) + "output_format { json_object: true } tool_calls {}"),
+            "tool_calls: must be absent where there is an output_format");
+  EXPECT_EQ(message(absl::StrCat("tool_calls { ", kCalls,
+                                 R"(tools { strict: true parameters_json: "{\"if\":1}" } })")),
+            "tool_calls.tools[0].parameters_json: \"if\" is not supported");
+}
+
 TEST(OutputFormatsOfOtherTokenizersTest, AreRefusedWhenAskedFor) {
   OutputFormats formats("tt", 7, {4});
   EXPECT_TRUE(formats.GrammarOf(Request("")).ok());
@@ -94,6 +136,8 @@ TEST(OutputFormatsOfOtherTokenizersTest, AreRefusedWhenAskedFor) {
                 .status()
                 .message(),
             "output_format: not with this model: tokenizer.json: is not JSON");
+  EXPECT_EQ(formats.GrammarOf(Request("tool_calls {}")).status().message(),
+            "tool_calls: not with this model: tokenizer.json: is not JSON");
 }
 
 }  // namespace

@@ -62,6 +62,7 @@ TEST(ResponsesRequest, EveryFieldArrives) {
   ASSERT_EQ(request.tools_size(), 1);
   EXPECT_EQ(request.tools(0).name(), "f");
   EXPECT_EQ(request.tools(0).parameters_json(), R"({"type":"object"})");
+  EXPECT_TRUE(request.tools(0).strict());
   EXPECT_FALSE(ParsedResponse(R"("input":"hi")").has_enable_thinking());
   EXPECT_FALSE(ParsedResponse(R"("input":"hi","reasoning":{"effort":"none"})").enable_thinking());
 }

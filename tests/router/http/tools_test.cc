@@ -59,7 +59,7 @@ constexpr char kAnthropic[] = R"("messages":[
     {"role":"user","content":[{"type":"tool_result","tool_use_id":"b","content":"rb"},
       {"type":"tool_result","tool_use_id":"a","content":[{"type":"text","text":"ra"}]},
       {"type":"text","text":"v"}]}],
-  "tools":[{"name":"f","description":"d","input_schema":
+  "tools":[{"name":"f","description":"d","strict":true,"input_schema":
       {"type":"object","properties":{"x":{"type":"integer","minimum":1.5}}}},
     {"type":"custom","name":"g","cache_control":{"type":"ephemeral"}}])";
 
@@ -83,6 +83,8 @@ TEST(ToolRequest, BothShapesSayTheSame) {
     EXPECT_EQ(
         json::parse(request.tools(0).parameters_json()),
         json::parse(R"({"type":"object","properties":{"x":{"type":"integer","minimum":1.5}}})"));
+    EXPECT_TRUE(request.tools(0).strict());
+    EXPECT_FALSE(request.tools(1).strict());
     EXPECT_FALSE(request.tools(1).has_description());
     EXPECT_EQ(request.tools(1).parameters_json(), "");
     EXPECT_EQ(request.tool_choice(), v1::TOOL_CHOICE_UNSPECIFIED);
@@ -124,6 +126,14 @@ TEST(ToolRequest, WhatIsWrongHasTheCallersName) {
   EXPECT_EQ(Told(anthropic, "tools[0].parameters_json is no"), "tools[0].input_schema is no");
   EXPECT_EQ(Told(anthropic, "messages[4].content has 0 bytes"), "messages[2].content has 0 bytes");
   EXPECT_EQ(Told(anthropic, "enable_thinking is true; it"), "thinking is true; it");
+  for (const char* const property : {"x", "é e"}) {  // a property may be called anything
+    const std::string place = absl::StrCat(".properties.", property, ": \"not\" is not supported");
+    const std::string message = absl::StrCat("tools[3].parameters_json", place);
+    EXPECT_EQ(Told(openai, message), absl::StrCat("tools[3].function.parameters", place));
+    EXPECT_EQ(Told(anthropic, message), absl::StrCat("tools[3].input_schema", place));
+  }
+  EXPECT_EQ(ParseAnthropic(R"("messages":[],"tools":[{"name":"f","strict":1}])").status().message(),
+            "tools[0].strict is 1; it must be true or false");
   const auto error = [](const char* fields) {
     return std::string(ParseOpenAi(fields).status().message());
   };
