@@ -206,11 +206,12 @@ TEST_F(ToolCallsTest, AWorkerIsToldOfTheCallThatThePromptBegins) {
   EXPECT_EQ(worker.last_request().tool_calls().begun_tokens(), 1);
   request.set_required_tool("get_weather");
   Chat(request);
-  const int begun = worker.last_request().tool_calls().begun_tokens();
-  const auto& prompt = worker.last_request().prompt_token_ids();
+  const v1::WorkerGenerateRequest asked = worker.last_request();
   std::string text;
-  for (auto id = prompt.end() - begun; id != prompt.end(); ++id)
-    text += TestTokenizer().TokenBytes(*id);
+  for (int i = asked.tool_calls().begun_tokens(); i > 0; --i) {
+    const int32_t id = asked.prompt_token_ids(asked.prompt_token_ids_size() - i);
+    absl::StrAppend(&text, TestTokenizer().TokenBytes(id));
+  }
   EXPECT_EQ(text, "<tool_call>\n<function=get_weather>\n");
 }
 

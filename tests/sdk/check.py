@@ -20,6 +20,9 @@ MODEL = "tiny-mimo"
 QUESTION = [{"role": "user", "content": "Write a function that adds two numbers."}]
 SAME = {"temperature": 0.8, "max_tokens": 40}
 EXTRA = {"ignore_eos": True, "seed": 7}
+# Arguments of a tool that is held to it end within these tokens.
+BOUNDED = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}, "op": {"enum": ["add", "subtract"]},
+           "why": {"type": "string", "maxLength": 20}}, "required": ["a", "op", "why"], "additionalProperties": False}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "number"}, "why": {"type": "string"}}, "required": ["a"], "additionalProperties": False}
 
 
@@ -33,6 +36,11 @@ def check(what, holds):
     print("ok  " if holds else "FAIL", what, flush=True)
     if not holds:
         sys.exit(1)
+
+
+def is_bounded(arguments):
+    return (list(arguments) == ["a", "op", "why"] and arguments["a"] in range(100) and arguments["op"] in ("add", "subtract")
+            and len(arguments["why"]) <= 20)
 
 
 def refused(kind, call):
@@ -98,6 +106,18 @@ def check_openai():
         model=MODEL, messages=QUESTION, tools=tools, tool_choice=forced, stream=True, extra_body=EXTRA, **SAME)
     deltas = [d for c in stream if c.choices for d in c.choices[0].delta.tool_calls or []]
     check("the same call streamed", deltas[0].function.name == "add" and "".join(d.function.arguments for d in deltas) == call.function.arguments)
+    held = [{"type": "function", "function": {"name": "count", "strict": True, "parameters": BOUNDED}}]
+    once = client.chat.completions.create(
+        model=MODEL, messages=QUESTION, tools=held, tool_choice="required", parallel_tool_calls=False, max_tokens=300)
+    check("strict: its arguments are valid", is_bounded(json.loads(once.choices[0].message.tool_calls[0].function.arguments)))
+    check("strict: finish_reason", once.choices[0].finish_reason == "tool_calls")
+    parsed = client.chat.completions.parse(
+        model=MODEL, messages=QUESTION, tools=[openai.pydantic_function_tool(Person)], tool_choice="required", parallel_tool_calls=False, max_tokens=300)
+    check("strict: a pydantic tool", isinstance(parsed.choices[0].message.tool_calls[0].function.parsed_arguments, Person))
+    error = refused(openai.BadRequestError, lambda: client.chat.completions.create(
+        model=MODEL, messages=QUESTION, tools=[{"type": "function", "function": {
+            "name": "f", "strict": True, "parameters": {"type": "object", "properties": {"x": {"type": "string", "pattern": "y"}}}}}]))
+    check("strict: refused by its place", error is not None and error.param == "tools[0].function.parameters.properties.x")
     conversation = QUESTION + [
         {"role": "assistant", "tool_calls": [{"id": call.id, "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}]},
         {"role": "tool", "tool_call_id": call.id, "content": "3"}]
@@ -137,6 +157,10 @@ def check_responses(client, chat_text):
     whole = client.responses.create(model=MODEL, input=QUESTION, tools=tools, tool_choice=forced, **same)
     call = whole.output[0]
     check("a forced function_call", call.type == "function_call" and call.name == "add")
+    once = client.responses.create(
+        model=MODEL, input=QUESTION, tools=[{"type": "function", "name": "count", "strict": True, "parameters": BOUNDED}], tool_choice="required",
+        parallel_tool_calls=False, max_output_tokens=300)
+    check("strict: its arguments are valid", is_bounded(json.loads(once.output[0].arguments)))
     # As an agent does: the answer's own items, then the result.
     items = QUESTION + [{**call.model_dump(exclude_none=True), "arguments": '{"a": 1}'}, {"type": "function_call_output", "call_id": call.call_id, "output": "3"}]
     answer = client.responses.create(model=MODEL, input=items, tools=tools, tool_choice="none", max_output_tokens=8, extra_body=EXTRA)
@@ -170,6 +194,10 @@ def check_anthropic(openai_text):
     with client.messages.stream(model=MODEL, messages=QUESTION, tools=tools, tool_choice=forced, **same) as stream:
         final = stream.get_final_message()
     check("the same streamed", final.content[0].type == "tool_use" and final.content[0].id.startswith("call_"))
+    once = client.messages.create(
+        model=MODEL, messages=QUESTION, max_tokens=300, tools=[{"name": "count", "strict": True, "input_schema": BOUNDED}],
+        tool_choice={"type": "any", "disable_parallel_tool_use": True})
+    check("strict: its input is valid", once.stop_reason == "tool_use" and is_bounded(once.content[0].input))
     conversation = QUESTION + [
         {"role": "assistant", "content": [{"type": "tool_use", "id": final.content[0].id, "name": "add", "input": {"a": 1}}]},
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": final.content[0].id, "content": "3"}]}]

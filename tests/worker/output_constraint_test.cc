@@ -130,7 +130,7 @@ TEST(OutputConstraintTest, CallsAreHeldAndTextIsFree) {
     EXPECT_EQ(mask(), nullptr);
     constraint.Commit(kCallBegin);
     EXPECT_EQ(Allowed(*mask()), (Tokens{'\n'}));
-    CommitAll(kBody.substr(0, kBody.find('u')), &constraint);  // t, in true
+    CommitAll(kBody.substr(0, kBody.find("rue<")), &constraint);
     EXPECT_EQ(Allowed(*mask()), (Tokens{'r'}));
     constraint.Commit('r');
     CommitAll(kBody.substr(kBody.find("ue<")), &constraint);
