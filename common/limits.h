@@ -83,8 +83,9 @@ inline constexpr int kSchemaPropertiesMax = 5000;  // of all its objects
 // What may come next is as much as a schema's alternatives that begin alike and its properties that
 // may be left out. At these bounds a mask takes 3 ms at most (ultraspeed-bench grammar), for which
 // every request of the round waits.
-inline constexpr int kSchemaOptionalMax = 512;         // properties that are not required
-inline constexpr int kSchemaAlternativesMax = 128;     // of all its anyOf and oneOf, nulls apart
+inline constexpr int kSchemaOptionalMax = 512;      // properties that are not required
+inline constexpr int kSchemaAlternativesMax = 128;  // of all its anyOf and oneOf, nulls apart
+inline constexpr size_t kStrictSchemasBytesMax = 256u << 10;  // of all strict tools of a request
 inline constexpr int kArgumentTypeStepsMax = 1 << 16;  // schemas and values looked at for a tool's
 inline constexpr int kSchemaEnumValuesMax = 1000;      // of one enum
 inline constexpr size_t kSchemaErrorBytesMax = 512;    // of the place, and of what is wrong there

@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/grammar/combinators.h"
 #include "common/grammar/json_schema.h"
+#include "common/limits.h"
 #include "common/status_macros.h"
 
 namespace ultraspeed::grammar {
@@ -30,6 +31,13 @@ absl::StatusOr<RuleId> StrictParameters(GrammarBuilder* builder, const CallableT
 
 absl::StatusOr<std::shared_ptr<const Grammar>> FromTools(absl::Span<const CallableTool> tools,
                                                          absl::string_view field_name) {
+  size_t num_bytes = 0;
+  for (const CallableTool& tool : tools) num_bytes += tool.is_strict ? tool.parameters.size() : 0;
+  if (num_bytes > limits::kStrictSchemasBytesMax) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        field_name, ": strict ones have schemas of ", num_bytes, " bytes together; at most ",
+        limits::kStrictSchemasBytesMax, " are supported"));
+  }
   GrammarBuilder builder;
   const RuleId any_parameters = AnyParameters(&builder);
   const RuleId call = builder.AddRule();

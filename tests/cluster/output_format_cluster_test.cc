@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <boost/json.hpp>
+#include <string>
+#include <vector>
 
 #include "tests/cluster/cluster_fixture.h"
 
@@ -55,6 +57,55 @@ TEST_F(OutputFormatClusterTest, AnotherWorkerGoesOnWithTheSameValue) {
   const Answer rest = Read(std::move(reader));
   ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
   EXPECT_EQ(text + rest.text, undisturbed.text);
+}
+
+std::string ArgumentsOf(const std::vector<v1::GenerateChunk>& chunks) {
+  std::string arguments;
+  for (const v1::GenerateChunk& chunk : chunks) {
+    for (const v1::ToolCallDelta& delta : chunk.tool_calls()) arguments += delta.arguments();
+  }
+  return arguments;
+}
+
+TEST_F(OutputFormatClusterTest, AnotherWorkerGoesOnInTheMiddleOfACall) {
+  for (int i = 0; i < 2; ++i) StartWorker();
+  StartRouter();
+  v1::ChatRequest request;
+  request.set_model(kModel);
+  AddMessage(&request, v1::ROLE_USER, "Add many numbers.");
+  v1::Tool* tool = request.add_tools();
+  tool->set_name("add");
+  tool->set_strict(true);
+  tool->set_parameters_json(
+      absl::StrCat(R"({"type":"object","required":["numbers"],"properties":{)", R"("numbers":)",
+                   kNumbersSchema, "}}"));
+  request.set_tool_choice(v1::TOOL_CHOICE_REQUIRED);
+  request.set_parallel_tool_calls(false);
+  *request.mutable_options() = Numbers().options();
+  request.mutable_options()->clear_output_format();
+  grpc::ClientContext context;
+  AddKey(&context);
+  const Answer undisturbed = Read(stub_->Chat(&context, request));
+  ASSERT_TRUE(undisturbed.status.ok()) << undisturbed.status.error_message();
+  EXPECT_EQ(undisturbed.last().finish_reason(), v1::FINISH_REASON_TOOL_CALLS);
+  const std::string arguments = ArgumentsOf(undisturbed.chunks);
+  EXPECT_EQ(json::parse(arguments).at("numbers").as_array().size(), 80u);
+
+  grpc::ClientContext other_context;
+  AddKey(&other_context);
+  auto reader = stub_->Chat(&other_context, request);
+  std::vector<v1::GenerateChunk> chunks;
+  int num_tokens = 0;
+  while (num_tokens < 60 && reader->Read(&chunks.emplace_back()))
+    num_tokens += chunks.back().token_ids_size();
+  const auto busy = std::find_if(workers_.begin(), workers_.end(), [](const auto& worker) {
+    return Load(*worker).running_requests() == 1;
+  });
+  ASSERT_NE(busy, workers_.end());
+  (*busy)->process().Signal(SIGKILL);
+  const Answer rest = Read(std::move(reader));
+  ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
+  EXPECT_EQ(ArgumentsOf(chunks) + ArgumentsOf(rest.chunks), arguments);
 }
 
 TEST_F(OutputFormatClusterTest, TheClientProgramsAnswersParse) {

@@ -190,6 +190,16 @@ TEST(ToolCalls, RefusalsNameThePlace) {
             at + ": nothing satisfies it");
 }
 
+TEST(ToolCalls, SchemasHaveABoundTogether) {
+  const std::string schema =
+      absl::StrCat(R"({"title":")", std::string(limits::kSchemaBytesMax - 12, 't'), "\"}");
+  const CallableTool strict = {"f", true, schema}, free = {"g", false, schema};
+  EXPECT_TRUE(FromTools({strict, free, strict}, "tools").ok());
+  EXPECT_EQ(
+      FromTools({strict, strict, free, strict}, "tools").status().message(),
+      "tools: strict ones have schemas of 393216 bytes together; at most 262144 are supported");
+}
+
 // What agents send: everything that real schemas have.
 TEST(ToolCalls, ASchemaOfAnAgent) {
   const std::string schema =
