@@ -4,12 +4,15 @@
 #include <chrono>
 #include <cmath>
 #include <functional>
+#include <memory>
 #include <numeric>
 #include <set>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "common/grammar/token_mask.h"
 #include "common/status_macros.h"
 #include "worker/cuda/device.h"
 #include "worker/model/served_shape.h"
@@ -47,6 +50,23 @@ int UniformExperts(const worker::ModelConfig& config, int rows) {
   const double missed = 1.0 - static_cast<double>(config.experts_per_token) / config.num_experts;
   return static_cast<int>(std::lround(config.num_experts * (1.0 - std::pow(missed, rows))));
 }
+
+// Lets every other token be chosen, whatever was drafted: a mask for each row, which is the most
+// that a format can ask for.
+class EveryOtherToken final : public worker::TokenConstraint {
+ public:
+  explicit EveryOtherToken(int vocabulary) {
+    grammar::TokenMask mask(vocabulary);
+    for (int32_t token = 0; token < vocabulary; token += 2) mask.Allow(token);
+    mask_ = std::make_shared<const grammar::TokenMask>(std::move(mask));
+  }
+  Masks AllowedTokens(absl::Span<const int32_t> drafts) const override {
+    return Masks(drafts.size() + 1, mask_);
+  }
+
+ private:
+  std::shared_ptr<const grammar::TokenMask> mask_;
+};
 
 // Sequences at a fixed position, mostly one: every round runs at the same context.
 class RankRounds {
@@ -112,6 +132,25 @@ class RankRounds {
     }
     report["phases"] = Phases(times, ceiling);
     return report;
+  }
+
+  // Rounds whose choices are held to something.
+  absl::StatusOr<boost::json::object> Held(int block) {
+    const EveryOtherToken constraint(executor_.vocabulary_used());
+    worker::SequenceStep step = Step(options_.context);
+    step.sample = true;
+    step.block = block;
+    step.constraint = &constraint;
+    const worker::Round round{.steps = {step}};
+    ASSIGN_OR_RETURN(const worker::ResidentRoundTimes times,
+                     worker::MeasureResidentRounds(
+                         executor_, round, {.num_rounds = options_.rounds, .trace_file = ""}));
+    worker::UseResidentEngine(executor_, false);
+    const double graphs = MedianMs(round, kWarmUpRounds, options_.rounds);
+    worker::UseResidentEngine(executor_, true);
+    return boost::json::object{{"rows", block},
+                               {"graphs_ms_per_round", graphs},
+                               {"resident_ms_per_round", MedianAfterWarmUp(times.round_ms)}};
   }
 
   // Rounds of `num_sequences` sequences of `block` rows: with all of them in the passes of a graph,
@@ -316,6 +355,7 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
   if (options.distinct_experts > 0) {
     RETURN_IF_ERROR(measure("speculative", block, options.distinct_experts, options.trace_file));
   }
+  ASSIGN_OR_RETURN(boost::json::object held, rounds.Held(block));
   boost::json::array several;
   for (int sequences = 2; sequences <= options.sequences; ++sequences) {
     const int band_share = std::max(1, kBandRows / sequences);
@@ -343,6 +383,7 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
       {"shared_beginning", std::move(shared_beginning)},
       {"graphs", std::move(graphs)},
       {"resident", std::move(resident)},
+      {"held_to_a_format", std::move(held)},
       {"several_sequences", std::move(several)}};
 }
 

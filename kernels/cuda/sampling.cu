@@ -18,7 +18,6 @@ constexpr int kChooseThreads = 1024;
 constexpr int kTopThreads = 512;
 constexpr int kTopMax = 8;
 constexpr int kMaskThreads = 256;
-constexpr float kNeverChosen = -1e30f;  // as on the CPU: over a temperature it stays finite
 static_assert(kSlices == kWarpLanes);   // a warp merges them, a lane each
 
 template <int kThreads>

@@ -24,6 +24,8 @@ namespace ultraspeed::kernels::cuda {
 inline constexpr float kBinsPerNat = 64.0f;  // the last bin takes everything 32 nats down
 inline constexpr float kMinusInfinity = -__builtin_inff();
 inline constexpr int32_t kNoToken = 0x7fffffff;
+// The logit of a token that a mask forbids, as on the CPU: over a temperature it stays finite.
+inline constexpr float kNeverChosen = -1e30f;
 
 __device__ inline bool Filters(const SamplingSpec& spec) {
   return spec.temperature > 0.0f && (spec.top_k > 0 || spec.top_p < 1.0f);

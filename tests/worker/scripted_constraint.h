@@ -52,36 +52,60 @@ class ScriptedConstraint final : public TokenConstraint {
   std::vector<int32_t> committed_;
 };
 
+// A sequence that is held to such a constraint, or is not.
+class HeldSequence {
+ public:
+  HeldSequence(Executor& executor, const RunPlan& plan, bool is_held = true)
+      : sequence_(executor, plan), is_held_(is_held), constraint_(executor.vocabulary_used()) {}
+
+  bool done() const { return sequence_.done(); }
+  std::vector<int32_t> output() const { return sequence_.output(); }
+  SequenceStep Step() const {
+    SequenceStep step = sequence_.Step();
+    if (is_held_) step.constraint = &constraint_;
+    return step;
+  }
+  void Take(const SequenceStep& step, const SequenceResult& result) {
+    for (const ChosenToken& chosen : result.chosen) constraint_.Commit(chosen.token);
+    sequence_.Take(step, result);
+  }
+
+ private:
+  RunningSequence sequence_;
+  const bool is_held_;
+  ScriptedConstraint constraint_;
+};
+
 struct ConstrainedRun {
   std::vector<int32_t> tokens;
+  std::vector<float> logprobs;
   int num_accepted = 0;
 };
 
 // Runs the plan under such a constraint; `beside` runs without one in the same rounds, to its end.
 inline ConstrainedRun RunConstrained(Executor& executor, const RunPlan& plan,
                                      RunningSequence* beside = nullptr, int logprobs = -1) {
-  RunningSequence sequence(executor, plan);
-  ScriptedConstraint constraint(executor.vocabulary_used());
+  HeldSequence sequence(executor, plan);
   ConstrainedRun run;
   while (!sequence.done() || (beside != nullptr && !beside->done())) {
     Round round;
-    const bool runs = !sequence.done();
+    const bool runs = !sequence.done(), others_run = beside != nullptr && !beside->done();
     if (runs) {
       round.steps.push_back(sequence.Step());
-      round.steps[0].constraint = &constraint;
       round.steps[0].logprobs = logprobs;
     }
-    if (beside != nullptr && !beside->done()) round.steps.push_back(beside->Step());
+    if (others_run) round.steps.push_back(beside->Step());
     const RoundResult result = executor.Run(round);
     if (runs) {
-      for (const ChosenToken& chosen : result.sequences[0].chosen) constraint.Commit(chosen.token);
+      for (const ChosenToken& chosen : result.sequences[0].chosen)
+        run.logprobs.push_back(chosen.logprob);
       run.num_accepted += result.sequences[0].num_accepted;
       sequence.Take(round.steps[0], result.sequences[0]);
     }
-    if (round.steps.size() > (runs ? 1 : 0))
-      beside->Take(round.steps.back(), result.sequences.back());
+    if (others_run) beside->Take(round.steps.back(), result.sequences.back());
   }
   run.tokens = sequence.output();
+  run.logprobs.resize(run.tokens.size());
   return run;
 }
 

@@ -241,6 +241,8 @@ CudaExecutor::CudaExecutor(const ModelSource& source, const CudaOptions& options
       expert_seen_(static_cast<size_t>(config_.num_experts)) {}
 
 CudaExecutor::~CudaExecutor() {
+  if (model_ != nullptr && model_->resident != nullptr && !link_.divided())
+    model_->resident->Yield();
   if (stream_ != nullptr) CUDA_CHECK(cudaStreamSynchronize(stream_));
   DropGraphs();
   model_.reset();

@@ -38,10 +38,10 @@ void MaskBuffer::Fill(int first_row, int num_rows, const TokenConstraint* constr
   }
 }
 
-void MaskBuffer::Upload(int num_rows, cudaStream_t stream) const {
+void MaskBuffer::UploadFrom(const MaskBuffer& filled, int num_rows, cudaStream_t stream) const {
   const size_t words = static_cast<size_t>(num_rows) * static_cast<size_t>(row_words_);
-  CUDA_CHECK(
-      cudaMemcpyAsync(device_, pinned_, words * sizeof(uint32_t), cudaMemcpyHostToDevice, stream));
+  CUDA_CHECK(cudaMemcpyAsync(device_, filled.pinned_, words * sizeof(uint32_t),
+                             cudaMemcpyHostToDevice, stream));
 }
 
 }  // namespace ultraspeed::worker::cuda

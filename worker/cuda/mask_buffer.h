@@ -1,6 +1,6 @@
 // What constraints allow in the sampled rows of a pass, on its way to the device.
 //
-// Owner: CudaExecutor. Thread: the engine thread, or that of its rank.
+// Owner: CudaExecutor, MaskMail. Thread: the engine thread, or that of its rank.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -23,13 +23,16 @@ class MaskBuffer {
   MaskBuffer& operator=(const MaskBuffer&) = delete;
 
   const uint32_t* device() const { return device_; }  // [rows_max, row_words]
+  int row_words() const { return row_words_; }
 
   // Rows from `first_row` on, one for each of a step's choices: what `constraint` allows behind
   // `drafts`, everything where that is null or a draft before is not allowed. REQUIRES: no upload
   // is under way.
   void Fill(int first_row, int num_rows, const TokenConstraint* constraint,
             absl::Span<const int32_t> drafts);
-  void Upload(int num_rows, cudaStream_t stream) const;
+  void Upload(int num_rows, cudaStream_t stream) const { UploadFrom(*this, num_rows, stream); }
+  // What `filled`, of the same rows, was filled with.
+  void UploadFrom(const MaskBuffer& filled, int num_rows, cudaStream_t stream) const;
 
  private:
   const int row_words_;

@@ -26,6 +26,7 @@ bool Same(const kernels::SamplingSpec& a, const kernels::SamplingSpec& b) {
 }
 
 bool WantsLogprobs(const SequenceStep& step) { return step.logprobs >= 0; }
+bool IsHeld(const SequenceStep& step) { return step.constraint != nullptr; }
 
 bool Drafts(const SequenceStep& step) { return step.block > 1; }
 
@@ -75,6 +76,7 @@ ResidentEngine::ResidentEngine(const ModelConfig& config, const ModelWeights& we
       ranks_(ranks),
       stream_(stream),
       buffers_(config, weights.target, weights.drafter, positions, ranks, arena),
+      masks_(vocabulary_used, arena.counting() ? nullptr : &buffers_.mail[0].num_masked, arena),
       joined_{this} {
   constexpr MemoryKind kKind = MemoryKind::kRoundData;
   num_blocks_ = arena.counting() ? 0 : resident::NumBlocks();
@@ -110,6 +112,7 @@ ResidentEngine::ResidentEngine(const ModelConfig& config, const ModelWeights& we
   collective_.mail = buffers_.mail;
   collective_.embedding[ranks_.index] = weights_.target.embedding;
   collective_.logits[ranks_.index] = buffers_.logits;
+  collective_.mail_push[0] = buffers_.mail;                     // of a single rank
   for (int r = 0; r < ranks_.num_ranks && ranks_.alone; ++r) {  // this rank fills all places
     collective_.push[r] = buffers_.inbox + static_cast<size_t>(r) * buffers_.inbox_rank_words;
     collective_.mail_push[r] = buffers_.mail + r;
@@ -144,18 +147,18 @@ ResidentEngine::~ResidentEngine() {
 
 bool ResidentEngine::Takes(const SequenceStep& step) const {
   return num_blocks_ > 0 && step.sample && step.num_tokens == 1 && step.logprobs <= 0 &&
-         step.constraint == nullptr && step.block <= resident::kBandRows &&
-         (step.block == 1 || !weights_.drafter.layers.empty());
+         step.block <= resident::kBandRows && (step.block == 1 || !weights_.drafter.layers.empty());
 }
 
 ResidentEngine::Finished ResidentEngine::Run(const Round& round) {
   const auto record = [&] { return session_.num_taken % resident::kResultsMax; };
   if (!Continues(round)) Yield();
   if (!running_) Start(round);
-  if (!Await(record(), session_.num_taken)) {  // it ended before: for want of a host, mostly
-    Yield();
+  constexpr int kStartsMax = 8;
+  for (int starts = 0; !Complete(round, record(), session_.num_taken); ++starts) {
+    KERNELS_CHECK(starts, <, kStartsMax);
+    Yield();  // it has ended already: for want of a host, mostly
     Start(round);
-    KERNELS_CHECK(Await(0, 0), ==, true);
   }
   Finished finished = ResultOf(round, record());
   const std::vector<size_t> order = ProgramOrder(round);
@@ -177,7 +180,7 @@ std::vector<ResidentEngine::Finished> ResidentEngine::RunInTurns(const std::vect
     Launch(rounds[i], static_cast<int>(i), [](resident::Program&) {});
   std::vector<Finished> finished;
   for (size_t i = 0; i < rounds.size(); ++i) {
-    KERNELS_CHECK(Await(static_cast<uint32_t>(i), 0), ==, true);
+    KERNELS_CHECK(Complete(rounds[i], static_cast<uint32_t>(i), 0), ==, true);
     finished.push_back(ResultOf(rounds[i], static_cast<uint32_t>(i)));
   }
   Finish();
@@ -215,7 +218,8 @@ bool ResidentEngine::Continues(const Round& round) const {
         const SequenceStep& step = round.steps[i];
         return member.slot == step.slot && member.block == step.block &&
                member.position == step.computed && member.anchor == step.tokens[0] &&
-               Same(member.sampling, step.sampling) && member.wants_logprobs == WantsLogprobs(step);
+               Same(member.sampling, step.sampling) &&
+               member.wants_logprobs == WantsLogprobs(step) && member.is_held == IsHeld(step);
       });
 }
 
@@ -240,6 +244,7 @@ resident::Program ResidentEngine::ProgramFor(const Round& round, int turn) {
   program.whole_row.filters = Filters(round.steps.front().sampling);
   program.whole_row.wants_logprobs = AnyOf(round, WantsLogprobs);
   program.whole_row.vocabulary_used = vocabulary_used_;
+  if (AnyOf(round, IsHeld)) program.masks = masks_.ForProgram();
   constexpr size_t kWordsPerCounter = 32;
   program.decision = buffers_.words + kWordsPerCounter * resident::kNumCounters;
   program.abort_word = program.decision + kWordsPerCounter;
@@ -291,7 +296,7 @@ const int32_t* ResidentEngine::UploadPages(const SequenceStep& step, int turn, i
 
 void ResidentEngine::Reset(const resident::HostControl& control) {
   for (const ResidentEngine* const rank : joined_) {
-    for (resident::RoundRecord& record : rank->pinned_->results) record.mark = 0;
+    for (resident::RoundRecord& record : rank->pinned_->results) record.mark = record.rows_mark = 0;
     rank->pinned_->control = control;
   }
 }
@@ -324,28 +329,59 @@ void ResidentEngine::Start(const Round& round) {
                                 .block = step.block,
                                 .sampling = step.sampling,
                                 .wants_logprobs = WantsLogprobs(step),
+                                .is_held = IsHeld(step),
                                 .position = step.computed,
                                 .anchor = step.tokens[0]});
   }
   running_ = true;
 }
 
-bool ResidentEngine::Await(uint32_t index, uint32_t round) {
-  const uint32_t& mark = pinned_->results[index].mark;
+bool ResidentEngine::Complete(const Round& round, uint32_t index, uint32_t number) {
+  const resident::RoundRecord& record = pinned_->results[index];
+  if (AnyOf(round, IsHeld)) {
+    if (!Await(record.rows_mark, number + 1)) return false;
+    SendMasks(round, record);
+  }
+  return Await(record.mark, number + 1);
+}
+
+bool ResidentEngine::Await(const uint32_t& word, uint32_t value) {
   while (true) {
     for (int poll = 0; poll < kPollsPerStatus; ++poll) {
-      if (ReadShared(mark) == round + 1) return true;
+      if (ReadShared(word) == value) return true;
     }
     const cudaError_t status = cudaStreamQuery(stream_);
     if (status == cudaErrorNotReady) continue;
     CheckAlive(status);
-    return ReadShared(mark) == round + 1;
+    return ReadShared(word) == value;
+  }
+}
+
+void ResidentEngine::SendMasks(const Round& round, const resident::RoundRecord& record) {
+  MaskBuffer& masks = masks_.buffer();
+  int row = 0;
+  for (const size_t i : ProgramOrder(round)) {
+    const SequenceStep& step = round.steps[i];
+    masks.Fill(row, step.block, step.constraint,
+               absl::MakeConstSpan(record.rows).subspan(row + 1, step.block - 1));
+    row += step.block;
+  }
+  for (ResidentEngine* const rank : joined_) {
+    const DeviceScope scope(rank->ranks_.index);
+    rank->masks_.Send(masks, row, record.rows_mark);
   }
 }
 
 void ResidentEngine::Yield() {
   if (!running_) return;
   WriteShared(pinned_->control.stop, 1);
+  const bool is_held = std::any_of(session_.members.begin(), session_.members.end(),
+                                   [](const Member& member) { return member.is_held; });
+  for (ResidentEngine* const rank : joined_) {
+    if (!is_held) break;
+    const DeviceScope scope(rank->ranks_.index);
+    rank->masks_.Release();  // rounds that nobody takes end, too
+  }
   Finish();
   running_ = false;
 }
@@ -357,8 +393,8 @@ void ResidentEngine::Finish() {
   for (const ResidentEngine* const rank : joined_) {
     for (int i = 0; i < resident::kResultsMax; ++i) {
       const resident::RoundRecord &own = pinned_->results[i], &other = rank->pinned_->results[i];
+      if (own.mark == 0 || own.mark == resident::kVoidMark) continue;
       KERNELS_CHECK(other.mark, ==, own.mark);
-      if (own.mark == 0) continue;
       for (int row = 0; row < resident::kRowsMax; ++row)
         KERNELS_CHECK(other.tokens[row], ==, own.tokens[row]);
     }
@@ -380,7 +416,7 @@ void ResidentEngine::PrintStuck() const {
   static constexpr const char* kWaits[] = {
       "nothing",      "room in the ring", "weights",      "the experts' choice",
       "partial sums", "the exchange",     "other blocks", "finishers",
-      "peers",        "experts' rows",    "consumers"};
+      "peers",        "experts' rows",    "consumers",    "masks"};
   for (int b = 0; b < num_blocks_; ++b) {
     const resident::StuckReport::Place& place = pinned_->stuck.places[b];
     const auto wait = static_cast<size_t>(place.waits_for);
@@ -415,6 +451,7 @@ ResidentTimes ResidentEngine::Measure(const Round& round, int num_rounds) {
       program.holds_position = true;
       program.trace = program.collective.rank == 0 ? stamps : nullptr;
     });
+    for (uint32_t i = 0; i < count; ++i) KERNELS_CHECK(Complete(round, i, i), ==, true);
     Finish();
   };
   const uint32_t num_timed =

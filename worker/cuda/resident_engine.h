@@ -8,6 +8,9 @@
 // not taken stay valid while the same sequences go on, and are dropped otherwise: they wrote only
 // keys and values that the next round writes again. A turn is a launch that ends after its round.
 //
+// Where a sequence is held to something, the kernel tells the host what a round drafted, and the
+// host sends what may be chosen behind it while the target runs.
+//
 // Of a node's ranks, rank 0's engine leads: it starts and stops the kernels of all, one on each
 // GPU, and takes the rounds of its own, which are those of all. The kernels join their sums,
 // choices and decisions over peer memory. Caller: CudaExecutor. Thread: the engine thread.
@@ -21,6 +24,7 @@
 
 #include "kernels/cuda/resident/program.h"
 #include "worker/batch.h"
+#include "worker/cuda/mask_mail.h"
 #include "worker/cuda/node_group.h"
 #include "worker/cuda/resident_schedule.h"
 #include "worker/cuda/round_plan.h"
@@ -53,8 +57,7 @@ class ResidentEngine {
   // before the others end. Engine r is on GPU r. REQUIRES: group.has_peers().
   static void Join(const std::vector<ResidentEngine*>& engines, NodeGroup& group);
 
-  // Whether the step is one that runs here: it decodes, without alternatives to its choices and
-  // without a constraint, which the host makes the masks of.
+  // Whether the step is one that runs here: it decodes, without alternatives to its choices.
   bool Takes(const SequenceStep& step) const;
   struct Finished {
     RoundResult result;
@@ -81,6 +84,7 @@ class ResidentEngine {
     int block = 1;
     kernels::SamplingSpec sampling;
     bool wants_logprobs = false;
+    bool is_held = false;
     int64_t position = 0;  // of the next round to take
     int32_t anchor = 0;
   };
@@ -103,9 +107,13 @@ class ResidentEngine {
   // Waits for all ranks' kernels.
   void Finish();
   bool Continues(const Round& round) const;
-  // Waits for record `index` to become that of the launch's round `round`; false: the kernel ended
-  // before it.
-  bool Await(uint32_t index, uint32_t round);
+  // Until record `index` is that of the launch's round `number`, which the host does its part of;
+  // false: the kernel ended before it.
+  bool Complete(const Round& round, uint32_t index, uint32_t number);
+  // Until the kernel has written `value`; false: it ended without.
+  bool Await(const uint32_t& word, uint32_t value);
+  // What may be chosen in a round whose drafts `record` tells.
+  void SendMasks(const Round& round, const kernels::cuda::resident::RoundRecord& record);
   Finished ResultOf(const Round& round, uint32_t index) const;
   void CheckAlive(cudaError_t status) const;
   void PrintStuck() const;
@@ -119,6 +127,7 @@ class ResidentEngine {
   const ResidentRanks ranks_;
   const cudaStream_t stream_;
   ResidentBuffers buffers_;
+  MaskMail masks_;
   kernels::cuda::resident::Collective collective_;
   std::vector<ResidentEngine*> joined_;  // all ranks', this one first; alone, this one
   NodeGroup* group_ = nullptr;           // null: alone

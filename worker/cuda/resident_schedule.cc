@@ -107,9 +107,7 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
               ? arena.Take<uint2>(kKind,
                                   Size(3 * ranks.num_ranks, static_cast<int64_t>(inbox_rank_words)))
               : nullptr;
-  mail = ranks.num_ranks > 1
-             ? arena.Take<resident::RankMail>(kKind, static_cast<size_t>(ranks.num_ranks))
-             : nullptr;
+  mail = arena.Take<resident::RankMail>(kKind, static_cast<size_t>(ranks.num_ranks));
 }
 
 namespace {

@@ -75,7 +75,7 @@ struct ResidentBuffers {
   // Memory only; over the vocabulary of all ranks.
   kernels::cuda::resident::WholeRow whole_row;
   uint32_t* words;  // counters, decision, abort word
-  uint2* inbox;     // null with one rank, as is the mail
+  uint2* inbox;     // null with one rank
   size_t inbox_rank_words;
   kernels::cuda::resident::RankMail* mail;  // [ranks]
 };

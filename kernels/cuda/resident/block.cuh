@@ -30,6 +30,7 @@ struct RoundState {
   int32_t num_experts;              // read in this round, of all layers together
   uint32_t round;
   bool runs_on;
+  bool is_void;       // of block 0 of rank 0: the round's masks did not come
   bool has_segments;  // in a full layer of some sequence (HasSegments)
   // Of the pass that runs: one sequence in its drafter's, all of them in the target's. Attention
   // reads them here, since it has no registers for them.

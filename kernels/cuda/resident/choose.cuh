@@ -39,6 +39,50 @@ __device__ __forceinline__ RowPlace PlaceOf(const Block& block, int draft_of, in
   return {s, block.shared().state.position[s] + row - program.sequences[s].first_row + 1};
 }
 
+// ---- Masks
+
+// Whether a head's rows may be held to something.
+__device__ __forceinline__ bool HasMasks(const Block& block, const Phase& phase) {
+  return phase.output == OutputKind::kLogits && phase.draft_of == kOfTarget &&
+         block.program().masks.rows != nullptr;
+}
+// One thread of all ranks waits with patience only: a host that has nothing more to do with the
+// sequences sends no masks. It ends the waiting of all others; what they make of the round is void.
+__device__ __forceinline__ void WaitForMasks(const Block& block, int warp, int lane) {
+  const Collective& ranks = block.program().collective;
+  RoundState& state = block.shared().state;
+  const auto are_there = [&] { return PollWord(&ranks.mail[0].num_masked) > state.round; };
+  if (lane == 0 && warp == 0 && block.index == 0 && ranks.rank == 0) {
+    const uint64_t patience_ns = block.program().wait_ns_max / 2, begin = GlobalNanoseconds();
+    while (!are_there() && !state.is_void)
+      state.is_void = GlobalNanoseconds() - begin > patience_ns;
+    for (int r = 0; state.is_void && r < ranks.num_ranks; ++r) {
+      asm volatile("st.volatile.global.u32 [%0], %1;" ::"l"(&ranks.mail_push[r]->num_masked),
+                   "r"(kMasksOfAllRounds)
+                   : "memory");
+    }
+  } else if (lane == 0) {
+    block.Wait(WaitsFor::kMasks, are_there);
+  }
+  __syncwarp();
+}
+__device__ __forceinline__ float Masked(const Program& program, int row, int tile_token,
+                                        float logit) {
+  const int32_t token = program.first_token + tile_token;
+  if (token >= program.token_end) return logit;  // cannot be chosen anyway
+  const uint32_t word = __ldcg(program.masks.rows + row * program.masks.row_words + token / 32);
+  return (word >> (token % 32) & 1) != 0 ? logit : kNeverChosen;
+}
+// A finished tile's logits as they may be chosen.
+__device__ __forceinline__ float4 MaskedTile(const Program& program, int band, int tile, int lane,
+                                             float4 v) {
+  const int row = band * kBandRows + lane % 4 * 2, token = tile * kTileRows + lane / 4;
+  return {Masked(program, row, token, v.x), Masked(program, row + 1, token, v.y),
+          Masked(program, row, token + 8, v.z), Masked(program, row + 1, token + 8, v.w)};
+}
+
+// ---- The best of a row
+
 // The lane's rows are 2 t and 2 t + 1 of the band.
 class BestOfRows {
  public:

@@ -64,11 +64,18 @@ static __device__ __noinline__ void Embed(Block block) {
     });
   }
   PublishRows(block, phase);
+  const bool is_held = !drafts && program.masks.rows != nullptr;
+  if (is_held && block.index == 0 && Thread() == 0) {
+    RoundRecord& record = program.results[state.round % kResultsMax];
+    for (int row = 0; row < program.num_rows; ++row) record.rows[row] = state.tokens[row];
+    StoreToHost(&record.rows_mark, state.round + 1);
+  }
 }
 
 // Whether the round after this one may run; `round` is its, as is the state. One thread decides.
 __device__ __forceinline__ bool MayRun(const Program& program, uint32_t round,
                                        const RoundState& state) {
+  if (state.is_void) return false;
   constexpr uint64_t kPatienceNs = 100'000;  // for a host that is about to raise the limit
   for (int s = 0; s < program.num_sequences && !program.holds_position; ++s) {
     const RoundSequence& sequence = program.sequences[s];
@@ -120,6 +127,10 @@ __device__ __forceinline__ void Accept(const Program& program, int s, RoundState
 
 __device__ __forceinline__ void TellHost(const Program& program, const RoundState& state,
                                          RoundRecord& record) {
+  if (state.is_void) {
+    StoreToHost(&record.mark, kVoidMark);
+    return;
+  }
   for (int row = 0; row < program.num_rows; ++row) {
     record.tokens[row] = state.chosen[row];
     if (program.whole_row.wants_logprobs)

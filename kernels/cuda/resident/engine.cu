@@ -180,6 +180,7 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
                   .num_experts = 0,
                   .round = 0,
                   .runs_on = true,
+                  .is_void = false,
                   .has_segments = false,
                   .num_views = 0,
                   .views = {}};
@@ -285,9 +286,9 @@ void Prepare(const Program& program, cudaStream_t stream) {
   CheckCuda(cudaMemsetAsync(moe.scores, 0, kMails * kNumScores * sizeof(uint2), stream), "scores");
   if (moe.num_activations > 0) empty(moe.activations, kMails * moe.num_activations);
   const Collective& ranks = program.collective;
+  CheckCuda(cudaMemsetAsync(ranks.mail, 0, ranks.num_ranks * sizeof(*ranks.mail), stream), "mail");
   if (ranks.num_ranks == 1) return;
   empty(ranks.inbox, 3 * ranks.num_ranks * ranks.inbox_rank_words * 2);
-  CheckCuda(cudaMemsetAsync(ranks.mail, 0, ranks.num_ranks * sizeof(*ranks.mail), stream), "mail");
 }
 
 void Launch(const Program& program, cudaStream_t stream) {

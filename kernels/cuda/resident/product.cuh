@@ -251,6 +251,8 @@ __device__ __forceinline__ void FinishProduct(const BandBlock<kBands>& block,
   const int num_passes = NumPasses(phase.num_slabs);
   const TileWalk walk(block, phase.order, phase.num_tiles);
   const int count = walk.OwnedCount(block.rank);
+  const bool has_masks = HasMasks(block, phase);
+  if (has_masks) WaitForMasks(block, warp, lane);
   BestOfRows best;
 #pragma unroll 1
   for (int pass = 0; pass < num_passes; ++pass) {
@@ -276,8 +278,9 @@ __device__ __forceinline__ void FinishProduct(const BandBlock<kBands>& block,
         continue;
       }
       const bool one_segment = (phase.num_slabs + 1) / 2 <= phase.segment_blocks;
-      FinishTile(block, phase, block.BandOf(phase), tile, lane, before,
-                 one_segment ? sum.total : Add(sum.sum, sum.total), best);
+      float4 v = one_segment ? sum.total : Add(sum.sum, sum.total);
+      if (has_masks) v = MaskedTile(block.program(), block.BandOf(phase), tile, lane, v);
+      FinishTile(block, phase, block.BandOf(phase), tile, lane, before, v, best);
     }
     exchange.Advance(walk);
   }

@@ -166,6 +166,15 @@ struct WholeRow {
   float* logprobs = nullptr;       // [kRowsMax] of the target's choices, likewise
 };
 
+// What the target's rows may choose, if some are held to something. The host makes a round's masks
+// of its drafts while the target runs; its head waits for them. A round for which none come is void
+// and the last: rank 0 decides that, and no head goes on waiting.
+struct ChoiceMasks {
+  const uint32_t* rows = nullptr;  // [kRowsMax, row_words] bits of tokens; null: no row is held
+  int row_words = 0;
+};
+constexpr uint32_t kMasksOfAllRounds = ~0u;  // nobody waits any longer
+
 // One sequence's part of a round.
 struct RoundSequence {
   int first_row = 0;  // of the target's pass
@@ -178,14 +187,19 @@ struct RoundSequence {
   SamplingSpec sampling = {};
 };
 
+constexpr uint32_t kVoidMark = ~0u;  // of a round that gave nothing
+
 // What one round gave, in pinned host memory.
 struct RoundRecord {
-  int32_t tokens[kRowsMax];           // of the target's rows
+  int32_t tokens[kRowsMax];           // chosen after the target's rows
   float logprobs[kRowsMax];           // likewise, if wanted
   int32_t num_tokens[kSequencesMax];  // of each sequence: accepted drafts and one more
   int32_t num_experts;                // read, of all layers together
-  uint32_t mark;                      // round + 1, written last
-  uint64_t end_ns;                    // by the GPU's clock
+  uint32_t mark;                      // round + 1, written last; kVoidMark
+  // Of rounds with masks, told before: the target's rows, anchors and drafts; round + 1.
+  int32_t rows[kRowsMax];
+  uint32_t rows_mark;
+  uint64_t end_ns;  // by the GPU's clock
 };
 
 // Written by the host while the kernel runs, in pinned memory.
@@ -209,11 +223,15 @@ struct RankMail {
   // drafter's pass (choose.cuh). A round writes each word once, with the round's mark in it.
   uint2 choices[kChoiceRows];  // by ChoiceRow
   uint32_t decision;           // of rank 0: 2 * (round + 1), and 1 if that round runs
+  // Of rank 0: the masks of the rounds before this one are there. Written by the host, or by rank 0
+  // when it waits for that no longer.
+  uint32_t num_masked;
 };
 
 // The ranks of a node. Sums: a block pushes its part of a tile to every rank's inbox and adds what
 // arrives in its own, in rank order. The data is its own flag: an inbox word that holds kNotArrived
-// has not arrived. A rank that stands alone has all inboxes, and the mail, itself.
+// has not arrived. A rank that stands alone has all inboxes, and the mail, itself; a single one has
+// no inbox.
 struct Collective {
   int num_ranks = 1;
   int rank = 0;
@@ -275,6 +293,7 @@ struct Program {
   RowMail rows;
   MoeMail moe;
   WholeRow whole_row;
+  ChoiceMasks masks;
 
   // Benchmarks: that many experts a layer, spread evenly, instead of the router's choice; 0 = off.
   int forced_distinct_experts = 0;
@@ -303,8 +322,8 @@ enum TraceStamp { kTraceBegin, kTraceInputReady, kTraceWorkDone, kTraceFinished,
 // the engine.
 int NumBlocks();
 // Enqueues what a launch begins with: counters, decision, abort word, tallies and what ranks tell
-// each other zeroed, inbox and mail emptied. A rank with peers is launched when all of them have
-// passed this.
+// each other zeroed, inbox and mail emptied. A rank with peers is launched when
+// all of them have passed this.
 void Prepare(const Program& program, cudaStream_t stream);
 void Launch(const Program& program, cudaStream_t stream);
 

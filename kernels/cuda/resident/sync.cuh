@@ -156,6 +156,7 @@ enum class WaitsFor : int32_t {
   kPeers,
   kExpertRows,
   kConsumers,
+  kMasks,
 };
 
 struct Places {  // where the warps of this block stand

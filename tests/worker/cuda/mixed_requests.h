@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tests/worker/cpu/sequence_runner.h"
+#include "tests/worker/scripted_constraint.h"
 #include "worker/model_executor.h"
 
 namespace ultraspeed::worker {
@@ -18,7 +19,13 @@ namespace ultraspeed::worker {
 struct ExpectedRun {
   RunPlan plan;
   std::vector<int32_t> output;
+  bool is_held = false;
 };
+// A run and what it gives now.
+inline ExpectedRun Expect(Executor& executor, const RunPlan& plan, bool is_held) {
+  return {plan, is_held ? RunConstrained(executor, plan).tokens : RunAlone(executor, plan),
+          is_held};
+}
 
 // Runs `runs` in random order, a third of them only in part, for `num_rounds` rounds or a few more.
 // `change(random, step)` may alter a step.
@@ -29,7 +36,7 @@ void RunMixedRequests(ModelExecutor& executor, const std::vector<ExpectedRun>& r
   int rounds_run = 0, num_finished = 0, num_aborted = 0;
   while (rounds_run < num_rounds) {
     const size_t which = random() % runs.size();
-    RunningSequence sequence(executor, runs[which].plan);
+    HeldSequence sequence(executor, runs[which].plan, runs[which].is_held);
     const int abort_after = random() % 3 == 0 ? static_cast<int>(random() % 20) : num_rounds;
     int rounds = 0;
     while (!sequence.done() && rounds < abort_after) {
@@ -59,7 +66,7 @@ inline void RunMixedCompany(ModelExecutor& executor, const std::vector<ExpectedR
   struct Place {
     std::vector<size_t> runs;
     size_t which = 0;
-    std::unique_ptr<RunningSequence> sequence;
+    std::unique_ptr<HeldSequence> sequence;
     int rounds_left = 0;
   };
   std::mt19937 random(1);
@@ -68,7 +75,8 @@ inline void RunMixedCompany(ModelExecutor& executor, const std::vector<ExpectedR
     places[static_cast<size_t>(runs[i].plan.slot)].runs.push_back(i);
   const auto begin = [&](Place& place) {
     place.which = place.runs[random() % place.runs.size()];
-    place.sequence = std::make_unique<RunningSequence>(executor, runs[place.which].plan);
+    const ExpectedRun& run = runs[place.which];
+    place.sequence = std::make_unique<HeldSequence>(executor, run.plan, run.is_held);
     place.rounds_left = random() % 3 == 0 ? static_cast<int>(random() % 20) + 1 : num_rounds;
   };
   for (Place& place : places) {

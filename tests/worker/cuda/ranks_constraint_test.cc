@@ -1,5 +1,5 @@
-// Choices that are held to something, on a model over several GPUs: every rank makes the same
-// masks.
+// Choices that are held to something, on a model over several GPUs, by both engines: every rank
+// makes the same masks, or gets those of the first.
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
@@ -32,11 +32,18 @@ TEST(CudaRanksConstraintTest, HoldsAndDraftsDoNotChangeTheText) {
                     .num_new_tokens = 40,
                     .block = 1,
                     .sampling = {.temperature = temperature, .seed = 6}};
+    (*executor)->UseResident(false);
     const ConstrainedRun plain = RunConstrained(**executor, plan);
     EXPECT_TRUE(ScriptedConstraint::Allows(plain.tokens));
-    plan.block = 8;
-    for (int i = 0; i < 3; ++i)  // launched, captured, replayed
-      EXPECT_EQ(RunConstrained(**executor, plan).tokens, plain.tokens) << temperature << " " << i;
+    for (const bool resident : {false, true}) {
+      (*executor)->UseResident(resident);
+      for (const int block : {8, 8, 8, 1}) {  // launched, captured, replayed
+        SCOPED_TRACE(
+            absl::StrCat("resident ", resident, " temperature ", temperature, " block ", block));
+        plan.block = block;
+        EXPECT_EQ(RunConstrained(**executor, plan).tokens, plain.tokens);
+      }
+    }
   }
 }
 

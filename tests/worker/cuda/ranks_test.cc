@@ -503,7 +503,7 @@ class CudaResidentRanksTest : public CudaRanksTest {
     ranks.UseResident(true);
     return output;
   }
-  // Of several ways of choosing, in all slots.
+  // Of several ways of choosing, in all slots, some held to something.
   static std::vector<ExpectedRun> MixedRuns(NodeExecutor& ranks) {
     constexpr int kPlans = 8;
     std::vector<ExpectedRun> runs;
@@ -517,8 +517,10 @@ class CudaResidentRanksTest : public CudaRanksTest {
                                          .top_k = i % 4 == 1 ? 50 : 0,
                                          .seed = n},
                             .slot = i % kSlots};
-      runs.push_back({plan, Expected(ranks, plan)});
+      ranks.UseResident(false);
+      runs.push_back(Expect(ranks, plan, /*is_held=*/i % 3 == 1));
     }
+    ranks.UseResident(true);
     return runs;
   }
 

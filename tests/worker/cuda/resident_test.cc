@@ -49,7 +49,7 @@ class ResidentTest : public testing::Test {
     return run;
   }
 
-  // Of all ways of choosing, in all slots.
+  // Of all ways of choosing, in all slots, some held to something.
   std::vector<ExpectedRun> MixedRuns() {
     constexpr int kPlans = 24;
     constexpr int kBlocks[] = {8, 4, 2, 1, 3, 8, 1};
@@ -64,8 +64,10 @@ class ResidentTest : public testing::Test {
                                          .top_p = i % 6 == 5 ? 0.9f : 1.0f,
                                          .seed = n},
                             .slot = i % kSlots};
-      runs.push_back({plan, Expected(plan)});
+      executor_->UseResident(false);
+      runs.push_back(Expect(*executor_, plan, /*is_held=*/i % 5 == 3));
     }
+    executor_->UseResident(true);
     return runs;
   }
 
