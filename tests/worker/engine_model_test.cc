@@ -341,7 +341,7 @@ TEST_F(StrictToolsTest, AnotherWorkerGoesOnInACall) {
   tokens.insert(tokens.begin(), call_begin_);
   ASSERT_FALSE(CallsIn(tokens).empty());
   for (const std::string& call : CallsIn(tokens)) ExpectCall(call);
-  for (int resumed = 1; resumed < 40; resumed += 3) {
+  for (int resumed = 1; resumed < 40; resumed += 8) {
     RequestSpec rest = spec;
     rest.id = absl::StrCat("rest", resumed);
     rest.prompt.insert(rest.prompt.end(), whole->tokens.begin(), whole->tokens.begin() + resumed);
