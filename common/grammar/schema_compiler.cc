@@ -10,8 +10,10 @@
 #include "absl/strings/str_replace.h"
 #include "common/grammar/combinators.h"
 #include "common/grammar/json_literal.h"
+#include "common/grammar/matching_string.h"
+#include "common/grammar/number_range.h"
 #include "common/grammar/schema_keywords.h"
-#include "common/limits.h"
+#include "common/grammar/text_automaton.h"
 #include "common/status_macros.h"
 
 namespace ultraspeed::grammar {
@@ -174,17 +176,35 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileType(const Schema& schema, absl::s
   if (type == "integer") return CompileInteger(schema);
   if (type == "boolean") return rules_.Boolean();
   if (type == "null") return rules_.Null();
-  if (type == "string") {
-    ASSIGN_OR_RETURN(const CountRange length,
-                     CountRangeOf(schema.keywords, "minLength", "maxLength", schema.path));
-    return rules_.String(length);
+  if (type == "string") return CompileString(schema);
+  return CompileNumber(schema);
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::CompileString(const Schema& schema) {
+  ASSIGN_OR_RETURN(const CountRange length,
+                   CountRangeOf(schema.keywords, "minLength", "maxLength", schema.path));
+  std::array<std::string, 4> key;
+  constexpr const char* kKeywords[] = {"pattern", "format", "minLength", "maxLength"};
+  for (size_t i = 0; i < key.size(); ++i) {
+    const json::value* value = schema.keywords.if_contains(kKeywords[i]);
+    if (value != nullptr) key[i] = JsonLiteral(*value);
   }
-  for (const char* keyword : {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"}) {
-    if (!schema.keywords.contains(keyword)) continue;
-    return SchemaError(schema.path,
-                       absl::StrCat("\"", keyword, "\" is supported of integers only"));
+  if (const auto known = rule_of_strings_.find(key); known != rule_of_strings_.end())
+    return known->second;
+  ASSIGN_OR_RETURN(const std::optional<Pattern> pattern, PatternOf(schema.keywords, schema.path));
+  if (!pattern) return rules_.String(length);
+  const absl::StatusOr<TextAutomaton> texts = FindPattern(*pattern, length, &pattern_steps_left_);
+  if (!texts.ok()) {
+    const absl::string_view keyword = schema.keywords.contains("pattern") ? "pattern" : "format";
+    return SchemaError(schema.path, absl::StrCat("\"", keyword, "\" ", texts.status().message()));
   }
-  return rules_.Number();
+  return rule_of_strings_[key] = MatchingString(builder_, *texts);
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::CompileNumber(const Schema& schema) {
+  ASSIGN_OR_RETURN(const NumberBounds bounds, NumberBoundsOf(schema.keywords, schema.path));
+  if (!bounds.min && !bounds.max) return rules_.Number();
+  return NumberRange(builder_, bounds.min, bounds.max);
 }
 
 absl::StatusOr<RuleId> SchemaCompiler::CompileInteger(const Schema& schema) {

@@ -1,7 +1,9 @@
 // From a parsed JSON Schema to rules. Used by json_schema.cc, which says what is supported.
 #pragma once
 
+#include <array>
 #include <boost/json.hpp>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -12,6 +14,7 @@
 #include "absl/strings/string_view.h"
 #include "common/grammar/grammar.h"
 #include "common/grammar/json_rules.h"
+#include "common/limits.h"
 
 namespace ultraspeed::grammar {
 
@@ -46,6 +49,8 @@ class SchemaCompiler {
   absl::StatusOr<RuleId> CompileObject(const Schema& schema);
   absl::StatusOr<RuleId> CompileArray(const Schema& schema);
   absl::StatusOr<RuleId> CompileInteger(const Schema& schema);
+  absl::StatusOr<RuleId> CompileNumber(const Schema& schema);
+  absl::StatusOr<RuleId> CompileString(const Schema& schema);
 
   GrammarBuilder* const builder_;
   JsonRules rules_;
@@ -63,6 +68,9 @@ class SchemaCompiler {
   int num_properties_ = 0;
   int num_optional_ = 0;  // of them
   int num_alternatives_ = 0;
+  int pattern_steps_left_ = limits::kSchemaPatternStepsMax;
+  // By pattern or format and the bounds of the length: they are often the same.
+  std::map<std::array<std::string, 4>, RuleId> rule_of_strings_;
 };
 
 }  // namespace ultraspeed::grammar
