@@ -86,9 +86,12 @@ inline constexpr int kSchemaPropertiesMax = 5000;  // of all its objects
 inline constexpr int kSchemaOptionalMax = 512;      // properties that are not required
 inline constexpr int kSchemaAlternativesMax = 128;  // of all its anyOf and oneOf, nulls apart
 inline constexpr size_t kStrictSchemasBytesMax = 256u << 10;  // of all strict tools of a request
-inline constexpr int kArgumentTypeStepsMax = 1 << 16;  // schemas and values looked at for a tool's
-inline constexpr int kSchemaEnumValuesMax = 1000;      // of one enum
-inline constexpr size_t kSchemaErrorBytesMax = 512;    // of the place, and of what is wrong there
+inline constexpr int kArgumentTypeStepsMax = 1 << 16;   // schemas and values looked at for a tool's
+inline constexpr int kSchemaEnumValuesMax = 1000;       // of one enum
+inline constexpr int kPatternDepthMax = 64;             // groups in each other
+inline constexpr int kPatternPartsMax = 4096;           // of one pattern, repetitions written out
+inline constexpr int kSchemaPatternStepsMax = 1 << 20;  // to follow all patterns: 80 ms
+inline constexpr size_t kSchemaErrorBytesMax = 512;     // of the place, and of what is wrong there
 inline constexpr int kGrammarRulesMax = 16384;
 inline constexpr int kGrammarNodesMax = 1 << 18;
 inline constexpr int kGrammarStackDepthMax = kJsonDepthMax;  // so no answer is nested deeper
@@ -100,6 +103,7 @@ inline constexpr int kJsonIndentMax = 32;                    // after a line bre
 inline constexpr int kJsonIntegerDigitsMax = 18;             // fits in 64 bits
 inline constexpr int kJsonFractionDigitsMax = 18;
 inline constexpr int kJsonExponentDigitsMax = 2;  // fits in a double
+inline constexpr int kJsonBoundedDigitsMax = 15;  // of a number with bounds: each is another double
 
 // ---- Worker start-up ----
 inline constexpr size_t kManifestBytesMax = 16u << 20;  // sha256 sums of a checkpoint's files

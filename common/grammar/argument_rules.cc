@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/grammar/combinators.h"
 #include "common/grammar/json_literal.h"
+#include "common/grammar/matching_string.h"
 #include "common/grammar/tool_calls.h"
 
 namespace ultraspeed::grammar {
@@ -26,6 +27,11 @@ std::string FirstBytesOf(JsonTypes types) {
   return bytes;
 }
 
+// Those that strings must not be read as.
+JsonTypes ClosedTypes(const ArgumentTypes& types) {
+  return static_cast<JsonTypes>(types.types & ~types.open & ~kJsonString);
+}
+
 // All ways to write the value that are read as it.
 std::vector<std::string> SpellingsOf(const json::value& value, JsonTypes types) {
   if (value.is_null()) return {"null", "None"};
@@ -40,8 +46,12 @@ std::vector<std::string> SpellingsOf(const json::value& value, JsonTypes types) 
 
 }  // namespace
 
+RuleId ArgumentRules::String(const TextAutomaton& texts, const ArgumentTypes& types) {
+  return MatchingTextUntil(builder_, texts, kParameterEnd, FirstBytesOf(ClosedTypes(types)));
+}
+
 RuleId ArgumentRules::String(CountRange num_characters, const ArgumentTypes& types) {
-  const auto closed = static_cast<JsonTypes>(types.types & ~types.open & ~kJsonString);
+  const JsonTypes closed = ClosedTypes(types);
   const auto [found, is_new] =
       strings_.try_emplace({num_characters.min, num_characters.max, closed}, kNoRule);
   if (is_new)

@@ -1,7 +1,7 @@
 // The rules of arguments as a model writes them into its calls, up to and with the mark that ends
 // them: strings as they are, other values as JSON, and Python's constants too, as the template
 // writes those into prompts. Each is read as the value that it stands for (argument_types.h):
-//   * No string holds the mark.
+//   * No string holds the mark, and none that has to match a pattern its first character.
 //   * Beside types of which a schema allows some values only, strings do not begin as JSON of
 //     these types does, nor with white space.
 //   * Of the strings of an `enum`, those that would be read as something else are left out.
@@ -16,6 +16,7 @@
 #include "absl/strings/string_view.h"
 #include "common/grammar/argument_types.h"
 #include "common/grammar/grammar.h"
+#include "common/grammar/text_automaton.h"
 
 namespace ultraspeed::grammar {
 
@@ -25,6 +26,7 @@ class ArgumentRules {
   explicit ArgumentRules(GrammarBuilder* builder) : builder_(builder) {}
 
   RuleId String(CountRange num_characters, const ArgumentTypes& types);
+  RuleId String(const TextAutomaton& texts, const ArgumentTypes& types);
   RuleId Boolean();
   RuleId Null();
   // Any of the values.

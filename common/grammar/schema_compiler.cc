@@ -10,9 +10,11 @@
 #include "absl/strings/str_replace.h"
 #include "common/grammar/combinators.h"
 #include "common/grammar/json_literal.h"
+#include "common/grammar/matching_string.h"
+#include "common/grammar/number_range.h"
 #include "common/grammar/schema_keywords.h"
+#include "common/grammar/text_automaton.h"
 #include "common/grammar/tool_calls.h"
-#include "common/limits.h"
 #include "common/status_macros.h"
 
 namespace ultraspeed::grammar {
@@ -123,7 +125,7 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileParameters() {
 }
 
 RuleId SchemaCompiler::AnyValue(const Spelling& spelling) {
-  return spelling ? arguments_.String({}, *spelling) : rules_.Value();
+  return spelling ? arguments_.String(CountRange(), *spelling) : rules_.Value();
 }
 
 absl::StatusOr<RuleId> SchemaCompiler::CompileOne(const json::value& value, const std::string& path,
@@ -235,11 +237,7 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileArgument(const Schema& schema,
                                                        absl::string_view type) {
   if (type == "boolean") return arguments_.Boolean();
   if (type == "null") return arguments_.Null();
-  if (type == "string") {
-    ASSIGN_OR_RETURN(const CountRange length,
-                     CountRangeOf(schema.keywords, "minLength", "maxLength", schema.path));
-    return arguments_.String(length, *schema.spelling);
-  }
+  if (type == "string") return CompileString(schema);
   ASSIGN_OR_RETURN(const RuleId values, CompileType(schema, type));
   return arguments_.Json(values);
 }
@@ -250,17 +248,38 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileType(const Schema& schema, absl::s
   if (type == "integer") return CompileInteger(schema);
   if (type == "boolean") return rules_.Boolean();
   if (type == "null") return rules_.Null();
-  if (type == "string") {
-    ASSIGN_OR_RETURN(const CountRange length,
-                     CountRangeOf(schema.keywords, "minLength", "maxLength", schema.path));
-    return rules_.String(length);
+  if (type == "string") return CompileString(schema);
+  return CompileNumber(schema);
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::CompileString(const Schema& schema) {
+  ASSIGN_OR_RETURN(const CountRange length,
+                   CountRangeOf(schema.keywords, "minLength", "maxLength", schema.path));
+  std::array<std::string, 5> key;
+  constexpr const char* kKeywords[] = {"pattern", "format", "minLength", "maxLength"};
+  if (schema.spelling) key[4] = absl::StrCat(schema.spelling->types, " ", schema.spelling->open);
+  for (size_t i = 0; i < std::size(kKeywords); ++i) {
+    const json::value* value = schema.keywords.if_contains(kKeywords[i]);
+    if (value != nullptr) key[i] = JsonLiteral(*value);
   }
-  for (const char* keyword : {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"}) {
-    if (!schema.keywords.contains(keyword)) continue;
-    return SchemaError(schema.path,
-                       absl::StrCat("\"", keyword, "\" is supported of integers only"));
+  if (const auto known = rule_of_strings_.find(key); known != rule_of_strings_.end())
+    return known->second;
+  ASSIGN_OR_RETURN(const std::optional<Pattern> pattern, PatternOf(schema.keywords, schema.path));
+  if (!pattern && schema.spelling) return arguments_.String(length, *schema.spelling);
+  if (!pattern) return rules_.String(length);
+  const absl::StatusOr<TextAutomaton> texts = FindPattern(*pattern, length, &pattern_steps_left_);
+  if (!texts.ok()) {
+    const absl::string_view keyword = schema.keywords.contains("pattern") ? "pattern" : "format";
+    return SchemaError(schema.path, absl::StrCat("\"", keyword, "\" ", texts.status().message()));
   }
-  return rules_.Number();
+  return rule_of_strings_[key] = schema.spelling ? arguments_.String(*texts, *schema.spelling)
+                                                 : MatchingString(builder_, *texts);
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::CompileNumber(const Schema& schema) {
+  ASSIGN_OR_RETURN(const NumberBounds bounds, NumberBoundsOf(schema.keywords, schema.path));
+  if (!bounds.min && !bounds.max) return rules_.Number();
+  return NumberRange(builder_, bounds.min, bounds.max);
 }
 
 absl::StatusOr<RuleId> SchemaCompiler::CompileInteger(const Schema& schema) {

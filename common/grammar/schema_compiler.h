@@ -1,7 +1,9 @@
 // From a parsed JSON Schema to rules. Used by json_schema.cc, whose header says what is supported.
 #pragma once
 
+#include <array>
 #include <boost/json.hpp>
+#include <map>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -16,6 +18,7 @@
 #include "common/grammar/argument_types.h"
 #include "common/grammar/grammar.h"
 #include "common/grammar/json_rules.h"
+#include "common/limits.h"
 
 namespace ultraspeed::grammar {
 
@@ -66,6 +69,8 @@ class SchemaCompiler {
   absl::StatusOr<RuleId> CompileObject(const Schema& schema);
   absl::StatusOr<RuleId> CompileArray(const Schema& schema);
   absl::StatusOr<RuleId> CompileInteger(const Schema& schema);
+  absl::StatusOr<RuleId> CompileNumber(const Schema& schema);
+  absl::StatusOr<RuleId> CompileString(const Schema& schema);
   // Of an object, in the order in which they are written.
   absl::StatusOr<std::vector<Property>> PropertiesOf(const Object& keywords,
                                                      const std::string& path);
@@ -90,6 +95,9 @@ class SchemaCompiler {
   int num_properties_ = 0;
   int num_optional_ = 0;  // of them
   int num_alternatives_ = 0;
+  int pattern_steps_left_ = limits::kSchemaPatternStepsMax;
+  // By pattern or format, the bounds of the length and the spelling: they are often the same.
+  std::map<std::array<std::string, 5>, RuleId> rule_of_strings_;
 };
 
 }  // namespace ultraspeed::grammar

@@ -11,6 +11,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/grammar/json_literal.h"
+#include "common/grammar/string_formats.h"
 #include "common/limits.h"
 #include "common/status_macros.h"
 
@@ -78,6 +79,7 @@ const absl::string_view* TypeOfKeyword(absl::string_view keyword) {
           {"prefixItems", "array"},
           {"maxLength", "string"},
           {"minLength", "string"},
+          {"pattern", "string"},
           {"exclusiveMaximum", "number"},
           {"exclusiveMinimum", "number"},
           {"maximum", "number"},
@@ -185,6 +187,47 @@ absl::StatusOr<IntegerBounds> IntegerBoundsOf(const json::object& schema, absl::
     return SchemaError(path, "no integer is within its bounds");
   }
   return bounds;
+}
+
+absl::StatusOr<NumberBounds> NumberBoundsOf(const json::object& schema, absl::string_view path) {
+  NumberBounds bounds;
+  for (const absl::string_view keyword :
+       {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"}) {
+    const json::value* value = schema.if_contains({keyword.data(), keyword.size()});
+    if (value == nullptr) continue;
+    if (!value->is_number() || !std::isfinite(value->to_number<double>())) {
+      return SchemaError(path, absl::StrCat("\"", keyword, "\" is no number"));
+    }
+    const bool is_min = absl::EndsWith(keyword, "inimum");
+    const NumberBound bound = {value->to_number<double>(), !absl::StartsWith(keyword, "exclusive")};
+    std::optional<NumberBound>& known = is_min ? bounds.min : bounds.max;
+    const bool is_narrower = !known || bound.number == known->number ||
+                             (bound.number > known->number) == is_min;  // exclusive ones come last
+    if (is_narrower) known = bound;
+  }
+  if (bounds.min && bounds.max) {
+    const bool are_equal = bounds.min->number == bounds.max->number;
+    const bool is_within = bounds.min->is_inclusive && bounds.max->is_inclusive;
+    if (bounds.min->number > bounds.max->number || (are_equal && !is_within))
+      return SchemaError(path, "no number is within its bounds");
+  }
+  return bounds;
+}
+
+absl::StatusOr<std::optional<Pattern>> PatternOf(const json::object& schema,
+                                                 absl::string_view path) {
+  std::optional<std::string> text;
+  if (const json::value* pattern = schema.if_contains("pattern"); pattern != nullptr) {
+    if (!pattern->is_string()) return SchemaError(path, "\"pattern\" is no string");
+    text = std::string(pattern->get_string());
+  } else if (const json::value* format = schema.if_contains("format"); format != nullptr) {
+    if (!format->is_string()) return SchemaError(path, "\"format\" is no string");
+    text = PatternOfFormat({format->get_string().data(), format->get_string().size()});
+  }
+  if (!text) return std::nullopt;
+  absl::StatusOr<Pattern> pattern = ParsePattern(*text);
+  if (pattern.ok()) return *std::move(pattern);
+  return SchemaError(path, absl::StrCat("\"pattern\": ", pattern.status().message()));
 }
 
 }  // namespace ultraspeed::grammar

@@ -12,6 +12,8 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "common/grammar/grammar.h"
+#include "common/grammar/number_range.h"
+#include "common/grammar/pattern.h"
 
 namespace ultraspeed::grammar {
 
@@ -41,5 +43,15 @@ struct IntegerBounds {
 };
 absl::StatusOr<IntegerBounds> IntegerBoundsOf(const boost::json::object& schema,
                                               absl::string_view path);
+
+struct NumberBounds {
+  std::optional<NumberBound> min, max;
+};
+absl::StatusOr<NumberBounds> NumberBoundsOf(const boost::json::object& schema,
+                                            absl::string_view path);
+
+// Of `pattern`, else of a `format` that says what strings look like; nullopt: of neither.
+absl::StatusOr<std::optional<Pattern>> PatternOf(const boost::json::object& schema,
+                                                 absl::string_view path);
 
 }  // namespace ultraspeed::grammar

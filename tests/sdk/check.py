@@ -2,12 +2,14 @@
 
 usage: check.py BASE_URL     environment: ULTRASPEED_API_KEY
 """
+import datetime
 import json
 import os
 import sys
 import time
 import urllib.error
 import urllib.request
+import uuid
 from typing import Annotated, Literal, Optional
 
 import anthropic
@@ -30,6 +32,11 @@ class Person(pydantic.BaseModel):
     name: Annotated[str, pydantic.Field(max_length=20)]
     role: Literal["author", "editor"]
     age: Annotated[Optional[int], pydantic.Field(ge=0, le=150)]
+    born: datetime.date
+    seen: datetime.datetime
+    id: uuid.UUID
+    score: Annotated[float, pydantic.Field(ge=0, lt=1)]
+    handle: Annotated[str, pydantic.Field(pattern=r"^@[a-z]{2,10}(_[0-9]+)?$", max_length=15)]
 
 
 def check(what, holds):
@@ -112,11 +119,11 @@ def check_openai():
     check("strict: its arguments are valid", is_bounded(json.loads(once.choices[0].message.tool_calls[0].function.arguments)))
     check("strict: finish_reason", once.choices[0].finish_reason == "tool_calls")
     parsed = client.chat.completions.parse(
-        model=MODEL, messages=QUESTION, tools=[openai.pydantic_function_tool(Person)], tool_choice="required", parallel_tool_calls=False, max_tokens=300)
+        model=MODEL, messages=QUESTION, tools=[openai.pydantic_function_tool(Person)], tool_choice="required", parallel_tool_calls=False, max_tokens=2000)
     check("strict: a pydantic tool", isinstance(parsed.choices[0].message.tool_calls[0].function.parsed_arguments, Person))
     error = refused(openai.BadRequestError, lambda: client.chat.completions.create(
         model=MODEL, messages=QUESTION, tools=[{"type": "function", "function": {
-            "name": "f", "strict": True, "parameters": {"type": "object", "properties": {"x": {"type": "string", "pattern": "y"}}}}}]))
+            "name": "f", "strict": True, "parameters": {"type": "object", "properties": {"x": {"type": "integer", "multipleOf": 2}}}}}]))
     check("strict: refused by its place", error is not None and error.param == "tools[0].function.parameters.properties.x")
     conversation = QUESTION + [
         {"role": "assistant", "tool_calls": [{"id": call.id, "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}]},
@@ -128,9 +135,9 @@ def check_openai():
     check("a bad tool is a BadRequestError with param", error is not None and error.param == "tools[0].function.name")
     check_responses(client, text)
 
-    parsed = client.chat.completions.parse(model=MODEL, messages=QUESTION, response_format=Person, max_tokens=200).choices[0]
+    parsed = client.chat.completions.parse(model=MODEL, messages=QUESTION, response_format=Person, max_tokens=2000).choices[0]
     check("chat.completions.parse", parsed.finish_reason == "stop" and isinstance(parsed.message.parsed, Person))
-    with client.chat.completions.stream(model=MODEL, messages=QUESTION, response_format=Person, max_tokens=200) as helper:
+    with client.chat.completions.stream(model=MODEL, messages=QUESTION, response_format=Person, max_tokens=2000) as helper:
         check("the same streamed", isinstance(helper.get_final_completion().choices[0].message.parsed, Person))
     free = client.chat.completions.create(model=MODEL, messages=QUESTION, response_format={"type": "json_object"}, max_tokens=30)
     check("json_object", free.choices[0].message.content.startswith("{"))
@@ -165,7 +172,7 @@ def check_responses(client, chat_text):
     items = QUESTION + [{**call.model_dump(exclude_none=True), "arguments": '{"a": 1}'}, {"type": "function_call_output", "call_id": call.call_id, "output": "3"}]
     answer = client.responses.create(model=MODEL, input=items, tools=tools, tool_choice="none", max_output_tokens=8, extra_body=EXTRA)
     check("its result goes back", bool(answer.output_text))
-    parsed = client.responses.parse(model=MODEL, input=QUESTION, text_format=Person, max_output_tokens=200)
+    parsed = client.responses.parse(model=MODEL, input=QUESTION, text_format=Person, max_output_tokens=2000)
     check("responses.parse", parsed.status == "completed" and isinstance(parsed.output_parsed, Person))
     error = refused(openai.BadRequestError, lambda: client.responses.create(model=MODEL, input="x", previous_response_id="resp_1"))
     check("what is not stored is refused by name", error is not None and error.param == "previous_response_id")

@@ -96,7 +96,7 @@ std::string RandomSchema(int depth, std::mt19937* random) {
     for (int i = 0; i < n; ++i) schemas.push_back(RandomSchema(depth - 1, random));
     return absl::StrJoin(schemas, ",");
   };
-  switch (pick(depth > 0 ? 12 : 7)) {
+  switch (pick(depth > 0 ? 14 : 9)) {
     case 0:
       return R"({"type":["integer","null"]})";
     case 1:
@@ -117,8 +117,24 @@ std::string RandomSchema(int depth, std::mt19937* random) {
       return pick(2) == 0 ? "{}" : R"({"type":["null","boolean","string"]})";
     case 6:
       return absl::StrCat(R"({"$ref":"#/$defs/)", pick(2) == 0 ? "x" : "y", "\"}");
-    case 7:
+    case 7: {
+      const double min = (pick(4000) - 2000) / 16.0, width = 0.25 + pick(40) / 4.0;
+      return absl::StrCat(
+          R"({"type":"number",)", pick(2) == 0 ? R"("minimum":)" : R"("exclusiveMinimum":)", min,
+          pick(2) == 0 ? R"(,"maximum":)" : R"(,"exclusiveMaximum":)", min + width, "}");
+    }
     case 8: {
+      constexpr const char* kPatterns[] = {
+          R"("^[a-z]{2,5}(-[0-9]+)?$")",
+          R"("b","maxLength":20)",
+          R"("^a|z$","maxLength":6)",
+          R"("^([A-Z][a-z]* )*[A-Z]\\.$","minLength":3,"maxLength":12)",
+          R"("^[^x\\\\]*$")",
+          R"("^(a|ab)(c|bcd)*$")"};
+      return absl::StrCat(R"({"type":"string","pattern":)", kPatterns[pick(6)], "}");
+    }
+    case 9:
+    case 10: {
       std::vector<std::string> properties, required;
       for (const char* name : {"a", "ab", "é", "q\\\""}) {
         if (pick(2) == 0) continue;
@@ -132,8 +148,8 @@ std::string RandomSchema(int depth, std::mt19937* random) {
                           R"(},"required":[)", absl::StrJoin(required, ","),
                           R"(],"additionalProperties":)", others, "}");
     }
-    case 9:
-    case 10: {
+    case 11:
+    case 12: {
       const int min = pick(4);
       const std::string first =
           pick(3) == 0 ? absl::StrCat(R"("prefixItems":[)", list(1 + pick(3)), "],") : "";

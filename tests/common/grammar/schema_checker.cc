@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <regex>
 #include <set>
 #include <string>
 #include <utility>
@@ -21,6 +22,15 @@ bool IsType(const json::value& value, const json::string& type) {
   if (type == "null") return value.is_null();
   if (type == "number") return value.is_number();
   return value.is_number() && std::floor(value.to_number<double>()) == value.to_number<double>();
+}
+
+bool WithinExclusive(double number, const json::object& schema) {
+  if (schema.contains("exclusiveMinimum") &&
+      number <= schema.at("exclusiveMinimum").to_number<double>()) {
+    return false;
+  }
+  return !schema.contains("exclusiveMaximum") ||
+         number < schema.at("exclusiveMaximum").to_number<double>();
 }
 
 bool Within(double number, const json::object& schema, const char* min, const char* max) {
@@ -97,9 +107,16 @@ bool IsValid(const json::value& value, const json::value& schema_value, const js
   }
   if (value.is_object()) return IsValidObject(value.get_object(), schema, root);
   if (value.is_array()) return IsValidArray(value.get_array(), schema, root);
-  if (value.is_string())
-    return Within(NumCharacters(value.get_string()), schema, "minLength", "maxLength");
-  if (value.is_number()) return Within(value.to_number<double>(), schema, "minimum", "maximum");
+  if (value.is_string()) {
+    if (!Within(NumCharacters(value.get_string()), schema, "minLength", "maxLength")) return false;
+    if (!schema.contains("pattern")) return true;
+    return std::regex_search(std::string(value.get_string()),
+                             std::regex(std::string(schema.at("pattern").as_string())));
+  }
+  if (value.is_number()) {
+    const auto number = value.to_number<double>();
+    return Within(number, schema, "minimum", "maximum") && WithinExclusive(number, schema);
+  }
   return true;
 }
 

@@ -1,5 +1,5 @@
 // Whether a value is valid against a JSON Schema of the keywords that grammars support, read as the
-// standard says and written apart from the code under test.
+// standard says and written apart from the code under test; patterns, of bytes.
 #pragma once
 
 #include <boost/json.hpp>
