@@ -244,10 +244,8 @@ TEST_F(ToolCallsTest, ASchemaThatCannotBeHeldToReachesNoWorker) {
       R"({"properties":{"zone":{"type":"integer","multipleOf":2}}})");
   const ToolAnswer answer = Chat(request);
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_EQ(
-      answer.status.error_message(),
-      "tools[1].parameters_json.properties.zone: \"multipleOf\" is not supported of a parameter "
-      "itself");
+  EXPECT_EQ(answer.status.error_message(),
+            "tools[1].parameters_json.properties.zone: \"multipleOf\" is not supported");
   EXPECT_EQ(worker.num_requests(), 0);
 }
 
