@@ -57,7 +57,8 @@ asan:
 	@$(MAKE) test PRESET=cpu-asan
 
 tsan:
-	@$(MAKE) test PRESET=cpu-tsan
+	@$(MAKE) build PRESET=cpu-tsan
+	@scripts/run_tests.sh build/cpu-tsan -LE 'gpu|heavy'
 
 bench: programs
 	$(BUILD)/bin/ultraspeed-bench decode --model models/tiny-mimo --device cpu --prompts held-out

@@ -3,6 +3,7 @@
 set(ULTRASPEED_TSAN)
 if(CMAKE_CXX_FLAGS MATCHES "-fsanitize=thread")
   set(ULTRASPEED_TSAN ultraspeed_tsan)
+  set(ULTRASPEED_TEST_TIMEOUT 1200)
   add_library(ultraspeed_tsan OBJECT ${PROJECT_SOURCE_DIR}/tests/tsan/abseil_synchronization.cc)
   if(ULTRASPEED_SERVING)
     target_sources(ultraspeed_tsan PRIVATE ${PROJECT_SOURCE_DIR}/tests/tsan/grpc_hand_over.cc)
