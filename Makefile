@@ -12,7 +12,7 @@ help:
 	@echo "make multi-gpu-test  those that need several GPUs of one node"
 	@echo "make gpu-sanitize  the small ones of them under compute-sanitizer: memcheck and racecheck"
 	@echo "make bench     decode speed of the bundled model beside its bounds"
-	@echo "make asan tsan run the tests under AddressSanitizer + UBSan, or ThreadSanitizer"
+	@echo "make asan tsan run the tests under AddressSanitizer + UBSan, or ThreadSanitizer (without the heavy ones)"
 	@echo "make format    clang-format over our sources"
 	@echo "make clean     remove build/"
 
@@ -57,7 +57,8 @@ asan:
 	@$(MAKE) test PRESET=cpu-asan
 
 tsan:
-	@$(MAKE) test PRESET=cpu-tsan
+	@$(MAKE) build PRESET=cpu-tsan
+	@scripts/run_tests.sh build/cpu-tsan -LE 'gpu|heavy'
 
 bench: programs
 	$(BUILD)/bin/ultraspeed-bench decode --model models/tiny-mimo --device cpu --prompts held-out

@@ -5,6 +5,9 @@
 # A precompiled header wants the same options everywhere. These two are what some of the packages ask for.
 set(ULTRASPEED_OPTIONS $<$<COMPILE_LANGUAGE:CXX>:-pthread> $<$<COMPILE_LANGUAGE:CXX>:-D_FILE_OFFSET_BITS=64>)
 set(ULTRASPEED_TEST_OPTIONS $<$<AND:$<CONFIG:Release>,$<COMPILE_LANGUAGE:CXX>>:-O0>)
+if(ULTRASPEED_TSAN)
+  set(ULTRASPEED_TEST_OPTIONS -O0)
+endif()
 
 # ultraspeed_precompiled(NAME OPTIONS ... HEADERS <a.h> ... LINKS t ...)
 function(ultraspeed_precompiled name)

@@ -1,5 +1,6 @@
 # The only three kinds of targets of the project. LINKS mirrors the dependency arrows of docs/ARCHITECTURE.md: the link graph is the layering.
 set(ULTRASPEED_WARNINGS -Wall -Wextra -Werror)
+set(ULTRASPEED_TEST_TIMEOUT 300)  # seconds of one test program
 
 function(ultraspeed_configure target)
   target_include_directories(${target} PUBLIC ${PROJECT_SOURCE_DIR})
@@ -19,8 +20,8 @@ function(ultraspeed_use_headers target plain)
   endif()
 endfunction()
 
-# ultraspeed_alone(SOURCE ...): compiled one by one where others of their target are compiled together (CMAKE_UNITY_BUILD, which the preset
-# cpu-release sets), because local names are those of another file. Names of all sources of a target are counted, so batches may have any size.
+# ultraspeed_alone(SOURCE ...): compiled one by one where others of their target are compiled together (CMAKE_UNITY_BUILD, which the presets
+# cpu-release and cpu-tsan set), because local names are those of another file. Names of all sources of a target are counted, so batches may have any size.
 function(ultraspeed_alone)
   if(ARGN)
     set_source_files_properties(${ARGN} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
@@ -47,7 +48,7 @@ function(ultraspeed_program name)
   add_dependencies(programs ${name})
   ultraspeed_configure(${name})
   ultraspeed_use_headers(${name} ${ARG_PLAIN})
-  target_link_libraries(${name} PRIVATE ${ARG_LINKS})
+  target_link_libraries(${name} PRIVATE ${ARG_LINKS} ${ULTRASPEED_TSAN})
 endfunction()
 
 add_custom_target(gpu_tests)        # every test with the label gpu
@@ -60,13 +61,13 @@ function(ultraspeed_test name)
   add_executable(${name} ${ARG_SOURCES} ${ARG_ALONE})
   ultraspeed_alone(${ARG_ALONE})
   ultraspeed_configure(${name})
-  target_link_libraries(${name} PRIVATE ${ARG_LINKS} GTest::gtest GTest::gmock GTest::gtest_main)
+  target_link_libraries(${name} PRIVATE ${ARG_LINKS} ${ULTRASPEED_TSAN} GTest::gtest GTest::gmock GTest::gtest_main)
   if(NOT ARG_OPTIMIZED)
     target_compile_options(${name} PRIVATE ${ULTRASPEED_TEST_OPTIONS})
     target_precompile_headers(${name} REUSE_FROM ultraspeed_test_headers)
   endif()
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
-  set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT 300)
+  set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${ULTRASPEED_TEST_TIMEOUT})
   if(ARG_LABEL STREQUAL gpu)
     add_dependencies(gpu_tests ${name})
   elseif(ARG_LABEL STREQUAL multi-gpu)

@@ -96,7 +96,8 @@ absl::Status SetUpTls(const ServerPems& pems, std::optional<asio::ssl::context>*
   return absl::InvalidArgumentError(absl::StrCat("TLS files of http-listen: ", error.message()));
 }
 
-// A client whose machine vanished holds no slot for long, like one of gRPC's. Errors are no harm.
+// A client whose machine vanished holds no slot for long, like one of gRPC's. The kernel's timeout
+// comes behind the session's own of a write, which is counted. Errors are no harm.
 void SetSocketOptions(tcp::socket& socket, absl::Duration write_timeout) {
   error_code ignored;
   socket.set_option(tcp::no_delay(true), ignored);
@@ -108,7 +109,8 @@ void SetSocketOptions(tcp::socket& socket, absl::Duration write_timeout) {
   set(TCP_KEEPIDLE, 30);
   set(TCP_KEEPINTVL, 5);
   set(TCP_KEEPCNT, 2);
-  set(TCP_USER_TIMEOUT, static_cast<int>(absl::ToInt64Milliseconds(write_timeout)));
+  set(TCP_USER_TIMEOUT,
+      static_cast<int>(absl::ToInt64Milliseconds(write_timeout + absl::Seconds(1))));
 }
 
 }  // namespace

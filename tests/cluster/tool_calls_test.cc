@@ -257,8 +257,9 @@ TEST_F(ToolCallsTest, AnotherWorkerGoesOnInTheMiddleOfACall) {
   StartRouter();
   for (size_t num_had = 1; num_had < steps.size(); num_had += 3) {
     const std::vector<FakeStep> begun(steps.begin(), steps.begin() + num_had);
-    const auto fail_then_go_on = [&](const v1::WorkerGenerateRequest& request,
-                                     grpc::ServerContext* context, FakeWorker::Writer* writer) {
+    const auto fail_then_go_on = [steps, begun](const v1::WorkerGenerateRequest& request,
+                                                grpc::ServerContext* context,
+                                                FakeWorker::Writer* writer) {
       return request.resumed_tokens() == 0
                  ? PlayStepsThenFail(begun, grpc::Status(grpc::StatusCode::INTERNAL, "dies"))(
                        request, context, writer)

@@ -1,0 +1,21 @@
+# Nothing, unless the compiler's flags ask for ThreadSanitizer (the preset cpu-tsan): then every program links what shows it the order that
+# Abseil and gRPC make, since Debian's are not instrumented.
+set(ULTRASPEED_TSAN)
+if(CMAKE_CXX_FLAGS MATCHES "-fsanitize=thread")
+  set(ULTRASPEED_TSAN ultraspeed_tsan)
+  set(ULTRASPEED_TEST_TIMEOUT 1200)
+  add_library(ultraspeed_tsan OBJECT ${PROJECT_SOURCE_DIR}/tests/tsan/abseil_synchronization.cc)
+  if(ULTRASPEED_SERVING)
+    target_sources(ultraspeed_tsan PRIVATE ${PROJECT_SOURCE_DIR}/tests/tsan/grpc_hand_over.cc)
+  endif()
+  ultraspeed_configure(ultraspeed_tsan)
+  set_target_properties(ultraspeed_tsan PROPERTIES UNITY_BUILD OFF)
+  # Fences, which ThreadSanitizer does not know: Asio's locks order the same, Abseil's flags are read atom by atom.
+  if(TARGET Boost::beast)
+    target_compile_definitions(Boost::beast INTERFACE BOOST_ASIO_DISABLE_FENCED_BLOCK)
+  endif()
+  if(TARGET absl::flags)
+    target_compile_options(absl::flags INTERFACE -Wno-tsan)
+  endif()
+  target_link_libraries(ultraspeed_tsan PUBLIC absl::status absl::synchronization)
+endif()
