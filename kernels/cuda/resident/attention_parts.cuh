@@ -27,6 +27,9 @@ struct alignas(128) PartScratch {
   bf16 values[kChunkKeys * kValueDim];
   float sums[kUnitTilesMax][kChunkSteps][2][kWarpLanes];  // StepSum of pairs lane / 4 and + 8
   float maxima[kUnitTilesMax][2][kWarpPairs];             // of the halves of a chunk
+  // Of units of several chunks: q's last steps of 16 dims as A operands (HeldQueries).
+  static constexpr int kHeldSteps = kDim / 16 / 3;
+  uint4 queries[kUnitTilesMax][kDim / 16 - kHeldSteps][kWarpLanes];
 
   using Weights = uint4[kUnitTilesMax][kChunkSteps][2][kWarpLanes];
   static_assert(sizeof(Weights) <= sizeof(bf16[kChunkKeys * kDim]));
@@ -213,7 +216,8 @@ struct HalfTile {
   int first_key[2], end_key[2];  // as WarpTile
 };
 
-// Queries of a tile as A operands: in shared memory, or in registers once its place is needed.
+// Queries of a tile as A operands: in shared memory or, once their place is needed, a third of them
+// in registers and the others in a place of their own. More in registers drive others out, to L2.
 template <int kDim>
 struct SharedQueries {
   uint32_t row;
@@ -228,15 +232,33 @@ struct SharedQueries {
 };
 template <int kDim>
 struct HeldQueries {
-  uint32_t a[kDim / 16][4];
+  static constexpr int kHeldSteps = PartScratch<kDim>::kHeldSteps;
+  uint32_t a[kHeldSteps][4];
+  uint32_t others;  // shared address of the lane's part of the last steps
 
-  __device__ __forceinline__ explicit HeldQueries(const SharedQueries<kDim>& shared) {
+  // Both warps of a tile write the same, so none waits for the other.
+  __device__ __forceinline__ HeldQueries(const SharedQueries<kDim>& shared,
+                                         uint4 (&last)[kDim / 16 - kHeldSteps][kWarpLanes])
+      : others(SharedAddress(&last[0][threadIdx.x % kWarpLanes])) {
 #pragma unroll
-    for (int step = 0; step < kDim / 16; ++step) shared.Get(step, a[step]);
+    for (int step = 0; step < kHeldSteps; ++step) shared.Get(step, a[step]);
+#pragma unroll
+    for (int step = kHeldSteps; step < kDim / 16; ++step) {
+      uint32_t q[4];
+      shared.Get(step, q);
+      last[step - kHeldSteps][threadIdx.x % kWarpLanes] = {q[0], q[1], q[2], q[3]};
+    }
+    __syncwarp();
   }
   __device__ __forceinline__ void Get(int step, uint32_t (&to)[4]) const {
+    if (step < kHeldSteps) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) to[i] = a[step][i];
+      for (int i = 0; i < 4; ++i) to[i] = a[step][i];
+    } else {
+      asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                   : "r"(others + (step - kHeldSteps) * kWarpLanes * 16));
+    }
   }
 };
 
@@ -420,7 +442,7 @@ __device__ __forceinline__ void AttendTiles(const AttentionTask& task, const Rou
       }
     });
   } else {
-    const HeldQueries<kDim> held(queries);
+    const HeldQueries<kDim> held(queries, shared.queries[t]);
 #pragma unroll
     for (int n = 0; n < kHalfValueTiles; ++n) {
 #pragma unroll
