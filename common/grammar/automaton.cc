@@ -157,9 +157,11 @@ StateId StateTable::Intern(std::vector<Frame> frames) {
   for (const Frame& frame : merged) {
     set.depth = Depth(frame);
     const Grammar::Node& node = grammar_->node(frame.node);
-    if (!node.is_free_text) continue;
-    const uint32_t max = grammar_->rule(node.rule).count.max;
-    const uint32_t num_free = max == CountRange::kUnbounded ? max : max - frame.count;
+    uint32_t num_free = node.num_free_characters;
+    if (node.is_free_text) {
+      const uint32_t max = grammar_->rule(node.rule).count.max;
+      num_free = max == CountRange::kUnbounded ? max : max - frame.count;
+    }
     set.num_free_characters = std::max(set.num_free_characters, num_free);
   }
   num_frames_ += merged.size();

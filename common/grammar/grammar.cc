@@ -157,7 +157,7 @@ absl::StatusOr<std::shared_ptr<const Grammar>> GrammarBuilder::Build(RuleId root
     grammar->nodes_.push_back({node.rule, static_cast<uint32_t>(grammar->byte_edges_.size()),
                                static_cast<uint32_t>(grammar->call_edges_.size()),
                                static_cast<uint16_t>(std::min<uint32_t>(needed[i], UINT16_MAX)),
-                               node.is_final, node.is_free_text});
+                               node.is_final, node.is_free_text, node.num_free_characters});
     for (const ByteEdge& edge : node.byte_edges) {
       if (needed[edge.target] == kNever) continue;
       grammar->byte_edges_.push_back(edge);
@@ -175,7 +175,8 @@ absl::StatusOr<std::shared_ptr<const Grammar>> GrammarBuilder::Build(RuleId root
     if (calls[rule]) grammar->rules_[rule].free_text = kNoNode;
   }
   grammar->nodes_.push_back({kNoRule, static_cast<uint32_t>(grammar->byte_edges_.size()),
-                             static_cast<uint32_t>(grammar->call_edges_.size()), 0, false, false});
+                             static_cast<uint32_t>(grammar->call_edges_.size()), 0, false, false,
+                             0});
   int byte_class = 0;
   for (int byte = 0; byte < 256; ++byte) {
     if (byte > 0 && begins_class[byte]) ++byte_class;

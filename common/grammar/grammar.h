@@ -64,9 +64,10 @@ class Grammar {
     RuleId rule = kNoRule;
     uint32_t byte_edges_begin = 0;  // up to those of the next node
     uint32_t call_edges_begin = 0;
-    uint16_t frames_needed = 0;  // on the stack, at least, to get from here to the rule's end
-    bool is_final = false;       // the rule may end here
-    bool is_free_text = false;   // plain characters (utf8.h) lead back here, counted or not
+    uint16_t frames_needed = 0;        // on the stack, at least, to get from here to the rule's end
+    bool is_final = false;             // the rule may end here
+    bool is_free_text = false;         // plain characters (utf8.h) lead back here, counted or not
+    uint16_t num_free_characters = 0;  // elsewhere: plain ones that may come, whatever they are
   };
   struct Rule {
     NodeId entry = kNoNode;
@@ -108,6 +109,7 @@ class GrammarBuilder {
 
   void SetFinal(NodeId node) { nodes_[node].is_final = true; }
   void SetFreeText(NodeId node) { nodes_[node].is_free_text = true; }
+  void SetFreeCharacters(NodeId node, uint16_t count) { nodes_[node].num_free_characters = count; }
   // Nodes of one edge are of one rule.
   void AddBytes(NodeId from, uint8_t first, uint8_t last, NodeId to, Guard guard = Guard::kNone);
   // By byte; kNoNode: no edge.
@@ -128,6 +130,7 @@ class GrammarBuilder {
     RuleId rule = kNoRule;
     bool is_final = false;
     bool is_free_text = false;
+    uint16_t num_free_characters = 0;
     std::vector<ByteEdge> byte_edges;
     std::vector<CallEdge> call_edges;
   };

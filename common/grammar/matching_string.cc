@@ -125,24 +125,54 @@ class CharacterEdges {
   std::vector<NodeId> any_continuations_;  // by how many are to come
 };
 
-// Whether all characters that are plain in every text (utf8.h) lead from the state back to it.
+// Whether these are all characters that are plain in every text (utf8.h), and maybe others.
+bool HoldAllPlain(const CodePoints& characters) {
+  const CodePoints others = characters.Complement();
+  return std::none_of(others.ranges().begin(), others.ranges().end(),
+                      [](const CodePointRange& range) {
+                        for (uint32_t c = range.first; c <= range.last; ++c) {
+                          const bool is_surrogate = kSurrogates.first <= c && c <= kSurrogates.last;
+                          if (c >= 0x80 ? !is_surrogate : IsPlain(static_cast<uint8_t>(c)))
+                            return true;
+                        }
+                        return false;
+                      });
+}
+
 bool IsFreeText(const TextAutomaton& automaton, size_t state) {
-  for (const TextAutomaton::Edge& edge : automaton.states[state].edges) {
-    if (edge.target == state) {
-      const CodePoints others = edge.characters.Complement();
-      return std::none_of(others.ranges().begin(), others.ranges().end(),
-                          [](const CodePointRange& range) {
-                            for (uint32_t c = range.first; c <= range.last; ++c) {
-                              if (c >= 0x80 ? c < kSurrogates.first || c > kSurrogates.last
-                                            : IsPlain(static_cast<uint8_t>(c))) {
-                                return true;
-                              }
-                            }
-                            return false;
-                          });
+  const auto& edges = automaton.states[state].edges;
+  return std::any_of(edges.begin(), edges.end(), [state](const TextAutomaton::Edge& edge) {
+    return edge.target == state && HoldAllPlain(edge.characters);
+  });
+}
+
+// How many plain characters may be read from each state, whatever they are, at least: one more than
+// from whatever state an edge leads to, none where some plain character leads nowhere.
+std::vector<uint16_t> NumFreeCharacters(const TextAutomaton& automaton) {
+  constexpr uint16_t kMost = 0xFFFF;
+  std::vector<std::vector<size_t>> sources(automaton.states.size());
+  std::vector<uint16_t> counts(automaton.states.size(), kMost);
+  std::vector<size_t> known;  // by their counts, ascending
+  for (size_t i = 0; i < automaton.states.size(); ++i) {
+    CodePoints characters;
+    for (const TextAutomaton::Edge& edge : automaton.states[i].edges) {
+      characters.Add(edge.characters);
+      sources[edge.target].push_back(i);
+    }
+    if (HoldAllPlain(characters)) continue;
+    counts[i] = 0;
+    known.push_back(i);
+  }
+  for (size_t next = 0; next < known.size(); ++next) {
+    const uint16_t count = counts[known[next]];
+    if (count + 1 == kMost) break;
+    for (const size_t source : sources[known[next]]) {
+      if (counts[source] != kMost) continue;
+      counts[source] = count + 1;
+      known.push_back(source);
     }
   }
-  return false;
+  return counts;
 }
 
 // The edges of a state, without the characters `without`.
@@ -170,10 +200,12 @@ void AddTexts(GrammarBuilder* builder, RuleId rule, NodeId begin, const TextAuto
       edges_to[edge.target].Add(node, limit(edge.characters));
   };
   const auto all = [](const CodePoints& characters) { return characters; };
+  const std::vector<uint16_t> num_free = NumFreeCharacters(automaton);
   add_state(begin, automaton.states[0],
             [&](const CodePoints& characters) { return Without(characters, not_first); });
   for (size_t i = 0; i < automaton.states.size(); ++i) {
     if (IsFreeText(automaton, i)) builder->SetFreeText(nodes[i]);
+    builder->SetFreeCharacters(nodes[i], num_free[i]);
     add_state(nodes[i], automaton.states[i], all);
   }
 }

@@ -116,6 +116,11 @@ const std::vector<Example>& Examples() {
            {"type":"object","properties":{"k":{"type":"string"},"t":{"$ref":"#"}},"required":["k","t"]}]})",
        R"({"k":"a","t":{"k":"bcd","t":{"k": "a", "s": "abc\"def"}}})"},
       {R"({"type":"array","items":{"type":"array","items":{"$ref":"#"}}})", "[[[[]],[]],[ ]]"},
+      {R"({"type":"array","prefixItems":[{"pattern":"^.{2,14}$","type":"string"},
+           {"pattern":"^[^x]*é.*$","type":"string"},{"pattern":"abc","type":"string","maxLength":20},
+           {"format":"date-time","type":"string"},{"type":"number","minimum":-1.5,"exclusiveMaximum":12.25}]})",
+       "[\"ab\\\"cé€ \xF0\x9F\x98\x80\",\"a\\n<é</b\",\"xx abcabc\\\"\","
+       "\"2026-11-29T00:00:00.5Z\",12.125]"},
   };
   return *examples;
 }
