@@ -2,7 +2,9 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <signal.h>
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
@@ -142,6 +144,18 @@ class ClusterTest : public ::testing::Test {
     answer.status = reader->Finish();
     answer.duration = absl::Now() - start;
     return answer;
+  }
+
+  // Kills the worker that runs a request, with SIGKILL; its port, 0: there is none.
+  int KillBusyWorker() {
+    const auto busy = std::find_if(workers_.begin(), workers_.end(), [](const auto& worker) {
+      return Load(*worker).running_requests() == 1;
+    });
+    if (busy == workers_.end()) return 0;
+    const int port = (*busy)->port();
+    (*busy)->process().Signal(SIGKILL);
+    workers_.erase(busy);
+    return port;
   }
 
   static v1::GetLoadResponse Load(Server& worker) {

@@ -345,15 +345,7 @@ TEST_F(ClusterTest, AStreamWhoseWorkerIsKilledGoesOnToTheSameToken) {
   ASSERT_TRUE(undisturbed.status.ok()) << undisturbed.status.error_message();
 
   int port = 0;  // of the last one that was killed
-  const auto kill_the_busy_one = [&] {
-    const auto busy = std::find_if(workers_.begin(), workers_.end(), [](const auto& worker) {
-      return Load(*worker).running_requests() == 1;
-    });
-    ASSERT_NE(busy, workers_.end());
-    port = (*busy)->port();
-    (*busy)->process().Signal(SIGKILL);
-    workers_.erase(busy);
-  };
+  const auto kill_the_busy_one = [&] { ASSERT_NE(port = KillBusyWorker(), 0); };
   grpc::ClientContext context;
   AddKey(&context);
   auto reader = stub_->Generate(&context, request);

@@ -1,8 +1,5 @@
 // Answers that are held to a format, by the real programs: parsed, with the model's thoughts before
 // them, and continued by another worker.
-#include <signal.h>
-
-#include <algorithm>
 #include <boost/json.hpp>
 #include <fstream>
 #include <string>
@@ -50,11 +47,7 @@ TEST_F(OutputFormatClusterTest, AnotherWorkerGoesOnWithTheSameValue) {
   std::string text;
   v1::GenerateChunk chunk;
   while (text.size() < 60 && reader->Read(&chunk)) text += chunk.text();
-  const auto busy = std::find_if(workers_.begin(), workers_.end(), [](const auto& worker) {
-    return Load(*worker).running_requests() == 1;
-  });
-  ASSERT_NE(busy, workers_.end());
-  (*busy)->process().Signal(SIGKILL);
+  ASSERT_NE(KillBusyWorker(), 0);
   const Answer rest = Read(std::move(reader));
   ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
   EXPECT_EQ(text + rest.text, undisturbed.text);
@@ -99,11 +92,7 @@ TEST_F(OutputFormatClusterTest, AnotherWorkerGoesOnInTheMiddleOfACall) {
   int num_tokens = 0;
   while (num_tokens < 60 && reader->Read(&chunks.emplace_back()))
     num_tokens += chunks.back().token_ids_size();
-  const auto busy = std::find_if(workers_.begin(), workers_.end(), [](const auto& worker) {
-    return Load(*worker).running_requests() == 1;
-  });
-  ASSERT_NE(busy, workers_.end());
-  (*busy)->process().Signal(SIGKILL);
+  ASSERT_NE(KillBusyWorker(), 0);
   const Answer rest = Read(std::move(reader));
   ASSERT_TRUE(rest.status.ok()) << rest.status.error_message();
   EXPECT_EQ(ArgumentsOf(chunks) + ArgumentsOf(rest.chunks), arguments);
