@@ -53,6 +53,43 @@ __device__ void WaitFor(const uint32_t* counter, uint32_t target) {
   } while (static_cast<int32_t>(value - target) < 0);
 }
 
+// The units of a layer in segments that are this block's.
+class SegmentLayer {
+ public:
+  __device__ SegmentLayer(const AttentionTask& task, const RoundView& round, int num_blocks)
+      : work_{&round, 1, {resident::PartPlanOf(task, round.position, round.num_rows, num_blocks)}},
+        share_(resident::ShareOfUnits(work_, static_cast<int>(blockIdx.x), num_blocks)) {}
+  __device__ bool HasUnits() const { return share_.begin < share_.end; }
+  struct Plan {
+    resident::PartPlan plan;
+    __device__ const resident::PartPlan& operator()(const RoundView&) const { return plan; }
+  };
+  __device__ const resident::SegmentWork<Plan>& work() const { return work_; }
+  __device__ resident::UnitShare share() const { return share_; }
+
+ private:
+  const resident::SegmentWork<Plan> work_;
+  const resident::UnitShare share_;
+};
+
+// The finishers' part of all layers in segments.
+template <int kDim>
+__device__ void LoadLayers(const AttentionTask* tasks, int num_tasks, const RoundView& round,
+                           const uint32_t* counters, uint8_t* scratch) {
+  if (threadIdx.x < resident::kFirstFinisherWarp * kWarpLanes) return;
+  const int num_blocks = static_cast<int>(gridDim.x);
+  for (int r = 0; r < kRounds; ++r) {
+    const AttentionTask& task = tasks[r % num_tasks];
+    if (!task.has_parts || resident::PartChunks(task, round.position, round.num_rows) == 1) return;
+    const SegmentLayer layer(task, round, num_blocks);
+    if (!layer.HasUnits()) return;
+    const auto wait = [&] {
+      if (threadIdx.x % kWarpLanes == 0) WaitFor(counters, (r + 1) * gridDim.x);
+    };
+    resident::LoadSegments<kDim>(task, layer.work(), layer.share(), scratch, wait);
+  }
+}
+
 // counters: [3], of projections, attention and combine, from zero.
 template <int kDim, bool kAttends>
 __global__ void __launch_bounds__(kBlockThreads, 1)
@@ -61,7 +98,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   extern __shared__ __align__(128) uint8_t scratch[];
   auto* const descriptors =
       reinterpret_cast<AttentionTask*>(scratch + resident::kAttentionScratchBytes);  // [2]
-  if (threadIdx.x >= kConsumerThreads) return;
+  if (threadIdx.x >= kConsumerThreads) {
+    if (kAttends) LoadLayers<kDim>(tasks, num_tasks, round, counters, scratch);
+    return;
+  }
   const auto fetch = [&](int r) {
     constexpr int kWords = sizeof(AttentionTask) / sizeof(uint32_t);
     if (threadIdx.x < kWords) {
@@ -87,16 +127,22 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     };
     const resident::PartPlan plan =
         resident::PartPlanOf(task, round.position, round.num_rows, num_blocks);
-    const int num_units = !kAttends        ? 0
-                          : task.has_parts ? plan.num_units
-                                           : resident::WindowUnits(task, round.num_rows);
+    const bool in_segments = task.has_parts && plan.part_chunks > 1;
+    if (kAttends && in_segments) {
+      const SegmentLayer layer(task, round, num_blocks);
+      if (layer.HasUnits()) {
+        resident::AttendSegments<kDim>(task, layer.work(), layer.share(), scratch, wait);
+        waited = true;
+      }
+    }
+    const int num_units = !kAttends || in_segments ? 0
+                          : task.has_parts         ? plan.num_units
+                                                   : resident::WindowUnits(task, round.num_rows);
     for (int unit = blockIdx.x; unit < num_units; unit += num_blocks) {
       if (!task.has_parts) {
         resident::AttendWindow<kDim>(task, round, unit, scratch, wait);
-      } else if (plan.part_chunks == 1) {
-        resident::AttendPart<kDim, true>(task, round, plan, unit, scratch, wait);
       } else {
-        resident::AttendPart<kDim, false>(task, round, plan, unit, scratch, wait);
+        resident::AttendPart<kDim>(task, round, plan, unit, scratch, wait);
       }
       waited = true;
       resident::AttentionBarrier();
@@ -240,7 +286,7 @@ void Measure(const Bench& bench, const Case& c) {
 }  // namespace
 
 void MeasureResidentAttention(const Bench& bench) {
-  for (int rows : {1, kRowsMax}) {
+  for (int rows : {1, resident::kBandRows}) {
     Measure(bench, {"window", 128, 4096, rows, false});
     for (int context : {512, 4096, 8192, 16384, 32768, 131072}) {
       Measure(bench, {"full", 0, context, rows, false});

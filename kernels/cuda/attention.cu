@@ -13,9 +13,9 @@
 // The mapping. A block holds 16 (row, q head) pairs per warp of one sequence and kv head, so all
 // rows and heads that share keys read them once. grid: (pair tiles, parts, S * Hkv). The kernel
 // here takes few rows, windows and the drafter's blocks: keys and values arrive by bulk copies, two
-// or three chunks deep, scores and P V are mma.m16n8k16. Many rows of a full layer go through
-// attention_wide.cuh. P enters as two bf16 terms, which leaves a relative error near 2^-17 per
-// weight. Bytes: every tile reads (D + Dv) * 2 per key (fp8: half).
+// or three chunks deep, scores and P V are mma.m16n8k16. Many rows or keys of a full layer go
+// through attention_wide.cuh. P enters as two bf16 terms, which leaves a relative error near 2^-17
+// per weight. Bytes: every tile reads (D + Dv) * 2 per key (fp8: half).
 #include <algorithm>
 
 #include "kernels/check.h"
@@ -206,7 +206,12 @@ void Launch(const AttentionBlockParams& params, cudaStream_t stream) {
   const auto grid = [&](int block_pairs) {
     return dim3(static_cast<unsigned>(CeilDivide(pairs, block_pairs)), params.num_parts, heads);
   };
-  if (params.part_keys == kSpanKeys) {
+  // Warpgroups where there are pairs for them, and blocks for every multiprocessor.
+  const bool wide =
+      params.part_keys == kSpanKeys ||
+      (params.part_keys == kSegmentKeys && pairs >= kGroupPairs &&
+       CeilDivide(pairs, kWidePairs) * params.num_parts * heads >= NumMultiprocessors());
+  if (wide) {
     LaunchWide<kDim, kFormat>(params, grid(kWidePairs), stream);
   } else {
     // As few warps as still leave every multiprocessor a block.

@@ -30,8 +30,8 @@ __device__ inline void WidenTile(const uint8_t* source, bf16* tile, int dim) {
     const int row = i / (dim / 16), column = i % (dim / 16) * 16;
     const uint2 a = WidenFp8(codes.x), b = WidenFp8(codes.y);
     const uint2 c = WidenFp8(codes.z), d = WidenFp8(codes.w);
-    *reinterpret_cast<uint4*>(tile + SwizzledElement(row, column, dim)) = {a.x, a.y, b.x, b.y};
-    *reinterpret_cast<uint4*>(tile + SwizzledElement(row, column + 8, dim)) = {c.x, c.y, d.x, d.y};
+    *reinterpret_cast<uint4*>(tile + TileElement(row, column)) = {a.x, a.y, b.x, b.y};
+    *reinterpret_cast<uint4*>(tile + TileElement(row, column + 8)) = {c.x, c.y, d.x, d.y};
   }
 }
 
@@ -43,7 +43,7 @@ __device__ inline void GatherTile(const bf16* source, int64_t row_stride, int co
     const uint4 unit = row < count
                            ? *reinterpret_cast<const uint4*>(source + row * row_stride + column)
                            : uint4{0, 0, 0, 0};
-    *reinterpret_cast<uint4*>(tile + SwizzledElement(row, column, dim)) = unit;
+    *reinterpret_cast<uint4*>(tile + TileElement(row, column)) = unit;
   }
 }
 
@@ -52,7 +52,7 @@ __device__ inline void GatherTile(const bf16* source, int64_t row_stride, int co
 __device__ inline void ZeroRowsOutside(bf16* tile, int begin, int end) {
   constexpr int kUnits = kValueDim / kUnitElements;
   for (int i = threadIdx.x; i < kChunkKeys * kUnits; i += blockDim.x) {
-    const int row = i / kUnits;
+    const int row = i / kPartUnits % kChunkKeys;
     if (row < begin || row >= end) reinterpret_cast<uint4*>(tile)[i] = {0, 0, 0, 0};
   }
 }

@@ -158,25 +158,41 @@ __device__ inline void WeighScores(ChunkScores& p, int begin, const int (&first)
       }
     }
   }
+  // Both pairs' steps side by side, and maxima as trees: a chain of either would be most of the
+  // time.
+  float max[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    float max = kNoScore;
+    float maxima[kKeyTiles];
 #pragma unroll
-    for (int n = 0; n < kKeyTiles; ++n) max = fmaxf(max, fmaxf(p[n][2 * i], p[n][2 * i + 1]));
-    max = ScoreMax(max);
-    const float shift = WeightShift(max, scale);
-    float sum = 0.0f;
+    for (int n = 0; n < kKeyTiles; ++n) maxima[n] = fmaxf(p[n][2 * i], p[n][2 * i + 1]);
 #pragma unroll
-    for (int n = 0; n < kKeyTiles; n += 2) {
+    for (int apart = kKeyTiles / 2; apart > 0; apart /= 2) {
+#pragma unroll
+      for (int n = 0; n < apart; ++n) maxima[n] = fmaxf(maxima[n], maxima[n + apart]);
+    }
+    max[i] = fmaxf(maxima[0], kNoScore);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) max[i] = ScoreMax(max[i]);
+  const float shift[2] = {WeightShift(max[0], scale), WeightShift(max[1], scale)};
+  float sum[2] = {0.0f, 0.0f};
+#pragma unroll
+  for (int n = 0; n < kKeyTiles; n += 2) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         float& weight = p[n + j / 2][2 * i + j % 2];
-        weight = Weight(weight, scale, shift);
+        weight = Weight(weight, scale, shift[i]);
       }
-      sum = __fadd_rn(sum,
-                      StepSum(p[n][2 * i], p[n][2 * i + 1], p[n + 1][2 * i], p[n + 1][2 * i + 1]));
+      sum[i] = __fadd_rn(
+          sum[i], StepSum(p[n][2 * i], p[n][2 * i + 1], p[n + 1][2 * i], p[n + 1][2 * i + 1]));
     }
-    state[i] = Merge(state[i], {max, WeightSum(sum)}, scale, factors[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    state[i] = Merge(state[i], {max[i], WeightSum(sum[i])}, scale, factors[i]);
   }
 }
 
@@ -217,15 +233,15 @@ struct WarpTile : WarpResult {
     // Scores. Matrix m = lane / 8 of a load: keys 8 * (m / 2) + .., dims 8 * (m % 2) + ..
     {
       const int key = (lane / 16) * 8 + lane % 8;  // + 16 per pair of tiles: same key % 8
-      const uint32_t row = SharedAddress(k_tile) + key * kDim * 2;
+      const uint32_t row = SharedAddress(k_tile) + key * kPartColumns * 2;
       const int half = lane / 8 % 2;
 #pragma unroll
       for (int step = 0; step < kDim / 16; ++step) {
-        const uint32_t unit = ((step * 2 + half) ^ (lane % 8)) * 16;
+        const uint32_t unit = step / 4 * kPartBytes + ((step % 4 * 2 + half) ^ (lane % 8)) * 16;
 #pragma unroll
         for (int n = 0; n < kKeyTiles; n += 2) {
           uint32_t b[4];
-          LoadMatrices(b, row + n * 8 * kDim * 2 + unit);
+          LoadMatrices(b, row + n * 8 * kPartColumns * 2 + unit);
           Mma(p[n], q[step], b[0], b[1]);
           Mma(p[n + 1], q[step], b[2], b[3]);
         }
@@ -237,15 +253,15 @@ struct WarpTile : WarpResult {
     // Values. Matrix m = lane / 8 of a transposed load: keys 8 * (m % 2) + .., dims 8 * (m / 2) +
     // ..
     const int key = lane / 8 % 2 * 8 + lane % 8;
-    const uint32_t row = SharedAddress(v_tile) + key * kValueDim * 2;
+    const uint32_t row = SharedAddress(v_tile) + key * kPartColumns * 2;
 #pragma unroll
     for (int n = 0; n < kValueDim / 8; n += 2) {
       float chunk[2][4] = {};
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         uint32_t b[4];
-        LoadMatricesTransposed(
-            b, row + step * 16 * kValueDim * 2 + ((n + lane / 16) ^ (lane % 8)) * 16);
+        LoadMatricesTransposed(b, row + n / kPartUnits * kPartBytes + step * 16 * kPartColumns * 2 +
+                                      ((n % kPartUnits + lane / 16) ^ (lane % 8)) * 16);
         Mma(chunk[0], weights.high[step], b[0], b[1]);
         Mma(chunk[1], weights.high[step], b[2], b[3]);
         Mma(chunk[0], weights.low[step], b[0], b[1]);

@@ -1,9 +1,9 @@
-// Attention of many rows of a full layer: the tensor cores of whole warpgroups.
+// Attention of many rows or keys of a full layer: the tensor cores of whole warpgroups.
 //
 // The order is that of attention.cu, and a product of a warpgroup has the bits of a warp's
 // (wgmma.cuh). A thread block has 128 (row, q head) pairs of one sequence and kv head and one part
 // of their keys. Two warpgroups multiply, 64 pairs each; the third brings chunks of keys and values
-// into shared memory in the layout that wgmma reads: parts of 64 columns, rows of 128 bytes.
+// into shared memory, by bulk copies where nothing has to change on the way.
 #pragma once
 
 #include "kernels/cuda/attention_block.cuh"
@@ -17,8 +17,6 @@ constexpr int kGroupPairs = 4 * kWarpPairs;
 constexpr int kWidePairs = kAttentionGroups * kGroupPairs;
 constexpr int kAttentionThreads = (kAttentionGroups + 1) * kWarpgroupThreads;
 constexpr int kAttentionStages = 2;
-constexpr int kPartColumns = 64;
-constexpr int kPartBytes = kChunkKeys * kPartColumns * 2;  // of 64 rows
 static_assert(kGroupPairs == kChunkKeys, "parts of queries are as large as those of keys");
 
 // What a thread keeps of the segments of its part that are done: fold f of thread t lies at
@@ -63,29 +61,23 @@ struct AttentionShared {
   static_assert(kBytes <= 227 * 1024);
 };
 
-// Place of 8 columns from `column` of a row.
-__device__ __forceinline__ int PieceOffset(int row, int column) {
-  const int piece = column % kPartColumns / kUnitElements;
-  return column / kPartColumns * kPartBytes + row * 128 + (piece ^ row % 8) * 16;
-}
-
-// Copies the tile of a page [64, kColumns] with rows outside [begin, end) as zeros: a thread of the
+// Copies the tile of a page [64, kColumns] with rows from `end` on as zeros: a thread of the
 // warpgroup the 16 bytes of one place of each part, in every row of its own; all loads before the
 // first store.
 template <int kColumns, KvFormat kFormat>
 class TileCopy {
  public:
-  __device__ __forceinline__ void Load(const void* cache, int64_t tile, int begin, int end) {
+  __device__ __forceinline__ void Load(const void* cache, int64_t tile, int end) {
     const uint8_t* const from = static_cast<const uint8_t*>(cache) + tile * kElementBytes +
                                 Row() * kRowBytes + Place() * 16;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int row = Row() + i * kRowsApart;
-      const bool visible = row >= begin && row < end;
+      const bool visible = row < end;
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
         const auto* const piece = reinterpret_cast<const uint4*>(from + i * kRowsApart * kRowBytes +
-                                                                 part * kPartPlaces * 16);
+                                                                 part * kFromPartBytes);
         pieces_[i][part] = visible ? *piece : uint4{0, 0, 0, 0};
       }
     }
@@ -99,7 +91,7 @@ class TileCopy {
       for (int part = 0; part < kParts; ++part) {
         uint8_t* const out = row + i * kRowsApart * 128 + part * kPartBytes;
         const uint4 piece = pieces_[i][part];
-        if constexpr (kFormat == KvFormat::kBf16) {  // swizzled alike in the cache
+        if constexpr (kIsBf16) {  // swizzled alike in the cache
           *reinterpret_cast<uint4*>(out + Place() * 16) = piece;
         } else {
           const uint2 a = WidenFp8(piece.x), b = WidenFp8(piece.y);
@@ -113,10 +105,12 @@ class TileCopy {
   }
 
  private:
-  static constexpr int kElementBytes = kFormat == KvFormat::kBf16 ? 2 : 1;
+  static constexpr bool kIsBf16 = kFormat == KvFormat::kBf16;
+  static constexpr int kElementBytes = kIsBf16 ? 2 : 1;
   static constexpr int kParts = kColumns / kPartColumns;
-  static constexpr int kRowBytes = kColumns * kElementBytes;
   static constexpr int kPartPlaces = kPartColumns * kElementBytes / 16;
+  static constexpr int kRowBytes = kIsBf16 ? kPartColumns * 2 : kColumns;  // in the cache
+  static constexpr int kFromPartBytes = kIsBf16 ? kPartBytes : kPartColumns;
   static constexpr int kRowsApart = kWarpgroupThreads / kPartPlaces;
   static constexpr int kRows = kChunkKeys / kRowsApart;
   static_assert(kRowsApart % 8 == 0);
@@ -141,17 +135,33 @@ __device__ __forceinline__ void FillChunks(const AttentionParams& attention, int
   for (int chunk = begin; chunk < end; ++chunk) {
     const int64_t page = PageOf(attention.sequences, attention.place, attention.ring_pages,
                                 sequence, static_cast<int64_t>(chunk) * kChunkKeys);
-    TileCopy<kDim, kFormat> keys;
-    TileCopy<kValueDim, kFormat> values;
-    keys.Load(attention.cache.k, TileOffset(page, kv_head, num_kv_heads, kDim), 0, kChunkKeys);
-    values.Load(attention.cache.v, TileOffset(page, kv_head, num_kv_heads, kValueDim), 0,
-                visible_end - chunk * kChunkKeys);
-    WaitBarrier(empty + stage, parity);
+    const int64_t key_tile = TileOffset(page, kv_head, num_kv_heads, kDim);
+    const int64_t value_tile = TileOffset(page, kv_head, num_kv_heads, kValueDim);
+    const int visible = visible_end - chunk * kChunkKeys;
     uint8_t* const to = stages + stage * Shared::kStageBytes;
-    keys.Store(to);
-    values.Store(to + Shared::kKeyBytes);
-    FenceBulkCopies();
-    Arrive(full + stage);
+    if (kFormat == KvFormat::kBf16 && visible >= kChunkKeys) {
+      WaitBarrier(empty + stage, parity);
+      if (threadIdx.x % kWarpgroupThreads == 0) {
+        ArriveExpecting(full + stage, Shared::kStageBytes);
+        StartBulkCopy(to, static_cast<const bf16*>(attention.cache.k) + key_tile, Shared::kKeyBytes,
+                      full + stage);
+        StartBulkCopy(to + Shared::kKeyBytes,
+                      static_cast<const bf16*>(attention.cache.v) + value_tile,
+                      Shared::kStageBytes - Shared::kKeyBytes, full + stage);
+      } else {
+        Arrive(full + stage);
+      }
+    } else {
+      TileCopy<kDim, kFormat> keys;
+      TileCopy<kValueDim, kFormat> values;
+      keys.Load(attention.cache.k, key_tile, kChunkKeys);
+      values.Load(attention.cache.v, value_tile, visible);
+      WaitBarrier(empty + stage, parity);
+      keys.Store(to);
+      values.Store(to + Shared::kKeyBytes);
+      FenceBulkCopies();
+      Arrive(full + stage);
+    }
     if (++stage == kAttentionStages) {
       stage = 0;
       parity ^= 1;
@@ -172,7 +182,7 @@ __device__ __forceinline__ void CopyQueries(const AttentionBlock& block, int fir
     if (row_head >= 0) {
       piece = *reinterpret_cast<const uint4*>(block.params.attention.q + row_head * kDim + column);
     }
-    *reinterpret_cast<uint4*>(to + PieceOffset(pair, column)) = piece;
+    *reinterpret_cast<uint4*>(to + TileElement(pair, column) * 2) = piece;
   }
 }
 

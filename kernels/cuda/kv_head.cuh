@@ -48,7 +48,7 @@ __device__ inline float HeadElement(const Head& head, int d, float scale) {
 __device__ inline void StoreCached(void* cache, KvFormat format, int64_t tile, int row, int d,
                                    int dim, float x) {
   if (format == KvFormat::kBf16) {
-    static_cast<bf16*>(cache)[tile + SwizzledElement(row, d, dim)] = RoundToBf16(x);
+    static_cast<bf16*>(cache)[tile + TileElement(row, d)] = RoundToBf16(x);
   } else {
     static_cast<uint8_t*>(cache)[tile + row * dim + d] =
         __nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3);

@@ -1,5 +1,5 @@
 // A constraint without a grammar: at each place about a third of the tokens, by the place and the
-// token before.
+// token before; at some places any, which have no mask.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,9 @@ class ScriptedConstraint final : public TokenConstraint {
  public:
   explicit ScriptedConstraint(int vocabulary) : vocabulary_(vocabulary) {}
 
+  static bool IsFree(size_t place) { return place % 5 == 3; }
   static bool Allows(size_t place, int32_t before, int32_t token) {
+    if (IsFree(place)) return true;
     const auto n = static_cast<uint32_t>(place * 7919) + static_cast<uint32_t>(before) * 104729u +
                    static_cast<uint32_t>(token) * 2654435761u;
     return (n >> 7) % 3 == 0;
@@ -36,18 +38,21 @@ class ScriptedConstraint final : public TokenConstraint {
     size_t place = committed_.size();
     int32_t before = committed_.empty() ? -1 : committed_.back();
     for (size_t i = 0;; ++i, ++place) {
-      grammar::TokenMask mask(vocabulary_);
-      for (int32_t token = 0; token < vocabulary_; ++token) {
-        if (Allows(place, before, token)) mask.Allow(token);
-      }
-      const bool goes_on = i < drafts.size() && mask.Allows(drafts[i]);
-      masks.push_back(std::make_shared<const grammar::TokenMask>(std::move(mask)));
-      if (!goes_on) return masks;
+      masks.push_back(IsFree(place) ? nullptr : MaskOf(place, before));
+      if (i == drafts.size() || !Allows(place, before, drafts[i])) return masks;
       before = drafts[i];
     }
   }
 
  private:
+  std::shared_ptr<const grammar::TokenMask> MaskOf(size_t place, int32_t before) const {
+    grammar::TokenMask mask(vocabulary_);
+    for (int32_t token = 0; token < vocabulary_; ++token) {
+      if (Allows(place, before, token)) mask.Allow(token);
+    }
+    return std::make_shared<const grammar::TokenMask>(std::move(mask));
+  }
+
   const int vocabulary_;
   std::vector<int32_t> committed_;
 };

@@ -44,17 +44,26 @@ __device__ __forceinline__ void FenceBarrierInit() {
 __device__ __forceinline__ void FenceBulkCopies() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
-// Starts a copy of `bytes` (multiple of 16, both ends 16-byte aligned) that completes `barrier`.
-__device__ __forceinline__ void BulkCopy(void* shared, const void* global, uint32_t bytes,
-                                         uint64_t* barrier) {
+// One arrival, and `bytes` more are expected in this phase.
+__device__ __forceinline__ void ArriveExpecting(uint64_t* barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)),
                "r"(bytes)
                : "memory");
+}
+// Starts a copy of `bytes` (multiple of 16, both ends 16-byte aligned) that `barrier` expects.
+__device__ __forceinline__ void StartBulkCopy(void* shared, const void* global, uint32_t bytes,
+                                              uint64_t* barrier) {
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
           "r"(SharedAddress(shared)),
       "l"(global), "r"(bytes), "r"(SharedAddress(barrier))
       : "memory");
+}
+// The same, of a barrier that expects nothing else: the copy completes it.
+__device__ __forceinline__ void BulkCopy(void* shared, const void* global, uint32_t bytes,
+                                         uint64_t* barrier) {
+  ArriveExpecting(barrier, bytes);
+  StartBulkCopy(shared, global, bytes, barrier);
 }
 __device__ __forceinline__ void WaitBarrier(uint64_t* barrier, uint32_t parity) {
   uint32_t done = 0;

@@ -28,9 +28,7 @@ class UnitRunner {
       : block_(block), phase_(phase) {
     block.WaitForFinishers(phase);
   }
-  __device__ __forceinline__ uint8_t* scratch() const {
-    return reinterpret_cast<uint8_t*>(block_.shared().exchange);
-  }
+  __device__ __forceinline__ uint8_t* scratch() const { return block_.AttentionScratch(); }
   // One warp; a barrier follows.
   __device__ __forceinline__ void Wait() const {
     if (Thread() % kWarpLanes != 0) return;
@@ -90,7 +88,7 @@ __device__ __noinline__ void AttendWindows(Block block) {
       });
 }
 
-template <int kDim, bool kOneChunk>
+template <int kDim>
 __device__ __noinline__ void AttendParts(Block block) {
   const Phase& phase = block.PhaseOf(Role::kConsumer);
   const AttentionTask& task = phase.attention;
@@ -99,20 +97,59 @@ __device__ __noinline__ void AttendParts(Block block) {
       block, phase, runner, block.index, block.num_blocks,
       [&](const RoundView& round) { return PlanOf(block, task, round); },
       [&](const RoundView& round, const PartPlan& plan, int unit, const auto& wait) {
-        AttendPart<kDim, kOneChunk>(task, round, plan, unit, runner.scratch(), wait);
+        AttendPart<kDim>(task, round, plan, unit, runner.scratch(), wait);
       });
 }
 
-// By the shape of the heads and, in parts, by their size: both leave out code and registers.
+// Whether the layer is attended in segments in this round.
+__device__ __forceinline__ bool InSegments(const Block& block, const AttentionTask& task) {
+  return task.has_parts && task.window == 0 && block.shared().state.has_segments;
+}
+// Calls `run(work, share)` with the block's share of the pass's units in segments, if it has any.
+template <typename RunFn>
+__device__ __forceinline__ bool RunSegments(const Block& block, const AttentionTask& task,
+                                            RunFn run) {
+  const RoundState& state = block.shared().state;
+  const auto plan_of = [&](const RoundView& round) { return PlanOf(block, task, round); };
+  const SegmentWork<decltype(plan_of)> work = {state.views, state.num_views, plan_of};
+  const UnitShare share = ShareOfUnits(work, block.index, block.num_blocks);
+  if (share.begin == share.end) return false;
+  run(work, share);
+  return true;
+}
+
+template <int kDim>
+__device__ __noinline__ void AttendInSegments(Block block) {
+  const Phase& phase = block.PhaseOf(Role::kConsumer);
+  const UnitRunner runner(block, phase);
+  const bool ran = RunSegments(block, phase.attention, [&](const auto& work, UnitShare share) {
+    AttendSegments<kDim>(phase.attention, work, share, runner.scratch(), [&] { runner.Wait(); });
+  });
+  if (!ran && Thread() < kWarpLanes) runner.Wait();
+  ArriveAsConsumers(block, phase);
+}
+// The finishers' part.
+template <int kDim>
+__device__ __noinline__ void LoadInSegments(Block block) {
+  const Phase& phase = block.PhaseOf(Role::kFinisher);
+  const auto wait = [&] {
+    if (Thread() % kWarpLanes == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+  };
+  RunSegments(block, phase.attention, [&](const auto& work, UnitShare share) {
+    LoadSegments<kDim>(phase.attention, work, share, block.AttentionScratch(), wait);
+  });
+}
+
+// By the shape of the heads and, in parts, by their size.
 template <int kDim>
 __device__ __forceinline__ void AttendOfDim(const Block& block) {
   const AttentionTask& task = block.PhaseOf(Role::kConsumer).attention;
   if (!task.has_parts) {
     AttendWindows<kDim>(block);
-  } else if (task.window > 0 || !block.shared().state.has_segments) {
-    AttendParts<kDim, true>(block);
+  } else if (InSegments(block, task)) {
+    AttendInSegments<kDim>(block);
   } else {
-    AttendParts<kDim, false>(block);
+    AttendParts<kDim>(block);
   }
 }
 __device__ __forceinline__ void Attend(const Block& block) {
@@ -122,12 +159,21 @@ __device__ __forceinline__ void Attend(const Block& block) {
     AttendOfDim<128>(block);
   }
 }
+__device__ __forceinline__ void Load(const Block& block) {
+  const AttentionTask& task = block.PhaseOf(Role::kFinisher).attention;
+  if (!InSegments(block, task)) return;
+  if (task.qk_head_dim == 192) {
+    LoadInSegments<192>(block);
+  } else {
+    LoadInSegments<128>(block);
+  }
+}
 
 static __device__ __noinline__ void Combine(Block block) {
   const Phase& phase = block.PhaseOf(Role::kConsumer);
   const Program& program = block.program();
   const AttentionTask& task = phase.attention;
-  uint8_t* const scratch = reinterpret_cast<uint8_t*>(block.shared().exchange);
+  uint8_t* const scratch = block.AttentionScratch();
   const bool drafts = phase.draft_of != kOfTarget;
   const int num_pairs = (drafts ? program.draft_rows : program.num_rows) * task.num_q_heads;
   const auto view_of = [&](int pair) -> int {

@@ -3,5 +3,7 @@
 // (attention.cu); who adds is not.
 #pragma once
 
+#include "kernels/cuda/resident/attention_fold.cuh"
 #include "kernels/cuda/resident/attention_parts.cuh"
+#include "kernels/cuda/resident/attention_segments.cuh"
 #include "kernels/cuda/resident/attention_window.cuh"

@@ -13,7 +13,19 @@ namespace ultraspeed::kernels::cuda::resident {
 
 // ---- This round's projections
 
-// One head of a row, and where it goes: `to_row` of a swizzled tile in shared memory.
+// How a swizzled tile lies in shared memory: as in the cache, or in whole rows of any number. Part
+// p, columns 64 p to 64 p + 63, begins so many elements behind the first.
+struct InParts {
+  static constexpr int kRowElements = kPartColumns;
+  __device__ static constexpr int PartBegin(int part) { return part * kPartElements; }
+};
+template <int kDim>
+struct InRows {
+  static constexpr int kRowElements = kDim;
+  __device__ static constexpr int PartBegin(int part) { return part * kPartColumns; }
+};
+
+// One head of a row, and where it goes: `to_row` of a tile.
 struct HeadMove {
   HeadKind kind;
   int row;     // of the sequence
@@ -24,7 +36,7 @@ struct HeadMove {
 
 // kHeads heads of a warp, requested together: norm and rotary or the value scale, then rounding. A
 // lane holds dims lane, lane + 32, ... Norms come with heads of 128 dims only.
-template <int kDim, int kHeads>
+template <int kDim, int kHeads, typename Tile>
 class HeadBatch {
  public:
   // `move(i)` of head i. `norm`: of its queries or its keys, may be null. Reads nothing that a
@@ -51,8 +63,9 @@ class HeadBatch {
                    (head.kind == HeadKind::kQuery ? columns[0]
                     : is_value                    ? columns[2]
                                                   : columns[1]);
-      to_[i] = SharedAddress(head.tile +
-                             SwizzledElement(head.to_row, Lane(), is_value ? kValueDim : kDim));
+      to_[i] = SharedAddress(head.tile + head.to_row * Tile::kRowElements +
+                             ((Lane() / kUnitElements) ^ (head.to_row % 8)) * kUnitElements +
+                             Lane() % kUnitElements);
       if (is_value) continue;
       const float* const rope = task.rope + (round.position + head.row) * kRotaryDims + Lane();
       cosine_[i] = __ldg(rope);
@@ -74,6 +87,11 @@ class HeadBatch {
   }
 
   __device__ __forceinline__ void Store(const AttentionTask& task) {
+    Store(task, [](int part) { return Tile::PartBegin(part); });
+  }
+  // Where parts lie elsewhere: `part_begin(p)` instead of Tile's.
+  template <typename PartFn>
+  __device__ __forceinline__ void Store(const AttentionTask& task, PartFn part_begin) {
 #pragma unroll
     for (int i = 0; i < kHeads; ++i) {
       if (column_[i] < 0) continue;
@@ -88,11 +106,11 @@ class HeadBatch {
         x[0] = Rotate(first, second, cosine_[i], sine_[i], true);
         x[1] = Rotate(second, first, cosine_[i], sine_[i], false);
       }
-      // Swizzled: the element 32 columns on has bit 2 of its unit flipped, 64 columns on lie 64 on.
+      // Swizzled: the element 32 columns on has bit 2 of its unit flipped.
 #pragma unroll
       for (int j = 0; j < kElements; ++j) {
         if (j >= kValueDim / kWarpLanes && IsValue(i)) continue;
-        const uint32_t to = (j % 2 == 0 ? to_[i] : to_[i] ^ kWarpLanes * 2) + j / 2 * 128;
+        const uint32_t to = (j % 2 == 0 ? to_[i] : to_[i] ^ kWarpLanes * 2) + part_begin(j / 2) * 2;
         asm volatile("st.shared.u16 [%0], %1;" ::"r"(to), "h"(RoundToBf16(x[j])) : "memory");
       }
     }
@@ -126,17 +144,17 @@ class HeadBatch {
 
 // ---- Into the cache
 
-// 16-byte units [0, count * dim / 8) of rows of this round, by `num_threads` threads: from rows of
-// a swizzled tile in shared memory to the same positions' rows of a page's tile, which is swizzled
-// alike. `from_row` and `to_row` are equal modulo 8.
+// `count` rows of this round, by `num_threads` threads: from a tile of a chunk in shared memory to
+// the same rows of the page's tile.
 template <int kDim>
-__device__ __forceinline__ void StoreRows(const bf16* from_tile, int from_row, void* cache,
-                                          int64_t to_tile, int to_row, int count, int thread,
-                                          int num_threads) {
+__device__ __forceinline__ void StoreRows(const bf16* chunk, void* cache, int64_t tile,
+                                          int first_row, int count, int thread, int num_threads) {
   constexpr int kUnits = kDim / kUnitElements;
-  const auto* const from = reinterpret_cast<const uint4*>(from_tile) + from_row * kUnits;
-  auto* const to = reinterpret_cast<uint4*>(static_cast<bf16*>(cache) + to_tile) + to_row * kUnits;
-  for (int i = thread; i < count * kUnits; i += num_threads) to[i] = from[i];
+  bf16* const page = static_cast<bf16*>(cache) + tile;
+  for (int i = thread; i < count * kUnits; i += num_threads) {
+    const int place = PlaceElement(first_row + i / kUnits, i % kUnits);
+    *reinterpret_cast<uint4*>(page + place) = *reinterpret_cast<const uint4*>(chunk + place);
+  }
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

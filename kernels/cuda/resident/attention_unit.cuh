@@ -6,7 +6,7 @@
 // of the value dims, so that keys and values fit a block's shared memory. Other layers are cut into
 // parts, a chunk of 64 keys or a segment of 256 each, and a drafter's own block is the last part: a
 // unit is up to four tiles, which share the keys, and one part; its results are partials that
-// CombinePair folds.
+// CombinePair (attention_fold.cuh) folds.
 #pragma once
 
 #include "kernels/cuda/attention_tile.cuh"
@@ -137,11 +137,12 @@ __host__ __device__ inline PartPlan PartPlanOf(const AttentionTask& task, int64_
   plan.num_parts = plan.num_cache_parts + (task.drafter ? 1 : 0);
   const int pairs = num_rows * (task.num_q_heads / task.num_kv_heads);
   const int tiles = (pairs + kWarpPairs - 1) / kWarpPairs;
-  // Small units while there are blocks for them; longer parts are worth sharing.
+  // Small units while there are blocks for them; a segment's are whole warpgroups.
   plan.unit_tiles = kUnitTilesMax;
-  while (plan.unit_tiles > 1 && plan.num_parts * task.num_kv_heads *
-                                        ((tiles * 2 + plan.unit_tiles - 1) / plan.unit_tiles) <=
-                                    num_blocks) {
+  while (plan.part_chunks == 1 && plan.unit_tiles > 1 &&
+         plan.num_parts * task.num_kv_heads *
+                 ((tiles * 2 + plan.unit_tiles - 1) / plan.unit_tiles) <=
+             num_blocks) {
     plan.unit_tiles /= 2;
   }
   plan.unit_groups = (tiles + plan.unit_tiles - 1) / plan.unit_tiles;
@@ -182,6 +183,18 @@ __device__ __forceinline__ AttentionPartial& PartialOf(const AttentionTask& task
                                                        int part) {
   return static_cast<AttentionPartial*>(
       task.partials)[static_cast<int64_t>(row_head) * task.partials_stride + part];
+}
+// Of pair `pair` of the unit; null past its last.
+__device__ __forceinline__ AttentionPartial* PartialOfPair(const AttentionTask& task,
+                                                           const RoundView& round,
+                                                           const Group& group, const PartUnit& unit,
+                                                           int pair) {
+  if (pair >= unit.num_pairs) return nullptr;
+  const int row = group.RowOf(unit.pair_begin + pair);
+  return &PartialOf(task,
+                    (round.first_row + row) * task.num_q_heads + unit.kv_head * group.size +
+                        unit.pair_begin + pair - row * group.size,
+                    unit.part);
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

@@ -24,11 +24,11 @@ struct alignas(128) WindowScratch {
     float sums[kWindowSlots][2][kWarpLanes];        // StepSum of pairs lane / 4 and + 8
   };
   union {
-    bf16 keys[kWindowRows * kDim];  // swizzled
+    bf16 keys[kWindowRows * kDim];  // InRows
     Weights after;                  // when all scores are known
   };
   bf16 values[kWindowRows * kQuarterDims];     // see QuarterElement
-  bf16 q[kWarpPairs * kDim];                   // swizzled, row = pair of the unit
+  bf16 q[kWarpPairs * kDim];                   // likewise, row = pair of the unit
   float maxima[kWarpPairs][kWindowSlots + 4];  // padded for the banks
 };
 static_assert(sizeof(WindowScratch<192>) <= kAttentionScratchBytes);
@@ -55,24 +55,25 @@ __device__ __forceinline__ void CopyWindow(const AttentionTask& task, const Roun
     pages[c] =
         (chunk_begin + c) * kChunkKeys < cached_end ? PageOfChunk(task, round, chunk_begin + c) : 0;
   }
-  const auto row_of_cache = [&](const void* cache, int key, int dim) {
+  const auto in_cache = [&](const void* cache, int key, int dim, int place) {
     const int c = key / kChunkKeys - chunk_begin;
     const int page = c == 0 ? pages[0] : c == 1 ? pages[1] : c == 2 ? pages[2] : pages[3];
     return static_cast<const bf16*>(cache) +
-           TileOffset(page, unit.kv_head, task.num_kv_heads, dim) + key % kChunkKeys * dim;
+           TileOffset(page, unit.kv_head, task.num_kv_heads, dim) +
+           PlaceElement(key % kChunkKeys, place);
   };
   {
     constexpr int kUnits = kDim / kUnitElements;
     constexpr int kRowsAtOnce = kConsumerThreads / kUnits;
     static_assert(kConsumerThreads % kUnits == 0 && kWindowRows % kRowsAtOnce == 0);
-    const int column = static_cast<int>(threadIdx.x) % kUnits * kUnitElements;
+    const int place = static_cast<int>(threadIdx.x) % kUnits;
     int row = static_cast<int>(threadIdx.x) / kUnits;
 #pragma unroll 3
     for (int r = 0; r < kWindowRows / kRowsAtOnce; ++r, row += kRowsAtOnce) {
       const int key = zero + row;
       if (key < unit.first || key >= cached_end) continue;
-      CopyAsync16(shared.keys + row * kDim + column, row_of_cache(task.cache.k, key, kDim) + column,
-                  true);
+      CopyAsync16(shared.keys + row * kDim + place * kUnitElements,
+                  in_cache(task.cache.k, key, kDim, place), true);
     }
   }
 #pragma unroll 1
@@ -81,10 +82,8 @@ __device__ __forceinline__ void CopyWindow(const AttentionTask& task, const Roun
     const bool cached = key >= unit.first && key < cached_end;
     if (key >= unit.position + unit.row_begin && key < unit.position + unit.row_end) continue;
     const int from = (unit.quarter * kQuarterUnits + u) ^ (key % 8);
-    CopyAsync16(
-        shared.values + QuarterElement(row, u * kUnitElements),
-        cached ? row_of_cache(task.cache.v, key, kValueDim) + from * kUnitElements : task.cache.v,
-        cached);
+    CopyAsync16(shared.values + QuarterElement(row, u * kUnitElements),
+                cached ? in_cache(task.cache.v, key, kValueDim, from) : task.cache.v, cached);
   }
   CommitCopies();
 }
@@ -210,18 +209,18 @@ __device__ __forceinline__ void StoreWindowRows(const AttentionTask& task, const
     if (first_pair < 0 || first_pair >= kWarpPairs) continue;
     const int key = unit.position + row, from_row = key - unit.RowZero();
     const int page = PageOfChunk(task, round, key / kChunkKeys);
-    const auto to_row = [&](void* cache, int dim) {
+    const auto in_cache = [&](void* cache, int dim, int place) {
       return reinterpret_cast<uint4*>(static_cast<bf16*>(cache) +
                                       TileOffset(page, unit.kv_head, task.num_kv_heads, dim) +
-                                      key % kChunkKeys * dim);
+                                      PlaceElement(key % kChunkKeys, place));
     };
     if (unit.quarter == 0 && thread < kDim / kUnitElements) {
-      to_row(task.cache.k, kDim)[thread] =
+      *in_cache(task.cache.k, kDim, thread) =
           reinterpret_cast<const uint4*>(shared.keys + from_row * kDim)[thread];
     }
     const int u = num_threads - 1 - thread;
     if (u < kQuarterUnits) {
-      to_row(task.cache.v, kValueDim)[(unit.quarter * kQuarterUnits + u) ^ (key % 8)] =
+      *in_cache(task.cache.v, kValueDim, (unit.quarter * kQuarterUnits + u) ^ (key % 8)) =
           *reinterpret_cast<const uint4*>(shared.values +
                                           QuarterElement(from_row, u * kUnitElements));
     }
@@ -248,7 +247,7 @@ __device__ __forceinline__ void AttendWindow(const AttentionTask& task, const Ro
   {
     constexpr int kHeads = (kWarpPairs + kBandRows) / kAttentionWarps;
     static_assert(kHeads * kAttentionWarps == kWarpPairs + kBandRows);
-    HeadBatch<kDim, kHeads> heads(
+    HeadBatch<kDim, kHeads, InRows<kDim>> heads(
         task, round, group, unit.kv_head, nullptr, [&](int i) -> HeadMove {
           const int h = warp + i * kAttentionWarps;
           if (h < unit.num_pairs) {

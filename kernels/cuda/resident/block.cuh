@@ -94,6 +94,10 @@ struct Block {
     return *static_cast<Shared*>(__cvta_shared_to_generic(shared_base));
   }
   __device__ __forceinline__ const Program& program() const { return shared().program; }
+  // The exchange and the staging area, kAttentionScratchBytes.
+  __device__ __forceinline__ uint8_t* AttentionScratch() const {
+    return reinterpret_cast<uint8_t*>(shared().exchange);
+  }
   // The phase that the warp has entered: in shared memory, because across the work of a phase a
   // register would not hold it, and what spills comes back from L2.
   __device__ __forceinline__ int Entered() const {

@@ -124,6 +124,9 @@ __device__ __forceinline__ void Finish(const BandBlock<kBands>& block) {
         case PhaseKind::kMoeDown:
           FinishMoeDown(block);
           break;
+        case PhaseKind::kAttend:
+          Load(block);
+          break;
         case PhaseKind::kEmbed:
         case PhaseKind::kCommit:
           NamedBarrier<kWorkerBarrier, kWorkerThreads>();  // the round's state has changed

@@ -33,6 +33,7 @@ constexpr int kThreads = (kFirstFinisherWarp + kFinisherWarps) * 32;
 constexpr int kConsumerBarrier = 1;
 constexpr int kFinisherBarrier = 2;
 constexpr int kWorkerBarrier = 3;  // consumers and finishers
+constexpr int kScoreBarrier = 4;   // those who score (attention_segments.cuh)
 
 // Lanes that waited for something alone join their warp first.
 template <int kId, int kThreads>
@@ -49,12 +50,6 @@ __device__ __forceinline__ void InitBarrierCount(uint64_t* barrier, uint32_t cou
 }
 __device__ __forceinline__ void Arrive(uint64_t* barrier, uint32_t count) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(count)
-               : "memory");
-}
-// One arrival, and `bytes` more are expected in this phase.
-__device__ __forceinline__ void ArriveExpecting(uint64_t* barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)),
-               "r"(bytes)
                : "memory");
 }
 // A phase of a barrier in shared memory, by its parity.

@@ -15,9 +15,9 @@
 namespace ultraspeed::kernels::cuda::resident {
 namespace {
 
-constexpr int kBlockThreads = 512;  // warps 12..15 have nothing to do with attention
+constexpr int kBlockThreads = kThreads;
 constexpr float kValueScale = 0.7f;
-constexpr int kPositionsMax = 20016;
+constexpr int kPositionsMax = 131072;
 
 struct Shape {
   const char* name;
@@ -45,11 +45,7 @@ __device__ void AttendUnits(const AttentionTask& task, const RoundView& round, u
     const PartPlan plan =
         PartPlanOf(task, round.position, round.num_rows, static_cast<int>(gridDim.x));
     for (int unit = blockIdx.x; unit < plan.num_units; unit += gridDim.x) {
-      if (plan.part_chunks == 1) {
-        AttendPart<kDim, true>(task, round, plan, unit, scratch, wait);
-      } else {
-        AttendPart<kDim, false>(task, round, plan, unit, scratch, wait);
-      }
+      AttendPart<kDim>(task, round, plan, unit, scratch, wait);
       AttentionBarrier();
     }
     return;
@@ -70,8 +66,23 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     reinterpret_cast<uint32_t*>(scratch)[i] = 0xffffffffu;  // NaNs
   }
   __syncthreads();
-  if (threadIdx.x >= kConsumerThreads) return;
-  AttendUnits<kDim>(task, round, scratch, [] {});
+  const int warp = static_cast<int>(threadIdx.x) / kWarpLanes;
+  if (warp == kProducerWarp) return;
+  const PartPlan plan =
+      PartPlanOf(task, round.position, round.num_rows, static_cast<int>(gridDim.x));
+  if (task.has_parts && plan.part_chunks > 1) {
+    const auto plan_of = [&](const RoundView&) { return plan; };
+    const SegmentWork<decltype(plan_of)> work = {&round, 1, plan_of};
+    const UnitShare share = ShareOfUnits(work, blockIdx.x, gridDim.x);
+    if (share.begin == share.end) return;
+    if (warp >= kFirstFinisherWarp) {
+      LoadSegments<kDim>(task, work, share, scratch, [] {});
+    } else {
+      AttendSegments<kDim>(task, work, share, scratch, [] {});
+    }
+  } else if (warp < kConsumerWarps) {
+    AttendUnits<kDim>(task, round, scratch, [] {});
+  }
 }
 
 __global__ void __launch_bounds__(kBlockThreads, 1)
@@ -107,11 +118,11 @@ __global__ void FillCache(const __grid_constant__ AttentionTask task,
         task.place == KvPlace::kPaged
             ? round.pages[position / kPageTokens]
             : round.slot * int64_t{task.ring_pages} + position / kPageTokens % task.ring_pages;
-    static_cast<bf16*>(
-        is_key ? task.cache.k
-               : task.cache.v)[TileOffset(page, head, task.num_kv_heads, dim) +
-                               SwizzledElement(position % kPageTokens,
-                                               is_key ? d : d - task.cache.qk_head_dim, dim)] =
+    static_cast<bf16*>(is_key
+                           ? task.cache.k
+                           : task.cache.v)[TileOffset(page, head, task.num_kv_heads, dim) +
+                                           TileElement(position % kPageTokens,
+                                                       is_key ? d : d - task.cache.qk_head_dim)] =
         RoundToBf16(value);
   }
 }
@@ -189,15 +200,12 @@ class Round {
     std::vector<bf16> out, k, v;
   };
   Result RunResident(int num_blocks) {
-    out_.Fill(0xff);
-    partials_.Fill(0xff);
-    shape_.dim == 192 ? LaunchAttend<192>(num_blocks) : LaunchAttend<128>(num_blocks);
-    if (Task().has_parts) {
-      Expect(cudaFuncSetAttribute(CombineKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  kAttentionScratchBytes));
-      CombineKernel<<<num_blocks, kBlockThreads, kAttentionScratchBytes>>>(Task(), View());
-    }
+    LaunchResident(num_blocks);
     return Results();
+  }
+  std::vector<bf16> OutputAgain(int num_blocks) {
+    LaunchResident(num_blocks);
+    return out_.ToHost();
   }
 
   Result RunOperations() {
@@ -272,6 +280,15 @@ class Round {
   }
   Result Results() const { return {out_.ToHost(), k_.ToHost(), v_.ToHost()}; }
 
+  void LaunchResident(int num_blocks) {
+    out_.Fill(0xff);
+    partials_.Fill(0xff);
+    shape_.dim == 192 ? LaunchAttend<192>(num_blocks) : LaunchAttend<128>(num_blocks);
+    if (!Task().has_parts) return;
+    Expect(cudaFuncSetAttribute(CombineKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                kAttentionScratchBytes));
+    CombineKernel<<<num_blocks, kBlockThreads, kAttentionScratchBytes>>>(Task(), View());
+  }
   template <int kDim>
   void LaunchAttend(int num_blocks) {
     Expect(cudaFuncSetAttribute(AttendKernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -293,8 +310,8 @@ class ResidentAttention : public testing::TestWithParam<Shape> {};
 
 TEST_P(ResidentAttention, EqualsTheOperationsBitForBit) {
   SKIP_WITHOUT_GPU();
-  for (int position : {0,   1,   5,    63,   64,   120,  127,  128,  129,  200,
-                       511, 512, 1000, 1020, 1023, 1030, 4095, 4100, 8190, 20000}) {
+  for (int position : {0,   1,    5,    63,   64,   120,  127,  128,  129,  200,   511,
+                       512, 1000, 1020, 1023, 1030, 4095, 4100, 8190, 8250, 12287, 20000}) {
     for (int num_rows : {1, 3, 8}) {
       // Both start from equal caches: what they contain is a function of the position.
       const Round::Result got = Round(GetParam(), position, num_rows).RunResident(7);
@@ -329,13 +346,33 @@ INSTANTIATE_TEST_SUITE_P(Shapes, ResidentAttention,
 // Who runs a unit, and what ran before it in the same memory, leaves no trace.
 TEST(ResidentAttentionUnits, MayBeDealtToAnyBlocks) {
   SKIP_WITHOUT_GPU();
-  for (const Shape& shape : {kServedWindow, kServedFull, kServedDrafter, kTinyDrafter}) {
-    const Round::Result want = Round(shape, 1500, 8).RunResident(1);
+  const auto compare = [](const Shape& shape, int position) {
+    const Round::Result want = Round(shape, position, 8).RunResident(1);
     for (int num_blocks : {2, 5, 64, 132}) {
-      const Round::Result got = Round(shape, 1500, 8).RunResident(num_blocks);
+      const Round::Result got = Round(shape, position, 8).RunResident(num_blocks);
       EXPECT_TRUE(SameBits(got.out, want.out)) << shape << " " << num_blocks << " blocks";
       EXPECT_TRUE(SameBits(got.k, want.k) && SameBits(got.v, want.v)) << shape;
     }
+  };
+  for (const Shape& shape : {kServedWindow, kServedFull, kServedDrafter, kTinyDrafter}) {
+    compare(shape, 1500);
+  }
+  compare(kServedFull, 16381);  // in segments
+}
+
+// Several segments for each block, handed on from warp to warp: the same bits every time.
+TEST(ResidentAttentionUnits, OfManySegmentsEqualTheOperations) {
+  SKIP_WITHOUT_GPU();
+  for (int position : {32760, 131064}) {
+    const Round::Result want = Round(kServedFull, position, 8).RunOperations();
+    Round round(kServedFull, position, 8);
+    const Round::Result got = round.RunResident(132);
+    EXPECT_TRUE(SameBits(got.k, want.k) && SameBits(got.v, want.v)) << position;
+    int num_wrong = SameBits(got.out, want.out) ? 0 : 1;
+    for (int repeat = 0; repeat < 300; ++repeat) {
+      num_wrong += SameBits(round.OutputAgain(132), want.out) ? 0 : 1;
+    }
+    EXPECT_EQ(num_wrong, 0) << position;
   }
 }
 
