@@ -57,6 +57,8 @@ class PackedMatrix {
   int num_cols() const { return num_cols_; }
   WeightFormat format() const { return format_; }
   size_t bytes() const { return bytes_; }  // what one pass over the matrix reads
+  // kMxfp4: every weight, with its scale, is zero or a normal bf16.
+  bool exact_in_bf16() const { return exact_in_bf16_; }
   const uint8_t* data() const { return storage_.data() + offset_; }  // 64-byte aligned
 
  private:
@@ -64,6 +66,7 @@ class PackedMatrix {
   int num_rows_ = 0;
   int num_cols_ = 0;
   size_t bytes_ = 0;
+  bool exact_in_bf16_ = true;
   size_t offset_ = 0;
   std::vector<uint8_t> storage_;
 };
@@ -237,11 +240,11 @@ RoundingError QuantizeToMxfp4(ThreadPool& pool, const CheckpointMatrix& source,
 // ---- Machine
 // ---------------------------------------------------------------------------------------------------------------------
 
-enum class InstructionSet : uint8_t { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
+enum class InstructionSet : uint8_t { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
 InstructionSet DetectInstructionSet();       // the best that CPU and OS support
 InstructionSet ActiveInstructionSet();       // what the operations use now
 void SetInstructionSet(InstructionSet set);  // REQUIRES: supported; before any matrix is packed.
                                              // Tests and benchmarks only
-const char* Name(InstructionSet set);        // "scalar", "avx2", "avx512", "avx512_bf16"
+const char* Name(InstructionSet set);  // "scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16"
 
 }  // namespace ultraspeed::kernels
