@@ -71,9 +71,6 @@ struct AttentionTask {
   int row, num_rows;
   int kv_head;
 };
-// Query heads that read a key together, of neighbouring rows too where they see the same keys.
-inline constexpr int kQueriesAtOnce = 4;
-
 // Rows of bf16 at equal distances. No methods: they would be inline functions (see above).
 struct Rows {
   const bf16* first;
@@ -115,6 +112,8 @@ struct KernelTable {
   int (*select_at_least)(const float* x, int count, float threshold, int32_t* indices);
   // To be called by the thread that has called matmul or attention, when it is done for now.
   void (*release_tiles)();
+  // Pairs of row and query head that attention reads a key for at once: what a task is made of.
+  int attention_queries;
 };
 
 const KernelTable& Active();

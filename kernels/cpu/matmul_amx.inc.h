@@ -8,6 +8,9 @@
 // 128 columns from zero, MXFP4 each of 32, and fuses scale * block onto the total. Included once
 // per instruction set inside namespace ULTRASPEED_ISA.
 
+#ifndef AHEAD
+#define AHEAD 6144
+#endif
 // The tokens of a product. Groups have equally many rows; the last one overlaps the one before if
 // it must, and computes the same bits again.
 struct Batch {
@@ -46,6 +49,10 @@ void Bf16Tiles(const MatrixView& w, int tile, const Batch& batch, float* const* 
     const uint8_t* const units = codes + static_cast<size_t>(column) * (kTileRowBytes / 2);
     Repeat<kTiles>([&](auto i) {
       constexpr int kWeights = kFirstWeights + i.value % (kTileRegisters - kFirstWeights);
+      if constexpr (kTiles > 1) {
+        for (int r = 0; r < 16; ++r)
+          __builtin_prefetch(units + i.value * w.tile_bytes + AHEAD + r * 64);
+      }
       LoadTile<kWeights>(units + i.value * w.tile_bytes, kTileRowBytes);
       Repeat<kGroups>([&](auto g) {
         constexpr int kInputs = kInputRegister + g.value % kInputRegisters;
@@ -90,6 +97,7 @@ template <typename Tile>
 INLINE void DecodeUnits(const uint8_t* codes, int num_units, uint8_t* weights) {
   for (int unit = 0; unit < num_units; ++unit) {
     W pairs[Tile::kPairs];
+    __builtin_prefetch(codes + unit * 64 + AHEAD);
     Tile::Decode(codes + unit * 64, pairs);
 #pragma GCC unroll 4
     for (int p = 0; p < Tile::kPairs; ++p)
@@ -134,6 +142,7 @@ struct Mxfp4Product {
 #pragma GCC unroll 4
       for (int unit = block * kUnits; unit < (block + 1) * kUnits; ++unit) {
         const W nibbles = LoadW(codes + unit * 64);
+        __builtin_prefetch(codes + unit * 64 + AHEAD);
 #pragma GCC unroll 4
         for (int s = 0; s < 4; ++s) {
           const __m512i large =
