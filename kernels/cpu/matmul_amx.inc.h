@@ -8,9 +8,10 @@
 // 128 columns from zero, MXFP4 each of 32, and fuses scale * block onto the total. Included once
 // per instruction set inside namespace ULTRASPEED_ISA.
 
-#ifndef AHEAD
-#define AHEAD 6144
-#endif
+// Weights are asked for that much ahead: nobody else does where a page ends.
+constexpr size_t kBytesAhead = 6144;
+INLINE void Prefetch(const uint8_t* line) { __builtin_prefetch(line + kBytesAhead); }
+
 // The tokens of a product. Groups have equally many rows; the last one overlaps the one before if
 // it must, and computes the same bits again.
 struct Batch {
@@ -49,9 +50,8 @@ void Bf16Tiles(const MatrixView& w, int tile, const Batch& batch, float* const* 
     const uint8_t* const units = codes + static_cast<size_t>(column) * (kTileRowBytes / 2);
     Repeat<kTiles>([&](auto i) {
       constexpr int kWeights = kFirstWeights + i.value % (kTileRegisters - kFirstWeights);
-      if constexpr (kTiles > 1) {
-        for (int r = 0; r < 16; ++r)
-          __builtin_prefetch(units + i.value * w.tile_bytes + AHEAD + r * 64);
+      for (int row = 0; row < kTileRows; ++row) {
+        Prefetch(units + i.value * w.tile_bytes + row * kTileRowBytes);
       }
       LoadTile<kWeights>(units + i.value * w.tile_bytes, kTileRowBytes);
       Repeat<kGroups>([&](auto g) {
@@ -92,25 +92,20 @@ struct Chunk {
   int num_tiles;
 };
 
-// Every row of 64 bytes of `weights` gets two columns.
-template <typename Tile>
-INLINE void DecodeUnits(const uint8_t* codes, int num_units, uint8_t* weights) {
-  for (int unit = 0; unit < num_units; ++unit) {
-    W pairs[Tile::kPairs];
-    __builtin_prefetch(codes + unit * 64 + AHEAD);
-    Tile::Decode(codes + unit * 64, pairs);
-#pragma GCC unroll 4
-    for (int p = 0; p < Tile::kPairs; ++p)
-      StoreW(weights + (unit * Tile::kPairs + p) * 64, pairs[p]);
-  }
-}
-
+// How 32 columns of a tile of rows become a tile of weights, whose rows of 64 bytes have two
+// columns each; codes are those columns' units.
 struct Fp8Product {
   using Tile = Fp8Tile;
   static constexpr bool kSumsBlocks = true;  // from zero, and fuses scale * block onto a total
-  INLINE void Decode(const MatrixView&, const Chunk& chunk, const uint8_t* codes,
+  INLINE void Decode(const MatrixView&, int /*tile*/, int /*column*/, const uint8_t* codes,
                      uint8_t* weights) {
-    DecodeUnits<Tile>(codes, chunk.num_tiles * (kTileColumns / 4), weights);
+#pragma GCC unroll 2
+    for (int unit = 0; unit < kTileColumns / 4; ++unit) {
+      W pairs[Tile::kPairs];
+      Tile::Decode(codes + unit * 64, pairs);
+      StoreW(weights + unit * 128, pairs[0]);
+      StoreW(weights + unit * 128 + 64, pairs[1]);
+    }
   }
 };
 
@@ -128,35 +123,29 @@ struct Mxfp4Product {
                       _mm_setr_epi16(0, -1, -1, -1, -1, -1, -1, -1));
     return _mm512_broadcast_i64x4(_mm256_set_m128i(high, low));
   }
-  INLINE void Decode(const MatrixView& w, const Chunk& chunk, const uint8_t* codes,
+  INLINE void Decode(const MatrixView& w, int tile, int column, const uint8_t* codes,
                      uint8_t* weights) {
-    constexpr int kUnits = kTileColumns / 8;
+    const size_t block = static_cast<size_t>(tile) * (w.num_cols / kTileColumns) +
+                         static_cast<size_t>(column / kTileColumns);
+    const U exponent =
+        252u - Widen(*reinterpret_cast<const Bytes*>(w.scales_e8m0 + block * kLanes));
+    const auto down = reinterpret_cast<__m512i>((exponent << 7) | (exponent << 23));
     const __m512i table = Table();
-    const uint8_t* scales =
-        w.scales_e8m0 + (static_cast<size_t>(chunk.tile) * (w.num_cols / kTileColumns) +
-                         chunk.column / kTileColumns) *
-                            kLanes;
-    for (int block = 0; block < chunk.num_tiles; ++block) {
-      const U exponent = 252u - Widen(*reinterpret_cast<const Bytes*>(scales + block * kLanes));
-      const auto down = reinterpret_cast<__m512i>((exponent << 7) | (exponent << 23));
 #pragma GCC unroll 4
-      for (int unit = block * kUnits; unit < (block + 1) * kUnits; ++unit) {
-        const W nibbles = LoadW(codes + unit * 64);
-        __builtin_prefetch(codes + unit * 64 + AHEAD);
+    for (int unit = 0; unit < kTileColumns / 8; ++unit) {
+      const W nibbles = LoadW(codes + unit * 64);
 #pragma GCC unroll 4
-        for (int s = 0; s < 4; ++s) {
-          const __m512i large =
-              _mm512_permutexvar_epi16(reinterpret_cast<__m512i>(nibbles >> (4 * s)), table);
-          StoreW(weights + (unit * 4 + s) * 64,
-                 reinterpret_cast<W>(_mm512_subs_epu16(large, down)));
-        }
+      for (int s = 0; s < 4; ++s) {
+        const __m512i large =
+            _mm512_permutexvar_epi16(reinterpret_cast<__m512i>(nibbles >> (4 * s)), table);
+        StoreW(weights + (unit * 4 + s) * 64, reinterpret_cast<W>(_mm512_subs_epu16(large, down)));
       }
     }
   }
 };
 
-// Multiplies tiles of rows one after the other, in chunks; while one chunk is multiplied, the next
-// one is decoded. Sums that are complete leave their registers when the next ones need those.
+// Multiplies tiles of rows one after the other, in chunks; tile by tile of a chunk, the next one is
+// decoded. Sums that are complete leave their registers when the next ones need those.
 template <typename Product>
 class DecodedProduct {
  public:
@@ -165,13 +154,15 @@ class DecodedProduct {
 
   void Run() {
     Chunk chunk = ChunkAt(first_tile_, 0), last = chunk;
-    Decode(chunk, weights_[0]);
-    for (int c = 0; chunk.tile < end_tile_; ++c) {
+    for (int i = 0; i < chunk.num_tiles; ++i) Decode(chunk, i, weights_[0]);
+    for (int c = 0; chunk.num_tiles > 0; ++c) {
       const Chunk next = Next(chunk);
-      if (next.tile < end_tile_) Decode(next, weights_[(c + 1) % 2]);
       const bool begins = Product::kSumsBlocks || chunk.column == 0;
       if (begins) Begin();
-      Multiply(weights_[c % 2], chunk);
+      Repeat<kChunkTiles>([&](auto i) {
+        if (i.value < next.num_tiles) Decode(next, i.value, weights_[(c + 1) % 2]);
+        if (i.value < chunk.num_tiles) Multiply<i.value>(chunk, weights_[c % 2]);
+      });
       if (begins && c > 0) Finish(last);
       last = chunk;
       chunk = next;
@@ -183,7 +174,9 @@ class DecodedProduct {
  private:
   using Tile = typename Product::Tile;
 
+  // No tiles: behind the last chunk.
   Chunk ChunkAt(int tile, int column) const {
+    if (tile == end_tile_) return {tile, 0, 0};
     const int left = (w_.num_cols - column) / kTileColumns;
     return {tile, column, left < kChunkTiles ? left : kChunkTiles};
   }
@@ -192,10 +185,13 @@ class DecodedProduct {
     return column < w_.num_cols ? ChunkAt(chunk.tile, column) : ChunkAt(chunk.tile + 1, 0);
   }
 
-  void Decode(const Chunk& chunk, uint8_t* weights) const {
+  void Decode(const Chunk& chunk, int i, uint8_t* weights) const {
+    constexpr int kColumns = 2 * Tile::kPairs;  // of a unit
+    const int column = chunk.column + i * kTileColumns;
     const uint8_t* const codes = w_.codes + static_cast<size_t>(chunk.tile) * w_.tile_bytes +
-                                 static_cast<size_t>(chunk.column / (2 * Tile::kPairs)) * 64;
-    Product::Decode(w_, chunk, codes, weights);
+                                 static_cast<size_t>(column / kColumns) * 64;
+    for (int unit = 0; unit < kTileColumns / kColumns; ++unit) Prefetch(codes + unit * 64);
+    Product::Decode(w_, chunk.tile, column, codes, weights + i * kTileBytes);
   }
 
   // Saves what the registers of sums have, and clears them.
@@ -206,16 +202,14 @@ class DecodedProduct {
       LoadTile<g.value>(kZeroTile, kTileRowBytes);
     });
   }
-  void Multiply(const uint8_t* weights, const Chunk& chunk) {
-    Repeat<kChunkTiles>([&](auto i) {
-      if (i.value >= chunk.num_tiles) return;
-      constexpr int kWeights = kWeightRegister + i.value % 3;
-      LoadTile<kWeights>(weights + i.value * kTileBytes, kTileRowBytes);
-      Repeat<kSumRegisters>([&](auto g) {
-        if (g.value >= batch_.num_groups) return;
-        LoadInputs<kInputRegister>(batch_, g.value, chunk.column + i.value * kTileColumns);
-        MultiplyTiles<g.value, kInputRegister, kWeights>();
-      });
+  template <int i>
+  void Multiply(const Chunk& chunk, const uint8_t* weights) {
+    constexpr int kWeights = kWeightRegister + i % 3;
+    LoadTile<kWeights>(weights + i * kTileBytes, kTileRowBytes);
+    Repeat<kSumRegisters>([&](auto g) {
+      if (g.value >= batch_.num_groups) return;
+      LoadInputs<kInputRegister>(batch_, g.value, chunk.column + i * kTileColumns);
+      MultiplyTiles<g.value, kInputRegister, kWeights>();
     });
   }
 
