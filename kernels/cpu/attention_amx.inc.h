@@ -81,13 +81,9 @@ class TileAttention {
   void Run() {
     ConfigureTiles(kTileRows);
     FindKeys();
-    KeyChunk chunks[2];
-    bool more = NextChunk(chunks[0]);
     LoadQueries();
-    for (int i = 0; more; ++i) {
-      more = NextChunk(chunks[(i + 1) % 2]);
-      Attend(chunks[i % 2]);
-    }
+    KeyChunk chunk;
+    while (NextChunk(chunk)) Attend(chunk);
     Finish();
   }
 
@@ -113,7 +109,7 @@ class TileAttention {
     end_block_key_ = row().block_k != nullptr ? row().block_rows : 0;
   }
 
-  // Where the next chunk lies, which is asked for; false if there is none.
+  // Where the next chunk lies; false if there is none.
   bool NextChunk(KeyChunk& chunk) {
     chunk.is_of_block = next_key_ >= end_key_;
     int& next = chunk.is_of_block ? next_block_key_ : next_key_;
@@ -143,8 +139,6 @@ class TileAttention {
   void SetRow(KeyChunk& chunk, int j, const bf16* k, const bf16* v, size_t row) const {
     chunk.k[j] = k + row * k_stride_ + static_cast<size_t>(task_.kv_head) * params_.qk_head_dim;
     chunk.v[j] = v + row * v_stride_ + static_cast<size_t>(task_.kv_head) * params_.v_head_dim;
-    for (int d = 0; d < params_.qk_head_dim; d += 32) __builtin_prefetch(chunk.k[j] + d, 0, 2);
-    for (int d = 0; d < params_.v_head_dim; d += 32) __builtin_prefetch(chunk.v[j] + d, 0, 2);
   }
 
   void LoadQueries() {
@@ -200,9 +194,13 @@ class TileAttention {
     }
     sum_ = Fma(sum_, rescale, (sums[0] + sums[1]) + (sums[2] + sums[3]));
     Rescale(rescale);
-    Interleave(chunk, begin, end);
     SplitWeights(begin, end);
-    AddValues(begin, end);
+    // 32 dims are made ready while those before are multiplied.
+    LoadWeights(begin, end);
+    for (int d = 0; d <= params_.v_head_dim + 31; d += 32) {
+      if (d < params_.v_head_dim) Interleave(chunk, begin, end, d);
+      if (d > 0) AddValues(begin, end, d - 32);
+    }
   }
 
   // scores_[key][query]; of absent keys anything.
@@ -255,23 +253,20 @@ class TileAttention {
 
   // values_: tiles of 32 keys by 16 dims, a row two keys. Of 32 dims, the first tile has those of
   // the lower halves of their 8.
-  void Interleave(const KeyChunk& chunk, int begin, int end) {
-    const auto row = [&](int j, int dim) {
-      if (j < chunk.begin || j >= chunk.end) return W{};
-      if (params_.v_head_dim - dim >= 32) return LoadW(chunk.v[j] + dim);
+  void Interleave(const KeyChunk& chunk, int begin, int end, int dim) {
+    const bool whole = params_.v_head_dim - dim >= 32;
+    const auto row = [&](int j) {
+      if (j < chunk.begin || j >= chunk.end) return __m512i{};
+      if (whole) return reinterpret_cast<__m512i>(LoadW(chunk.v[j] + dim));
       const auto half = *reinterpret_cast<const UnalignedHalfW*>(chunk.v[j] + dim);
-      return reinterpret_cast<W>(_mm512_zextsi256_si512(reinterpret_cast<__m256i>(half)));
+      return _mm512_zextsi256_si512(reinterpret_cast<__m256i>(half));
     };
+    auto& values = values_[dim / 32 % 2];
     for (int j = begin; j < end; j += 2) {
+      const __m512i first = row(j), second = row(j + 1);
       const int group = j / kTileColumns, pair = j % kTileColumns / 2;
-      for (int d = 0; d < params_.v_head_dim; d += 32) {
-        const auto first = reinterpret_cast<__m512i>(row(j, d));
-        const auto second = reinterpret_cast<__m512i>(row(j + 1, d));
-        StoreW(values_[group][AccTile(d)][pair],
-               reinterpret_cast<W>(_mm512_unpacklo_epi16(first, second)));
-        StoreW(values_[group][AccTile(d) + 1][pair],
-               reinterpret_cast<W>(_mm512_unpackhi_epi16(first, second)));
-      }
+      StoreW(values[group][0][pair], reinterpret_cast<W>(_mm512_unpacklo_epi16(first, second)));
+      StoreW(values[group][1][pair], reinterpret_cast<W>(_mm512_unpackhi_epi16(first, second)));
     }
   }
 
@@ -295,26 +290,26 @@ class TileAttention {
     }
   }
 
-  void AddValues(int begin, int end) {
-    constexpr int kWeights = kInputRegister;  // and the three after it
-    constexpr int kValues = 2;                // and 3; sums are 0 and 1
+  // Registers: sums 0 and 1, values 2 and 3, weights from 4.
+  void LoadWeights(int begin, int end) {
     Repeat<2 * kKeyGroups>([&](auto i) {
       if (i.value / 2 * kTileColumns < begin || i.value / 2 * kTileColumns >= end) return;
-      LoadTile<kWeights + i.value>(weights_[i.value / 2][i.value % 2], kTileRowBytes);
+      LoadTile<4 + i.value>(weights_[i.value / 2][i.value % 2], kTileRowBytes);
     });
-    for (int d = 0; d < params_.v_head_dim; d += 32) {
-      const int tile = AccTile(d);
-      Repeat<2>([&](auto i) { LoadTile<i.value>(acc_[tile + i.value], kTileRowBytes); });
-      Repeat<kKeyGroups>([&](auto g) {
-        if (g.value * kTileColumns < begin || g.value * kTileColumns >= end) return;
-        Repeat<2>([&](auto i) {
-          LoadTile<kValues + i.value>(values_[g.value][tile + i.value], kTileRowBytes);
-          MultiplyTiles<i.value, kWeights + 2 * g.value, kValues + i.value>();
-          MultiplyTiles<i.value, kWeights + 2 * g.value + 1, kValues + i.value>();
-        });
+  }
+  void AddValues(int begin, int end, int dim) {
+    float(*const sums)[kQueryTile][kLanes] = acc_ + AccTile(dim);
+    auto& values = values_[dim / 32 % 2];
+    Repeat<2>([&](auto i) { LoadTile<i.value>(sums[i.value], kTileRowBytes); });
+    Repeat<kKeyGroups>([&](auto g) {
+      if (g.value * kTileColumns < begin || g.value * kTileColumns >= end) return;
+      Repeat<2>([&](auto i) {
+        LoadTile<2 + i.value>(values[g.value][i.value], kTileRowBytes);
+        MultiplyTiles<i.value, 4 + 2 * g.value, 2 + i.value>();
+        MultiplyTiles<i.value, 4 + 2 * g.value + 1, 2 + i.value>();
       });
-      Repeat<2>([&](auto i) { StoreTile<i.value>(acc_[tile + i.value]); });
-    }
+    });
+    Repeat<2>([&](auto i) { StoreTile<i.value>(sums[i.value]); });
   }
 
   void Finish() {
@@ -355,7 +350,7 @@ class TileAttention {
   alignas(64) float scores_[kChunkKeys][kQueryTile];                               // then weights
   alignas(64) float weights_[kKeyGroups][2][kQueryTile][kTileRows];
   alignas(64) bf16 keys_[kKeyTiles][kTileRows][kHeadDimsMax];  // copies of what is no tile in place
-  alignas(64) float values_[kKeyGroups][kHeadDimsMax / kLanes][kTileRows][kLanes];
+  alignas(64) float values_[2][kKeyGroups][2][kTileRows][kLanes];
   alignas(64) float acc_[kHeadDimsMax / kLanes][kQueryTile][kLanes];
 };
 
