@@ -328,6 +328,8 @@ absl::Status RunDecode() {
       {"top_k", sampling.top_k},
       {"top_p", sampling.top_p},
       {"output_format", output_format},
+      {"prompt_tokens", plain.prompt_tokens},
+      {"prompt_tokens_per_second", static_cast<double>(plain.prompt_tokens) / plain.prompt_seconds},
       {"plain_tokens_per_second", TokensPerSecond(plain)},
       {"speculative_tokens_per_second", TokensPerSecond(speculative)},
       {"speedup", TokensPerSecond(speculative) / TokensPerSecond(plain)},

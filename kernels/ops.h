@@ -9,8 +9,9 @@
 //
 // Numerics (docs/MODEL.md): matrix inputs are bf16, weights exact (FP8 code x block scale, MXFP4
 // code x E8M0, bf16), accumulation and outputs fp32. Every reduction has one fixed order that
-// depends neither on T, nor on the thread count, nor on the instruction set, so a row's result is
-// the same bits alone or in a batch, on AVX2 or AVX-512. That is what makes speculation lossless.
+// depends neither on T nor on the thread count, so a row's result is the same bits alone or in a
+// batch. That is what makes speculation lossless. The order is one for all instruction sets but
+// AMX, which has its own for matrix products and attention.
 //
 // Ops never allocate (PackedMatrix::Pack and BuildRopeTable do); a workspace is at least 8-byte
 // aligned. Preconditions are checked with KERNELS_CHECK, which aborts with the operands.

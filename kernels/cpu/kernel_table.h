@@ -2,10 +2,10 @@
 // to agree on.
 //
 // Callers: the operations of kernels/cpu/*.cc, which check, split the work and call through
-// Active(). The four tables are compiled from the same *_kernels.inc.h sources with different
-// compiler options (isa_*.cc); they give equal bits, so a choice of table is a choice of speed
-// only. The isa_*.cc files must not instantiate inline functions of other headers: the linker could
-// keep the copy that needs AVX-512.
+// Active(). The tables are compiled from the same *.inc.h sources with different compiler options
+// (isa_*.cc). Four give equal bits, so a choice among them is one of speed only; AMX has matrix
+// products and attention of its own (*_amx.inc.h), in another order. The isa_*.cc files must not
+// instantiate inline functions of other headers: the linker could keep the copy that needs AVX-512.
 #pragma once
 
 #include <xmmintrin.h>

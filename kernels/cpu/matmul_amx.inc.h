@@ -1,12 +1,16 @@
 // Matrix product by Intel AMX of tiles of 16 rows with up to kTokenBlock tokens, of which up to 16
 // are a tile of inputs, a group.
 //
-// A row of 64 bytes of a decoded weight tile is what a tile register wants, so BF16 weights go from
-// memory to registers; FP8 and MXFP4 are decoded to memory, 128 columns ahead of their product,
-// once for all tokens. The order of an output's sum, whatever the number of tokens: groups of 32
-// columns ascending, each summed as in amx_tiles.inc.h and added to the sum. FP8 sums each block of
-// 128 columns from zero, MXFP4 each of 32, and fuses scale * block onto the total. Included once
-// per instruction set inside namespace ULTRASPEED_ISA.
+// 16 units of BF16 weights are what a tile register wants, so they go from memory to registers; FP8
+// and MXFP4 are decoded to memory, 128 columns ahead of their product, once for all tokens. The
+// order of an output's sum, whatever the number of tokens: groups of 32 columns ascending, each as
+// in amx_tiles.inc.h. FP8 sums each block of 128 columns from zero and fuses scale * block onto the
+// total; an MXFP4 weight enters with its scale. The oracle is tests/kernels/amx_test.cc.
+//
+// Measured on a Xeon with AMX: of a round of 8 rows, decoding takes most (FP8 20 ns and MXFP4 21 ns
+// for 16 rows by 32 columns, the product 5) and memory the rest; asking for weights ahead made
+// FP8 products of a whole model 1.6 times as fast. Included once per instruction set inside
+// namespace ULTRASPEED_ISA.
 
 // Weights are asked for that much ahead: nobody else does where a page ends.
 constexpr size_t kBytesAhead = 6144;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "kernels/ops.h"
 #include "kernels/thread_pool.h"
@@ -165,6 +166,52 @@ TEST(Attention, SameBitsForEveryThreadCountBatchAndSetOfOneOrder) {
       }
     }
   });
+}
+
+// Rows side by side that see nearly the same keys, as in a prompt, a block of drafts or a drafter's
+// block: each is what it is alone, and keys that nobody sees do not matter.
+TEST(Attention, RowsThatShareKeysAreTheSameBitsAlone) {
+  constexpr int kRows = 21, kLast = 175;
+  ThreadPool one(1);
+  ThreadPool two(2);
+  const auto first_of = [](int window, int last) { return std::max(0, last + 1 - window); };
+  for (Shape shape : {Shape{8, 4, 192, 128}, {6, 2, 64, 48}, {32, 1, 96, 80}}) {
+    for (const auto& [page_tokens, num_pages] : {std::pair{64, 7}, {16, 21}, {100, 3}}) {
+      for (int window : {1000, 37}) {
+        for (int block_rows : {0, 8}) {
+          AttentionCase attention(shape, page_tokens, num_pages, kRows, block_rows, 7);
+          for (int t = 0; t < kRows; ++t) {
+            const int last = kLast - (block_rows > 0 ? 0 : kRows - 1 - t);
+            attention.Add(first_of(window, last), last, block_rows);
+          }
+          // What no row sees.
+          for (int p = 0; p < page_tokens * num_pages; ++p) {
+            if (p <= kLast && p >= attention.rows.front().first_key) continue;
+            const size_t row = static_cast<size_t>(attention.pages[p / page_tokens]) * page_tokens +
+                               p % page_tokens;
+            const size_t k_row = row * shape.kv_heads * shape.dim;
+            const size_t v_row = row * shape.kv_heads * shape.value_dim;
+            std::fill_n(attention.k.begin() + k_row, shape.kv_heads * shape.dim, bf16{0x7fc0});
+            std::fill_n(attention.v.begin() + v_row, shape.kv_heads * shape.value_dim,
+                        bf16{0x7fc0});
+          }
+          attention.ExpectAgrees(two, true);
+          const auto all = [&] { return attention.Run(one, 0, kRows, true); };
+          const size_t row = static_cast<size_t>(shape.q_heads) * shape.value_dim;
+          ForEachOrder(all, [&](InstructionSet set, const std::vector<bf16>& want) {
+            for (int rows : {1, 8, kRows}) {
+              for (int t = 0; t + rows <= kRows; t += rows) {
+                EXPECT_TRUE(SameBits(
+                    attention.Run(two, t, rows, true),
+                    std::vector<bf16>(want.begin() + t * row, want.begin() + (t + rows) * row)))
+                    << Name(set) << " rows from " << t << ": " << rows << ", window " << window;
+              }
+            }
+          });
+        }
+      }
+    }
+  }
 }
 
 }  // namespace
