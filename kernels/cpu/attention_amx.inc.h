@@ -195,11 +195,12 @@ class TileAttention {
     sum_ = Fma(sum_, rescale, (sums[0] + sums[1]) + (sums[2] + sums[3]));
     Rescale(rescale);
     SplitWeights(begin, end);
-    // 32 dims are made ready while those before are multiplied.
+    // 64 dims are made ready while those before are multiplied.
     LoadWeights(begin, end);
-    for (int d = 0; d <= params_.v_head_dim + 31; d += 32) {
-      if (d < params_.v_head_dim) Interleave(chunk, begin, end, d);
-      if (d > 0) AddValues(begin, end, d - 32);
+    const int dims = params_.v_head_dim;
+    for (int d = 0; d < dims + 64; d += 64) {
+      for (int i = d; i < d + 64 && i < dims; i += 32) Interleave(chunk, begin, end, i);
+      for (int i = d - 64; i >= 0 && i < d && i < dims; i += 32) AddValues(begin, end, i);
     }
   }
 
@@ -261,7 +262,7 @@ class TileAttention {
       const auto half = *reinterpret_cast<const UnalignedHalfW*>(chunk.v[j] + dim);
       return _mm512_zextsi256_si512(reinterpret_cast<__m256i>(half));
     };
-    auto& values = values_[dim / 32 % 2];
+    auto& values = values_[dim / 32 % 4];
     for (int j = begin; j < end; j += 2) {
       const __m512i first = row(j), second = row(j + 1);
       const int group = j / kTileColumns, pair = j % kTileColumns / 2;
@@ -299,7 +300,7 @@ class TileAttention {
   }
   void AddValues(int begin, int end, int dim) {
     float(*const sums)[kQueryTile][kLanes] = acc_ + AccTile(dim);
-    auto& values = values_[dim / 32 % 2];
+    auto& values = values_[dim / 32 % 4];
     Repeat<2>([&](auto i) { LoadTile<i.value>(sums[i.value], kTileRowBytes); });
     Repeat<kKeyGroups>([&](auto g) {
       if (g.value * kTileColumns < begin || g.value * kTileColumns >= end) return;
@@ -350,7 +351,7 @@ class TileAttention {
   alignas(64) float scores_[kChunkKeys][kQueryTile];                               // then weights
   alignas(64) float weights_[kKeyGroups][2][kQueryTile][kTileRows];
   alignas(64) bf16 keys_[kKeyTiles][kTileRows][kHeadDimsMax];  // copies of what is no tile in place
-  alignas(64) float values_[2][kKeyGroups][2][kTileRows][kLanes];
+  alignas(64) float values_[4][kKeyGroups][2][kTileRows][kLanes];
   alignas(64) float acc_[kHeadDimsMax / kLanes][kQueryTile][kLanes];
 };
 
