@@ -7,9 +7,9 @@
 //
 // Assembly instead of the compiler's intrinsics: a register's number may depend on a template's
 // parameter, and the compiler is told that memory is read. Measured on a Xeon with AMX: a product
-// takes 16 cycles, and likewise one that adds to the sum before it; a sum that TILEZERO cleared
-// costs 52 more, one that loads zeros costs nothing. Included once per instruction set inside
-// namespace ULTRASPEED_ISA.
+// takes 16 cycles, also if it adds to the sum before it; 52 if TILEZERO cleared the sum, but 16 if
+// zeros were loaded; some 45 if each row of its inputs straddles two cache lines. Included once per
+// instruction set inside namespace ULTRASPEED_ISA.
 
 constexpr int kTileRows = 16;
 constexpr int kTileColumns = 32;      // of bf16
