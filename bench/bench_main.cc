@@ -23,6 +23,7 @@
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "bench/allreduce_bench.h"
 #include "bench/decode_loop.h"
 #include "bench/grammar_bench.h"
@@ -35,6 +36,7 @@
 #include "common/grammar/constraint.h"
 #include "common/grammar/json_schema.h"
 #include "common/status_macros.h"
+#include "kernels/ops.h"
 #include "kernels/usable_cores.h"
 #include "worker/cuda/device.h"
 #include "worker/device.h"
@@ -48,6 +50,8 @@ ABSL_FLAG(std::string, prompts, "held-out",
           "held-out (the folder's own prompts), or a file with one JSON prompt a line");
 ABSL_FLAG(int, max_tokens, 128, "completion tokens per prompt");
 ABSL_FLAG(int, threads, 0, "compute threads; 0 = one for each core that the process may use");
+ABSL_FLAG(std::string, instruction_set, "",
+          "decode: scalar, avx2, avx512, avx512_bf16 or amx_bf16; empty = the best of this CPU");
 ABSL_FLAG(double, temperature, 0, "decode, rank: 0 = greedy");
 ABSL_FLAG(int, top_k, 0, "decode, rank: the most likely tokens that may be drawn; 0 = all");
 ABSL_FLAG(double, top_p, 1, "decode, rank: their share of the probability; 1 = all");
@@ -227,6 +231,21 @@ absl::StatusOr<worker::OutputGrammar> OutputOf(const worker::ModelConfig& config
   return output;
 }
 
+absl::Status ChooseInstructionSet(const std::string& name) {
+  if (name.empty()) return absl::OkStatus();
+  const int best = static_cast<int>(kernels::DetectInstructionSet());
+  std::vector<std::string> names;
+  for (int i = 0; i <= best; ++i) {
+    const auto set = static_cast<kernels::InstructionSet>(i);
+    names.emplace_back(kernels::Name(set));
+    if (names.back() != name) continue;
+    kernels::SetInstructionSet(set);
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--instruction_set: is ", name, "; this CPU has ", absl::StrJoin(names, ", ")));
+}
+
 absl::Status RunDecode() {
   if (absl::GetFlag(FLAGS_max_tokens) < 2)
     return absl::InvalidArgumentError("--max_tokens must be at least 2");
@@ -245,6 +264,9 @@ absl::Status RunDecode() {
         absl::StrCat("--output_format: is ", output_format, "; must be none or json_object"));
   }
 
+  if (absl::Status status = ChooseInstructionSet(absl::GetFlag(FLAGS_instruction_set));
+      !status.ok())
+    return status;
   worker::ExecutorOptions executor_options;
   executor_options.model_folder = absl::GetFlag(FLAGS_model);
   executor_options.num_threads = absl::GetFlag(FLAGS_threads);
@@ -306,6 +328,8 @@ absl::Status RunDecode() {
       {"top_k", sampling.top_k},
       {"top_p", sampling.top_p},
       {"output_format", output_format},
+      {"prompt_tokens", plain.prompt_tokens},
+      {"prompt_tokens_per_second", static_cast<double>(plain.prompt_tokens) / plain.prompt_seconds},
       {"plain_tokens_per_second", TokensPerSecond(plain)},
       {"speculative_tokens_per_second", TokensPerSecond(speculative)},
       {"speedup", TokensPerSecond(speculative) / TokensPerSecond(plain)},
@@ -334,7 +358,8 @@ absl::Status RunDecode() {
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
       "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--device auto|cpu|cuda] "
-      "[--gpus N] [--prompts held-out|FILE] [--max_tokens N] [--sequences N] [--temperature X] "
+      "[--gpus N] [--instruction_set NAME] [--prompts held-out|FILE] [--max_tokens N] "
+      "[--sequences N] [--temperature X] "
       "[--top_k N] [--top_p X] [--output_format none|json_object] [--json]\n"
       "  ultraspeed-bench grammar [--model DIR] [--schema FILE] [--texts N] [--json]\n"
       "  ultraspeed-bench load --model DIR [--device auto|cpu|cuda] [--gpus N] [--read_threads N] "

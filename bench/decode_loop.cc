@@ -118,8 +118,11 @@ DecodeOutcome Decode(worker::Executor& executor, const std::vector<std::vector<i
   for (size_t next = 0; next < prompts.size() || !running.empty();) {
     while (next < prompts.size() && !free_slots.empty()) {
       options.on_prompt_started(next);
+      const Clock::time_point start = Clock::now();
       running.push_back(
           std::make_unique<Sequence>(executor, options, next, free_slots.back(), prompts[next]));
+      outcome.prompt_seconds += std::chrono::duration<double>(Clock::now() - start).count();
+      outcome.prompt_tokens += static_cast<int64_t>(prompts[next].size());
       free_slots.pop_back();
       ++next;
       retire();  // a completion may end with its first token

@@ -29,7 +29,9 @@ struct DecodeOutcome {
   int64_t rounds = 0;           // decode rounds, prefill excluded
   int64_t sequence_rounds = 0;  // the same, counted for each sequence in them
   double seconds = 0;           // of the rounds above, and of taking in what they chose
-  int64_t weight_bytes = 0;  // packed weights that those rounds read, experts as they were routed
+  int64_t prompt_tokens = 0;
+  double prompt_seconds = 0;  // from there to the first token of each text
+  int64_t weight_bytes = 0;   // packed weights that those rounds read, experts as they were routed
 };
 
 // Runs all prompts, `sequences` at a time: who is done makes room for the next prompt. REQUIRES: no

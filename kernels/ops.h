@@ -9,8 +9,9 @@
 //
 // Numerics (docs/MODEL.md): matrix inputs are bf16, weights exact (FP8 code x block scale, MXFP4
 // code x E8M0, bf16), accumulation and outputs fp32. Every reduction has one fixed order that
-// depends neither on T, nor on the thread count, nor on the instruction set, so a row's result is
-// the same bits alone or in a batch, on AVX2 or AVX-512. That is what makes speculation lossless.
+// depends neither on T nor on the thread count, so a row's result is the same bits alone or in a
+// batch. That is what makes speculation lossless. The order is one for all instruction sets but
+// AMX, which has its own for matrix products and attention.
 //
 // Ops never allocate (PackedMatrix::Pack and BuildRopeTable do); a workspace is at least 8-byte
 // aligned. Preconditions are checked with KERNELS_CHECK, which aborts with the operands.
@@ -57,6 +58,8 @@ class PackedMatrix {
   int num_cols() const { return num_cols_; }
   WeightFormat format() const { return format_; }
   size_t bytes() const { return bytes_; }  // what one pass over the matrix reads
+  // kMxfp4: every weight, with its scale, is zero or a normal bf16.
+  bool exact_in_bf16() const { return exact_in_bf16_; }
   const uint8_t* data() const { return storage_.data() + offset_; }  // 64-byte aligned
 
  private:
@@ -64,6 +67,7 @@ class PackedMatrix {
   int num_rows_ = 0;
   int num_cols_ = 0;
   size_t bytes_ = 0;
+  bool exact_in_bf16_ = true;
   size_t offset_ = 0;
   std::vector<uint8_t> storage_;
 };
@@ -237,11 +241,11 @@ RoundingError QuantizeToMxfp4(ThreadPool& pool, const CheckpointMatrix& source,
 // ---- Machine
 // ---------------------------------------------------------------------------------------------------------------------
 
-enum class InstructionSet : uint8_t { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
+enum class InstructionSet : uint8_t { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
 InstructionSet DetectInstructionSet();       // the best that CPU and OS support
 InstructionSet ActiveInstructionSet();       // what the operations use now
 void SetInstructionSet(InstructionSet set);  // REQUIRES: supported; before any matrix is packed.
                                              // Tests and benchmarks only
-const char* Name(InstructionSet set);        // "scalar", "avx2", "avx512", "avx512_bf16"
+const char* Name(InstructionSet set);  // "scalar", "avx2", "avx512", "avx512_bf16", "amx_bf16"
 
 }  // namespace ultraspeed::kernels

@@ -1,5 +1,5 @@
-// ultraspeed-kernels-bench [threads]: time of every operation at the bundled model's shapes, beside
-// the bound measured in this process.
+// ultraspeed-kernels-bench [threads [instruction set]]: time of every operation at the bundled
+// model's shapes, beside the bound measured in this process.
 //
 // The bound of a product is the larger of bytes / read rate (of a buffer as large as the matrix, so
 // that a matrix that stays in a cache is held against that cache) and operations / peak
@@ -71,16 +71,45 @@ __attribute__((target("avx2,fma"), noinline)) float DotsAvx2(int count) {
   return sum;
 }
 
+// Products of tiles of zeros, 16 x 16 sums of 32 products each.
+float TilesAmx(int count) {
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16};
+  } const config;
+  asm volatile("ldtilecfg %0" ::"m"(config));
+  for (int i = 0; i < count; ++i) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) asm volatile("tdpbf16ps %%tmm2, %%tmm1, %%tmm0" ::);
+  }
+  asm volatile("tilerelease" ::);
+  return 0;
+}
+
+struct Multiplications {
+  float (*run)(int count);
+  double flops;  // of a count
+};
+Multiplications MultiplicationsOf(InstructionSet set) {
+  switch (set) {
+    case InstructionSet::kAmxBf16:
+      return {TilesAmx, 4 * 2.0 * 16 * 16 * 32};
+    case InstructionSet::kAvx512Bf16:
+      return {DotsAvx512, 16 * 64.0};
+    default:
+      return {DotsAvx2, 12 * 16.0};
+  }
+}
+
 double PeakFlops(ThreadPool& pool) {
-  const InstructionSet set = ActiveInstructionSet();
-  if (set == InstructionSet::kScalar) return INFINITY;
+  if (ActiveInstructionSet() == InstructionSet::kScalar) return INFINITY;
   constexpr int kCount = 20000;
-  const bool bf16_dots = set == InstructionSet::kAvx512Bf16;
+  const Multiplications multiplications = MultiplicationsOf(ActiveInstructionSet());
   const double seconds = SecondsOf([&] {
-    pool.ParallelFor(pool.num_threads(),
-                     [&](int) { sink = bf16_dots ? DotsAvx512(kCount) : DotsAvx2(kCount); });
+    pool.ParallelFor(pool.num_threads(), [&](int) { sink = multiplications.run(kCount); });
   });
-  return pool.num_threads() * (bf16_dots ? 16 * 64.0 : 12 * 16.0) * kCount / seconds;
+  return pool.num_threads() * multiplications.flops * kCount / seconds;
 }
 
 __attribute__((target("avx2"), noinline)) void ReadAll(const uint8_t* data, size_t bytes) {
@@ -295,10 +324,24 @@ void BenchRows(ThreadPool& pool, Inputs& inputs) {
               1e6 * SecondsOf([&] { pool.ParallelFor(pool.num_threads(), [](int) {}); }));
 }
 
+bool ChooseInstructionSet(const char* name) {
+  for (int i = 0; i <= static_cast<int>(DetectInstructionSet()); ++i) {
+    const auto set = static_cast<InstructionSet>(i);
+    if (std::strcmp(Name(set), name) != 0) continue;
+    SetInstructionSet(set);
+    return true;
+  }
+  return false;
+}
+
 int Main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 2;
   if (threads < 1 || threads > 1024) {
-    std::fprintf(stderr, "usage: %s [threads 1..1024]\n", argv[0]);
+    std::fprintf(stderr, "usage: %s [threads 1..1024 [instruction set]]\n", argv[0]);
+    return 1;
+  }
+  if (argc > 2 && !ChooseInstructionSet(argv[2])) {
+    std::fprintf(stderr, "%s: this CPU does not have it\n", argv[2]);
     return 1;
   }
   ThreadPool pool(threads);

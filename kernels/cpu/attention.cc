@@ -28,7 +28,7 @@ void Attention(ThreadPool& pool, const AttentionParams& params) {
     keys += row.last_key - row.first_key + 1 + (row.block_k != nullptr ? row.block_rows : 0);
   }
   const int group = params.num_q_heads / params.num_kv_heads;
-  const int rows_at_once = group < kQueriesAtOnce ? kQueriesAtOnce / group : 1;
+  const int rows_at_once = std::max(1, kernels.attention_queries / group);
   const int num_row_groups = (params.num_tokens + rows_at_once - 1) / rows_at_once;
   const int num_tasks = num_row_groups * params.num_kv_heads;
   // One head after the other: its keys and values may stay in a core's cache for all rows.
@@ -36,6 +36,7 @@ void Attention(ThreadPool& pool, const AttentionParams& params) {
     const int row = task % num_row_groups * rows_at_once;
     kernels.attention(
         {&params, row, std::min(rows_at_once, params.num_tokens - row), task / num_row_groups});
+    kernels.release_tiles();
   };
   const int64_t work = keys * params.num_q_heads * (params.qk_head_dim + params.v_head_dim);
   if (work <= kInlineWork) {

@@ -7,6 +7,7 @@
 // A key that only some of the queries see has weight 0 for the others, which changes nothing of
 // theirs. Included once per instruction set inside namespace ULTRASPEED_ISA.
 
+constexpr int kQueriesAtOnce = 4;
 constexpr int kChunkKeys = 64;
 constexpr int kHeadDimsMax = 512;
 constexpr float kMinusInfinity = -__builtin_inff();
@@ -227,10 +228,10 @@ INLINE bool SeeTheSame(const AttentionTask& task) {
   return true;
 }
 
-void AttentionTaskRun(const AttentionTask& task) {
+void AttendByVectors(const AttentionTask& task) {
   if (!SeeTheSame(task)) {
     for (int r = 0; r < task.num_rows; ++r) {
-      AttentionTaskRun({task.params, task.row + r, 1, task.kv_head});
+      AttendByVectors({task.params, task.row + r, 1, task.kv_head});
     }
     return;
   }

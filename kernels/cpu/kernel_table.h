@@ -2,10 +2,10 @@
 // to agree on.
 //
 // Callers: the operations of kernels/cpu/*.cc, which check, split the work and call through
-// Active(). The four tables are compiled from the same *_kernels.inc.h sources with different
-// compiler options (isa_*.cc); they give equal bits, so a choice of table is a choice of speed
-// only. The isa_*.cc files must not instantiate inline functions of other headers: the linker could
-// keep the copy that needs AVX-512.
+// Active(). The tables are compiled from the same *.inc.h sources with different compiler options
+// (isa_*.cc). Four give equal bits, so a choice among them is one of speed only; AMX has matrix
+// products and attention of its own (*_amx.inc.h), in another order. The isa_*.cc files must not
+// instantiate inline functions of other headers: the linker could keep the copy that needs AVX-512.
 #pragma once
 
 #include <xmmintrin.h>
@@ -48,6 +48,7 @@ struct MatrixView {
   const float* scales_f32;     // kFp8Block128: [ceil(N/128), ceil(Kdim/128)]
   const uint8_t* scales_e8m0;  // kMxfp4: [ceil(N/16), Kdim/32, 16 rows]; 2^-127 counts as zero like
                                // every denormal
+  bool exact_in_bf16;          // kMxfp4: as PackedMatrix says
 };
 MatrixView View(const PackedMatrix& matrix);
 
@@ -70,15 +71,18 @@ struct AttentionTask {
   int row, num_rows;
   int kv_head;
 };
-// Query heads that read a key together, of neighbouring rows too where they see the same keys.
-inline constexpr int kQueriesAtOnce = 4;
+// Rows of bf16 at equal distances. No methods: they would be inline functions (see above).
+struct Rows {
+  const bf16* first;
+  size_t stride;  // in elements
+};
 
 struct KernelTable {
   // out[t][r] = x[t] * w[r] for r in [row_begin, row_end), t in [0, num_tokens). REQUIRES: 1 <=
   // num_tokens <= kTokenBlock. row_begin is a multiple of 16, and so is row_end unless it is
   // num_rows; out[t] points to the value of row 0.
-  void (*matmul)(const MatrixView& w, int row_begin, int row_end, const bf16* const* x,
-                 int num_tokens, float* const* out);
+  void (*matmul)(const MatrixView& w, int row_begin, int row_end, const Rows& x, int num_tokens,
+                 float* const* out);
   // out[i] = bf16(silu(gate[i]) * up[i])
   void (*swiglu)(const float* gate, const float* up, int count, bf16* out);
   // out[i] = sum over k of weight[k] * rows[k][i], k ascending, the first by a product, the others
@@ -106,6 +110,10 @@ struct KernelTable {
   void (*add_gumbel)(float* x, int count, uint64_t seed, int64_t position);
   // Writes the indices whose value is >= threshold, ascending; returns their number.
   int (*select_at_least)(const float* x, int count, float threshold, int32_t* indices);
+  // To be called by the thread that has called matmul or attention, when it is done for now.
+  void (*release_tiles)();
+  // Pairs of row and query head that attention reads a key for at once: what a task is made of.
+  int attention_queries;
 };
 
 const KernelTable& Active();
@@ -113,5 +121,6 @@ extern const KernelTable kScalarKernels;
 extern const KernelTable kAvx2Kernels;
 extern const KernelTable kAvx512Kernels;
 extern const KernelTable kAvx512Bf16Kernels;
+extern const KernelTable kAmxBf16Kernels;
 
 }  // namespace ultraspeed::kernels

@@ -57,6 +57,15 @@ void PlaceRow(const CheckpointMatrix& source, int row, uint8_t* tile) {
   }
 }
 
+// Whether all of 0.5, 1, .. 6 times 2^(scale - 127) are normal bf16.
+bool ExactInBf16(uint8_t scale) { return scale >= 2 && scale <= 252; }
+
+// Of a block's 32 codes, e2m1.
+bool HasNonzero(const CheckpointMatrix& source, size_t block) {
+  const auto* const codes = static_cast<const uint8_t*>(source.codes) + block * 16;
+  return std::any_of(codes, codes + 16, [](uint8_t pair) { return (pair & 0x77) != 0; });
+}
+
 // Bytes of a tile's codes and of all scales.
 struct PackedSizes {
   size_t tile_bytes;
@@ -94,6 +103,7 @@ MatrixView View(const PackedMatrix& matrix) {
     view.scales_f32 = reinterpret_cast<const float*>(scales);
   } else if (view.format == WeightFormat::kMxfp4) {
     view.scales_e8m0 = scales;
+    view.exact_in_bf16 = matrix.exact_in_bf16();
   }
   return view;
 }
@@ -127,6 +137,9 @@ PackedMatrix PackedMatrix::Pack(const CheckpointMatrix& source) {
         const uint8_t scale = source.scales_e8m0[row * blocks + block];
         KERNELS_CHECK(static_cast<int>(scale), <, 255);
         scales[(row / kTileRows * blocks + block) * kTileRows + row % kTileRows] = scale;
+        if (!ExactInBf16(scale) && HasNonzero(source, row * blocks + block)) {
+          packed.exact_in_bf16_ = false;
+        }
       }
     }
   }
@@ -150,6 +163,7 @@ void MatMul(ThreadPool& pool, const PackedMatrix& w, const bf16* x, int num_toke
   const FlushDenormals flush;
   const KernelTable& kernels = Active();
   const MatrixView view = View(w);
+  const auto stride = static_cast<size_t>(x_stride);
   const RowSplit split =
       SplitRows(pool, view.num_rows, int64_t{view.num_rows} * view.num_cols * num_tokens);
   pool.ParallelFor(split.num_tasks, [&](int task) {
@@ -157,14 +171,14 @@ void MatMul(ThreadPool& pool, const PackedMatrix& w, const bf16* x, int num_toke
     const int end = std::min(begin + split.rows_per_task, view.num_rows);
     for (int t0 = 0; t0 < num_tokens; t0 += kTokenBlock) {
       const int count = std::min(kTokenBlock, num_tokens - t0);
-      const bf16* x_rows[kTokenBlock];
       float* out_rows[kTokenBlock];
       for (int t = 0; t < count; ++t) {
-        x_rows[t] = x + static_cast<size_t>(t0 + t) * x_stride;
         out_rows[t] = out + static_cast<size_t>(t0 + t) * out_stride;
       }
-      kernels.matmul(view, begin, end, x_rows, count, out_rows);
+      kernels.matmul(view, begin, end, {x + static_cast<size_t>(t0) * stride, stride}, count,
+                     out_rows);
     }
+    kernels.release_tiles();
   });
 }
 

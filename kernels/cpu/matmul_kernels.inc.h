@@ -60,11 +60,15 @@ INLINE void AddColumns(const uint8_t* codes, size_t tile_bytes, const bf16* cons
   }
 }
 
+INLINE Rows From(const Rows& rows, int row) {
+  return {rows.first + static_cast<size_t>(row) * rows.stride, rows.stride};
+}
+
 template <typename Tile, int kTiles, int kTokens>
-void Tiles(const MatrixView& w, int tile, const bf16* const* x_rows, float* const* out) {
+void Tiles(const MatrixView& w, int tile, const Rows& rows, float* const* out) {
   const bf16* x[kTokens];
 #pragma GCC unroll 8
-  for (int t = 0; t < kTokens; ++t) x[t] = x_rows[t];
+  for (int t = 0; t < kTokens; ++t) x[t] = From(rows, t).first;
   const uint8_t* codes = w.codes + static_cast<size_t>(tile) * w.tile_bytes;
   F total[kTiles][kTokens] = {};
   if constexpr (Tile::kFormat == WeightFormat::kBf16) {
@@ -97,8 +101,7 @@ void Tiles(const MatrixView& w, int tile, const bf16* const* x_rows, float* cons
 }
 
 template <typename Tile, int kTiles, int kTokens>
-INLINE void TilesFrom(const MatrixView& w, int& tile, int end, const bf16* const* x,
-                      float* const* out) {
+INLINE void TilesFrom(const MatrixView& w, int& tile, int end, const Rows& x, float* const* out) {
   for (; tile + kTiles <= end; tile += kTiles) Tiles<Tile, kTiles, kTokens>(w, tile, x, out);
 }
 
@@ -106,7 +109,7 @@ INLINE void TilesFrom(const MatrixView& w, int& tile, int end, const bf16* const
 
 // Enough independent sums to hide the latency of vdpbf16ps, few enough to stay in 32 registers.
 template <typename Tile, int kTokens>
-void AllTiles(const MatrixView& w, int tile, int end, const bf16* const* x, float* const* out) {
+void AllTiles(const MatrixView& w, int tile, int end, const Rows& x, float* const* out) {
   if constexpr (kTokens <= 2) TilesFrom<Tile, 8, kTokens>(w, tile, end, x, out);
   if constexpr (kTokens <= 4) TilesFrom<Tile, 4, kTokens>(w, tile, end, x, out);
   TilesFrom<Tile, 2, kTokens>(w, tile, end, x, out);
@@ -114,7 +117,7 @@ void AllTiles(const MatrixView& w, int tile, int end, const bf16* const* x, floa
 }
 
 template <typename Tile>
-void EightTokens(const MatrixView& w, int tile, int end, const bf16* const* x, int num_tokens,
+void EightTokens(const MatrixView& w, int tile, int end, const Rows& x, int num_tokens,
                  float* const* out) {
   switch (num_tokens) {
     case 1:
@@ -137,10 +140,10 @@ void EightTokens(const MatrixView& w, int tile, int end, const bf16* const* x, i
 }
 
 template <typename Tile>
-void MatMulFormat(const MatrixView& w, int tile, int end, const bf16* const* x, int num_tokens,
+void MatMulFormat(const MatrixView& w, int tile, int end, const Rows& x, int num_tokens,
                   float* const* out) {
   for (int t = 0; t < num_tokens; t += 8) {
-    EightTokens<Tile>(w, tile, end, x + t, num_tokens - t < 8 ? num_tokens - t : 8, out + t);
+    EightTokens<Tile>(w, tile, end, From(x, t), num_tokens - t < 8 ? num_tokens - t : 8, out + t);
   }
 }
 
@@ -233,7 +236,7 @@ INLINE void MultiplyTokens(const MatrixView& w, int tile, int first, int num_col
 }
 
 template <typename Tile>
-void TilesOfMany(const MatrixView& w, int tile, int end, const bf16* const* x, int num_tokens,
+void TilesOfMany(const MatrixView& w, int tile, int end, const Rows& x, int num_tokens,
                  float* const* out) {
   alignas(64) float inputs[kTokenBlock * kChunkColumns];
   alignas(64) float weights[kChunkColumns * kLanes];
@@ -248,7 +251,7 @@ void TilesOfMany(const MatrixView& w, int tile, int end, const bf16* const* x, i
       const int num_columns = left < kChunkColumns ? left : kChunkColumns;
       for (int t = 0; t < num_tokens; ++t) {
         for (int c = 0; c < num_columns; c += kLanes) {
-          Store(inputs + t * kChunkColumns + c, LoadBf16(x[t] + first + c));
+          Store(inputs + t * kChunkColumns + c, LoadBf16(From(x, t).first + first + c));
         }
       }
       for (int i = 0; i < num_tiles; ++i) {
@@ -266,7 +269,7 @@ void TilesOfMany(const MatrixView& w, int tile, int end, const bf16* const* x, i
 }
 
 template <typename Tile>
-void MatMulFormat(const MatrixView& w, int tile, int end, const bf16* const* x, int num_tokens,
+void MatMulFormat(const MatrixView& w, int tile, int end, const Rows& x, int num_tokens,
                   float* const* out) {
   switch (num_tokens) {
     case 1:
@@ -285,17 +288,17 @@ void MatMulFormat(const MatrixView& w, int tile, int end, const bf16* const* x, 
 #else
 
 template <typename Tile>
-void MatMulFormat(const MatrixView& w, int tile, int end, const bf16* const* x, int num_tokens,
+void MatMulFormat(const MatrixView& w, int tile, int end, const Rows& x, int num_tokens,
                   float* const* out) {
   for (int t = 0; t < num_tokens; ++t) {
-    for (int i = tile; i < end; ++i) Tiles<Tile, 1, 1>(w, i, x + t, out + t);
+    for (int i = tile; i < end; ++i) Tiles<Tile, 1, 1>(w, i, From(x, t), out + t);
   }
 }
 
 #endif
 
-void MatMulRows(const MatrixView& w, int row_begin, int row_end, const bf16* const* x,
-                int num_tokens, float* const* out) {
+void MatMulByVectors(const MatrixView& w, int row_begin, int row_end, const Rows& x, int num_tokens,
+                     float* const* out) {
   const int tile = row_begin / kLanes;
   const int end = (row_end + kLanes - 1) / kLanes;
   switch (w.format) {

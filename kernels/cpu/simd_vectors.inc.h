@@ -38,6 +38,7 @@ INLINE U Lanes() { return U{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
 INLINE F Load(const float* p) { return *reinterpret_cast<const UnalignedF*>(p); }
 INLINE void Store(float* p, F x) { *reinterpret_cast<UnalignedF*>(p) = x; }
 INLINE W LoadW(const void* p) { return *static_cast<const UnalignedW*>(p); }
+INLINE void StoreW(void* p, W x) { *static_cast<UnalignedW*>(p) = x; }
 
 INLINE F Fma(F a, F b, F c) {
 #if defined(__AVX512F__)

@@ -42,6 +42,8 @@ TEST(DecodeLoop, HoldsCompletionsToAFormatWhateverIsDrafted) {
 
   EXPECT_EQ(speculative.texts, plain.texts);
   EXPECT_LT(speculative.rounds, plain.rounds);
+  EXPECT_EQ(plain.prompt_tokens,
+            static_cast<int64_t>(prompts[0].size() + prompts[1].size() + prompts[2].size()));
   EXPECT_NE(plain.texts, without.texts);
   for (const std::vector<int32_t>& text : plain.texts) {
     EXPECT_GE(text.size(), 2u);

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "kernels/ops.h"
 #include "kernels/thread_pool.h"
+#include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/random_data.h"
 
 namespace ultraspeed::kernels {
@@ -146,14 +148,14 @@ TEST(Attention, LargeScoresDoNotOverflow) {
   attention.ExpectAgrees(pool, false);
 }
 
-TEST(Attention, SameBitsForEveryInstructionSetThreadCountAndBatch) {
+TEST(Attention, SameBitsForEveryThreadCountBatchAndSetOfOneOrder) {
   ThreadPool one(1);
   ThreadPool two(2);
   AttentionCase attention({16, 4, 128, 64}, 16, 30, 8, 8, 6);
   for (int t = 0; t < 8; ++t) attention.Add(t * 11, 300 + t * 20, t % 2 * 8);
-  const std::vector<bf16> want = attention.Run(one, 0, 8, true);
+  const auto all = [&] { return attention.Run(one, 0, 8, true); };
   const size_t row = 16 * 64;
-  ForEachInstructionSet([&](InstructionSet set) {
+  ForEachOrder(all, [&](InstructionSet set, const std::vector<bf16>& want) {
     for (ThreadPool* pool : {&one, &two}) {
       EXPECT_TRUE(SameBits(attention.Run(*pool, 0, 8, true), want)) << Name(set);
       for (int t = 0; t < 8; ++t) {
@@ -164,6 +166,52 @@ TEST(Attention, SameBitsForEveryInstructionSetThreadCountAndBatch) {
       }
     }
   });
+}
+
+// Rows side by side that see nearly the same keys, as in a prompt, a block of drafts or a drafter's
+// block: each is what it is alone, and keys that nobody sees do not matter.
+TEST(Attention, RowsThatShareKeysAreTheSameBitsAlone) {
+  constexpr int kRows = 21, kLast = 175;
+  ThreadPool one(1);
+  ThreadPool two(2);
+  const auto first_of = [](int window, int last) { return std::max(0, last + 1 - window); };
+  for (Shape shape : {Shape{8, 4, 192, 128}, {6, 2, 64, 48}, {32, 1, 96, 80}}) {
+    for (const auto& [page_tokens, num_pages] : {std::pair{64, 7}, {16, 21}, {100, 3}}) {
+      for (int window : {1000, 37}) {
+        for (int block_rows : {0, 8}) {
+          AttentionCase attention(shape, page_tokens, num_pages, kRows, block_rows, 7);
+          for (int t = 0; t < kRows; ++t) {
+            const int last = kLast - (block_rows > 0 ? 0 : kRows - 1 - t);
+            attention.Add(first_of(window, last), last, block_rows);
+          }
+          // What no row sees.
+          for (int p = 0; p < page_tokens * num_pages; ++p) {
+            if (p <= kLast && p >= attention.rows.front().first_key) continue;
+            const size_t row = static_cast<size_t>(attention.pages[p / page_tokens]) * page_tokens +
+                               p % page_tokens;
+            const size_t k_row = row * shape.kv_heads * shape.dim;
+            const size_t v_row = row * shape.kv_heads * shape.value_dim;
+            std::fill_n(attention.k.begin() + k_row, shape.kv_heads * shape.dim, bf16{0x7fc0});
+            std::fill_n(attention.v.begin() + v_row, shape.kv_heads * shape.value_dim,
+                        bf16{0x7fc0});
+          }
+          attention.ExpectAgrees(two, true);
+          const auto all = [&] { return attention.Run(one, 0, kRows, true); };
+          const size_t row = static_cast<size_t>(shape.q_heads) * shape.value_dim;
+          ForEachOrder(all, [&](InstructionSet set, const std::vector<bf16>& want) {
+            for (int rows : {1, 8, kRows}) {
+              for (int t = 0; t + rows <= kRows; t += rows) {
+                EXPECT_TRUE(SameBits(
+                    attention.Run(two, t, rows, true),
+                    std::vector<bf16>(want.begin() + t * row, want.begin() + (t + rows) * row)))
+                    << Name(set) << " rows from " << t << ": " << rows << ", window " << window;
+              }
+            }
+          });
+        }
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Seeded random inputs and the sweep over instruction sets that the kernel tests share.
+// Seeded random inputs that the kernel tests share.
 #pragma once
 
 #include <cstring>
@@ -84,17 +84,6 @@ inline TestMatrix RandomMatrix(RandomData& random, WeightFormat format, int rows
 
 inline constexpr WeightFormat kFormats[] = {WeightFormat::kBf16, WeightFormat::kFp8Block128,
                                             WeightFormat::kMxfp4};
-
-// Calls test() once with every instruction set that this machine has.
-template <typename Test>
-void ForEachInstructionSet(Test test) {
-  const InstructionSet best = DetectInstructionSet();
-  for (int set = 0; set <= static_cast<int>(best); ++set) {
-    SetInstructionSet(static_cast<InstructionSet>(set));
-    test(static_cast<InstructionSet>(set));
-  }
-  SetInstructionSet(best);
-}
 
 template <typename T>
 bool SameBits(const std::vector<T>& a, const std::vector<T>& b) {

@@ -8,6 +8,7 @@
 
 #include "kernels/ops.h"
 #include "kernels/thread_pool.h"
+#include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/random_data.h"
 
 namespace ultraspeed::kernels {

@@ -7,6 +7,7 @@
 
 #include "kernels/gumbel.h"
 #include "kernels/ops.h"
+#include "tests/kernels/instruction_sets.h"
 #include "tests/kernels/random_data.h"
 
 namespace ultraspeed::kernels {

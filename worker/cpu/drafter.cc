@@ -54,16 +54,16 @@ DrafterForward::DrafterForward(const ModelConfig& config, const DrafterWeights& 
     values_.emplace_back(Size(rows_kept, config_.num_kv_heads, config_.head_dim));
   }
   const int rows = max_rows_, d = config_.head_dim;
-  taps_.resize(static_cast<size_t>(kContextRowsAtOnce) * tap_width_);
-  context_kv_.resize(Size(kContextRowsAtOnce, weights.context_kv.num_rows()));
-  residual_.resize(Size(rows, config_.hidden));
-  normed_.resize(Size(rows, config_.hidden));
-  qkv_.resize(Size(rows, config_.num_q_heads + 2 * config_.num_kv_heads, d));
-  q_.resize(Size(rows, config_.num_q_heads, d));
-  block_k_.resize(Size(rows, config_.num_kv_heads, d));
-  block_v_.resize(Size(rows, config_.num_kv_heads, d));
-  attended_.resize(Size(rows, config_.num_q_heads, d));
-  delta_.resize(Size(rows, config_.hidden));
+  taps_ = ZeroedArray<bf16>(static_cast<size_t>(kContextRowsAtOnce) * tap_width_);
+  context_kv_ = ZeroedArray<float>(Size(kContextRowsAtOnce, weights.context_kv.num_rows()));
+  residual_ = ZeroedArray<float>(Size(rows, config_.hidden));
+  normed_ = ZeroedArray<bf16>(Size(rows, config_.hidden));
+  qkv_ = ZeroedArray<float>(Size(rows, config_.num_q_heads + 2 * config_.num_kv_heads, d));
+  q_ = ZeroedArray<bf16>(Size(rows, config_.num_q_heads, d));
+  block_k_ = ZeroedArray<bf16>(Size(rows, config_.num_kv_heads, d));
+  block_v_ = ZeroedArray<bf16>(Size(rows, config_.num_kv_heads, d));
+  attended_ = ZeroedArray<bf16>(Size(rows, config_.num_q_heads, d));
+  delta_ = ZeroedArray<float>(Size(rows, config_.hidden));
   workspace_ = ZeroedArray<uint64_t>(
       kernels::MlpWorkspaceBytes(rows, config_.ffn_width, config_.hidden) / sizeof(uint64_t) + 1);
   attention_rows_.resize(static_cast<size_t>(rows));
@@ -197,7 +197,7 @@ void DrafterForward::AppendContext(absl::Span<const ContextRow> rows) {
 void DrafterForward::EmbedBlocks(absl::Span<const DraftAnchor> anchors) {
   const auto hidden = static_cast<size_t>(config_.hidden);
   const size_t num_rows = anchors.size() * static_cast<size_t>(config_.block_size);
-  std::fill_n(residual_.begin(), num_rows * hidden, 0.0f);
+  std::fill_n(residual_.data(), num_rows * hidden, 0.0f);
   float* out = residual_.data();
   for (const DraftAnchor& anchor : anchors) {
     const int local = anchor.token - link_.rank.index * vocabulary_;

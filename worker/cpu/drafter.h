@@ -91,16 +91,16 @@ class DrafterForward {
   std::vector<ZeroedArray<kernels::bf16>> keys_;    // [layers] of [likewise, Hkv, D]
   std::vector<ZeroedArray<kernels::bf16>> values_;  // [layers] of [likewise, Hkv, D]
 
-  std::vector<kernels::bf16> taps_;      // [T, taps * H]
-  std::vector<float> context_kv_;        // [T, layers * 2 * Hkv * D]
-  std::vector<float> residual_;          // [T, H]
-  std::vector<kernels::bf16> normed_;    // [T, H]
-  std::vector<float> qkv_;               // [T, (Hq + 2 Hkv) * D]
-  std::vector<kernels::bf16> q_;         // [T, Hq, D]
-  std::vector<kernels::bf16> block_k_;   // [T, Hkv, D]
-  std::vector<kernels::bf16> block_v_;   // [T, Hkv, D]
-  std::vector<kernels::bf16> attended_;  // [T, Hq, D]
-  std::vector<float> delta_;             // [T, H]
+  ZeroedArray<kernels::bf16> taps_;      // [T, taps * H]
+  ZeroedArray<float> context_kv_;        // [T, layers * 2 * Hkv * D]
+  ZeroedArray<float> residual_;          // [T, H]
+  ZeroedArray<kernels::bf16> normed_;    // [T, H]
+  ZeroedArray<float> qkv_;               // [T, (Hq + 2 Hkv) * D]
+  ZeroedArray<kernels::bf16> q_;         // [T, Hq, D]
+  ZeroedArray<kernels::bf16> block_k_;   // [T, Hkv, D]
+  ZeroedArray<kernels::bf16> block_v_;   // [T, Hkv, D]
+  ZeroedArray<kernels::bf16> attended_;  // [T, Hq, D]
+  ZeroedArray<float> delta_;             // [T, H]
   ZeroedArray<uint64_t> workspace_;
   std::vector<kernels::KvView> views_;
   std::vector<kernels::AttentionRow> attention_rows_;

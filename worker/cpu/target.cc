@@ -59,13 +59,13 @@ TargetForward::TargetForward(const ModelConfig& config, const TargetWeights& wei
     values_.emplace_back(Size(tokens, config.num_kv_heads, config.v_head_dim));
   }
   const int rows = shape.max_rows;
-  residual_.resize(Size(rows, config.hidden));
-  normed_.resize(Size(rows, config.hidden));
-  qkv_.resize(Size(rows, config.num_kv_heads, group_rows_));
-  q_.resize(Size(rows, config.num_q_heads, config.qk_head_dim));
-  attended_.resize(Size(rows, config.num_q_heads, config.v_head_dim));
-  delta_.resize(Size(rows, config.hidden));
-  taps_.resize(static_cast<size_t>(rows) * tap_width_);
+  residual_ = ZeroedArray<float>(Size(rows, config.hidden));
+  normed_ = ZeroedArray<bf16>(Size(rows, config.hidden));
+  qkv_ = ZeroedArray<float>(Size(rows, config.num_kv_heads, group_rows_));
+  q_ = ZeroedArray<bf16>(Size(rows, config.num_q_heads, config.qk_head_dim));
+  attended_ = ZeroedArray<bf16>(Size(rows, config.num_q_heads, config.v_head_dim));
+  delta_ = ZeroedArray<float>(Size(rows, config.hidden));
+  taps_ = ZeroedArray<bf16>(static_cast<size_t>(rows) * tap_width_);
   expert_ids_.resize(Size(rows, config.experts_per_token));
   expert_weights_.resize(Size(rows, config.experts_per_token));
   const size_t workspace_bytes =

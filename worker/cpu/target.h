@@ -93,13 +93,13 @@ class TargetForward {
   std::vector<ZeroedArray<kernels::bf16>> keys_;
   std::vector<ZeroedArray<kernels::bf16>> values_;
 
-  std::vector<float> residual_;          // [T, H]
-  std::vector<kernels::bf16> normed_;    // [T, H]
-  std::vector<float> qkv_;               // [T, Hkv * group_rows]
-  std::vector<kernels::bf16> q_;         // [T, Hq, D]
-  std::vector<kernels::bf16> attended_;  // [T, Hq, Dv]
-  std::vector<float> delta_;             // [T, H]
-  std::vector<kernels::bf16> taps_;      // [T, taps * H]
+  ZeroedArray<float> residual_;          // [T, H]
+  ZeroedArray<kernels::bf16> normed_;    // [T, H]
+  ZeroedArray<float> qkv_;               // [T, Hkv * group_rows]
+  ZeroedArray<kernels::bf16> q_;         // [T, Hq, D]
+  ZeroedArray<kernels::bf16> attended_;  // [T, Hq, Dv]
+  ZeroedArray<float> delta_;             // [T, H]
+  ZeroedArray<kernels::bf16> taps_;      // [T, taps * H]
   std::vector<int32_t> expert_ids_;      // [T, K]
   std::vector<float> expert_weights_;    // [T, K]
   ZeroedArray<uint64_t> workspace_;

@@ -14,8 +14,9 @@ namespace {
 
 using testing::HasSubstr;
 
-// Of the logits' deviation; measured are 0.04, 0.35 and 0.008.
-constexpr double kRowMax = 0.06;  // 97 of 100 rows
+// Of the logits' deviation; measured are 0.046, 0.35 and 0.008. Which rows swap an expert, and how
+// many, depends on the order of sums: some 3 of 100 rows, with AMX 5.
+constexpr double kRowMax = 0.06;  // 95 of 100 rows
 constexpr double kSwappedRowMax = 0.5;
 constexpr double kRootMeanSquareMax = 0.02;
 // Of two log-probabilities between which greedy text may part; measured 0.015.
@@ -45,7 +46,7 @@ TEST(RanksModelTest, LogitsAgreeWithOneRankToRounding) {
     const RankDifference difference = CompareLogits(**whole, **ranks, text);
     std::printf("%d ranks: %s\n", num_ranks, difference.ToString().c_str());
 
-    EXPECT_LE(difference.LargestOf(0.97), kRowMax * difference.deviation);
+    EXPECT_LE(difference.LargestOf(0.95), kRowMax * difference.deviation);
     EXPECT_LE(difference.LargestOf(1), kSwappedRowMax * difference.deviation);
     EXPECT_LE(difference.root_mean_square, kRootMeanSquareMax * difference.deviation);
     EXPECT_GE(difference.same_choice, 0.98);
