@@ -18,6 +18,7 @@
 #include "common/check.h"
 #include "common/grammar/constraint.h"
 #include "common/grammar/json_schema.h"
+#include "common/grammar/tool_calls.h"
 #include "common/status_macros.h"
 
 namespace ultraspeed::bench {
@@ -68,6 +69,42 @@ constexpr char kExampleSchema[] = R"({
   "additionalProperties": false
 })";
 
+constexpr char kTableParameters[] = R"({
+  "type": "object",
+  "properties": {
+    "restaurant": {"type": "string", "minLength": 1, "maxLength": 40},
+    "guests": {"type": "integer", "minimum": 1, "maximum": 20},
+    "date": {"type": "string", "format": "date"},
+    "time": {"type": "string", "pattern": "^([01][0-9]|2[0-3]):[0-5][0-9]$"},
+    "seating": {"enum": ["inside", "outside", "any"]},
+    "notes": {"type": "string", "maxLength": 60}
+  },
+  "required": ["restaurant", "guests", "date", "time"],
+  "additionalProperties": false
+})";
+constexpr char kMailParameters[] = R"({
+  "type": "object",
+  "properties": {
+    "to": {"type": "array", "items": {"type": "string", "format": "email"}, "maxItems": 3},
+    "subject": {"type": "string", "maxLength": 60},
+    "is_urgent": {"type": "boolean"}
+  },
+  "required": ["to", "subject"],
+  "additionalProperties": false
+})";
+
+// A request's strict tools.
+std::vector<grammar::CallableTool> FewTools() {
+  return {{"book_table", true, kTableParameters}, {"send_mail", true, kMailParameters}};
+}
+std::vector<grammar::CallableTool> ManyTools() {
+  constexpr int kTools = 128;
+  std::vector<grammar::CallableTool> tools;
+  for (int i = 0; i < kTools; ++i)
+    tools.push_back({absl::StrCat("book_table_", i), true, kTableParameters});
+  return tools;
+}
+
 using MakeGrammar = std::function<absl::StatusOr<std::shared_ptr<const grammar::Grammar>>()>;
 
 template <typename Work>
@@ -99,8 +136,9 @@ class RandomTokens {
       : tokens_max_(options.tokens_max), random_(options.seed) {
     for (int32_t token = 0; token < vocabulary.num_tokens(); ++token)
       if (vocabulary.is_end(token)) closing_.push_back(token);
-    // The quote first: within a string, all others are text.
-    for (const char* bytes : {"\"", "}", "]", ","}) {
+    // The quote first: within a string, all others are text. After it, what a call's value ends
+    // with.
+    for (const char* bytes : {"\"", "}", "]", ",", "</", "<"}) {
       for (int32_t token = 0; token < vocabulary.num_tokens(); ++token)
         if (vocabulary.bytes(token) == bytes) closing_.push_back(token);
     }
@@ -250,6 +288,8 @@ absl::StatusOr<boost::json::object> MeasureGrammar(const GrammarBenchOptions& op
   const std::pair<const char*, MakeGrammar> grammars[] = {
       {"schema", [&] { return grammar::FromJsonSchema(schema, schema_name); }},
       {"json_object", [] { return grammar::AnyJsonObject(); }},
+      {"strict_tools", [] { return grammar::FromTools(FewTools(), "tools"); }},
+      {"strict_tools_128", [] { return grammar::FromTools(ManyTools(), "tools"); }},
   };
   for (const auto& [name, make_grammar] : grammars) {
     RandomTokens random(**vocabulary, options);

@@ -20,9 +20,10 @@ struct GrammarBenchOptions {
   uint64_t seed = 1;
 };
 
-// Random texts under "schema" and under "json_object", any JSON object. Every text has a constraint
-// of its own, so it meets what the first request with a format meets, and then goes the same way
-// again.
+// Random texts under "schema", "json_object", any JSON object, "strict_tools", a call of one of two
+// tools, and "strict_tools_128", of one of 128. Every text has a
+// constraint of its own, so it meets what the first request with a format meets, and then goes the
+// same way again.
 absl::StatusOr<boost::json::object> MeasureGrammar(const GrammarBenchOptions& options);
 
 }  // namespace ultraspeed::bench

@@ -35,13 +35,13 @@ double Number(const json::object& object, const char* key) {
   return object.at(key).to_number<double>();
 }
 
-TEST(GrammarBench, ReportsBothGrammarsAndTheVocabulary) {
+TEST(GrammarBench, ReportsAllGrammarsAndTheVocabulary) {
   const absl::StatusOr<json::object> report = MeasureGrammar({.model_folder = kModel, .texts = 5});
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_EQ(report->at("schema_name"), "example");
   EXPECT_GT(Number(*report, "vocabulary_tokens"), 4000);
   EXPECT_GT(Number(*report, "vocabulary_build_ms"), 0);
-  for (const char* name : {"schema", "json_object"}) {
+  for (const char* name : {"schema", "json_object", "strict_tools", "strict_tools_128"}) {
     const json::object& part = report->at(name).as_object();
     EXPECT_EQ(part.at("texts"), 5) << name;
     EXPECT_EQ(part.at("ended_texts"), 5) << name;
