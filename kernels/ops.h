@@ -19,6 +19,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 namespace ultraspeed::kernels {
@@ -60,7 +61,7 @@ class PackedMatrix {
   size_t bytes() const { return bytes_; }  // what one pass over the matrix reads
   // kMxfp4: every weight, with its scale, is zero or a normal bf16.
   bool exact_in_bf16() const { return exact_in_bf16_; }
-  const uint8_t* data() const { return storage_.data() + offset_; }  // 64-byte aligned
+  const uint8_t* data() const { return data_.get(); }  // 64-byte aligned
 
  private:
   WeightFormat format_ = WeightFormat::kBf16;
@@ -68,8 +69,7 @@ class PackedMatrix {
   int num_cols_ = 0;
   size_t bytes_ = 0;
   bool exact_in_bf16_ = true;
-  size_t offset_ = 0;
-  std::vector<uint8_t> storage_;
+  std::shared_ptr<uint8_t[]> data_;  // kernels/cpu/weight_memory.h
 };
 
 // ---- Matrix products

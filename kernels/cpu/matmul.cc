@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "kernels/check.h"
+#include "kernels/cpu/weight_memory.h"
 
 namespace ultraspeed::kernels {
 namespace {
@@ -18,7 +19,6 @@ constexpr int kRowsPerTask =
 constexpr int64_t kInlineWork =
     96 * 1024;  // multiply-adds below which waking another thread costs more than it saves
 constexpr int kTasksPerThread = 4;
-constexpr size_t kAlignment = 64;
 
 size_t RoundUp(size_t x, size_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 
@@ -118,10 +118,8 @@ PackedMatrix PackedMatrix::Pack(const CheckpointMatrix& source) {
   packed.num_rows_ = source.num_rows;
   packed.num_cols_ = source.num_cols;
   packed.bytes_ = sizes.tile_bytes * sizes.num_tiles + sizes.scale_bytes;
-  packed.storage_.resize(packed.bytes_ + kAlignment - 1);
-  const auto address = reinterpret_cast<uintptr_t>(packed.storage_.data());
-  packed.offset_ = RoundUp(address, kAlignment) - address;
-  uint8_t* data = packed.storage_.data() + packed.offset_;
+  packed.data_ = AllocateWeights(packed.bytes_);
+  uint8_t* data = packed.data_.get();
   for (int row = 0; row < source.num_rows; ++row) {
     PlaceRow(source, row, data + row / kTileRows * sizes.tile_bytes);
   }
