@@ -137,7 +137,7 @@ __host__ __device__ inline PartPlan PartPlanOf(const AttentionTask& task, int64_
   plan.num_parts = plan.num_cache_parts + (task.drafter ? 1 : 0);
   const int pairs = num_rows * (task.num_q_heads / task.num_kv_heads);
   const int tiles = (pairs + kWarpPairs - 1) / kWarpPairs;
-  // Small units while there are blocks for them; a segment's are whole warpgroups.
+  // Small units while there are blocks for them; a segment's have a tile for each warp that scores.
   plan.unit_tiles = kUnitTilesMax;
   while (plan.part_chunks == 1 && plan.unit_tiles > 1 &&
          plan.num_parts * task.num_kv_heads *
