@@ -90,7 +90,7 @@ class DashboardTest : public ::testing::Test {
         << prometheus_->Log();
   }
 
-  // A stream of the tier, long enough to span scrapes, and a request by HTTP.
+  // A stream of the tier, and a request by HTTP.
   void Generate(const std::string& tier) {
     Process client(folder_, "client",
                    {BinFile("ultraspeed"), "generate", "--server=" + router_->address(),
