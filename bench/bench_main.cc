@@ -52,6 +52,8 @@ ABSL_FLAG(int, max_tokens, 128, "completion tokens per prompt");
 ABSL_FLAG(int, threads, 0, "compute threads; 0 = one for each core that the process may use");
 ABSL_FLAG(std::string, instruction_set, "",
           "decode: scalar, avx2, avx512, avx512_bf16 or amx_bf16; empty = the best of this CPU");
+ABSL_FLAG(std::string, drafter_precision, "auto",
+          "decode on a CPU: how the drafter's weights are held: auto, bf16 or fp8");
 ABSL_FLAG(double, temperature, 0, "decode, rank: 0 = greedy");
 ABSL_FLAG(int, top_k, 0, "decode, rank: the most likely tokens that may be drawn; 0 = all");
 ABSL_FLAG(double, top_p, 1, "decode, rank: their share of the probability; 1 = all");
@@ -246,6 +248,15 @@ absl::Status ChooseInstructionSet(const std::string& name) {
       absl::StrCat("--instruction_set: is ", name, "; this CPU has ", absl::StrJoin(names, ", ")));
 }
 
+absl::StatusOr<worker::DrafterPrecision> DrafterPrecision() {
+  const std::string name = absl::GetFlag(FLAGS_drafter_precision);
+  if (name == "auto") return worker::DrafterPrecision::kAuto;
+  if (name == "bf16") return worker::DrafterPrecision::kBf16;
+  if (name == "fp8") return worker::DrafterPrecision::kFp8;
+  return absl::InvalidArgumentError(
+      absl::StrCat("--drafter_precision: is ", name, "; must be auto, bf16 or fp8"));
+}
+
 absl::Status RunDecode() {
   if (absl::GetFlag(FLAGS_max_tokens) < 2)
     return absl::InvalidArgumentError("--max_tokens must be at least 2");
@@ -272,6 +283,7 @@ absl::Status RunDecode() {
   executor_options.num_threads = absl::GetFlag(FLAGS_threads);
   executor_options.max_sequences = sequences;
   executor_options.kv_tokens = int64_t{8192} * sequences;
+  ASSIGN_OR_RETURN(executor_options.drafter_precision, DrafterPrecision());
   executor_options.count_experts = true;
   executor_options.num_ranks = absl::GetFlag(FLAGS_gpus);
   ASSIGN_OR_RETURN(const worker::DeviceChoice choice, ChosenDevice());
@@ -358,8 +370,8 @@ absl::Status RunDecode() {
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage(
       "measures UltraSpeed.\n  ultraspeed-bench decode [--model DIR] [--device auto|cpu|cuda] "
-      "[--gpus N] [--instruction_set NAME] [--prompts held-out|FILE] [--max_tokens N] "
-      "[--sequences N] [--temperature X] "
+      "[--gpus N] [--instruction_set NAME] [--drafter_precision auto|bf16|fp8] "
+      "[--prompts held-out|FILE] [--max_tokens N] [--sequences N] [--temperature X] "
       "[--top_k N] [--top_p X] [--output_format none|json_object] [--json]\n"
       "  ultraspeed-bench grammar [--model DIR] [--schema FILE] [--texts N] [--json]\n"
       "  ultraspeed-bench load --model DIR [--device auto|cpu|cuda] [--gpus N] [--read_threads N] "

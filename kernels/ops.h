@@ -54,6 +54,10 @@ class PackedMatrix {
   PackedMatrix(PackedMatrix&&) = default;
   PackedMatrix& operator=(PackedMatrix&&) = default;
   static PackedMatrix Pack(const CheckpointMatrix& source);
+  // A kBf16 matrix in half the bytes, as kFp8Block128: a block's scale is its largest magnitude
+  // over 448, e4m3's largest, and a weight the nearest code, ties to the even one. NaN stays NaN;
+  // an infinite weight leaves its block none that is finite.
+  static PackedMatrix RoundToFp8(const PackedMatrix& matrix);
 
   int num_rows() const { return num_rows_; }
   int num_cols() const { return num_cols_; }
@@ -69,7 +73,7 @@ class PackedMatrix {
   int num_cols_ = 0;
   size_t bytes_ = 0;
   bool exact_in_bf16_ = true;
-  std::shared_ptr<uint8_t[]> data_;  // kernels/cpu/weight_memory.h
+  std::shared_ptr<uint8_t[]> data_;  // kernels/cpu/large_pages.h
 };
 
 // ---- Matrix products
@@ -144,16 +148,19 @@ void RouteTopK(ThreadPool& pool, const bf16* x /*[T, H]*/, const float* w /*[E, 
 // ---- Attention
 // -------------------------------------------------------------------------------------------------------------------
 
-// Where the keys and values of one sequence and layer lie. Position p is row pages[(p / P) %
-// num_pages] * P + p % P of `k` and `v`: full layers have one entry per page, a sliding layer's
-// ring is one page of ring size.
+// Where the keys and values of one sequence and layer lie. A page has P positions of one head after
+// the other, so that who reads a head's reads on. Full layers have one entry per page, a sliding
+// layer's ring is one page of ring size.
 struct KvView {
-  bf16* k;  // rows of [Hkv, D]
-  bf16* v;  // rows of [Hkv, Dv]
+  bf16* k;  // [pages, Hkv, P, D]
+  bf16* v;  // [pages, Hkv, P, Dv]
   const int32_t* pages;
   int num_pages;
   int page_tokens;  // P
 };
+// Row of `k` and `v` that position p of a head is: (pages[(p / P) % num_pages] * Hkv + head) * P +
+// p % P.
+size_t KvRow(const KvView& view, int num_kv_heads, int head, int64_t position);
 
 // One row's attention: query row t at `query_position` sees keys [first_key, last_key] of `kv`, and
 // if block_k is not null also block_rows more keys that lie outside the cache (the drafter's own
@@ -162,8 +169,8 @@ struct AttentionRow {
   const KvView* kv;
   int first_key;
   int last_key;         // inclusive; first_key - 1 = none
-  const bf16* block_k;  // [block_rows, Hkv, D] or null
-  const bf16* block_v;  // [block_rows, Hkv, Dv] or null
+  const bf16* block_k;  // [Hkv, block_rows, D] or null
+  const bf16* block_v;  // [Hkv, block_rows, Dv] or null
   int block_rows;
 };
 
@@ -222,6 +229,7 @@ bf16 ToBf16(float x);  // round to nearest even
 float FromBf16(bf16 x);
 void ToBf16(const float* x, int count, bf16* out);
 float FromE4m3(uint8_t code);
+uint8_t ToE4m3(float x);        // round to nearest even; beyond 448, 448
 float FromE2m1(uint8_t code);   // low nibble
 float FromE8m0(uint8_t scale);  // 2^(scale-127); 255 is NaN
 

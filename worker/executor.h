@@ -25,6 +25,11 @@ namespace ultraspeed::worker {
 // visibly (docs/PERFORMANCE.md); CUDA only.
 enum class KvPrecision : uint8_t { kBf16, kFp8 };
 
+// How the drafter's matrices are held. kFp8 (e4m3, 128 x 128 blocks) halves what drafting reads and
+// never changes the text, which the target chooses. kAuto is kFp8 on a CPU with AMX, where a round
+// waits for memory, else kBf16. CPU only.
+enum class DrafterPrecision : uint8_t { kAuto, kBf16, kFp8 };
+
 struct ExecutorOptions {
   std::string model_folder = {};
   int max_sequences = 8;       // slots
@@ -33,6 +38,7 @@ struct ExecutorOptions {
   int num_snapshots = 0;       // of beginnings that are kept to be shared
   int num_threads = 0;         // 0 = NumUsableCores()
   KvPrecision kv_precision = KvPrecision::kBf16;
+  DrafterPrecision drafter_precision = DrafterPrecision::kAuto;
   bool resident = true;  // rounds of a few sequences on the resident kernel; CUDA only
   // The CUDA executor counts the distinct experts of each pass, which takes a copy from the device
   // and a walk over it: for benchmarks. The CPU executor always knows them.

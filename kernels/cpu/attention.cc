@@ -11,6 +11,12 @@ constexpr int64_t kInlineWork = 64 * 1024;  // multiply-adds
 constexpr int kHeadDimMax = 512;            // kHeadDimsMax of attention_kernels.inc.h
 }  // namespace
 
+size_t KvRow(const KvView& view, int num_kv_heads, int head, int64_t position) {
+  const int64_t page = view.pages[(position / view.page_tokens) % view.num_pages];
+  return static_cast<size_t>((page * num_kv_heads + head) * view.page_tokens +
+                             position % view.page_tokens);
+}
+
 void Attention(ThreadPool& pool, const AttentionParams& params) {
   KERNELS_CHECK(params.num_kv_heads, >, 0);
   KERNELS_CHECK(params.num_q_heads % params.num_kv_heads, ==, 0);

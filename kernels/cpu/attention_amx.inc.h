@@ -74,9 +74,7 @@ class TileAttention {
         params_(*task.params),
         group_(params_.num_q_heads / params_.num_kv_heads),
         first_(first),
-        count_(count),
-        k_stride_(static_cast<size_t>(params_.num_kv_heads) * params_.qk_head_dim),
-        v_stride_(static_cast<size_t>(params_.num_kv_heads) * params_.v_head_dim) {}
+        count_(count) {}
 
   void Run() {
     ConfigureTiles(kTileRows);
@@ -120,8 +118,9 @@ class TileAttention {
     chunk.end = end - chunk.first_key < kChunkKeys ? end - chunk.first_key : kChunkKeys;
     next = chunk.first_key + chunk.end;
     if (chunk.is_of_block) {
+      const size_t base = static_cast<size_t>(task_.kv_head) * end + chunk.first_key;
       for (int j = 0; j < chunk.end; ++j) {
-        SetRow(chunk, j, row().block_k, row().block_v, chunk.first_key + j);
+        SetRow(chunk, j, row().block_k, row().block_v, base + j);
       }
       return true;
     }
@@ -129,7 +128,7 @@ class TileAttention {
     for (int j = chunk.begin; j < chunk.end;) {
       const int key = chunk.first_key + j, page = key / kv.page_tokens;
       const int offset = key - page * kv.page_tokens;
-      const size_t base = static_cast<size_t>(kv.pages[page % kv.num_pages]) * kv.page_tokens;
+      const size_t base = FirstRowOfPage(task_, page);
       for (int i = offset; i < kv.page_tokens && j < chunk.end; ++i, ++j) {
         SetRow(chunk, j, kv.k, kv.v, base + i);
       }
@@ -137,8 +136,8 @@ class TileAttention {
     return true;
   }
   void SetRow(KeyChunk& chunk, int j, const bf16* k, const bf16* v, size_t row) const {
-    chunk.k[j] = k + row * k_stride_ + static_cast<size_t>(task_.kv_head) * params_.qk_head_dim;
-    chunk.v[j] = v + row * v_stride_ + static_cast<size_t>(task_.kv_head) * params_.v_head_dim;
+    chunk.k[j] = k + row * params_.qk_head_dim;
+    chunk.v[j] = v + row * params_.v_head_dim;
   }
 
   void LoadQueries() {
@@ -206,14 +205,15 @@ class TileAttention {
 
   // scores_[key][query]; of absent keys anything.
   void Score(const KeyChunk& chunk) {
+    const auto dims = static_cast<size_t>(params_.qk_head_dim);
     const bf16* tiles[kKeyTiles] = {};  // null: no key is there
     size_t strides[kKeyTiles] = {};
     for (int i = chunk.begin / kTileRows; i * kTileRows < chunk.end; ++i) {
       const int j = i * kTileRows;
       const bool whole = j >= chunk.begin && j + kTileRows <= chunk.end &&
-                         chunk.k[j + kTileRows - 1] == chunk.k[j] + (kTileRows - 1) * k_stride_;
+                         chunk.k[j + kTileRows - 1] == chunk.k[j] + (kTileRows - 1) * dims;
       tiles[i] = whole ? chunk.k[j] : keys_[i][0];
-      strides[i] = whole ? k_stride_ : kHeadDimsMax;
+      strides[i] = whole ? dims : kHeadDimsMax;
       if (!whole) CopyKeys(chunk, j, keys_[i]);
     }
     Repeat<kKeyTiles>([&](auto i) { LoadTile<i.value>(kZeroTile, kTileRowBytes); });
@@ -342,7 +342,6 @@ class TileAttention {
   const AttentionTask& task_;
   const AttentionParams& params_;
   const int group_, first_, count_;
-  const size_t k_stride_, v_stride_;
   I first_key_, last_key_;  // of the cache, of each query
   int next_key_, end_key_;  // of the cache, of the next chunk and after the last one; likewise:
   int next_block_key_, end_block_key_;

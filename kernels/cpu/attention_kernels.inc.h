@@ -127,6 +127,13 @@ void AttendChunk(AttentionState<kQueries>& state, const bf16* const* k, const bf
   }
 }
 
+// Of the task's head in the cache of its first row; `page` counts from the sequence's begin.
+INLINE size_t FirstRowOfPage(const AttentionTask& task, int page) {
+  const KvView& kv = *task.params->rows[task.row].kv;
+  const auto index = static_cast<size_t>(kv.pages[page % kv.num_pages]);
+  return (index * task.params->num_kv_heads + task.kv_head) * kv.page_tokens;
+}
+
 // Queries [first, first + kQueries) of a task whose rows SeeTheSame.
 template <int kQueries>
 void AttendQueries(const AttentionTask& task, int first) {
@@ -160,10 +167,6 @@ void AttendQueries(const AttentionTask& task, int first) {
     }
     AttendChunk<kQueries>(state, k, v, num_keys, num_seen, params.score_scale, dim, value_dim);
   };
-  const size_t k_stride = static_cast<size_t>(params.num_kv_heads) * dim;
-  const size_t v_stride = static_cast<size_t>(params.num_kv_heads) * value_dim;
-  const size_t k_offset = static_cast<size_t>(task.kv_head) * dim;
-  const size_t v_offset = static_cast<size_t>(task.kv_head) * value_dim;
   const auto up_to = [](int count) {
     return count < 0 ? 0 : count < kChunkKeys ? count : kChunkKeys;
   };
@@ -174,15 +177,14 @@ void AttendQueries(const AttentionTask& task, int first) {
     const KvView& kv = *row.kv;
     int page = key / kv.page_tokens;
     int offset = key - page * kv.page_tokens;
-    size_t base = static_cast<size_t>(kv.pages[page % kv.num_pages]) * kv.page_tokens;
+    size_t base = FirstRowOfPage(task, page);
     for (int j = 0; j < num_keys; ++j) {
       if (offset == kv.page_tokens) {
         offset = 0;
-        ++page;
-        base = static_cast<size_t>(kv.pages[page % kv.num_pages]) * kv.page_tokens;
+        base = FirstRowOfPage(task, ++page);
       }
-      k[j] = kv.k + (base + offset) * k_stride + k_offset;
-      v[j] = kv.v + (base + offset) * v_stride + v_offset;
+      k[j] = kv.k + (base + offset) * dim;
+      v[j] = kv.v + (base + offset) * value_dim;
       ++offset;
     }
     attend(num_keys, num_seen);
@@ -192,8 +194,9 @@ void AttendQueries(const AttentionTask& task, int first) {
       const int num_keys = up_to(row.block_rows - key);
       for (int h = 0; h < kQueries; ++h) num_seen[h] = num_keys;
       for (int j = 0; j < num_keys; ++j) {
-        k[j] = row.block_k + (key + j) * k_stride + k_offset;
-        v[j] = row.block_v + (key + j) * v_stride + v_offset;
+        const size_t block_row = static_cast<size_t>(task.kv_head) * row.block_rows + key + j;
+        k[j] = row.block_k + block_row * dim;
+        v[j] = row.block_v + block_row * value_dim;
       }
       attend(num_keys, num_seen);
     }

@@ -57,6 +57,18 @@ void ToBf16(const float* x, int count, bf16* out) { Active().to_bf16(x, count, o
 
 float FromE4m3(uint8_t code) { return std::bit_cast<float>(E4m3FloatBits(code)); }
 
+uint8_t ToE4m3(float x) {
+  const auto sign = static_cast<uint8_t>(std::signbit(x) ? 0x80 : 0);
+  if (x != x) return sign | 0x7f;
+  const float magnitude = std::fmin(std::fabs(x), 448.0f);
+  // Subnormals and the smallest normal are multiples of 2^-9; above, the fields lie side by side.
+  if (magnitude < 0x1p-6f) {
+    return sign | static_cast<uint8_t>(std::nearbyint(magnitude * 0x1p9f));
+  }
+  const uint32_t bits = std::bit_cast<uint32_t>(magnitude) - (120u << 23);
+  return sign | static_cast<uint8_t>((bits + 0x7ffff + (bits >> 20 & 1)) >> 20);
+}
+
 float FromE2m1(uint8_t code) {
   const uint32_t sign = uint32_t{code & 8u} << 28;
   return std::bit_cast<float>(sign | uint32_t{kE2m1Bits[code & 7]} << 16);

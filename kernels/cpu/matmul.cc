@@ -5,15 +5,19 @@
 #include "kernels/cpu/matmul.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "kernels/check.h"
-#include "kernels/cpu/weight_memory.h"
+#include "kernels/cpu/large_pages.h"
 
 namespace ultraspeed::kernels {
 namespace {
 
 constexpr int kTileRows = 16;
+constexpr size_t kFp8Block = 128;
+constexpr float kE4m3Max = 448.0f;
 constexpr int kRowsPerTask =
     64;  // a multiple of kTileRows; large matrices are cut into multiples of it
 constexpr int64_t kInlineWork =
@@ -23,8 +27,11 @@ constexpr int kTasksPerThread = 4;
 size_t RoundUp(size_t x, size_t multiple) { return (x + multiple - 1) / multiple * multiple; }
 
 // Writes the code of one element of a tile to its place (layout: MatrixView).
-void PlaceBf16(uint8_t* tile, int row, int column, bf16 value) {
-  std::memcpy(tile + column / 2 * 64 + (2 * row + column % 2) * 2, &value, 2);
+size_t PlaceOfBf16(size_t row, size_t column) {
+  return column / 2 * 64 + (2 * row + column % 2) * 2;
+}
+void PlaceBf16(uint8_t* tile, size_t row, size_t column, bf16 value) {
+  std::memcpy(tile + PlaceOfBf16(row, column), &value, 2);
 }
 void PlaceFp8(uint8_t* tile, int row, int column, uint8_t code) {
   tile[column / 4 * 64 + row / 4 * 16 + column % 4 / 2 * 8 + row % 4 * 2 + column % 2] = code;
@@ -118,7 +125,7 @@ PackedMatrix PackedMatrix::Pack(const CheckpointMatrix& source) {
   packed.num_rows_ = source.num_rows;
   packed.num_cols_ = source.num_cols;
   packed.bytes_ = sizes.tile_bytes * sizes.num_tiles + sizes.scale_bytes;
-  packed.data_ = AllocateWeights(packed.bytes_);
+  packed.data_ = AllocateZeros(packed.bytes_);
   uint8_t* data = packed.data_.get();
   for (int row = 0; row < source.num_rows; ++row) {
     PlaceRow(source, row, data + row / kTileRows * sizes.tile_bytes);
@@ -142,6 +149,40 @@ PackedMatrix PackedMatrix::Pack(const CheckpointMatrix& source) {
     }
   }
   return packed;
+}
+
+PackedMatrix PackedMatrix::RoundToFp8(const PackedMatrix& matrix) {
+  KERNELS_CHECK(static_cast<int>(matrix.format()), ==, static_cast<int>(WeightFormat::kBf16));
+  const MatrixView from = View(matrix);
+  const auto rows = static_cast<size_t>(from.num_rows), cols = static_cast<size_t>(from.num_cols);
+  const auto value = [&](size_t row, size_t column) {
+    const uint8_t* const tile = from.codes + row / kTileRows * from.tile_bytes;
+    bf16 weight;
+    std::memcpy(&weight, tile + PlaceOfBf16(row % kTileRows, column), sizeof(weight));
+    return FromBf16(weight);
+  };
+  const size_t blocks = (cols + kFp8Block - 1) / kFp8Block;
+  std::vector<float> scales((rows + kFp8Block - 1) / kFp8Block * blocks);
+  for (size_t row = 0; row < rows; ++row) {
+    for (size_t c = 0; c < cols; ++c) {
+      float& largest = scales[row / kFp8Block * blocks + c / kFp8Block];
+      largest = std::fmax(largest, std::fabs(value(row, c)));
+    }
+  }
+  for (float& scale : scales) scale = scale == 0 ? 1.0f : scale / kE4m3Max;
+  std::vector<uint8_t> codes(rows * cols);
+  for (size_t row = 0; row < rows; ++row) {
+    for (size_t c = 0; c < cols; ++c) {
+      codes[row * cols + c] =
+          ToE4m3(value(row, c) / scales[row / kFp8Block * blocks + c / kFp8Block]);
+    }
+  }
+  return Pack({.format = WeightFormat::kFp8Block128,
+               .num_rows = from.num_rows,
+               .num_cols = from.num_cols,
+               .codes = codes.data(),
+               .scales_f32 = scales.data(),
+               .scales_e8m0 = nullptr});
 }
 
 RowSplit SplitRows(const ThreadPool& pool, int num_rows, int64_t multiply_adds) {

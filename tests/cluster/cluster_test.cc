@@ -427,21 +427,19 @@ TEST_F(ClusterTest, SigtermLetsRunningStreamsFinish) {
 
 // --kv-precision arrives at the executor, which takes it or says what it takes.
 TEST_F(ClusterTest, Fp8CachesAreRefusedWithoutAGpu) {
-  const auto start = [&](const char* precision) {
-    return std::make_unique<Process>(
-        folder_, "worker",
-        std::vector<std::string>{
-            BinFile("ultraspeed-worker"), absl::StrCat("--model=", kModelFolder), "--device=cpu",
-            "--listen=127.0.0.1:0", absl::StrCat("--kv-precision=", precision)});
+  const auto log_of = [&](const char* flag) {
+    Process worker(folder_, "worker",
+                   {BinFile("ultraspeed-worker"), absl::StrCat("--model=", kModelFolder),
+                    "--device=cpu", "--listen=127.0.0.1:0", flag});
+    EXPECT_EQ(worker.Wait(absl::Minutes(1)), 1) << flag;
+    return worker.Log();
   };
-  const auto fp8 = start("fp8");
-  EXPECT_EQ(fp8->Wait(absl::Minutes(1)), 1);
-  EXPECT_TRUE(
-      absl::StrContains(fp8->Log(), "kv_precision: is fp8; the CPU executor takes bf16 only"))
-      << fp8->Log();
-  const auto fp4 = start("fp4");
-  EXPECT_EQ(fp4->Wait(absl::Minutes(1)), 1);
-  EXPECT_TRUE(absl::StrContains(fp4->Log(), "kv-precision")) << fp4->Log();
+  EXPECT_THAT(log_of("--kv-precision=fp8"),
+              ::testing::HasSubstr("kv_precision: is fp8; the CPU executor takes bf16 only"));
+  for (const char* flag : {"--kv-precision=fp4", "--drafter-precision=fp4"}) {
+    EXPECT_THAT(log_of(flag), ::testing::AllOf(::testing::HasSubstr(std::string(flag).substr(2, 8)),
+                                               ::testing::HasSubstr("fp4")));
+  }
 }
 
 // --resident is a flag of every build: without a GPU, either value leaves the executor as it is.

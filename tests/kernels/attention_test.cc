@@ -69,20 +69,21 @@ struct AttentionCase {
       for (int d = 0; d < shape.dim; ++d) {
         dot +=
             double{FromBf16(q[(static_cast<size_t>(t) * shape.q_heads + head) * shape.dim + d])} *
-            FromBf16(keys[(index * shape.kv_heads + kv_head) * shape.dim + d]);
+            FromBf16(keys[index * shape.dim + d]);
       }
       const double weight = std::exp(dot * scale());
       sum += weight;
       for (int d = 0; d < shape.value_dim; ++d) {
-        out[d] +=
-            weight * FromBf16(values[(index * shape.kv_heads + kv_head) * shape.value_dim + d]);
+        out[d] += weight * FromBf16(values[index * shape.value_dim + d]);
       }
     };
     for (int p = row.first_key; p <= row.last_key; ++p) {
       const size_t page = kv.pages[(p / kv.page_tokens) % kv.num_pages];
-      add(kv.k, kv.v, page * kv.page_tokens + p % kv.page_tokens);
+      add(kv.k, kv.v, (page * shape.kv_heads + kv_head) * kv.page_tokens + p % kv.page_tokens);
     }
-    for (int i = 0; i < row.block_rows; ++i) add(row.block_k, row.block_v, i);
+    for (int i = 0; i < row.block_rows; ++i) {
+      add(row.block_k, row.block_v, static_cast<size_t>(kv_head) * row.block_rows + i);
+    }
     for (double& value : out) value = sum == 0 ? 0 : value / sum;
     return out;
   }
@@ -187,13 +188,11 @@ TEST(Attention, RowsThatShareKeysAreTheSameBitsAlone) {
           // What no row sees.
           for (int p = 0; p < page_tokens * num_pages; ++p) {
             if (p <= kLast && p >= attention.rows.front().first_key) continue;
-            const size_t row = static_cast<size_t>(attention.pages[p / page_tokens]) * page_tokens +
-                               p % page_tokens;
-            const size_t k_row = row * shape.kv_heads * shape.dim;
-            const size_t v_row = row * shape.kv_heads * shape.value_dim;
-            std::fill_n(attention.k.begin() + k_row, shape.kv_heads * shape.dim, bf16{0x7fc0});
-            std::fill_n(attention.v.begin() + v_row, shape.kv_heads * shape.value_dim,
-                        bf16{0x7fc0});
+            for (int head = 0; head < shape.kv_heads; ++head) {
+              const size_t row = KvRow(attention.kv, shape.kv_heads, head, p);
+              std::fill_n(&attention.k[row * shape.dim], shape.dim, bf16{0x7fc0});
+              std::fill_n(&attention.v[row * shape.value_dim], shape.value_dim, bf16{0x7fc0});
+            }
           }
           attention.ExpectAgrees(two, true);
           const auto all = [&] { return attention.Run(one, 0, kRows, true); };

@@ -1,8 +1,10 @@
-// FP8 -> MXFP4 against a rounding that searches all codes, in double precision.
+// FP8 -> MXFP4 against a rounding that searches all codes, in double precision; BF16 -> FP8.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "kernels/ops.h"
@@ -216,6 +218,62 @@ TEST(QuantizeTest, ErrorOfNormalValues) {
   EXPECT_GT(relative, 0.115);
   EXPECT_LT(relative, 0.121);
   EXPECT_LT(relative, 0.99 * relative_specified);
+}
+
+// ---- BF16 to FP8
+
+TEST(Fp8Test, EveryCodeIsItsOwnAndTiesGoToTheEvenOne) {
+  for (int sign : {0, 0x80}) {
+    for (int magnitude = 0; magnitude < 0x7f; ++magnitude) {
+      const auto code = static_cast<uint8_t>(sign | magnitude);
+      EXPECT_EQ(ToE4m3(FromE4m3(code)), code);
+      if (magnitude == 0x7e) continue;
+      const auto next = static_cast<uint8_t>(code + 1);
+      const float middle = (FromE4m3(code) + FromE4m3(next)) / 2;  // exact
+      EXPECT_EQ(ToE4m3(middle), magnitude % 2 == 0 ? code : next);
+      EXPECT_EQ(ToE4m3(std::nextafter(middle, FromE4m3(code))), code);
+      EXPECT_EQ(ToE4m3(std::nextafter(middle, FromE4m3(next))), next);
+    }
+  }
+  const float infinity = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(ToE4m3(1e9f), 0x7e);
+  EXPECT_EQ(ToE4m3(-infinity), 0xfe);
+  EXPECT_EQ(ToE4m3(std::nanf("")) & 0x7f, 0x7f);
+}
+
+// The same bytes as those of the codes and scales that the rule names, packed.
+TEST(Fp8Test, AMatrixIsScaledByBlocks) {
+  RandomData random(11);
+  for (const auto& [rows, cols] : {std::pair{16, 32}, {128, 128}, {200, 288}, {48, 1024}}) {
+    std::vector<bf16> weights = random.Bf16s(static_cast<size_t>(rows * cols));
+    for (int i = 0; i < rows * cols; i += 97) weights[static_cast<size_t>(i)] = ToBf16(i * 3.0f);
+    for (int i = 0; i < rows; ++i) {  // the last block of columns has zeros only
+      for (int c = (cols - 1) / 128 * 128; cols > 128 && c < cols; ++c)
+        weights[static_cast<size_t>(i * cols + c)] = 0;
+    }
+    const int blocks = (cols + 127) / 128;
+    std::vector<float> scales(static_cast<size_t>((rows + 127) / 128 * blocks));
+    const auto place = [&](int row, int c) {
+      return static_cast<size_t>(row / 128 * blocks + c / 128);
+    };
+    for (int i = 0; i < rows * cols; ++i) {
+      float& scale = scales[place(i / cols, i % cols)];
+      scale = std::max(scale, std::fabs(FromBf16(weights[static_cast<size_t>(i)])));
+    }
+    for (float& scale : scales) scale = scale == 0 ? 1 : scale / 448;
+    std::vector<uint8_t> codes(weights.size());
+    for (int i = 0; i < rows * cols; ++i) {
+      const auto at = static_cast<size_t>(i);
+      codes[at] = ToE4m3(FromBf16(weights[at]) / scales[place(i / cols, i % cols)]);
+    }
+    const PackedMatrix want = PackedMatrix::Pack(
+        {WeightFormat::kFp8Block128, rows, cols, codes.data(), scales.data(), nullptr});
+    const PackedMatrix got = PackedMatrix::RoundToFp8(
+        PackedMatrix::Pack({WeightFormat::kBf16, rows, cols, weights.data(), nullptr, nullptr}));
+    ASSERT_EQ(got.bytes(), want.bytes());
+    EXPECT_TRUE(std::equal(want.data(), want.data() + want.bytes(), got.data()))
+        << rows << " x " << cols;
+  }
 }
 
 }  // namespace

@@ -49,11 +49,13 @@ class CpuExecutor : public ModelExecutor {
  private:
   // A part of the model, with the threads that compute it.
   struct RankModel {
-    RankModel(const ModelConfig& part_config, ModelWeights loaded, const CacheShape& shape,
-              int num_threads, const RankLink& link);
+    RankModel(const ModelConfig& part_config, ModelWeights loaded,
+              kernels::PackedMatrix head_for_drafter, const CacheShape& shape, int num_threads,
+              const RankLink& link);
 
     const ModelConfig part;
     const ModelWeights weights;
+    const kernels::PackedMatrix drafter_head;  // empty: the drafter uses the target's
     kernels::ThreadPool pool;
     ForwardStatistics statistics;
     TargetForward target;

@@ -26,13 +26,30 @@ float Widen(bf16 value) { return std::bit_cast<float>(uint32_t{value} << 16); }
 
 }  // namespace
 
+void RoundToFp8(DrafterWeights& drafter) {
+  const auto round = [](kernels::PackedMatrix& matrix) {
+    matrix = kernels::PackedMatrix::RoundToFp8(matrix);
+  };
+  round(drafter.features);
+  round(drafter.context_kv);
+  for (DrafterLayer& layer : drafter.layers) {
+    round(layer.qkv);
+    round(layer.output);
+    round(layer.mlp.gate);
+    round(layer.mlp.up);
+    round(layer.mlp.down);
+  }
+}
+
 DrafterForward::DrafterForward(const ModelConfig& config, const DrafterWeights& weights,
-                               const TargetWeights& target, const CacheShape& shape,
+                               const std::vector<bf16>& embedding,
+                               const kernels::PackedMatrix& head, const CacheShape& shape,
                                kernels::ThreadPool& pool, ForwardStatistics& statistics,
                                const RankLink& link)
     : config_(config.drafter),
       weights_(weights),
-      target_(target),
+      embedding_(embedding),
+      head_(head),
       vocabulary_(config.vocabulary),
       link_(link),
       shape_(shape),
@@ -69,6 +86,14 @@ DrafterForward::DrafterForward(const ModelConfig& config, const DrafterWeights& 
   attention_rows_.resize(static_cast<size_t>(rows));
 }
 
+kernels::KvView DrafterForward::CacheOf(const int& slot, size_t layer_idx) {
+  return {.k = keys_[layer_idx].data(),
+          .v = values_[layer_idx].data(),
+          .pages = &slot,
+          .num_pages = 1,
+          .page_tokens = ring_tokens_};
+}
+
 void DrafterForward::ResetSlot(int slot) { slots_[static_cast<size_t>(slot)] = Slot(); }
 
 size_t DrafterForward::RingRow(int slot, int64_t position) const {
@@ -93,10 +118,10 @@ void DrafterForward::CopySnapshot(SnapshotCopy direction, int snapshot, int slot
                                   int64_t position) {
   const RingSnapshot rows(shape_.max_sequences, ring_tokens_, config_.window, snapshot, slot,
                           position);
-  rows.Copy(direction, pending_taps_, tap_width_);
+  rows.Copy(direction, pending_taps_, 1, tap_width_);
   for (size_t l = 0; l < keys_.size(); ++l) {
-    rows.Copy(direction, keys_[l], Size(config_.num_kv_heads, config_.head_dim));
-    rows.Copy(direction, values_[l], Size(config_.num_kv_heads, config_.head_dim));
+    rows.Copy(direction, keys_[l], config_.num_kv_heads, Size(config_.head_dim, 1));
+    rows.Copy(direction, values_[l], config_.num_kv_heads, Size(config_.head_dim, 1));
   }
 }
 
@@ -176,7 +201,6 @@ void DrafterForward::AppendContext(absl::Span<const ContextRow> rows) {
                   stride);
   pool_.ParallelFor(num_rows, [&](int t) {
     const ContextRow& row = rows[static_cast<size_t>(t)];
-    const size_t cache = RingRow(row.slot, row.position) * static_cast<size_t>(kv_width);
     for (size_t l = 0; l < weights_.layers.size(); ++l) {
       float* k = &context_kv_[Size(t, stride) + l * 2 * static_cast<size_t>(kv_width)];
       float* v = k + kv_width;
@@ -184,8 +208,12 @@ void DrafterForward::AppendContext(absl::Span<const ContextRow> rows) {
                            config_.norm_epsilon);
       kernels::Rope(rope_, static_cast<int>(row.position), k, config_.num_kv_heads, d);
       Scale(v, kv_width, config_.value_scale);
-      kernels::ToBf16(k, kv_width, &keys_[l][cache]);
-      kernels::ToBf16(v, kv_width, &values_[l][cache]);
+      const kernels::KvView view = CacheOf(row.slot, l);
+      for (int head = 0; head < config_.num_kv_heads; ++head) {
+        const size_t cache_row = kernels::KvRow(view, config_.num_kv_heads, head, row.position);
+        kernels::ToBf16(k + head * d, d, view.k + cache_row * Size(d, 1));
+        kernels::ToBf16(v + head * d, d, view.v + cache_row * Size(d, 1));
+      }
     }
   });
   statistics_.drafter_bytes +=
@@ -205,7 +233,7 @@ void DrafterForward::EmbedBlocks(absl::Span<const DraftAnchor> anchors) {
       const bf16* embedding = nullptr;
       if (j > 0 && link_.rank.index == 0) embedding = weights_.mask_embedding.data();
       if (j == 0 && local >= 0 && local < vocabulary_)
-        embedding = &target_.embedding[static_cast<size_t>(local) * hidden];
+        embedding = &embedding_[static_cast<size_t>(local) * hidden];
       for (size_t i = 0; embedding != nullptr && i < hidden; ++i) out[i] = Widen(embedding[i]);
     }
   }
@@ -226,21 +254,19 @@ void DrafterForward::ProjectBlock(const DrafterLayer& layer,
     kernels::Rope(rope_, static_cast<int>(position), q, q_heads + kv_heads, d);
     Scale(v, kv_heads * d, config_.value_scale);
     kernels::ToBf16(q, q_heads * d, &q_[Size(t, q_heads, d)]);
-    kernels::ToBf16(k, kv_heads * d, &block_k_[Size(t, kv_heads, d)]);
-    kernels::ToBf16(v, kv_heads * d, &block_v_[Size(t, kv_heads, d)]);
+    const int block = config_.block_size, anchor = t / block;
+    for (int head = 0; head < kv_heads; ++head) {
+      const size_t row = Size(int64_t{anchor} * kv_heads + head, block, d) + Size(t % block, d);
+      kernels::ToBf16(k + head * d, d, &block_k_[row]);
+      kernels::ToBf16(v + head * d, d, &block_v_[row]);
+    }
   });
 }
 
 void DrafterForward::Attend(size_t layer_idx, absl::Span<const DraftAnchor> anchors) {
   const int block = config_.block_size, kv_width = config_.num_kv_heads * config_.head_dim;
   views_.clear();
-  for (const DraftAnchor& anchor : anchors) {
-    views_.push_back({.k = keys_[layer_idx].data(),
-                      .v = values_[layer_idx].data(),
-                      .pages = &anchor.slot,
-                      .num_pages = 1,
-                      .page_tokens = ring_tokens_});
-  }
+  for (const DraftAnchor& anchor : anchors) views_.push_back(CacheOf(anchor.slot, layer_idx));
   for (size_t a = 0; a < anchors.size(); ++a) {
     const int anchor_position = static_cast<int>(anchors[a].position);
     for (int j = 0; j < block; ++j) {
@@ -281,9 +307,9 @@ void DrafterForward::HeadLogits(absl::Span<const DraftAnchor> anchors, float* lo
   }
   kernels::RmsNorm(pool_, delta_.data(), weights_.final_norm.data(), config_.norm_epsilon, count,
                    config_.hidden, normed_.data());
-  kernels::MatMul(pool_, target_.head, normed_.data(), count, config_.hidden,
+  kernels::MatMul(pool_, head_, normed_.data(), count, config_.hidden,
                   logits + link_.rank.index * vocabulary_, link_.rank.count * vocabulary_);
-  statistics_.drafter_bytes += static_cast<int64_t>(target_.head.bytes());
+  statistics_.drafter_bytes += static_cast<int64_t>(head_.bytes());
 }
 
 void DrafterForward::AddToResidual(int num_rows) {

@@ -31,12 +31,16 @@ struct DraftAnchor {
   int num_drafts;  // 1..B-1: how many of the block's rows get logits, the first ones
 };
 
+// All its matrices, from bf16.
+void RoundToFp8(DrafterWeights& drafter);
+
 class DrafterForward {
  public:
-  // The embedding and the head are the target's. REQUIRES: config has a drafter.
+  // The embedding and the head are the target's, or copies. REQUIRES: config has a drafter.
   DrafterForward(const ModelConfig& config, const DrafterWeights& weights,
-                 const TargetWeights& target, const CacheShape& shape, kernels::ThreadPool& pool,
-                 ForwardStatistics& statistics, const RankLink& link = {});
+                 const std::vector<kernels::bf16>& embedding, const kernels::PackedMatrix& head,
+                 const CacheShape& shape, kernels::ThreadPool& pool, ForwardStatistics& statistics,
+                 const RankLink& link = {});
 
   void ResetSlot(int slot);
   // As Executor's SaveSnapshot and LoadSnapshot.
@@ -69,12 +73,15 @@ class DrafterForward {
   void Attend(size_t layer_idx, absl::Span<const DraftAnchor> anchors);
   void HeadLogits(absl::Span<const DraftAnchor> anchors, float* logits);
   void AddToResidual(int num_rows);
+  // Of a slot's tap rows; its keys and values of a layer, which refers to `slot`.
   size_t RingRow(int slot, int64_t position) const;
+  kernels::KvView CacheOf(const int& slot, size_t layer_idx);
   void CopySnapshot(SnapshotCopy direction, int snapshot, int slot, int64_t position);
 
   const DrafterConfig& config_;
   const DrafterWeights& weights_;
-  const TargetWeights& target_;
+  const std::vector<kernels::bf16>& embedding_;
+  const kernels::PackedMatrix& head_;
   const int vocabulary_;  // of the rank's part
   const RankLink link_;
   const CacheShape shape_;
@@ -97,8 +104,8 @@ class DrafterForward {
   ZeroedArray<kernels::bf16> normed_;    // [T, H]
   ZeroedArray<float> qkv_;               // [T, (Hq + 2 Hkv) * D]
   ZeroedArray<kernels::bf16> q_;         // [T, Hq, D]
-  ZeroedArray<kernels::bf16> block_k_;   // [T, Hkv, D]
-  ZeroedArray<kernels::bf16> block_v_;   // [T, Hkv, D]
+  ZeroedArray<kernels::bf16> block_k_;   // [anchors, Hkv, B, D]
+  ZeroedArray<kernels::bf16> block_v_;   // likewise
   ZeroedArray<kernels::bf16> attended_;  // [T, Hq, D]
   ZeroedArray<float> delta_;             // [T, H]
   ZeroedArray<uint64_t> workspace_;

@@ -19,6 +19,11 @@ int SumRowsMax(const ModelConfig& config, const CacheShape& shape) {
   return std::max(shape.max_rows, shape.max_sequences * config.drafter.block_size);
 }
 
+bool DraftsInFp8(DrafterPrecision precision) {
+  if (precision != DrafterPrecision::kAuto) return precision == DrafterPrecision::kFp8;
+  return kernels::ActiveInstructionSet() == kernels::InstructionSet::kAmxBf16;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CpuExecutor>> CpuExecutor::Create(const ExecutorOptions& options) {
@@ -48,14 +53,18 @@ absl::StatusOr<std::unique_ptr<Executor>> CreateCpuExecutor(const ExecutorOption
 }
 
 CpuExecutor::RankModel::RankModel(const ModelConfig& part_config, ModelWeights loaded,
-                                  const CacheShape& shape, int num_threads, const RankLink& link)
+                                  kernels::PackedMatrix head_for_drafter, const CacheShape& shape,
+                                  int num_threads, const RankLink& link)
     : part(part_config),
       weights(std::move(loaded)),
+      drafter_head(std::move(head_for_drafter)),
       pool(num_threads),
       target(part, weights.target, shape, pool, statistics, link) {
   if (part.drafter.num_layers > 0) {
-    drafter = std::make_unique<DrafterForward>(part, weights.drafter, weights.target, shape, pool,
-                                               statistics, link);
+    drafter = std::make_unique<DrafterForward>(
+        part, weights.drafter, weights.target.embedding,
+        drafter_head.bytes() > 0 ? drafter_head : weights.target.head, shape, pool, statistics,
+        link);
   }
 }
 
@@ -91,8 +100,14 @@ absl::Status CpuExecutor::Load(const ExecutorOptions& options) {
       statuses[i] = weights.status();
       return;
     }
+    kernels::PackedMatrix drafter_head;
+    if (config_.drafter.num_layers > 0 && DraftsInFp8(options.drafter_precision)) {
+      RoundToFp8(weights->drafter);
+      drafter_head = kernels::PackedMatrix::RoundToFp8(weights->target.head);
+    }
     ranks_[i] = std::make_unique<RankModel>(
-        part, *std::move(weights), shape_, std::max(1, num_threads / num_ranks),
+        part, *std::move(weights), std::move(drafter_head), shape_,
+        std::max(1, num_threads / num_ranks),
         RankLink{.group = num_ranks > 1 ? &group_ : nullptr, .rank = rank});
   });
   for (const absl::Status& status : statuses) {

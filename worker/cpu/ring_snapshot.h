@@ -23,19 +23,22 @@ class RingSnapshot {
         window_(window),
         position_(position) {}
 
-  // Each row is `width` elements.
-  void Copy(SnapshotCopy direction, ZeroedArray<kernels::bf16>& rows, size_t width) const {
+  // Each position has a row of `width` elements of each head, one head's rows after the other's.
+  void Copy(SnapshotCopy direction, ZeroedArray<kernels::bf16>& rows, int num_heads,
+            size_t width) const {
     const bool save = direction == SnapshotCopy::kSave;
-    for (int64_t p = std::max<int64_t>(0, position_ - window_); p < position_; ++p) {
-      kernels::bf16* const ring =
-          &rows[static_cast<size_t>(ring_begin_ + p % ring_tokens_) * width];
-      kernels::bf16* const kept = &rows[static_cast<size_t>(snapshot_begin_ + p % window_) * width];
-      std::copy_n(save ? ring : kept, width, save ? kept : ring);
+    for (int head = 0; head < num_heads; ++head) {
+      for (int64_t p = std::max<int64_t>(0, position_ - window_); p < position_; ++p) {
+        const int64_t in_ring = ring_begin_ * num_heads + head * ring_tokens_ + p % ring_tokens_;
+        const int64_t kept = snapshot_begin_ * num_heads + head * window_ + p % window_;
+        std::copy_n(&rows[static_cast<size_t>(save ? in_ring : kept) * width], width,
+                    &rows[static_cast<size_t>(save ? kept : in_ring) * width]);
+      }
     }
   }
 
  private:
-  const int64_t ring_begin_;  // row of the array
+  const int64_t ring_begin_;  // positions of the array before it
   const int64_t ring_tokens_;
   const int64_t snapshot_begin_;  // likewise
   const int64_t window_;

@@ -21,12 +21,6 @@ size_t MlpBytes(const kernels::MlpWeights& mlp) {
   return mlp.gate.bytes() + mlp.up.bytes() + mlp.down.bytes();
 }
 
-// Row of a cache that holds `position`.
-size_t CacheRow(const kernels::KvView& view, int64_t position) {
-  const int64_t page = view.pages[(position / view.page_tokens) % view.num_pages];
-  return static_cast<size_t>(page * view.page_tokens + position % view.page_tokens);
-}
-
 float Widen(bf16 value) { return std::bit_cast<float>(uint32_t{value} << 16); }
 
 }  // namespace
@@ -112,8 +106,8 @@ void TargetForward::CopySnapshot(SnapshotCopy direction, int snapshot, int slot,
                           position);
   for (size_t l = 0; l < keys_.size(); ++l) {
     if (config_.attention[l] == AttentionKind::kFull) continue;
-    rows.Copy(direction, keys_[l], Size(config_.num_kv_heads, config_.qk_head_dim));
-    rows.Copy(direction, values_[l], Size(config_.num_kv_heads, config_.v_head_dim));
+    rows.Copy(direction, keys_[l], config_.num_kv_heads, Size(config_.qk_head_dim, 1));
+    rows.Copy(direction, values_[l], config_.num_kv_heads, Size(config_.v_head_dim, 1));
   }
 }
 
@@ -172,7 +166,6 @@ void TargetForward::RotateAndCache(size_t layer_idx, absl::Span<const TargetRow>
   pool_.ParallelFor(static_cast<int>(rows.size()), [&](int t) {
     const TargetRow& row = rows[static_cast<size_t>(t)];
     const kernels::KvView& view = views_[static_cast<size_t>(row.sequence)];
-    const size_t cache_row = CacheRow(view, row.position);
     for (int r = 0; r < config_.num_kv_heads; ++r) {
       float* q = &qkv_[Size(int64_t{t} * config_.num_kv_heads + r,
                             group_rows_)];  // [group_heads, D], then k [D], v [Dv]
@@ -182,8 +175,9 @@ void TargetForward::RotateAndCache(size_t layer_idx, absl::Span<const TargetRow>
       for (int i = 0; i < dv; ++i) v[i] *= config_.value_scale;
       kernels::ToBf16(q, group_heads * d,
                       &q_[Size(int64_t{t} * config_.num_kv_heads + r, group_heads, d)]);
-      kernels::ToBf16(k, d, view.k + (cache_row * config_.num_kv_heads + r) * d);
-      kernels::ToBf16(v, dv, view.v + (cache_row * config_.num_kv_heads + r) * dv);
+      const size_t cache_row = kernels::KvRow(view, config_.num_kv_heads, r, row.position);
+      kernels::ToBf16(k, d, view.k + cache_row * Size(d, 1));
+      kernels::ToBf16(v, dv, view.v + cache_row * Size(dv, 1));
     }
   });
 }

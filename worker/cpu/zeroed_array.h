@@ -5,11 +5,12 @@
 // Callers: the caches and scratch buffers of worker/cpu. Thread: as its owner says.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
-#include <new>
+
+#include "kernels/cpu/large_pages.h"
 
 namespace ultraspeed::worker {
 
@@ -17,23 +18,15 @@ template <typename T>
 class ZeroedArray {
  public:
   ZeroedArray() = default;
-  explicit ZeroedArray(size_t count) : memory_(std::calloc(count * sizeof(T) + kLineBytes, 1)) {
-    if (memory_ == nullptr)
-      throw std::bad_alloc();  // nobody catches it: out of memory at start-up ends the process
-    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
-    data_ = reinterpret_cast<T*>((address + kLineBytes - 1) / kLineBytes * kLineBytes);
-  }
-  T* data() { return data_; }
-  const T* data() const { return data_; }
-  T& operator[](size_t i) { return data_[i]; }
+  // Nobody catches std::bad_alloc: out of memory at start-up ends the process.
+  explicit ZeroedArray(size_t count)
+      : memory_(kernels::AllocateZeros(std::max<size_t>(1, count * sizeof(T)))) {}
+  T* data() { return reinterpret_cast<T*>(memory_.get()); }
+  const T* data() const { return reinterpret_cast<const T*>(memory_.get()); }
+  T& operator[](size_t i) { return data()[i]; }
 
  private:
-  static constexpr size_t kLineBytes = 64;
-  struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-  };
-  std::unique_ptr<void, Free> memory_;
-  T* data_ = nullptr;
+  std::shared_ptr<uint8_t[]> memory_;
 };
 
 }  // namespace ultraspeed::worker

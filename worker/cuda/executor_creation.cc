@@ -166,6 +166,10 @@ absl::StatusOr<ModelSource> ReadSource(const CudaOptions& options) {
 
 absl::StatusOr<ModelSource> RandomSource(const ModelConfig& config, const CudaOptions& options) {
   if (absl::Status status = ValidateOptions(options.executor); !status.ok()) return status;
+  if (options.executor.drafter_precision == DrafterPrecision::kFp8) {
+    return absl::InvalidArgumentError(
+        "drafter_precision: is fp8; the CUDA executor takes bf16 only");
+  }
   absl::StatusOr<ModelConfig> part = PartOf(config, options.executor.num_ranks);
   if (!part.ok()) return part.status();
   if (absl::Status status = CheckShape(*part); !status.ok()) return status;

@@ -52,7 +52,8 @@ class GoldenTest : public testing::Test {
                              .max_sequences = 1,
                              .max_batch_tokens = 512,
                              .kv_tokens = 1024,
-                             .num_threads = 2});
+                             .num_threads = 2,
+                             .drafter_precision = DrafterPrecision::kBf16});
     ASSERT_TRUE(executor.ok()) << executor.status();
     executor_ = *std::move(executor);
     tokens_ = golden_.Values<int32_t>("tokens");
@@ -116,7 +117,8 @@ TEST_F(GoldenTest, DraftLogitsMatchTheReference) {
   constexpr CacheShape kShape = {
       .max_sequences = 1, .max_rows = 512, .num_pages = 16, .page_tokens = kPageTokens};
   DrafterForward drafter(executor_->config(), executor_->weights().drafter,
-                         executor_->weights().target, kShape, executor_->pool(), statistics);
+                         executor_->weights().target.embedding, executor_->weights().target.head,
+                         kShape, executor_->pool(), statistics);
   drafter.AddTaps(0, 0, executor_->target().taps(0), anchor);
   const std::vector<float> expected = golden_.Values<float>("draft_logits");
   std::vector<float> logits(expected.size());

@@ -1,4 +1,4 @@
-#include "kernels/cpu/weight_memory.h"
+#include "kernels/cpu/large_pages.h"
 
 #include <gtest/gtest.h>
 
@@ -16,7 +16,7 @@ struct Filled {
   size_t num_bytes;
   uint8_t value;
 
-  Filled(size_t size, uint8_t v) : memory(AllocateWeights(size)), num_bytes(size), value(v) {
+  Filled(size_t size, uint8_t v) : memory(AllocateZeros(size)), num_bytes(size), value(v) {
     EXPECT_EQ(reinterpret_cast<uintptr_t>(memory.get()) % 64, 0u);
     EXPECT_TRUE(HasOnly(0)) << "of " << size << " bytes";
     std::memset(memory.get(), value, num_bytes);
@@ -32,7 +32,7 @@ struct Filled {
 constexpr size_t kSizes[] = {
     1, 63, 64, 65, 24'577, (2 << 20) - 1, 2 << 20, 5 << 20, (16 << 20) + 1, 40 << 20};
 
-TEST(WeightMemory, IsZeroAlignedAndNobodyElses) {
+TEST(LargePages, IsZeroAlignedAndNobodyElses) {
   std::vector<Filled> all;
   uint8_t value = 1;
   for (int repeat = 0; repeat < 3; ++repeat) {
@@ -41,7 +41,7 @@ TEST(WeightMemory, IsZeroAlignedAndNobodyElses) {
   for (const Filled& filled : all) EXPECT_TRUE(filled.IsWhole()) << filled.num_bytes;
 }
 
-TEST(WeightMemory, OutlivesItsNeighbours) {
+TEST(LargePages, OutlivesItsNeighbours) {
   std::vector<Filled> kept;
   for (uint8_t i = 0; i < 40; ++i) {
     std::vector<Filled> gone;
@@ -51,7 +51,7 @@ TEST(WeightMemory, OutlivesItsNeighbours) {
   for (const Filled& filled : kept) EXPECT_TRUE(filled.IsWhole());
 }
 
-TEST(WeightMemory, ThreadsAskAtTheSameTime) {
+TEST(LargePages, ThreadsAskAtTheSameTime) {
   std::vector<std::vector<Filled>> of_threads(4);
   {
     std::vector<std::jthread> threads;

@@ -1,7 +1,8 @@
-#include "kernels/cpu/weight_memory.h"
+#include "kernels/cpu/large_pages.h"
 
 #include <sys/mman.h>
 
+#include <cstdlib>
 #include <mutex>
 #include <new>
 
@@ -52,14 +53,15 @@ class Mapping {
 
 }  // namespace
 
-std::shared_ptr<uint8_t[]> AllocateWeights(size_t num_bytes) {
+std::shared_ptr<uint8_t[]> AllocateZeros(size_t num_bytes) {
   static std::mutex mutex;
   static std::weak_ptr<Mapping> newest;  // the matrices keep it
   const size_t wanted = RoundUp(num_bytes, kLineBytes);
   if (!kSharesMappings) {
-    auto* const alone = static_cast<uint8_t*>(operator new (wanted, std::align_val_t{kLineBytes}));
-    __builtin_memset(alone, 0, wanted);
-    return {alone, [](uint8_t* memory) { operator delete (memory, std::align_val_t{kLineBytes}); }};
+    std::shared_ptr<void> alone(std::calloc(wanted + kLineBytes, 1), std::free);
+    if (alone == nullptr) throw std::bad_alloc();
+    const auto address = reinterpret_cast<uintptr_t>(alone.get());
+    return {std::move(alone), reinterpret_cast<uint8_t*>(RoundUp(address, kLineBytes))};
   }
   const std::lock_guard lock(mutex);
   std::shared_ptr<Mapping> mapping = newest.lock();
