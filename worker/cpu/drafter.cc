@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <utility>
 
 #include "kernels/check.h"
+#include "worker/cpu/prefetch.h"
 #include "worker/model_executor.h"
 
 namespace ultraspeed::worker {
@@ -201,6 +203,18 @@ void DrafterForward::AppendContext(absl::Span<const ContextRow> rows) {
                   stride);
   pool_.ParallelFor(num_rows, [&](int t) {
     const ContextRow& row = rows[static_cast<size_t>(t)];
+    const auto key_and_value = [&](size_t l, int head) {
+      const kernels::KvView view = CacheOf(row.slot, l);
+      const size_t place = kernels::KvRow(view, config_.num_kv_heads, head, row.position);
+      return std::pair(view.k + place * Size(d, 1), view.v + place * Size(d, 1));
+    };
+    for (size_t l = 0; l < weights_.layers.size(); ++l) {
+      for (int head = 0; head < config_.num_kv_heads; ++head) {
+        const auto [key, value] = key_and_value(l, head);
+        PrefetchToWrite(key, d);
+        PrefetchToWrite(value, d);
+      }
+    }
     for (size_t l = 0; l < weights_.layers.size(); ++l) {
       float* k = &context_kv_[Size(t, stride) + l * 2 * static_cast<size_t>(kv_width)];
       float* v = k + kv_width;
@@ -208,11 +222,10 @@ void DrafterForward::AppendContext(absl::Span<const ContextRow> rows) {
                            config_.norm_epsilon);
       kernels::Rope(rope_, static_cast<int>(row.position), k, config_.num_kv_heads, d);
       Scale(v, kv_width, config_.value_scale);
-      const kernels::KvView view = CacheOf(row.slot, l);
       for (int head = 0; head < config_.num_kv_heads; ++head) {
-        const size_t cache_row = kernels::KvRow(view, config_.num_kv_heads, head, row.position);
-        kernels::ToBf16(k + head * d, d, view.k + cache_row * Size(d, 1));
-        kernels::ToBf16(v + head * d, d, view.v + cache_row * Size(d, 1));
+        const auto [key, value] = key_and_value(l, head);
+        kernels::ToBf16(k + head * d, d, key);
+        kernels::ToBf16(v + head * d, d, value);
       }
     }
   });

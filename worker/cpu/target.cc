@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <utility>
 
 #include "kernels/check.h"
 #include "worker/batch.h"
+#include "worker/cpu/prefetch.h"
 #include "worker/model_executor.h"
 
 namespace ultraspeed::worker {
@@ -130,20 +132,23 @@ void TargetForward::Logits(absl::Span<const int> row_indices, float* out) {
 
 // A token's row lies with one rank; the others add nothing to it.
 void TargetForward::Embed(absl::Span<const TargetRow> rows) {
-  const auto hidden = static_cast<size_t>(config_.hidden);
-  for (size_t t = 0; t < rows.size(); ++t) {
-    KERNELS_CHECK(rows[t].token, >=, 0);
-    KERNELS_CHECK(rows[t].token, <, link_.rank.count * config_.vocabulary);
-    float* const out = &residual_[t * hidden];
-    const int local = rows[t].token - link_.rank.index * config_.vocabulary;
-    if (local < 0 || local >= config_.vocabulary) {
-      std::fill_n(out, hidden, 0.0f);
-      continue;
-    }
-    const bf16* embedding = &weights_.embedding[static_cast<size_t>(local) * hidden];
-    for (size_t i = 0; i < hidden; ++i) out[i] = Widen(embedding[i]);
+  const int hidden = config_.hidden;
+  const auto row_of = [&](const TargetRow& row) -> const bf16* {
+    KERNELS_CHECK(row.token, >=, 0);
+    KERNELS_CHECK(row.token, <, link_.rank.count * config_.vocabulary);
+    const int local = row.token - link_.rank.index * config_.vocabulary;
+    const bool is_here = local >= 0 && local < config_.vocabulary;
+    return is_here ? &weights_.embedding[Size(local, hidden)] : nullptr;
+  };
+  for (const TargetRow& row : rows) {
+    if (const bf16* const embedding = row_of(row)) Prefetch(embedding, hidden);
   }
-  link_.Sum(residual_.data(), rows.size() * hidden);
+  float* out = residual_.data();
+  for (const TargetRow& row : rows) {
+    const bf16* const embedding = row_of(row);
+    for (int i = 0; i < hidden; ++i) *out++ = embedding == nullptr ? 0.0f : Widen(embedding[i]);
+  }
+  link_.Sum(residual_.data(), Size(static_cast<int64_t>(rows.size()), hidden));
 }
 
 void TargetForward::SetViews(size_t layer_idx, absl::Span<const TargetSequence> sequences) {
@@ -166,6 +171,15 @@ void TargetForward::RotateAndCache(size_t layer_idx, absl::Span<const TargetRow>
   pool_.ParallelFor(static_cast<int>(rows.size()), [&](int t) {
     const TargetRow& row = rows[static_cast<size_t>(t)];
     const kernels::KvView& view = views_[static_cast<size_t>(row.sequence)];
+    const auto key_and_value = [&](int head) {
+      const size_t place = kernels::KvRow(view, config_.num_kv_heads, head, row.position);
+      return std::pair(view.k + place * Size(d, 1), view.v + place * Size(dv, 1));
+    };
+    for (int r = 0; r < config_.num_kv_heads; ++r) {
+      const auto [key, value] = key_and_value(r);
+      PrefetchToWrite(key, d);
+      PrefetchToWrite(value, dv);
+    }
     for (int r = 0; r < config_.num_kv_heads; ++r) {
       float* q = &qkv_[Size(int64_t{t} * config_.num_kv_heads + r,
                             group_rows_)];  // [group_heads, D], then k [D], v [Dv]
@@ -175,9 +189,9 @@ void TargetForward::RotateAndCache(size_t layer_idx, absl::Span<const TargetRow>
       for (int i = 0; i < dv; ++i) v[i] *= config_.value_scale;
       kernels::ToBf16(q, group_heads * d,
                       &q_[Size(int64_t{t} * config_.num_kv_heads + r, group_heads, d)]);
-      const size_t cache_row = kernels::KvRow(view, config_.num_kv_heads, r, row.position);
-      kernels::ToBf16(k, d, view.k + cache_row * Size(d, 1));
-      kernels::ToBf16(v, dv, view.v + cache_row * Size(dv, 1));
+      const auto [key, value] = key_and_value(r);
+      kernels::ToBf16(k, d, key);
+      kernels::ToBf16(v, dv, value);
     }
   });
 }
