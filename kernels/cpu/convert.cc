@@ -11,10 +11,19 @@ namespace {
 
 constexpr uint16_t kE2m1Bits[8] = {0x0000, 0x3f00, 0x3f80, 0x3fc0, 0x4000, 0x4040, 0x4080, 0x40c0};
 
+constexpr int PackE2m1(int code) {
+  const int magnitude = code & 7;
+  const int order = magnitude < 2 ? 1 - magnitude : magnitude;
+  return (order & 3) << 2 | (code & 8) >> 2 | order >> 2;
+}
+
 constexpr E2m1Table MakeE2m1Table() {
   E2m1Table table = {};
-  for (int i = 0; i < 32; ++i) {
-    table.value[i] = static_cast<uint16_t>(kE2m1Bits[i & 7] | (i & 8) << 12);
+  for (int i = 0; i < 64; ++i) {
+    const int code = i & 15, place = (i & 48) | PackE2m1(code);
+    const int bits = kE2m1Bits[code & 7] | (code & 8) << 12;
+    table.high[place] = static_cast<uint8_t>(bits >> 8);
+    table.low[place] = static_cast<uint8_t>(bits);
   }
   return table;
 }
@@ -44,6 +53,8 @@ constexpr E4m3Table MakeE4m3Table() {
 
 constexpr E2m1Table kE2m1Table = MakeE2m1Table();
 constexpr E4m3Table kE4m3Table = MakeE4m3Table();
+
+uint8_t PackedE2m1(uint8_t code) { return static_cast<uint8_t>(PackE2m1(code)); }
 
 bf16 ToBf16(float x) {
   const uint32_t bits = std::bit_cast<uint32_t>(x);

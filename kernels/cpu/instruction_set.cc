@@ -66,7 +66,7 @@ InstructionSet DetectInstructionSet() {
                       __builtin_cpu_supports("avx512dq");
   const bool avx512_bf16 =
       avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
-  const bool amx_bf16 = avx512_bf16 && HasAmxBf16();
+  const bool amx_bf16 = avx512_bf16 && __builtin_cpu_supports("gfni") && HasAmxBf16();
   return amx_bf16      ? InstructionSet::kAmxBf16
          : avx512_bf16 ? InstructionSet::kAvx512Bf16
          : avx512      ? InstructionSet::kAvx512

@@ -32,29 +32,40 @@ class FlushDenormals {
 
 inline constexpr int kTokenBlock = 64;  // tokens that one pass over the weights serves
 
-// A packed matrix as the kernels read it: tiles of 16 rows (the last one padded with zeros), a
+// A packed matrix as the kernels read it: tiles of 16 rows (the last one padded with zero bytes), a
 // tile's 64-byte units in column order.
 //   bf16   2 columns a unit; 16-bit word 2 r + c holds row r, column c
 //   fp8    4 columns; byte 16 g + 8 s + 2 r + c holds row 4 g + r, column 2 s + c, so that a
 //   byte-unpack of the low halves yields
 //          columns 0 and 1 of 16 rows and of the high halves columns 2 and 3
-//   mxfp4  8 columns; nibble s of 16-bit word 2 r + c holds row r, column 2 s + c
+//   mxfp4  8 columns; a byte's bits 0..3 hold what fp8 has there, bits 4..7 the same of columns 4
+//   to 7; a code is permuted (PackedE2m1)
 struct MatrixView {
   WeightFormat format;
   int num_rows;
   int num_cols;
   size_t tile_bytes;
   const uint8_t* codes;
-  const float* scales_f32;     // kFp8Block128: [ceil(N/128), ceil(Kdim/128)]
+  const float* scales_f32;    // kFp8Block128: [ceil(N/128), ceil(Kdim/128)]
+  const uint8_t* all_normal;  // kFp8Block128: bit [ceil(N/16), Kdim/32], from a byte's lowest: none
+                              // of 16 rows by 32 columns is zero, subnormal or NaN
   const uint8_t* scales_e8m0;  // kMxfp4: [ceil(N/16), Kdim/32, 16 rows]; 2^-127 counts as zero like
                                // every denormal
   bool exact_in_bf16;          // kMxfp4: as PackedMatrix says
 };
 MatrixView View(const PackedMatrix& matrix);
 
-// bf16 of the e2m1 codes, twice: bit 4 of an index is ignored.
+// An e2m1 code as it is packed. From the highest bit: two low bits of its order, its sign, the
+// order's high bit, where 0.5, 0, 1, 1.5, 2, 3, 4 and 6 have the orders 0 to 7. The bf16 of one
+// that is not zero is 252 + order, then six zeros: its low byte has the two bits where a packed
+// byte's upper code has them.
+uint8_t PackedE2m1(uint8_t code);
+
+// High and low byte of the bf16 of packed e2m1 codes, four times: bits 4 and 5 of an index are
+// ignored.
 struct alignas(64) E2m1Table {
-  uint16_t value[32];
+  uint8_t high[64];
+  uint8_t low[64];
 };
 extern const E2m1Table kE2m1Table;
 

@@ -33,13 +33,16 @@ size_t PlaceOfBf16(size_t row, size_t column) {
 void PlaceBf16(uint8_t* tile, size_t row, size_t column, bf16 value) {
   std::memcpy(tile + PlaceOfBf16(row, column), &value, 2);
 }
-void PlaceFp8(uint8_t* tile, int row, int column, uint8_t code) {
-  tile[column / 4 * 64 + row / 4 * 16 + column % 4 / 2 * 8 + row % 4 * 2 + column % 2] = code;
+int PlaceInUnit(int row, int column) {
+  return row / 4 * 16 + column % 4 / 2 * 8 + row % 4 * 2 + column % 2;
 }
-void PlaceMxfp4(uint8_t* tile, int row, int column, int code) {
-  const int nibble = column % 8 / 2;
-  tile[column / 8 * 64 + (2 * row + column % 2) * 2 + nibble / 2] |=
-      static_cast<uint8_t>(code << (nibble % 2 * 4));
+void PlaceFp8(uint8_t* tile, int row, int column, uint8_t code) {
+  tile[column / 4 * 64 + PlaceInUnit(row, column)] = code;
+}
+// REQUIRES: the place was zeros.
+void PlaceMxfp4(uint8_t* tile, int row, int column, uint8_t code) {
+  tile[column / 8 * 64 + PlaceInUnit(row, column)] |=
+      static_cast<uint8_t>(PackedE2m1(code) << (column % 8 / 4 * 4));
 }
 
 void PlaceRow(const CheckpointMatrix& source, int row, uint8_t* tile) {
@@ -58,7 +61,8 @@ void PlaceRow(const CheckpointMatrix& source, int row, uint8_t* tile) {
         PlaceFp8(tile, in_tile, c, bytes[row * cols + c]);
         break;
       case WeightFormat::kMxfp4:
-        PlaceMxfp4(tile, in_tile, c, bytes[(row * cols + c) / 2] >> (c % 2 * 4) & 15);
+        PlaceMxfp4(tile, in_tile, c,
+                   static_cast<uint8_t>(bytes[(row * cols + c) / 2] >> (c % 2 * 4) & 15));
         break;
     }
   }
@@ -73,11 +77,26 @@ bool HasNonzero(const CheckpointMatrix& source, size_t block) {
   return std::any_of(codes, codes + 16, [](uint8_t pair) { return (pair & 0x77) != 0; });
 }
 
-// Bytes of a tile's codes and of all scales.
+// Whether e4m3fn has a code's value as an exponent and a mantissa.
+bool IsNormal(uint8_t e4m3) { return (e4m3 & 0x78) != 0 && (e4m3 & 0x7f) != 0x7f; }
+
+// Clears the bits (MatrixView::all_normal) of those 32 columns of 16 rows that have another code.
+void MarkNormal(const CheckpointMatrix& source, uint8_t* all_normal) {
+  const auto* const codes = static_cast<const uint8_t*>(source.codes);
+  const size_t groups = static_cast<size_t>(source.num_cols) / 32;
+  for (size_t i = 0; i < static_cast<size_t>(source.num_rows) * groups; ++i) {
+    if (std::all_of(codes + i * 32, codes + (i + 1) * 32, IsNormal)) continue;
+    const size_t bit = i / groups / kTileRows * groups + i % groups;
+    all_normal[bit / 8] &= static_cast<uint8_t>(~(1 << bit % 8));
+  }
+}
+
+// Bytes of a tile's codes, of all scales and of what follows them.
 struct PackedSizes {
   size_t tile_bytes;
   size_t num_tiles;
   size_t scale_bytes;
+  size_t all_normal_bytes;
 };
 
 PackedSizes SizesOf(WeightFormat format, int num_rows, int num_cols) {
@@ -86,11 +105,12 @@ PackedSizes SizesOf(WeightFormat format, int num_rows, int num_cols) {
   const size_t tiles = RoundUp(rows, kTileRows) / kTileRows;
   switch (format) {
     case WeightFormat::kBf16:
-      return {cols * 32, tiles, 0};
+      return {cols * 32, tiles, 0, 0};
     case WeightFormat::kFp8Block128:
-      return {cols * 16, tiles, (rows + 127) / 128 * ((cols + 127) / 128) * sizeof(float)};
+      return {cols * 16, tiles, (rows + 127) / 128 * ((cols + 127) / 128) * sizeof(float),
+              (tiles * (cols / 32) + 7) / 8};
     case WeightFormat::kMxfp4:
-      return {cols * 8, tiles, tiles * (cols / 32) * kTileRows};
+      return {cols * 8, tiles, tiles * (cols / 32) * kTileRows, 0};
   }
   return {};
 }
@@ -108,6 +128,7 @@ MatrixView View(const PackedMatrix& matrix) {
   view.codes = matrix.data();
   if (view.format == WeightFormat::kFp8Block128) {
     view.scales_f32 = reinterpret_cast<const float*>(scales);
+    view.all_normal = scales + sizes.scale_bytes;
   } else if (view.format == WeightFormat::kMxfp4) {
     view.scales_e8m0 = scales;
     view.exact_in_bf16 = matrix.exact_in_bf16();
@@ -124,7 +145,7 @@ PackedMatrix PackedMatrix::Pack(const CheckpointMatrix& source) {
   packed.format_ = source.format;
   packed.num_rows_ = source.num_rows;
   packed.num_cols_ = source.num_cols;
-  packed.bytes_ = sizes.tile_bytes * sizes.num_tiles + sizes.scale_bytes;
+  packed.bytes_ = sizes.tile_bytes * sizes.num_tiles + sizes.scale_bytes + sizes.all_normal_bytes;
   packed.data_ = AllocateZeros(packed.bytes_);
   uint8_t* data = packed.data_.get();
   for (int row = 0; row < source.num_rows; ++row) {
@@ -134,6 +155,8 @@ PackedMatrix PackedMatrix::Pack(const CheckpointMatrix& source) {
   if (source.format == WeightFormat::kFp8Block128) {
     KERNELS_CHECK(source.scales_f32 != nullptr, ==, true);
     std::memcpy(scales, source.scales_f32, sizes.scale_bytes);
+    std::memset(scales + sizes.scale_bytes, 0xff, sizes.all_normal_bytes);
+    MarkNormal(source, scales + sizes.scale_bytes);
   } else if (source.format == WeightFormat::kMxfp4) {
     KERNELS_CHECK(source.scales_e8m0 != nullptr, ==, true);
     const size_t blocks = static_cast<size_t>(source.num_cols / 32);

@@ -96,17 +96,49 @@ struct Chunk {
   int num_tiles;
 };
 
+// A matrix over GF(2) for every byte of vgf2p8affineqb: row[i] has the bits whose parity is bit 7 -
+// i of the result.
+constexpr int64_t BitMatrix(const uint8_t (&row)[8]) {
+  uint64_t matrix = 0;
+  for (int i = 0; i < 8; ++i) matrix |= static_cast<uint64_t>(row[i]) << (8 * i);
+  return static_cast<int64_t>(matrix);
+}
+constexpr uint8_t kNoBits = 0;
+
 // How 32 columns of a tile of rows become a tile of weights, whose rows of 64 bytes have two
 // columns each; codes are those columns' units.
 struct Fp8Product {
   using Tile = Fp8Tile;
   static constexpr bool kSumsBlocks = true;  // from zero, and fuses scale * block onto a total
-  INLINE void Decode(const MatrixView&, int /*tile*/, int /*column*/, const uint8_t* codes,
+  // Of s e3 e2 e1 e0 m2 m1 m0: the low byte is e0 m2 m1 m0 0000; the high one is s and the 7 bits
+  // of 60 + (e >> 1), which are 1000000 | e >> 1 if e3 is set and else 0111100 | e >> 1.
+  static constexpr int64_t kLowByte =
+      BitMatrix({0x08, 0x04, 0x02, 0x01, kNoBits, kNoBits, kNoBits, kNoBits});
+  static constexpr int64_t kHighByte = BitMatrix({0x80, 0x40, 0x40, 0x40, 0x40, 0x40, 0x20, 0x10});
+  static constexpr int kHighOfZero = 0x3c;
+
+  INLINE void Decode(const MatrixView& w, int tile, int column, const uint8_t* codes,
                      uint8_t* weights) {
-#pragma GCC unroll 2
+    const size_t i = static_cast<size_t>(tile) * (w.num_cols / kTileColumns) +
+                     static_cast<size_t>(column / kTileColumns);
+    if (__builtin_expect((w.all_normal[i / 8] >> (i % 8) & 1) != 0, 1)) {
+      const __m512i low = _mm512_set1_epi64(kLowByte), high = _mm512_set1_epi64(kHighByte);
+      DecodeUnits(codes, weights, [=](Codes unit) -> Bf16Bytes {
+        return {_mm512_gf2p8affine_epi64_epi8(unit, low, 0),
+                _mm512_gf2p8affine_epi64_epi8(unit, high, kHighOfZero)};
+      });
+    } else {
+      DecodeUnits(codes, weights, E4m3ToBytes);
+    }
+  }
+
+ private:
+  template <typename ToBytes>
+  INLINE void DecodeUnits(const uint8_t* codes, uint8_t* weights, const ToBytes& to_bytes) {
+#pragma GCC unroll 8
     for (int unit = 0; unit < kTileColumns / 4; ++unit) {
       W pairs[Tile::kPairs];
-      Tile::Decode(codes + unit * 64, pairs);
+      Interleave(to_bytes(LoadCodes(codes + unit * 64, 0)), 0, pairs[0], pairs[1]);
       StoreW(weights + unit * 128, pairs[0]);
       StoreW(weights + unit * 128 + 64, pairs[1]);
     }
@@ -118,32 +150,51 @@ struct Fp8Product {
 struct Mxfp4Product {
   using Tile = Mxfp4Tile;
   static constexpr bool kSumsBlocks = false;
-  // The bf16 of e2m1 codes times 2^125, twice as in kE2m1Table, with one zero: exponents that a
-  // subtraction of 252 - scale makes right, and one that saturates leaves at zero.
-  INLINE __m512i Table() {
-    const __m128i low = _mm_setr_epi16(0, 0x7d80, 0x7e00, 0x7e40, 0x7e80, 0x7ec0, 0x7f00, 0x7f40);
-    const __m128i high =
-        _mm_and_si128(_mm_or_si128(low, _mm_set1_epi16(static_cast<int16_t>(0x8000))),
-                      _mm_setr_epi16(0, -1, -1, -1, -1, -1, -1, -1));
-    return _mm512_broadcast_i64x4(_mm256_set_m128i(high, low));
+  // The high byte of e2m1 codes times 2^126: exponents that a subtraction of 253 - scale makes
+  // right. Of zeros it is 0, and the subtraction saturates, whatever the low byte.
+  struct alignas(64) HighBytes {
+    uint8_t value[64];
+  };
+  static constexpr HighBytes MakeHighBytes() {
+    HighBytes table = {};
+    for (int i = 0; i < 64; ++i) {
+      const int sign = i & 2, is_large = i & 1;
+      const bool is_zero = (i & 13) == 4;
+      table.value[i] = is_zero ? 0 : static_cast<uint8_t>(sign << 6 | 0x7e | is_large);
+    }
+    return table;
   }
+  static constexpr int64_t kLowByte =
+      BitMatrix({0x08, 0x04, kNoBits, kNoBits, kNoBits, kNoBits, kNoBits, kNoBits});
+
   INLINE void Decode(const MatrixView& w, int tile, int column, const uint8_t* codes,
                      uint8_t* weights) {
+    static constexpr HighBytes kHighBytes = MakeHighBytes();
     const size_t block = static_cast<size_t>(tile) * (w.num_cols / kTileColumns) +
                          static_cast<size_t>(column / kTileColumns);
     const U exponent =
-        252u - Widen(*reinterpret_cast<const Bytes*>(w.scales_e8m0 + block * kLanes));
+        253u - Widen(*reinterpret_cast<const Bytes*>(w.scales_e8m0 + block * kLanes));
     const auto down = reinterpret_cast<__m512i>((exponent << 7) | (exponent << 23));
-    const __m512i table = Table();
+    const auto store = [=](const Bf16Bytes& bytes, uint8_t* out) {
+      W pairs[2];
+      Interleave(bytes, 0, pairs[0], pairs[1]);
+      for (int s = 0; s < 2; ++s) {
+        StoreW(out + s * 64,
+               reinterpret_cast<W>(_mm512_subs_epu16(reinterpret_cast<__m512i>(pairs[s]), down)));
+      }
+    };
+    const Codes table = _mm512_load_si512(kHighBytes.value);
+    const Codes low_bytes = _mm512_set1_epi8(static_cast<char>(0xc0));
+    const Codes move_low = _mm512_set1_epi64(kLowByte);
 #pragma GCC unroll 4
     for (int unit = 0; unit < kTileColumns / 8; ++unit) {
-      const W nibbles = LoadW(codes + unit * 64);
-#pragma GCC unroll 4
-      for (int s = 0; s < 4; ++s) {
-        const __m512i large =
-            _mm512_permutexvar_epi16(reinterpret_cast<__m512i>(nibbles >> (4 * s)), table);
-        StoreW(weights + (unit * 4 + s) * 64, reinterpret_cast<W>(_mm512_subs_epu16(large, down)));
-      }
+      const Codes both = LoadCodes(codes + unit * 64, 0);
+      store(
+          {_mm512_gf2p8affine_epi64_epi8(both, move_low, 0), _mm512_permutexvar_epi8(both, table)},
+          weights + unit * 256);
+      store({_mm512_and_si512(both, low_bytes),
+             _mm512_permutexvar_epi8(_mm512_srli_epi16(both, 4), table)},
+            weights + unit * 256 + 128);
     }
   }
 };

@@ -28,7 +28,13 @@ INLINE I AsI(V x) {
 }
 INLINE F ToFloat(I x) { return __builtin_convertvector(x, F); }
 INLINE U Widen(HalfW words) { return __builtin_convertvector(words, U); }
-INLINE U Widen(Bytes bytes) { return __builtin_convertvector(bytes, U); }
+INLINE U Widen(Bytes bytes) {
+#if defined(__AVX512F__)  // GCC 12 would convert the bytes one by one
+  return reinterpret_cast<U>(_mm512_cvtepu8_epi32(reinterpret_cast<__m128i>(bytes)));
+#else
+  return __builtin_convertvector(bytes, U);
+#endif
+}
 // Of numbers below 2^16.
 INLINE HalfW Narrow(U x) { return __builtin_convertvector(x, HalfW); }
 INLINE F Splat(float x) { return F{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }

@@ -108,6 +108,24 @@ TEST_F(Amx, EveryFormatShapeAndNumberOfTokens) {
   }
 }
 
+// Matrices of random codes have others in every tile.
+TEST_F(Amx, NormalE4m3CodesAndTilesWithOneOther) {
+  for (int rows : {1, 16, 17, 130}) {
+    for (int cols : {32, 96, 128, 160, 416}) {
+      TestMatrix w = RandomMatrix(random_, WeightFormat::kFp8Block128, rows, cols);
+      MakeNormal(w);
+      for (bool has_others : {false, true}) {
+        for (size_t i = 5; has_others && i < w.codes.size(); i += 1500) {
+          w.codes[i] = static_cast<uint8_t>(random_.Integer(0, 7) | random_.Integer(0, 1) << 7);
+        }
+        for (int tokens : {1, 8, 16, 17, 33, 64}) {
+          ExpectEmulated(w, random_.Bf16s(static_cast<size_t>(tokens) * cols), tokens);
+        }
+      }
+    }
+  }
+}
+
 // Bf16 of any bits but NaN and infinity: sums cancel, overflow and meet denormals.
 TEST_F(Amx, NumbersOfAllMagnitudes) {
   for (int lowest : {0, 60, 100}) {

@@ -102,6 +102,38 @@ TEST(MatMul, EveryE4m3Code) {
   });
 }
 
+// Numbers of the usual kind may be decoded apart from the others: one of those alone among them, in
+// every row and every column of a decoder's vector.
+TEST(MatMul, E4m3CodeThatIsNotNormalAmongNormalOnes) {
+  constexpr int kRows = 32, kCols = 64;
+  ThreadPool pool(1);
+  RandomData random(6);
+  int place = 0;
+  for (int code = 0; code < 256; ++code) {
+    if (IsNormalE4m3(static_cast<uint8_t>(code))) continue;
+    for (int i = 0; i < 8; ++i, place += 67) {
+      TestMatrix w = RandomMatrix(random, WeightFormat::kFp8Block128, kRows, kCols);
+      MakeNormal(w);
+      const int row = place % kRows, column = place / 4 % kCols;
+      w.codes[row * kCols + column] = static_cast<uint8_t>(code);
+      const PackedMatrix packed = PackedMatrix::Pack(w.Checkpoint());
+      ForEachInstructionSet([&](InstructionSet set) {
+        for (int c : {column, (column + 1) % kCols, (column + 32) % kCols}) {
+          std::vector<bf16> x(kCols, 0);
+          x[c] = ToBf16(1.0f);
+          const std::vector<float> out = Multiply(pool, packed, x.data(), 1, kCols);
+          for (int r = 0; r < kRows; ++r) {
+            const bool has_nan = r == row && (code & 0x7f) == 0x7f;
+            ASSERT_TRUE(has_nan ? std::isnan(out[r]) : out[r] == static_cast<float>(w.Value(r, c)))
+                << Name(set) << " code " << code << " at " << row << ", " << column << ": [" << r
+                << ", " << c << "] = " << out[r] << ", not " << w.Value(r, c);
+          }
+        }
+      });
+    }
+  }
+}
+
 TEST(MatMul, EveryE2m1CodeAtTheEndsOfTheScale) {
   ThreadPool pool(1);
   for (int scale : {1, 2, 64, 127, 190, 252, 254}) {
@@ -161,7 +193,7 @@ TEST(MatMul, BytesAreTheCompactFormat) {
     return PackedMatrix::Pack(RandomMatrix(random, format, 256, 256).Checkpoint()).bytes();
   };
   EXPECT_EQ(bytes(WeightFormat::kBf16), 256u * 256 * 2);
-  EXPECT_EQ(bytes(WeightFormat::kFp8Block128), 256u * 256 + 4 * 4);
+  EXPECT_EQ(bytes(WeightFormat::kFp8Block128), 256u * 256 + 4 * 4 + 16 * 8 / 8);
   EXPECT_EQ(bytes(WeightFormat::kMxfp4), 256u * 256 / 2 + 256 * 256 / 32);
 }
 

@@ -82,6 +82,16 @@ inline TestMatrix RandomMatrix(RandomData& random, WeightFormat format, int rows
   return m;
 }
 
+// Neither zero, subnormal nor NaN.
+inline bool IsNormalE4m3(uint8_t code) { return (code & 0x78) != 0 && (code & 0x7f) != 0x7f; }
+
+// Replaces the codes of an FP8 matrix that are not normal.
+inline void MakeNormal(TestMatrix& w) {
+  for (uint8_t& code : w.codes) {
+    if (!IsNormalE4m3(code)) code ^= 0x40;
+  }
+}
+
 inline constexpr WeightFormat kFormats[] = {WeightFormat::kBf16, WeightFormat::kFp8Block128,
                                             WeightFormat::kMxfp4};
 
