@@ -18,6 +18,7 @@ namespace {
 #include "kernels/cpu/sampling_kernels.inc.h"
 #if defined(__AMX_BF16__)
 #include "kernels/cpu/amx_tiles.inc.h"
+#include "kernels/cpu/amx_weights.inc.h"
 #include "kernels/cpu/matmul_amx.inc.h"
 #include "kernels/cpu/attention_amx.inc.h"
 constexpr auto* kMatMul = MatMulByTiles;

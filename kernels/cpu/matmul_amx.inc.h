@@ -7,14 +7,15 @@
 // in amx_tiles.inc.h. FP8 sums each block of 128 columns from zero and fuses scale * block onto the
 // total; an MXFP4 weight enters with its scale. The oracle is tests/kernels/amx_test.cc.
 //
-// Measured on a Xeon with AMX: of a round of 8 rows, decoding takes most (FP8 20 ns and MXFP4 21 ns
-// for 16 rows by 32 columns, the product 5) and memory the rest; asking for weights ahead made
-// FP8 products of a whole model 1.6 times as fast. Included once per instruction set inside
-// namespace ULTRASPEED_ISA.
+// Measured on a Xeon with AMX, one thread, 16 rows by 32 columns: FP8 takes 11 ns from a cache near
+// by and 18.5, the time to read it, from L3 (decoding alone 8, the product alone 6); MXFP4 12 and
+// 14 to 15 (9 and 6). Included once per instruction set inside namespace ULTRASPEED_ISA.
 
-// Weights are asked for that much ahead: nobody else does where a page ends.
+// Weights are asked for that many bytes ahead: nobody else does where a page ends. The decoded ones
+// come more slowly and from smaller matrices, where 6 KiB ahead are often of another one.
 constexpr size_t kBytesAhead = 6144;
-INLINE void Prefetch(const uint8_t* line) { __builtin_prefetch(line + kBytesAhead); }
+constexpr size_t kDecodedBytesAhead = 2048;
+INLINE void Prefetch(const uint8_t* line) { __builtin_prefetch(line); }
 
 // The tokens of a product. Groups have equally many rows; the last one overlaps the one before if
 // it must, and computes the same bits again.
@@ -55,7 +56,7 @@ void Bf16Tiles(const MatrixView& w, int tile, const Batch& batch, float* const* 
     Repeat<kTiles>([&](auto i) {
       constexpr int kWeights = kFirstWeights + i.value % (kTileRegisters - kFirstWeights);
       for (int row = 0; row < kTileRows; ++row) {
-        Prefetch(units + i.value * w.tile_bytes + row * kTileRowBytes);
+        Prefetch(units + i.value * w.tile_bytes + row * kTileRowBytes + kBytesAhead);
       }
       LoadTile<kWeights>(units + i.value * w.tile_bytes, kTileRowBytes);
       Repeat<kGroups>([&](auto g) {
@@ -85,224 +86,164 @@ void MatMulBf16(const MatrixView& w, int tile, int end, const Batch& batch, floa
 // ---- FP8 and MXFP4: decoded to memory
 // -------------------------------------------------------------------------------------------------
 
-constexpr int kChunkColumns = 128;  // a block of FP8
-constexpr int kChunkTiles = kChunkColumns / kTileColumns;
-constexpr size_t kTileBytes = kTileRows * kTileRowBytes;
+// Tiles of weights that are decoded before their product: a tile register cannot load them while
+// their stores wait.
+constexpr size_t kTilesAhead = 4;
+constexpr size_t kTilesInMemory = 2 * kTilesAhead;
 
-// Columns [column, column + 32 num_tiles) of a tile of rows.
-struct Chunk {
+// Columns [column, column + 32 num_tiles) of a tile of rows, which one sum goes over.
+struct Block {
   int tile;
   int column;
   int num_tiles;
 };
 
-// A matrix over GF(2) for every byte of vgf2p8affineqb: row[i] has the bits whose parity is bit 7 -
-// i of the result.
-constexpr int64_t BitMatrix(const uint8_t (&row)[8]) {
-  uint64_t matrix = 0;
-  for (int i = 0; i < 8; ++i) matrix |= static_cast<uint64_t>(row[i]) << (8 * i);
-  return static_cast<int64_t>(matrix);
-}
-constexpr uint8_t kNoBits = 0;
-
-// How 32 columns of a tile of rows become a tile of weights, whose rows of 64 bytes have two
-// columns each; codes are those columns' units.
-struct Fp8Product {
-  using Tile = Fp8Tile;
-  static constexpr bool kSumsBlocks = true;  // from zero, and fuses scale * block onto a total
-  // Of s e3 e2 e1 e0 m2 m1 m0: the low byte is e0 m2 m1 m0 0000; the high one is s and the 7 bits
-  // of 60 + (e >> 1), which are 1000000 | e >> 1 if e3 is set and else 0111100 | e >> 1.
-  static constexpr int64_t kLowByte =
-      BitMatrix({0x08, 0x04, 0x02, 0x01, kNoBits, kNoBits, kNoBits, kNoBits});
-  static constexpr int64_t kHighByte = BitMatrix({0x80, 0x40, 0x40, 0x40, 0x40, 0x40, 0x20, 0x10});
-  static constexpr int kHighOfZero = 0x3c;
-
-  INLINE void Decode(const MatrixView& w, int tile, int column, const uint8_t* codes,
-                     uint8_t* weights) {
-    const size_t i = static_cast<size_t>(tile) * (w.num_cols / kTileColumns) +
-                     static_cast<size_t>(column / kTileColumns);
-    if (__builtin_expect((w.all_normal[i / 8] >> (i % 8) & 1) != 0, 1)) {
-      const __m512i low = _mm512_set1_epi64(kLowByte), high = _mm512_set1_epi64(kHighByte);
-      DecodeUnits(codes, weights, [=](Codes unit) -> Bf16Bytes {
-        return {_mm512_gf2p8affine_epi64_epi8(unit, low, 0),
-                _mm512_gf2p8affine_epi64_epi8(unit, high, kHighOfZero)};
-      });
-    } else {
-      DecodeUnits(codes, weights, E4m3ToBytes);
-    }
-  }
-
- private:
-  template <typename ToBytes>
-  INLINE void DecodeUnits(const uint8_t* codes, uint8_t* weights, const ToBytes& to_bytes) {
-#pragma GCC unroll 8
-    for (int unit = 0; unit < kTileColumns / 4; ++unit) {
-      W pairs[Tile::kPairs];
-      Interleave(to_bytes(LoadCodes(codes + unit * 64, 0)), 0, pairs[0], pairs[1]);
-      StoreW(weights + unit * 128, pairs[0]);
-      StoreW(weights + unit * 128 + 64, pairs[1]);
-    }
-  }
-};
-
-// With its scale, an MXFP4 weight is a bf16, but for the scales that MatrixView::exact_in_bf16
-// excludes.
-struct Mxfp4Product {
-  using Tile = Mxfp4Tile;
-  static constexpr bool kSumsBlocks = false;
-  // The high byte of e2m1 codes times 2^126: exponents that a subtraction of 253 - scale makes
-  // right. Of zeros it is 0, and the subtraction saturates, whatever the low byte.
-  struct alignas(64) HighBytes {
-    uint8_t value[64];
-  };
-  static constexpr HighBytes MakeHighBytes() {
-    HighBytes table = {};
-    for (int i = 0; i < 64; ++i) {
-      const int sign = i & 2, is_large = i & 1;
-      const bool is_zero = (i & 13) == 4;
-      table.value[i] = is_zero ? 0 : static_cast<uint8_t>(sign << 6 | 0x7e | is_large);
-    }
-    return table;
-  }
-  static constexpr int64_t kLowByte =
-      BitMatrix({0x08, 0x04, kNoBits, kNoBits, kNoBits, kNoBits, kNoBits, kNoBits});
-
-  INLINE void Decode(const MatrixView& w, int tile, int column, const uint8_t* codes,
-                     uint8_t* weights) {
-    static constexpr HighBytes kHighBytes = MakeHighBytes();
-    const size_t block = static_cast<size_t>(tile) * (w.num_cols / kTileColumns) +
-                         static_cast<size_t>(column / kTileColumns);
-    const U exponent =
-        253u - Widen(*reinterpret_cast<const Bytes*>(w.scales_e8m0 + block * kLanes));
-    const auto down = reinterpret_cast<__m512i>((exponent << 7) | (exponent << 23));
-    const auto store = [=](const Bf16Bytes& bytes, uint8_t* out) {
-      W pairs[2];
-      Interleave(bytes, 0, pairs[0], pairs[1]);
-      for (int s = 0; s < 2; ++s) {
-        StoreW(out + s * 64,
-               reinterpret_cast<W>(_mm512_subs_epu16(reinterpret_cast<__m512i>(pairs[s]), down)));
-      }
-    };
-    const Codes table = _mm512_load_si512(kHighBytes.value);
-    const Codes low_bytes = _mm512_set1_epi8(static_cast<char>(0xc0));
-    const Codes move_low = _mm512_set1_epi64(kLowByte);
-#pragma GCC unroll 4
-    for (int unit = 0; unit < kTileColumns / 8; ++unit) {
-      const Codes both = LoadCodes(codes + unit * 64, 0);
-      store(
-          {_mm512_gf2p8affine_epi64_epi8(both, move_low, 0), _mm512_permutexvar_epi8(both, table)},
-          weights + unit * 256);
-      store({_mm512_and_si512(both, low_bytes),
-             _mm512_permutexvar_epi8(_mm512_srli_epi16(both, 4), table)},
-            weights + unit * 256 + 128);
-    }
-  }
-};
-
-// Multiplies tiles of rows one after the other, in chunks; tile by tile of a chunk, the next one is
-// decoded. Sums that are complete leave their registers when the next ones need those.
-template <typename Product>
+// Multiplies tiles of rows one after the other by kGroups groups. What tile instructions read and
+// write lies apart (Memory): the compiler reads again, after each of them, all that they could
+// reach, and the rest shall stay in its registers.
+template <typename Product, int kGroups>
 class DecodedProduct {
  public:
-  DecodedProduct(const MatrixView& w, int tile, int end, const Batch& batch, float* const* out)
-      : w_(w), batch_(batch), out_(out), first_tile_(tile), end_tile_(end) {}
+  struct Memory {
+    alignas(64) uint8_t weights[kTilesInMemory][kTileBytes];
+    alignas(64) float sums[kGroups][kTileRows * kLanes];
+    alignas(64) float totals[kGroups][kTileRows * kLanes];
+  };
+  DecodedProduct(const MatrixView& w, const Batch& batch, float* const* out, Memory& memory)
+      : w_(w),
+        batch_(batch),
+        out_(out),
+        memory_(memory),
+        tiles_of_row_(w.num_cols / kTileColumns) {}
 
-  void Run() {
-    Chunk chunk = ChunkAt(first_tile_, 0), last = chunk;
-    for (int i = 0; i < chunk.num_tiles; ++i) Decode(chunk, i, weights_[0]);
-    for (int c = 0; chunk.num_tiles > 0; ++c) {
-      const Chunk next = Next(chunk);
-      const bool begins = Product::kSumsBlocks || chunk.column == 0;
-      if (begins) Begin();
-      Repeat<kChunkTiles>([&](auto i) {
-        if (i.value < next.num_tiles) Decode(next, i.value, weights_[(c + 1) % 2]);
-        if (i.value < chunk.num_tiles) Multiply<i.value>(chunk, weights_[c % 2]);
-      });
-      if (begins && c > 0) Finish(last);
-      last = chunk;
-      chunk = next;
+  ALWAYS_INLINE void Run(int tile, int end_tile) {
+    size_t i = static_cast<size_t>(tile) * tiles_of_row_;
+    end_ = static_cast<size_t>(end_tile) * tiles_of_row_;
+    for (size_t ahead = 0; ahead < kTilesAhead; ++ahead) Decode(i + ahead);
+    Block last = {}, block = {tile, 0, TilesOfBlock(0)};
+    bool is_odd = false;
+    for (; i < end_; is_odd = !is_odd) {
+      if (is_odd) {
+        RunBlock<kSets - 1>(block, last, i);
+      } else {
+        RunBlock<0>(block, last, i);
+      }
+      i += static_cast<size_t>(block.num_tiles);
+      last = block;
+      block = Next(block);
     }
-    Begin();
+    if (is_odd) {
+      Save<0>();
+    } else {
+      Save<kSets - 1>();
+    }
     Finish(last);
   }
 
  private:
   using Tile = typename Product::Tile;
+  // Of registers of sums. With two, a block's sums are saved after the next one's products were
+  // begun: a save waits for the last product of its own, some 50 cycles.
+  static constexpr int kSets = 2 * kGroups <= kSumRegisters ? 2 : 1;
+  // Without sums of blocks, one goes over all columns.
+  static constexpr int kTilesOfBlock =
+      Product::kSumsBlocks ? Tile::kBlockColumns / kTileColumns : 1 << 30;
 
-  // No tiles: behind the last chunk.
-  Chunk ChunkAt(int tile, int column) const {
-    if (tile == end_tile_) return {tile, 0, 0};
-    const int left = (w_.num_cols - column) / kTileColumns;
-    return {tile, column, left < kChunkTiles ? left : kChunkTiles};
+  ALWAYS_INLINE int TilesOfBlock(int column) const {
+    const int left = tiles_of_row_ - column / kTileColumns;
+    return left < kTilesOfBlock ? left : kTilesOfBlock;
   }
-  Chunk Next(const Chunk& chunk) const {
-    const int column = chunk.column + kChunkColumns;
-    return column < w_.num_cols ? ChunkAt(chunk.tile, column) : ChunkAt(chunk.tile + 1, 0);
-  }
-
-  void Decode(const Chunk& chunk, int i, uint8_t* weights) const {
-    constexpr int kColumns = 2 * Tile::kPairs;  // of a unit
-    const int column = chunk.column + i * kTileColumns;
-    const uint8_t* const codes = w_.codes + static_cast<size_t>(chunk.tile) * w_.tile_bytes +
-                                 static_cast<size_t>(column / kColumns) * 64;
-    for (int unit = 0; unit < kTileColumns / kColumns; ++unit) Prefetch(codes + unit * 64);
-    Product::Decode(w_, chunk.tile, column, codes, weights + i * kTileBytes);
+  ALWAYS_INLINE Block Next(const Block& block) const {
+    const int column = block.column + block.num_tiles * kTileColumns;
+    if (column == w_.num_cols) return {block.tile + 1, 0, TilesOfBlock(0)};
+    return {block.tile, column, TilesOfBlock(column)};
   }
 
-  // Saves what the registers of sums have, and clears them.
-  void Begin() {
-    Repeat<kSumRegisters>([&](auto g) {
-      if (g.value >= batch_.num_groups) return;
-      StoreTile<g.value>(sums_[g.value]);
-      LoadTile<g.value>(kZeroTile, kTileRowBytes);
+  // i counts tiles of weights as they lie: row by row of tiles.
+  ALWAYS_INLINE void Decode(size_t i) const {
+    if (i >= end_) return;
+    constexpr int kCodes = kTileColumns / (2 * Tile::kPairs) * 64;
+    const uint8_t* const codes = w_.codes + i * kCodes;
+    for (int line = 0; line < kCodes; line += 64) Prefetch(codes + line + kDecodedBytesAhead);
+    Product::Decode(w_, i, codes, memory_.weights[i % kTilesInMemory]);
+  }
+
+  // i: of the block's first tile of weights.
+  template <int kSet>
+  ALWAYS_INLINE void RunBlock(const Block& block, const Block& last, size_t i) const {
+    if constexpr (kSets == 1) Save<0>();
+    Repeat<kGroups>([&](auto g) { LoadTile<kSet * kGroups + g.value>(kZeroTile, kTileRowBytes); });
+    const int end = block.column + block.num_tiles * kTileColumns;
+    for (int column = block.column; column < end; column += kTileColumns, ++i) {
+      Decode(i + kTilesAhead);
+      LoadTile<kWeightRegister>(memory_.weights[i % kTilesInMemory], kTileRowBytes);
+      Repeat<kGroups>([&](auto g) {
+        LoadInputs<kInputRegister>(batch_, g.value, column);
+        MultiplyTiles<kSet * kGroups + g.value, kInputRegister, kWeightRegister>();
+      });
+    }
+    if constexpr (kSets == 2) Save<1 - kSet>();
+    Finish(last);
+  }
+  template <int kSet>
+  ALWAYS_INLINE void Save() const {
+    Repeat<kGroups>([&](auto g) { StoreTile<kSet * kGroups + g.value>(memory_.sums[g.value]); });
+  }
+
+  // Saved sums go to the totals, and those to the output.
+  ALWAYS_INLINE void Finish(const Block& block) const {
+    if (block.num_tiles == 0) return;  // before the first one
+    if constexpr (Product::kSumsBlocks) AddToTotals(block);
+    if (block.column + block.num_tiles * kTileColumns < w_.num_cols) return;
+    const int row = block.tile * kLanes;
+    const int num_rows = w_.num_rows - row;
+    ForEachToken([&](int g, int t) {
+      const auto& totals = Product::kSumsBlocks ? memory_.totals : memory_.sums;
+      StorePart(out_[FirstToken(batch_, g) + t] + row, Load(totals[g] + t * kLanes), num_rows);
     });
   }
-  template <int i>
-  void Multiply(const Chunk& chunk, const uint8_t* weights) {
-    constexpr int kWeights = kWeightRegister + i % 3;
-    LoadTile<kWeights>(weights + i * kTileBytes, kTileRowBytes);
-    Repeat<kSumRegisters>([&](auto g) {
-      if (g.value >= batch_.num_groups) return;
-      LoadInputs<kInputRegister>(batch_, g.value, chunk.column + i * kTileColumns);
-      MultiplyTiles<g.value, kInputRegister, kWeights>();
+  ALWAYS_INLINE void AddToTotals(const Block& block) const {
+    const int num_blocks = (w_.num_cols + Tile::kBlockColumns - 1) / Tile::kBlockColumns;
+    const F scale = Tile::Scale(w_, block.tile, block.column / Tile::kBlockColumns, num_blocks);
+    ForEachToken([&](int g, int t) {
+      float* const total = memory_.totals[g] + t * kLanes;
+      const F before = Load(block.column == 0 ? kZeroTile : total);
+      Store(total, Fma(scale, Load(memory_.sums[g] + t * kLanes), before));
     });
   }
-
-  // Saved sums, which end with this chunk, go to the totals, and those to the output.
-  void Finish(const Chunk& chunk) {
-    const int row = chunk.tile * kLanes;
-    const bool is_first = chunk.column == 0;
-    const bool is_last = chunk.column + kChunkColumns >= w_.num_cols;
-    F scale = {};
-    if constexpr (Product::kSumsBlocks) {
-      const int num_blocks = (w_.num_cols + kChunkColumns - 1) / kChunkColumns;
-      scale = Tile::Scale(w_, chunk.tile, chunk.column / kChunkColumns, num_blocks);
-    }
-    for (int g = 0; g < batch_.num_groups; ++g) {
-      float* const* const out = out_ + FirstToken(batch_, g);
-      for (int t = 0; t < batch_.group_rows; ++t) {
-        F total = Load(sums_[g] + t * kLanes);
-        if constexpr (Product::kSumsBlocks) {
-          float* const place = totals_[g] + t * kLanes;
-          total = Fma(scale, total, is_first ? F{} : Load(place));
-          if (!is_last) {
-            Store(place, total);
-            continue;
-          }
-        }
-        StorePart(out[t] + row, total, w_.num_rows - row);
-      }
+  template <typename Body>
+  ALWAYS_INLINE void ForEachToken(const Body& body) const {
+    for (int g = 0; g < kGroups; ++g) {
+      for (int t = 0; t < batch_.group_rows; ++t) body(g, t);
     }
   }
 
-  const MatrixView& w_;
-  const Batch& batch_;
+  const MatrixView w_;
+  const Batch batch_;
   float* const* const out_;
-  const int first_tile_, end_tile_;
-  alignas(64) uint8_t weights_[2][kChunkTiles * kTileBytes];
-  alignas(64) float sums_[kSumRegisters][kTileRows * kLanes];
-  alignas(64) float totals_[kSumRegisters][kTileRows * kLanes];
+  Memory& memory_;
+  const int tiles_of_row_;
+  size_t end_ = 0;
 };
+
+template <typename Product, int kGroups>
+void MatMulDecoded(const MatrixView& w, int tile, int end, const Batch& batch, float* const* out) {
+  typename DecodedProduct<Product, kGroups>::Memory memory;
+  DecodedProduct<Product, kGroups>(w, batch, out, memory).Run(tile, end);
+}
+template <typename Product>
+void MatMulDecoded(const MatrixView& w, int tile, int end, const Batch& batch, float* const* out) {
+  switch (batch.num_groups) {
+    case 1:
+      return MatMulDecoded<Product, 1>(w, tile, end, batch, out);
+    case 2:
+      return MatMulDecoded<Product, 2>(w, tile, end, batch, out);
+    case 3:
+      return MatMulDecoded<Product, 3>(w, tile, end, batch, out);
+    default:
+      return MatMulDecoded<Product, 4>(w, tile, end, batch, out);
+  }
+}
 
 void MatMulByTiles(const MatrixView& w, int row_begin, int row_end, const Rows& x, int num_tokens,
                    float* const* out) {
@@ -323,9 +264,9 @@ void MatMulByTiles(const MatrixView& w, int row_begin, int row_end, const Rows& 
           return MatMulBf16<4, 1>(w, tile, end, batch, out);
       }
     case WeightFormat::kFp8Block128:
-      return DecodedProduct<Fp8Product>(w, tile, end, batch, out).Run();
+      return MatMulDecoded<Fp8Product>(w, tile, end, batch, out);
     case WeightFormat::kMxfp4:
       if (!w.exact_in_bf16) return MatMulByVectors(w, row_begin, row_end, x, num_tokens, out);
-      return DecodedProduct<Mxfp4Product>(w, tile, end, batch, out).Run();
+      return MatMulDecoded<Mxfp4Product>(w, tile, end, batch, out);
   }
 }

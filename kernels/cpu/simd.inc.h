@@ -5,7 +5,8 @@
 // elementwise operations are IEEE, -ffp-contract=off keeps the compiler from fusing, and sums
 // across lanes follow one tree (i with i+8, i+4, i+2, i+1).
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE static ALWAYS_INLINE
+#define ALWAYS_INLINE inline __attribute__((always_inline))
 
 constexpr int kLanes = 16;
 
