@@ -2,9 +2,13 @@
 //
 // Owner: the executor; one thread calls ParallelFor at a time and takes part in the work itself.
 // Workers spin some tens of microseconds for the next job, then sleep on a futex, because the
-// router and clients share the machine. A job is one 64-bit word (epoch, number of tasks, next
-// task), so a worker that wakes late can never take a task of another job, and the caller waits
-// only for tasks that somebody has really begun.
+// router and clients share the machine.
+//
+// Each thread has a share of a job, neighbouring tasks, and takes from those of the others when its
+// own is empty: a thread works without waiting for the others' cache lines, and tasks of the same
+// number, which often read what those of the operation before wrote, tend to run on the same core.
+// A share is one 64-bit word (epoch, end, next task), so a thread that is late can never take a
+// task of another job, and the caller waits only for tasks that somebody has really begun.
 #pragma once
 
 #include <atomic>
@@ -43,12 +47,17 @@ class ThreadPool {
 
  private:
   using TaskFunction = void (*)(void* context, int task);
+  struct alignas(64) Share {
+    std::atomic<uint64_t> word{0};  // epoch << 40 | end << 20 | next task
+  };
 
   void Run(TaskFunction function, void* context, int num_tasks);
-  bool RunOneTask();
-  void WorkerLoop();
+  bool RunOneTask(Share& share);
+  bool RunTasks(int thread);
+  void WorkerLoop(int thread);
 
-  alignas(64) std::atomic<uint64_t> job_{0};  // epoch << 40 | number of tasks << 20 | next task
+  std::vector<Share> shares_;  // the caller's, then those of the workers
+  uint64_t epoch_ = 0;
   std::atomic<TaskFunction> function_{nullptr};
   std::atomic<void*> context_{nullptr};
   alignas(64) std::atomic<int> num_done_{0};
