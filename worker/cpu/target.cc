@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <utility>
 
 #include "kernels/check.h"
 #include "worker/batch.h"
@@ -14,6 +13,8 @@ namespace ultraspeed::worker {
 namespace {
 
 using kernels::bf16;
+
+constexpr int kRowsOfTask = 16;
 
 size_t Size(int64_t a, int64_t b, int64_t c = 1, int64_t d = 1) {
   return static_cast<size_t>(a * b * c * d);
@@ -163,35 +164,38 @@ void TargetForward::SetViews(size_t layer_idx, absl::Span<const TargetSequence> 
   }
 }
 
+// A task is a head's part of a few rows: the head's attention may find it in the same core's cache.
 void TargetForward::RotateAndCache(size_t layer_idx, absl::Span<const TargetRow> rows) {
   const kernels::RopeTable& rope =
       config_.attention[layer_idx] == AttentionKind::kFull ? rope_full_ : rope_sliding_;
-  const int d = config_.qk_head_dim, dv = config_.v_head_dim;
-  const int group_heads = config_.num_q_heads / config_.num_kv_heads;
-  pool_.ParallelFor(static_cast<int>(rows.size()), [&](int t) {
-    const TargetRow& row = rows[static_cast<size_t>(t)];
-    const kernels::KvView& view = views_[static_cast<size_t>(row.sequence)];
-    const auto key_and_value = [&](int head) {
-      const size_t place = kernels::KvRow(view, config_.num_kv_heads, head, row.position);
-      return std::pair(view.k + place * Size(d, 1), view.v + place * Size(dv, 1));
-    };
-    for (int r = 0; r < config_.num_kv_heads; ++r) {
-      const auto [key, value] = key_and_value(r);
-      PrefetchToWrite(key, d);
-      PrefetchToWrite(value, dv);
+  const int d = config_.qk_head_dim, dv = config_.v_head_dim, num_heads = config_.num_kv_heads;
+  const int group_heads = config_.num_q_heads / num_heads;
+  const int num_rows = static_cast<int>(rows.size());
+  const int num_parts = (num_rows + kRowsOfTask - 1) / kRowsOfTask;
+  pool_.ParallelFor(num_heads * num_parts, [&](int task) {
+    const int head = task / num_parts, begin = task % num_parts * kRowsOfTask;
+    const int end = std::min(begin + kRowsOfTask, num_rows);
+    bf16 *keys[kRowsOfTask], *values[kRowsOfTask];
+    for (int t = begin; t < end; ++t) {
+      const TargetRow& row = rows[static_cast<size_t>(t)];
+      const kernels::KvView& view = views_[static_cast<size_t>(row.sequence)];
+      const size_t place = kernels::KvRow(view, num_heads, head, row.position);
+      keys[t - begin] = view.k + place * Size(d, 1);
+      values[t - begin] = view.v + place * Size(dv, 1);
+      PrefetchToWrite(keys[t - begin], d);
+      PrefetchToWrite(values[t - begin], dv);
     }
-    for (int r = 0; r < config_.num_kv_heads; ++r) {
-      float* q = &qkv_[Size(int64_t{t} * config_.num_kv_heads + r,
-                            group_rows_)];  // [group_heads, D], then k [D], v [Dv]
-      float* k = q + group_heads * d;
-      float* v = k + d;
-      kernels::Rope(rope, static_cast<int>(row.position), q, group_heads + 1, d);
+    for (int t = begin; t < end; ++t) {
+      const int64_t group = int64_t{t} * num_heads + head;
+      float* const q = &qkv_[Size(group, group_rows_)];  // [group_heads, D], then k [D], v [Dv]
+      float* const k = q + group_heads * d;
+      float* const v = k + d;
+      kernels::Rope(rope, static_cast<int>(rows[static_cast<size_t>(t)].position), q,
+                    group_heads + 1, d);
       for (int i = 0; i < dv; ++i) v[i] *= config_.value_scale;
-      kernels::ToBf16(q, group_heads * d,
-                      &q_[Size(int64_t{t} * config_.num_kv_heads + r, group_heads, d)]);
-      const auto [key, value] = key_and_value(r);
-      kernels::ToBf16(k, d, key);
-      kernels::ToBf16(v, dv, value);
+      kernels::ToBf16(q, group_heads * d, &q_[Size(group, group_heads, d)]);
+      kernels::ToBf16(k, d, keys[t - begin]);
+      kernels::ToBf16(v, dv, values[t - begin]);
     }
   });
 }
