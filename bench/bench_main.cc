@@ -33,11 +33,13 @@
 #include "bench/rank_bench.h"
 #include "bench/read_bandwidth.h"
 #include "bench/serving_command.h"
+#include "common/clock.h"
 #include "common/grammar/constraint.h"
 #include "common/grammar/json_schema.h"
 #include "common/status_macros.h"
 #include "kernels/ops.h"
 #include "kernels/usable_cores.h"
+#include "worker/calibration.h"
 #include "worker/cuda/device.h"
 #include "worker/device.h"
 
@@ -313,6 +315,7 @@ absl::Status RunDecode() {
   // Plain and speculative passes alternate, so that a change of the machine's load falls on both.
   std::vector<DecodeOutcome> plain_passes, speculative_passes;
   RunPass(*executor, {texts.front()}, speculative_options, "warm-up");
+  speculative_options.draft_cost = worker::MeasureDraftCost(*executor, RealClock());
   for (int i = 0; i < absl::GetFlag(FLAGS_repeats); ++i) {
     plain_passes.push_back(
         RunPass(*executor, texts, plain_options, absl::StrCat("plain, pass ", i + 1)));
@@ -346,6 +349,7 @@ absl::Status RunDecode() {
       {"speculative_tokens_per_second", TokensPerSecond(speculative)},
       {"speedup", TokensPerSecond(speculative) / TokensPerSecond(plain)},
       {"tokens_per_round", static_cast<double>(speculative.tokens) / speculative.sequence_rounds},
+      {"rows_per_round", static_cast<double>(speculative.rows) / speculative.sequence_rounds},
       {"identical", plain.texts == speculative.texts},
       {"ms_per_plain_token", 1e3 * plain.seconds / plain.tokens},
       {"ms_per_round", 1e3 * speculative.seconds / speculative.rounds},

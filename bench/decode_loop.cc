@@ -48,6 +48,8 @@ class Sequence {
     step.num_tokens = static_cast<int>(std::min<int64_t>(executor_.max_batch_tokens(), left));
     step.sample = step.num_tokens == left;
     step.block = block;
+    step.reach_min =
+        static_cast<float>(worker::ReachMin(speculation_.acceptance(), block, options_.draft_cost));
     step.pages = pages_.data();
     step.num_pages = static_cast<int>(pages_.size());
     step.sampling = options_.sampling;
@@ -56,6 +58,7 @@ class Sequence {
   }
   void Take(const worker::SequenceStep& step, const worker::SequenceResult& result) {
     computed_ += step.num_tokens + result.num_accepted;
+    speculation_.Record(step.block - 1, result.num_accepted);
     for (const worker::ChosenToken& chosen : result.chosen) {
       if (done()) break;  // surplus of the last round
       committed_.push_back(chosen.token);
@@ -77,6 +80,7 @@ class Sequence {
   std::vector<int32_t> committed_;  // prompt, then completion
   std::vector<int32_t> pages_;
   std::optional<worker::OutputConstraint> constraint_;
+  worker::SpeculationState speculation_;
   int64_t computed_ = 0;
   bool ends_ = false;
 };
@@ -135,8 +139,10 @@ DecodeOutcome Decode(worker::Executor& executor, const std::vector<std::vector<i
     outcome.weight_bytes += bytes_read() - bytes_before;
     outcome.rounds += 1;
     outcome.sequence_rounds += static_cast<int64_t>(running.size());
-    for (size_t i = 0; i < running.size(); ++i)
+    for (size_t i = 0; i < running.size(); ++i) {
       running[i]->Take(round.steps[i], result.sequences[i]);
+      outcome.rows += 1 + result.sequences[i].num_drafted;
+    }
     outcome.seconds += std::chrono::duration<double>(Clock::now() - start).count();
     retire();
   }

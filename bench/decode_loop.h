@@ -8,6 +8,7 @@
 
 #include "worker/executor.h"
 #include "worker/output_constraint.h"
+#include "worker/speculation.h"
 #include "worker/statistics.h"
 
 namespace ultraspeed::bench {
@@ -16,6 +17,7 @@ struct DecodeOptions {
   int max_tokens = 128;
   int block = 1;      // 1 = plain, else the drafter's block
   int sequences = 1;  // side by side; they divide the block's rows, as under the scheduler
+  worker::DraftCost draft_cost = {};  // decides which drafts are verified; none: all
   kernels::SamplingSpec sampling = {};
   worker::OutputGrammar output = {};                      // of every completion
   const worker::ForwardStatistics* statistics = nullptr;  // the executor's; null = no byte counts
@@ -28,6 +30,7 @@ struct DecodeOutcome {
   int64_t tokens = 0;           // without the first of each text, which is prefill's
   int64_t rounds = 0;           // decode rounds, prefill excluded
   int64_t sequence_rounds = 0;  // the same, counted for each sequence in them
+  int64_t rows = 0;             // of those rounds: anchors and verified drafts
   double seconds = 0;           // of the rounds above, and of taking in what they chose
   int64_t prompt_tokens = 0;
   double prompt_seconds = 0;  // from there to the first token of each text

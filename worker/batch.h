@@ -43,6 +43,9 @@ struct SequenceStep {
       false;      // the last token of `tokens` is the newest committed one: choose what follows it
   int block = 1;  // 1 = plain. B > 1 = draft B-1 tokens after the anchor and verify them. REQUIRES:
                   // num_tokens == 1 if > 1
+  // Only drafts that are at least this likely to be reached, by the drafter's own probabilities of
+  // the drafts up to them, are verified. Greedy steps on a CPU; others verify all.
+  float reach_min = 0;
   const int32_t* pages = nullptr;  // [num_pages] pages of the full layers, enough for computed +
                                    // num_tokens + block - 1 positions
   int num_pages = 0;
@@ -66,7 +69,7 @@ struct ChosenToken {
 struct SequenceResult {
   std::vector<ChosenToken>
       chosen;  // empty when !sample; else 1..block tokens, all of them the target's own choices
-  int num_drafted = 0;   // block - 1
+  int num_drafted = 0;   // and verified: block - 1, or fewer with a reach_min
   int num_accepted = 0;  // chosen.size() - 1
 };
 

@@ -279,7 +279,7 @@ void Engine::RunRound(const Plan& plan) {
     SequenceResult& outcome = result.sequences[i];
     KERNELS_CHECK(outcome.chosen.empty(), ==, !step.sample);
     KERNELS_CHECK(static_cast<int>(outcome.chosen.size()), <=, step.block);
-    sequence.speculation.Record(outcome.num_drafted, outcome.num_accepted);
+    sequence.speculation.Record(step.block - 1, outcome.num_accepted);
     TokenEvent event = sequence.Advance(step.num_tokens, std::move(outcome));
     KeepPrompt(sequence, step.computed);
     if (event.tokens.empty()) continue;
@@ -386,7 +386,7 @@ void Engine::ReportRound(const Plan& plan, const RoundResult& result, absl::Dura
   for (size_t i = 0; i < plan.sequences.size(); ++i) {
     const SequenceStep& step = plan.round.steps[i];
     const SequenceResult& outcome = result.sequences[i];
-    stats.num_rows += step.num_tokens + step.block - 1;
+    stats.num_rows += step.num_tokens + outcome.num_drafted;
     acceptance_.Record(outcome.num_drafted, outcome.num_accepted);
     if (!plan.sequences[i]->is_decoding()) continue;
     const int num_chosen = static_cast<int>(outcome.chosen.size());

@@ -144,10 +144,12 @@ void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, Pla
                                                 .blocks_max = options_.decode_blocks_max,
                                                 .rows_max = rows_left},
                                                options_.draft_cost);
+  const DraftCost cost = InCompany(options_.draft_cost, count);
   for (int i = 0; i < count; ++i) {
     Sequence* const sequence = sequences[static_cast<size_t>(i)];
     const RequestSpec& spec = sequence->spec();
     const int block = division[static_cast<size_t>(i)];
+    const double reach_min = ReachMin(drafting[static_cast<size_t>(i)].acceptance, block, cost);
     plan.sequences.push_back(sequence);
     plan.round.steps.push_back({.slot = sequence->lease.slot,
                                 .computed = sequence->computed(),
@@ -155,6 +157,7 @@ void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, Pla
                                 .num_tokens = 1,
                                 .sample = true,
                                 .block = block,
+                                .reach_min = static_cast<float>(reach_min),
                                 .pages = sequence->lease.pages.data(),
                                 .num_pages = static_cast<int>(sequence->lease.pages.size()),
                                 .sampling = spec.sampling,

@@ -55,6 +55,12 @@ int ChooseBlock(double acceptance, int block_max, const DraftCost& cost) {
   return best_block;
 }
 
+double ReachMin(double acceptance, int block, const DraftCost& cost) {
+  KERNELS_CHECK(block, >=, 1);
+  if (block == 1) return 0;
+  return cost.row * ExpectedTokens(acceptance, block) / (1.0 + cost.fixed + cost.row * (block - 1));
+}
+
 std::vector<int> DivideRows(const std::vector<Drafting>& sequences, const RowBounds& bounds,
                             const DraftCost& cost) {
   const int count = static_cast<int>(sequences.size());

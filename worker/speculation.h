@@ -20,8 +20,8 @@ namespace ultraspeed::worker {
 // text tries again later.
 class SpeculationState {
  public:
-  // Of one round that drafted `num_drafted` tokens (0 = plain round) and kept the first
-  // `num_accepted`.
+  // Of one round that drafted `num_drafted` tokens (0 = plain round), whether all were verified or
+  // not, and kept the first `num_accepted`.
   void Record(int num_drafted, int num_accepted);
   // Probability that the next draft token is accepted, in (0, 1).
   double acceptance() const;
@@ -57,6 +57,11 @@ constexpr int NextShare(int rows_left, int num_left) {
 // 1, 2, 4, 8 .. or block_max, whichever gives the most expected tokens per cost; at most block_max.
 // REQUIRES: block_max >= 1.
 int ChooseBlock(double acceptance, int block_max, const DraftCost& cost);
+
+// How likely to be reached a draft of that block must be for its row to bring more tokens than the
+// round brings for the same cost: cost.row times the block's expected tokens per cost. 0 for a
+// block of 1. REQUIRES: block >= 1.
+double ReachMin(double acceptance, int block, const DraftCost& cost);
 
 // A sequence of a round: how likely its drafts are, and its rows at most (1: it does not draft).
 struct Drafting {

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 namespace ultraspeed::worker {
 namespace {
 
@@ -80,6 +82,20 @@ TEST(ChooseBlockTest, InCompanyADraftHasToBeWorthMore) {
   EXPECT_EQ(ChooseBlock(0.8, 2, InCompany(alone, 4)), 1);
   // Where rows cost as much as rounds nothing is shared.
   EXPECT_DOUBLE_EQ(InCompany({.fixed = 0.5, .row = 1}, 8).fixed, 0.5);
+}
+
+// A row whose draft is just that likely to be reached leaves tokens per cost as they are.
+TEST(ReachMinTest, IsWhereARowStopsToPay) {
+  for (const DraftCost& cost : {kServedShapeDraftCost, DraftCost{.fixed = 0.7, .row = 0.05}}) {
+    for (const double acceptance : {0.3, 0.8, 0.95}) {
+      const double tokens = (1 - std::pow(acceptance, 8)) / (1 - acceptance);
+      const double round = 1 + cost.fixed + 7 * cost.row;
+      const double reach = ReachMin(acceptance, 8, cost);
+      EXPECT_NEAR((tokens + reach) / (round + cost.row), tokens / round, 1e-12);
+    }
+  }
+  EXPECT_EQ(ReachMin(0.9, 1, kServedShapeDraftCost), 0);
+  EXPECT_EQ(ReachMin(0.9, 8, DraftCost{.fixed = 0.1, .row = 0}), 0);  // rows that cost nothing
 }
 
 TEST(SpeculationStateTest, FollowsRecentAcceptance) {

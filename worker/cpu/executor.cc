@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
@@ -17,6 +18,12 @@ constexpr float kNeverChosen = -1e30f;  // finite, so that dividing by a tempera
 // Rows of the largest sum over ranks: a pass of the target, or all blocks of the drafter.
 int SumRowsMax(const ModelConfig& config, const CacheShape& shape) {
   return std::max(shape.max_rows, shape.max_sequences * config.drafter.block_size);
+}
+
+// Whether a step has drafts that need not be verified. Of a sampled draft, its own probability does
+// not tell how likely the target, with the same noise, is to choose it too.
+bool MayCut(const SequenceStep& step) {
+  return step.reach_min > 0 && step.sampling.temperature == 0;
 }
 
 bool DraftsInFp8(DrafterPrecision precision) {
@@ -201,11 +208,13 @@ void CpuExecutor::Logits(const SequenceStep& step, float* out) {
 void CpuExecutor::DraftTokens(const Round& round) {
   std::vector<DraftAnchor> anchors;
   choices_.clear();
-  for (const SequenceStep& step : round.steps) {
+  for (size_t s = 0; s < round.steps.size(); ++s) {
+    const SequenceStep& step = round.steps[s];
+    drafts_[s].clear();
     if (step.block == 1) continue;
     anchors.push_back({step.slot, step.computed, step.tokens[0], step.block - 1});
     for (int j = 1; j < step.block; ++j)
-      choices_.push_back({&step, step.computed + j, false, nullptr, {}});
+      choices_.push_back({&step, step.computed + j, MayCut(step), nullptr, {}});
   }
   if (anchors.empty()) return;
   logits_.resize(
@@ -216,9 +225,14 @@ void CpuExecutor::DraftTokens(const Round& round) {
   Sample(choices_);
   size_t choice = 0;
   for (size_t s = 0; s < round.steps.size(); ++s) {
-    drafts_[s].clear();
-    for (int j = 1; j < round.steps[s].block; ++j)
-      drafts_[s].push_back(choices_[choice++].chosen.token);
+    const SequenceStep& step = round.steps[s];
+    float log_reach = 0;
+    for (int j = 1; j < step.block; ++j) {
+      const kernels::TokenChoice& chosen = choices_[choice++].chosen;
+      log_reach += chosen.logprob;
+      if (MayCut(step) && log_reach < std::log(step.reach_min)) continue;  // nor those after it
+      drafts_[s].push_back(chosen.token);
+    }
   }
 }
 
@@ -234,8 +248,8 @@ void CpuExecutor::GatherRows(const Round& round) {
     first_row_.push_back(static_cast<int>(rows_.size()));
     for (int i = 0; i < step.num_tokens; ++i)
       rows_.push_back({step.tokens[i], step.computed + i, sequence});
-    for (int j = 1; j < step.block; ++j) {
-      rows_.push_back({drafts_[s][static_cast<size_t>(j - 1)], step.computed + j, sequence});
+    for (size_t j = 0; j < drafts_[s].size(); ++j) {
+      rows_.push_back({drafts_[s][j], step.computed + 1 + static_cast<int64_t>(j), sequence});
     }
   }
 }
@@ -249,10 +263,11 @@ void CpuExecutor::ChooseTokens(const Round& round) {
     if (!step.sample) continue;
     TokenConstraint::Masks masks;
     if (step.constraint != nullptr) {
-      masks = step.constraint->AllowedTokens(step.block > 1 ? drafts_[s] : std::vector<int32_t>());
+      masks = step.constraint->AllowedTokens(drafts_[s]);
     }
-    masks.resize(static_cast<size_t>(step.block));  // rows after a draft that is not allowed
-    for (int j = 0; j < step.block; ++j) {
+    const int num_drafts = static_cast<int>(drafts_[s].size());
+    masks.resize(drafts_[s].size() + 1);  // rows after a draft that is not allowed
+    for (int j = 0; j <= num_drafts; ++j) {
       const int row = first_row_[s] + step.num_tokens - 1 + j;
       sampled_rows_.push_back(row);
       choices_.push_back({&step,
@@ -302,8 +317,8 @@ RoundResult CpuExecutor::Accept(const Round& round) {
     const SequenceStep& step = round.steps[s];
     SequenceResult& out = result.sequences[s];
     if (step.sample) {
-      out.num_drafted = step.block - 1;
-      for (int j = 0; j < step.block; ++j) {
+      out.num_drafted = static_cast<int>(drafts_[s].size());
+      for (int j = 0; j <= out.num_drafted; ++j) {
         const size_t index = choice + static_cast<size_t>(j);
         ChosenToken chosen{.token = choices_[index].chosen.token,
                            .logprob = choices_[index].chosen.logprob,
@@ -319,11 +334,11 @@ RoundResult CpuExecutor::Accept(const Round& round) {
         }
         out.chosen.push_back(std::move(chosen));
         const bool agreed =
-            j + 1 < step.block && drafts_[s][static_cast<size_t>(j)] == out.chosen.back().token;
+            j < out.num_drafted && drafts_[s][static_cast<size_t>(j)] == out.chosen.back().token;
         if (!agreed) break;
         out.num_accepted += 1;
       }
-      choice += static_cast<size_t>(step.block);
+      choice += drafts_[s].size() + 1;
     }
     AddTaps(step.slot, step.computed, first_row_[s], step.num_tokens + out.num_accepted);
   }

@@ -47,6 +47,30 @@ TEST_F(ExecutorTest, SpeculationChangesNoToken) {
   }
 }
 
+TEST_F(ExecutorTest, UnlikelyDraftsAreNotVerified) {
+  const auto executor = Load({});
+  RunPlan plan{.prompt = RandomPrompt(37, 3), .num_new_tokens = 60};
+  const auto rows_of_run = [&](float temperature, int block, float reach_min) {
+    plan.sampling = {.temperature = temperature, .seed = 5};
+    plan.block = 1;
+    const std::vector<int32_t> plain = RunAlone(*executor, plan);
+    plan.block = block;
+    plan.reach_min = reach_min;
+    const int64_t before = executor->statistics().target_rows;
+    EXPECT_EQ(RunAlone(*executor, plan), plain) << temperature << " " << reach_min;
+    return executor->statistics().target_rows - before;
+  };
+  const int64_t plain = rows_of_run(0, 1, 0), all = rows_of_run(0, 8, 0);
+  EXPECT_EQ(rows_of_run(0, 8, 1e-30f), all);
+  // Of random weights, whose 120 tokens are about as likely: the first draft's chance is some 1 /
+  // 120, the third one's the cube of that.
+  const int64_t some = rows_of_run(0, 8, 1e-4f);
+  EXPECT_LT(some, all);
+  EXPECT_GT(some, plain);
+  EXPECT_EQ(rows_of_run(0, 8, 1.5f), plain);  // none is that likely
+  EXPECT_EQ(rows_of_run(1, 8, 1.5f), rows_of_run(1, 8, 0));  // sampled ones are all verified
+}
+
 TEST_F(ExecutorTest, ChunksOfThePromptChangeNoToken) {
   const auto executor = Load({});
   RunPlan plan{.prompt = RandomPrompt(150, 5), .num_new_tokens = 40, .block = 8};

@@ -15,6 +15,7 @@ struct RunPlan {
   std::vector<int32_t> prompt = {};
   int num_new_tokens = 32;
   int block = 1;
+  float reach_min = 0;
   int chunk = 512;  // prompt rows of one step
   kernels::SamplingSpec sampling = {};
   int slot = 0;
@@ -46,6 +47,7 @@ class RunningSequence {
     step.sample = step.num_tokens == left;
     step.block =
         left == 1 && computed_ >= static_cast<int64_t>(plan_.prompt.size()) ? plan_.block : 1;
+    step.reach_min = plan_.reach_min;
     step.pages = pages_.data();
     step.num_pages = static_cast<int>(pages_.size());
     step.sampling = plan_.sampling;
