@@ -2,7 +2,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -201,29 +200,6 @@ TEST(Convert, E2m1AndE8m0) {
   EXPECT_EQ(FromE8m0(0), 0x1p-127f);
   EXPECT_EQ(FromE8m0(254), 0x1p127f);
   EXPECT_TRUE(std::isnan(FromE8m0(255)));
-}
-
-TEST(ThreadPool, RunsEveryTaskOnce) {
-  for (int threads : {1, 2, 4}) {
-    ThreadPool pool(threads);
-    EXPECT_EQ(pool.num_threads(), threads);
-    for (int round = 0; round < 2000; ++round) {
-      const int num_tasks = round % 37;
-      std::vector<std::atomic<int>> counts(num_tasks);
-      pool.ParallelFor(num_tasks, [&](int task) { counts[task].fetch_add(1); });
-      for (int i = 0; i < num_tasks; ++i) ASSERT_EQ(counts[i].load(), 1) << "task " << i;
-    }
-  }
-}
-
-TEST(ThreadPool, WakesSleepingWorkers) {
-  ThreadPool pool(3);
-  for (int round = 0; round < 20; ++round) {
-    std::this_thread::sleep_for(std::chrono::microseconds(500));
-    std::atomic<int> sum = 0;
-    pool.ParallelFor(100, [&](int task) { sum += task; });
-    EXPECT_EQ(sum.load(), 4950);
-  }
 }
 
 }  // namespace
