@@ -315,7 +315,8 @@ absl::Status RunDecode() {
   // Plain and speculative passes alternate, so that a change of the machine's load falls on both.
   std::vector<DecodeOutcome> plain_passes, speculative_passes;
   RunPass(*executor, {texts.front()}, speculative_options, "warm-up");
-  speculative_options.draft_cost = worker::MeasureDraftCost(*executor, RealClock());
+  speculative_options.draft_cost =
+      worker::InCompany(worker::MeasureDraftCost(*executor, RealClock()), sequences);
   for (int i = 0; i < absl::GetFlag(FLAGS_repeats); ++i) {
     plain_passes.push_back(
         RunPass(*executor, texts, plain_options, absl::StrCat("plain, pass ", i + 1)));

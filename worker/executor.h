@@ -27,7 +27,7 @@ enum class KvPrecision : uint8_t { kBf16, kFp8 };
 
 // How the drafter's matrices are held. kFp8 (e4m3, 128 x 128 blocks) halves what drafting reads and
 // never changes the text, which the target chooses. kAuto is kFp8 on a CPU with AMX, where a round
-// waits for memory, else kBf16. CPU only.
+// waits for memory, else kBf16, which is all that the CUDA executor takes.
 enum class DrafterPrecision : uint8_t { kAuto, kBf16, kFp8 };
 
 struct ExecutorOptions {

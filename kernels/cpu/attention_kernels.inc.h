@@ -44,7 +44,7 @@ INLINE void DotKeys(const AttentionState<kQueries>& state, const bf16* const* k,
   }
 }
 
-// A head's rows lie far apart, too far for the processor to guess the next one.
+// The next keys are asked for ahead of their turn, values while their keys are read.
 INLINE void PrefetchRow(const bf16* row, int dims) {
   for (int d = 0; d < dims; d += 32) __builtin_prefetch(row + d);
 }
@@ -130,8 +130,7 @@ void AttendChunk(AttentionState<kQueries>& state, const bf16* const* k, const bf
 // Of the task's head in the cache of its first row; `page` counts from the sequence's begin.
 INLINE size_t FirstRowOfPage(const AttentionTask& task, int page) {
   const KvView& kv = *task.params->rows[task.row].kv;
-  const auto index = static_cast<size_t>(kv.pages[page % kv.num_pages]);
-  return (index * task.params->num_kv_heads + task.kv_head) * kv.page_tokens;
+  return KvRow(kv, task.params->num_kv_heads, task.kv_head, int64_t{page} * kv.page_tokens);
 }
 
 // Queries [first, first + kQueries) of a task whose rows SeeTheSame.
