@@ -195,6 +195,7 @@ void CpuExecutor::Logits(const SequenceStep& step, float* out) {
   const Round round = {.steps = {step}};
   CheckRound(round, *this);
   KERNELS_CHECK(step.block, ==, 1);
+  drafts_.front().clear();  // of the round before
   GatherRows(round);
   RunTarget();
   std::vector<int> rows(static_cast<size_t>(step.num_tokens));

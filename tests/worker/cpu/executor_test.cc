@@ -67,8 +67,28 @@ TEST_F(ExecutorTest, UnlikelyDraftsAreNotVerified) {
   const int64_t some = rows_of_run(0, 8, 1e-4f);
   EXPECT_LT(some, all);
   EXPECT_GT(some, plain);
-  EXPECT_EQ(rows_of_run(0, 8, 1.5f), plain);  // none is that likely
+  EXPECT_EQ(rows_of_run(0, 8, 1.5f), plain);                 // none is that likely
   EXPECT_EQ(rows_of_run(1, 8, 1.5f), rows_of_run(1, 8, 0));  // sampled ones are all verified
+}
+
+TEST_F(ExecutorTest, LogitsKnowNothingOfDraftsBefore) {
+  const auto executor = Load({});
+  const std::vector<int32_t> tokens = RandomPrompt(24, 9);
+  const std::vector<int32_t> pages = {0};
+  const auto logits = [&] {
+    executor->ResetSlot(0);
+    std::vector<float> out(tokens.size() * static_cast<size_t>(executor->config().vocabulary));
+    executor->Logits({.tokens = tokens.data(),
+                      .num_tokens = static_cast<int>(tokens.size()),
+                      .sample = true,
+                      .pages = pages.data(),
+                      .num_pages = 1},
+                     out.data());
+    return out;
+  };
+  const std::vector<float> before = logits();
+  RunAlone(*executor, {.prompt = RandomPrompt(37, 3), .num_new_tokens = 20, .block = 8});
+  EXPECT_EQ(logits(), before);
 }
 
 TEST_F(ExecutorTest, ChunksOfThePromptChangeNoToken) {
