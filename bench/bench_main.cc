@@ -315,8 +315,7 @@ absl::Status RunDecode() {
   // Plain and speculative passes alternate, so that a change of the machine's load falls on both.
   std::vector<DecodeOutcome> plain_passes, speculative_passes;
   RunPass(*executor, {texts.front()}, speculative_options, "warm-up");
-  speculative_options.draft_cost =
-      worker::InCompany(worker::MeasureDraftCost(*executor, RealClock()), sequences);
+  speculative_options.draft_cost = worker::MeasureDraftCost(*executor, RealClock());
   for (int i = 0; i < absl::GetFlag(FLAGS_repeats); ++i) {
     plain_passes.push_back(
         RunPass(*executor, texts, plain_options, absl::StrCat("plain, pass ", i + 1)));
@@ -351,6 +350,10 @@ absl::Status RunDecode() {
       {"speedup", TokensPerSecond(speculative) / TokensPerSecond(plain)},
       {"tokens_per_round", static_cast<double>(speculative.tokens) / speculative.sequence_rounds},
       {"rows_per_round", static_cast<double>(speculative.rows) / speculative.sequence_rounds},
+      {"draft_cost",
+       {{"fixed", speculative_options.draft_cost.fixed},
+        {"row", speculative_options.draft_cost.row},
+        {"block", speculative_options.draft_cost.block}}},
       {"identical", plain.texts == speculative.texts},
       {"ms_per_plain_token", 1e3 * plain.seconds / plain.tokens},
       {"ms_per_round", 1e3 * speculative.seconds / speculative.rounds},

@@ -29,7 +29,7 @@ class Sequence {
     executor.ResetSlot(slot);
     if (options.output.constraint != nullptr) constraint_.emplace(options.output);
     while (committed_.size() == prompt_size_) {
-      const worker::Round round{.steps = {Step(/*block=*/1)}};
+      const worker::Round round{.steps = {Step(/*block=*/1, /*reach_min=*/0)}};
       Take(round.steps[0], executor.Run(round).sequences[0]);
     }
   }
@@ -39,7 +39,8 @@ class Sequence {
   bool done() const {
     return ends_ || committed_.size() >= prompt_size_ + static_cast<size_t>(options_.max_tokens);
   }
-  worker::SequenceStep Step(int block) const {
+  double acceptance() const { return speculation_.acceptance(); }
+  worker::SequenceStep Step(int block, double reach_min) const {
     const auto left = static_cast<int64_t>(committed_.size()) - computed_;
     worker::SequenceStep step;
     step.slot = slot_;
@@ -48,8 +49,7 @@ class Sequence {
     step.num_tokens = static_cast<int>(std::min<int64_t>(executor_.max_batch_tokens(), left));
     step.sample = step.num_tokens == left;
     step.block = block;
-    step.reach_min =
-        static_cast<float>(worker::ReachMin(speculation_.acceptance(), block, options_.draft_cost));
+    step.reach_min = static_cast<float>(reach_min);
     step.pages = pages_.data();
     step.num_pages = static_cast<int>(pages_.size());
     step.sampling = options_.sampling;
@@ -85,13 +85,20 @@ class Sequence {
   bool ends_ = false;
 };
 
-worker::Round NextRound(const std::vector<std::unique_ptr<Sequence>>& running, int block) {
-  worker::Round round;
-  int rows_left = block, sequences_left = static_cast<int>(running.size());
+worker::Round NextRound(const std::vector<std::unique_ptr<Sequence>>& running,
+                        const DecodeOptions& options) {
+  std::vector<worker::Drafting> drafting;
+  std::vector<int> division;
+  int rows_left = options.block, sequences_left = static_cast<int>(running.size());
   for (const auto& sequence : running) {
-    round.steps.push_back(sequence->Step(worker::NextShare(rows_left, sequences_left--)));
-    rows_left -= round.steps.back().block;
+    drafting.push_back({.acceptance = sequence->acceptance(), .bound = options.block});
+    division.push_back(worker::NextShare(rows_left, sequences_left--));
+    rows_left -= division.back();
   }
+  const double reach_min = worker::ReachMin(drafting, division, options.block, options.draft_cost);
+  worker::Round round;
+  for (size_t i = 0; i < running.size(); ++i)
+    round.steps.push_back(running[i]->Step(division[i], reach_min));
   return round;
 }
 
@@ -132,7 +139,7 @@ DecodeOutcome Decode(worker::Executor& executor, const std::vector<std::vector<i
       retire();  // a completion may end with its first token
     }
     if (running.empty()) continue;
-    const worker::Round round = NextRound(running, options.block);
+    const worker::Round round = NextRound(running, options);
     const int64_t bytes_before = bytes_read();
     const Clock::time_point start = Clock::now();
     const worker::RoundResult result = executor.Run(round);

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <set>
@@ -104,29 +105,33 @@ class RankRounds {
     return {{"tokens", border}, {"save_ms", saved - plain}, {"load_ms", loaded - plain}};
   }
 
-  // Rounds of the resident engine.
-  absl::StatusOr<boost::json::object> Resident(int block, double ceiling,
+  // Rounds of the resident engine that weigh their drafts, as served, and verify `verified_rows`
+  // whatever they are.
+  absl::StatusOr<boost::json::object> Resident(int block, int verified_rows, double ceiling,
                                                const std::string& trace_file) {
     worker::SequenceStep step = Step(options_.context);
     step.sample = true;
     step.block = block;
-    ASSIGN_OR_RETURN(
-        const worker::ResidentRoundTimes times,
-        worker::MeasureResidentRounds(executor_, {.steps = {step}},
-                                      {.num_rounds = options_.rounds, .trace_file = trace_file}));
+    step.reach_min = std::numeric_limits<float>::min();
+    ASSIGN_OR_RETURN(const worker::ResidentRoundTimes times,
+                     worker::MeasureResidentRounds(executor_, {.steps = {step}},
+                                                   {.num_rounds = options_.rounds,
+                                                    .verified_rows = verified_rows,
+                                                    .trace_file = trace_file}));
     const double ms = MedianAfterWarmUp(times.round_ms);
     const double floor_ms = 1e3 * times.bytes / ceiling;
     boost::json::object report = {
         {"ms_per_round", ms},
         {"ms_per_round_min", *std::min_element(times.round_ms.begin(), times.round_ms.end())},
         {"rows", block},
+        {"verified_rows", verified_rows},
         {"thread_blocks", times.num_blocks},
         {"distinct_experts_per_layer", times.expert_reads},
         {"weight_gb_per_round", times.bytes / 1e9},
         {"tb_per_second", times.bytes / (1e-3 * ms) / 1e12},
         {"floor_ms", floor_ms},
         {"of_floor", floor_ms / ms}};
-    if (block > 1) {
+    if (block > 1 && verified_rows == block) {
       report["tokens_per_round_assumed"] = options_.tokens_per_round;
       report["tokens_per_second_at_that"] = 1e3 * options_.tokens_per_round / ms;
     }
@@ -144,7 +149,8 @@ class RankRounds {
     const worker::Round round{.steps = {step}};
     ASSIGN_OR_RETURN(const worker::ResidentRoundTimes times,
                      worker::MeasureResidentRounds(
-                         executor_, round, {.num_rounds = options_.rounds, .trace_file = ""}));
+                         executor_, round,
+                         {.num_rounds = options_.rounds, .verified_rows = 0, .trace_file = ""}));
     worker::UseResidentEngine(executor_, false);
     const double graphs = MedianMs(round, kWarmUpRounds, options_.rounds);
     worker::UseResidentEngine(executor_, true);
@@ -189,7 +195,8 @@ class RankRounds {
       force(std::min(num_sequences * block, kBandRows));  // each band's
       ASSIGN_OR_RETURN(const worker::ResidentRoundTimes times,
                        worker::MeasureResidentRounds(
-                           executor_, round, {.num_rounds = options_.rounds, .trace_file = ""}));
+                           executor_, round,
+                           {.num_rounds = options_.rounds, .verified_rows = 0, .trace_file = ""}));
       report["shared_ms_per_round"] = MedianAfterWarmUp(times.round_ms);
       report["shared_expert_reads_per_layer"] = times.expert_reads;
       report["shared_floor_ms"] = 1e3 * times.bytes / ceiling;
@@ -347,7 +354,7 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
                            const std::string& trace_file) -> absl::Status {
     worker::ForceDistinctExperts(*model.executor, distinct_experts);
     graphs[name] = rounds.Decode(rows, ceiling);
-    ASSIGN_OR_RETURN(resident[name], rounds.Resident(rows, ceiling, trace_file));
+    ASSIGN_OR_RETURN(resident[name], rounds.Resident(rows, rows, ceiling, trace_file));
     return absl::OkStatus();
   };
   RETURN_IF_ERROR(measure("plain_as_routed", 1, 0, ""));
@@ -355,6 +362,15 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
   if (options.distinct_experts > 0) {
     RETURN_IF_ERROR(measure("speculative", block, options.distinct_experts, options.trace_file));
   }
+  // Each reads the experts that uniform routing would choose for its rows, unless all is as routed.
+  boost::json::array fewer_verified;
+  for (int rows = 1; rows < block; ++rows) {
+    worker::ForceDistinctExperts(*model.executor,
+                                 options.distinct_experts > 0 ? UniformExperts(config, rows) : 0);
+    ASSIGN_OR_RETURN(boost::json::object report, rounds.Resident(block, rows, ceiling, ""));
+    fewer_verified.push_back(std::move(report));
+  }
+  worker::ForceDistinctExperts(*model.executor, options.distinct_experts);
   ASSIGN_OR_RETURN(boost::json::object held, rounds.Held(block));
   boost::json::array several;
   for (int sequences = 2; sequences <= options.sequences; ++sequences) {
@@ -383,6 +399,7 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
       {"shared_beginning", std::move(shared_beginning)},
       {"graphs", std::move(graphs)},
       {"resident", std::move(resident)},
+      {"fewer_verified", std::move(fewer_verified)},
       {"held_to_a_format", std::move(held)},
       {"several_sequences", std::move(several)}};
 }

@@ -24,7 +24,7 @@ groups=(
   "racecheck rows cuda_kernels_test CudaRows.*"
   "memcheck executor cuda_executor_test *.MixedRoundsReplayTheSameBits:*.RandomWeightsAreRepeatable:*.OthersInTheRoundAreFree"
   "memcheck linear cuda_kernels_test LinearTest.*-*.ARowIsTheSameBitsInAnyBatch"
-  "memcheck resident cuda_resident_test ResidentTest.PlainRounds*:ResidentTest.SpeculativeRounds*:ResidentTest.SequencesShareARound*"
+  "memcheck resident cuda_resident_test ResidentTest.PlainRounds*:ResidentTest.SpeculativeRounds*:ResidentTest.SequencesShareARound*:ResidentTest.ASessionFollowsTheBound"
   "memcheck attention cuda_kernels_test CudaAttention.*-*.SameBits*"
   "memcheck sampling cuda_kernels_test CudaSample.*:CudaTopLogprobs.*:CudaAccept.*:CudaMaskLogits.*-*.AgreesWithTheCpuAtTheServedVocabulary"
   "memcheck experts cuda_kernels_test ExpertsTest.AgreesWithDoublePrecision:ExpertsTest.AllTokensMayChooseTheSameExperts:ExpertsTest.NoTokensIsNoWork"

@@ -43,8 +43,9 @@ struct SequenceStep {
       false;      // the last token of `tokens` is the newest committed one: choose what follows it
   int block = 1;  // 1 = plain. B > 1 = draft B-1 tokens after the anchor and verify them. REQUIRES:
                   // num_tokens == 1 if > 1
-  // Only drafts that are at least this likely to be reached, by the drafter's own probabilities of
-  // the drafts up to them, are verified. Greedy steps on a CPU; others verify all.
+  // Only drafts that are at least this likely to be reached, by the drafter's own probabilities (at
+  // temperature 1) of the drafts up to them, each at least kernels::LeastDraftOdds, are verified,
+  // by executors that weigh drafts. Steps that share a round have the same.
   float reach_min = 0;
   const int32_t* pages = nullptr;  // [num_pages] pages of the full layers, enough for computed +
                                    // num_tokens + block - 1 positions

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -9,7 +10,9 @@ namespace ultraspeed::worker {
 namespace {
 
 constexpr int kPromptTokens = 192;  // past the sliding window, short enough to cost nothing
-constexpr int kRounds = 15;         // per block; the median counts
+constexpr int kRounds = 15;         // of a kind; the median counts
+// Values of SequenceStep::reach_min.
+constexpr float kAllDrafts = std::numeric_limits<float>::min(), kNoDraft = 2;
 
 // Decodes sequences of arbitrary tokens with a fixed block each.
 class Probe {
@@ -28,7 +31,7 @@ class Probe {
 
   // Median seconds of a round of so many sequences, each of which feeds one token and drafts
   // block - 1.
-  double SecondsOfRound(int block, int num_sequences = 1) {
+  double SecondsOfRound(int block, int num_sequences = 1, float reach_min = kAllDrafts) {
     std::vector<int32_t> anchors(num_sequences);
     Round round;
     for (int s = 0; s < num_sequences; ++s) {
@@ -37,6 +40,7 @@ class Probe {
       step.num_tokens = 1;
       step.sample = true;
       step.block = block;
+      step.reach_min = reach_min;
       round.steps.push_back(step);
     }
     std::vector<double> seconds;
@@ -94,10 +98,17 @@ DraftCost MeasureDraftCost(Executor& executor, const Clock& clock) {
   if (drafter.num_layers == 0 || block <= 2) return {};
   Probe probe(executor, clock);
   const double plain = probe.SecondsOfRound(1);
-  const double shortest = probe.SecondsOfRound(2) / plain;
+  // Where drafts are weighed, rows are what the round decides about: the block stays.
+  const bool weighs = executor.weighs_drafts();
+  const int few = weighs ? 1 : 2;
   const double longest = probe.SecondsOfRound(block) / plain;
-  const double row = std::max(0.0, (longest - shortest) / (block - 2));
-  DraftCost cost = {.fixed = std::max(0.0, shortest - 1 - row), .row = row};
+  const double shortest =
+      (weighs ? probe.SecondsOfRound(block, 1, kNoDraft) : probe.SecondsOfRound(few)) / plain;
+  const double row = std::max(0.0, (longest - shortest) / (block - few));
+  DraftCost cost = {.fixed = std::max(0.0, shortest - 1 - row * (few - 1)),
+                    .row = row,
+                    .block = 0,
+                    .unreached = weighs ? kUnreachedOfWeighed : 1};
   if (executor.decode_blocks() > 1 && probe.HasRoomFor(2, block)) {
     const double two = probe.SecondsOfRound(block, 2) / plain;
     cost.block = std::max(0.0, two - (1 + 2 * cost.fixed + cost.row * (2 * block - 1)));

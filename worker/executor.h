@@ -73,6 +73,8 @@ class Executor {
 
   // Blocks of rows, of a drafter's length each, that sequences which decode may divide in a round.
   virtual int decode_blocks() const { return 1; }
+  // Whether SequenceStep::reach_min is heeded.
+  virtual bool weighs_drafts() const { return false; }
 
   virtual int num_snapshots() const = 0;
 

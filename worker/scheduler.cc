@@ -144,12 +144,12 @@ void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, Pla
                                                 .blocks_max = options_.decode_blocks_max,
                                                 .rows_max = rows_left},
                                                options_.draft_cost);
-  const DraftCost cost = InCompany(options_.draft_cost, count);
+  const double reach_min =
+      ReachMin(drafting, division, options_.draft_block_max, options_.draft_cost);
   for (int i = 0; i < count; ++i) {
     Sequence* const sequence = sequences[static_cast<size_t>(i)];
     const RequestSpec& spec = sequence->spec();
     const int block = division[static_cast<size_t>(i)];
-    const double reach_min = ReachMin(drafting[static_cast<size_t>(i)].acceptance, block, cost);
     plan.sequences.push_back(sequence);
     plan.round.steps.push_back({.slot = sequence->lease.slot,
                                 .computed = sequence->computed(),

@@ -20,6 +20,27 @@ double ExpectedTokens(double acceptance, int block) {
   return (1.0 - std::pow(acceptance, block)) / (1.0 - acceptance);
 }
 
+// Of which so many are verified.
+double ExpectedRows(double acceptance, int block, const DraftCost& cost) {
+  const double reached = ExpectedTokens(acceptance, block);
+  return reached + cost.unreached * (block - reached);
+}
+
+double TokensPerCost(const std::vector<Drafting>& sequences, const std::vector<int>& division,
+                     int block_max, const DraftCost& cost) {
+  int places = 0, num_drafting = 0;
+  double tokens = 0, rows = 0;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    places += division[i];
+    num_drafting += division[i] > 1;
+    tokens += ExpectedTokens(sequences[i].acceptance, division[i]);
+    rows += ExpectedRows(sequences[i].acceptance, division[i], cost);
+  }
+  const int blocks = (places + block_max - 1) / block_max;
+  return tokens /
+         (1.0 + cost.fixed * num_drafting + cost.row * (rows - 1) + cost.block * (blocks - 1));
+}
+
 }  // namespace
 
 void SpeculationState::Record(int num_drafted, int num_accepted) {
@@ -36,7 +57,10 @@ double SpeculationState::acceptance() const {
 DraftCost InCompany(const DraftCost& cost, int num_sequences) {
   KERNELS_CHECK(num_sequences, >=, 1);
   const double share = (1.0 + cost.row * (num_sequences - 1)) / num_sequences;
-  return {.fixed = cost.fixed / share, .row = cost.row / share};
+  return {.fixed = cost.fixed / share,
+          .row = cost.row / share,
+          .block = 0,
+          .unreached = cost.unreached};
 }
 
 int ChooseBlock(double acceptance, int block_max, const DraftCost& cost) {
@@ -44,8 +68,7 @@ int ChooseBlock(double acceptance, int block_max, const DraftCost& cost) {
   int best_block = 1;
   double best_rate = 1.0;
   const auto consider = [&](int block) {
-    const double rate =
-        ExpectedTokens(acceptance, block) / (1.0 + cost.fixed + cost.row * (block - 1));
+    const double rate = TokensPerCost({{acceptance, block}}, {block}, block, cost);
     if (rate <= best_rate) return;
     best_rate = rate;
     best_block = block;
@@ -53,12 +76,6 @@ int ChooseBlock(double acceptance, int block_max, const DraftCost& cost) {
   for (int block = 2; block < block_max; block *= 2) consider(block);
   if (block_max > 1) consider(block_max);
   return best_block;
-}
-
-double ReachMin(double acceptance, int block, const DraftCost& cost) {
-  KERNELS_CHECK(block, >=, 1);
-  if (block == 1) return 0;
-  return cost.row * ExpectedTokens(acceptance, block) / (1.0 + cost.fixed + cost.row * (block - 1));
 }
 
 std::vector<int> DivideRows(const std::vector<Drafting>& sequences, const RowBounds& bounds,
@@ -70,8 +87,6 @@ std::vector<int> DivideRows(const std::vector<Drafting>& sequences, const RowBou
   for (int num_blocks = 1; num_blocks <= std::min(bounds.blocks_max, count); ++num_blocks) {
     std::vector<int> division;
     int rows_left = std::min(num_blocks * bounds.block_max, bounds.rows_max);
-    int rows = 0, num_drafting = 0;
-    double tokens = 0;
     for (int i = 0; i < count; ++i) {
       const Drafting& sequence = sequences[static_cast<size_t>(i)];
       const int bound =
@@ -79,18 +94,20 @@ std::vector<int> DivideRows(const std::vector<Drafting>& sequences, const RowBou
       const int block = ChooseBlock(sequence.acceptance, bound, in_company);
       division.push_back(block);
       rows_left -= block;
-      rows += block;
-      num_drafting += block > 1;
-      tokens += ExpectedTokens(sequence.acceptance, block);
     }
-    const int blocks = (rows + bounds.block_max - 1) / bounds.block_max;
-    const double rate = tokens / (1.0 + cost.fixed * num_drafting + cost.row * (rows - 1) +
-                                  cost.block * (blocks - 1));
+    const double rate = TokensPerCost(sequences, division, bounds.block_max, cost);
     if (rate <= best_rate) continue;
     best_rate = rate;
     best = std::move(division);
   }
   return best;
+}
+
+double ReachMin(const std::vector<Drafting>& sequences, const std::vector<int>& division,
+                int block_max, const DraftCost& cost) {
+  KERNELS_CHECK(division.size(), ==, sequences.size());
+  KERNELS_CHECK(block_max, >=, 1);
+  return cost.row * TokensPerCost(sequences, division, block_max, cost);
 }
 
 void AcceptanceTotals::Record(int num_drafted, int num_accepted) {

@@ -32,17 +32,25 @@ class SpeculationState {
                       // first rejected one
 };
 
-// What a drafted block costs, in units of a round with one row: 1 + fixed + row * (block - 1).
+// What a drafted block costs, in units of a round with one row: 1 + fixed + row * (verified rows -
+// 1).
 struct DraftCost {
   double fixed = 0;  // running the drafter at all
-  double row = 0;    // one more drafted and verified row
+  double row = 0;    // one more verified row
   double block = 0;  // a round whose sequences have one more block of rows, besides its rows
+  // Of a block's rows that turn out not to be reached, the share that is verified all the same.
+  double unreached = 1;
 };
+
+// Where drafts are weighed (SequenceStep::reach_min): 0.12 to 0.3 of the bundled model's, from
+// temperature 1 to greedy (docs/PERFORMANCE.md).
+inline constexpr double kUnreachedOfWeighed = 0.25;
 
 // One rank of eight of the served shape on an H200 (docs/PERFORMANCE.md): a plain round takes 3.58
 // ms, the drafter 0.37, one more row of other experts 0.31, a second block 1.95. A machine that
 // computes rather than reads has more: see calibration.h, which measures it.
-inline constexpr DraftCost kServedShapeDraftCost = {.fixed = 0.10, .row = 0.086, .block = 0.54};
+inline constexpr DraftCost kServedShapeDraftCost = {
+    .fixed = 0.10, .row = 0.086, .block = 0.54, .unreached = kUnreachedOfWeighed};
 
 // The same for one of `num_sequences` in a round, in units of its share of their plain round: they
 // share what a round costs anyhow, but nobody's draft.
@@ -57,11 +65,6 @@ constexpr int NextShare(int rows_left, int num_left) {
 // 1, 2, 4, 8 .. or block_max, whichever gives the most expected tokens per cost; at most block_max.
 // REQUIRES: block_max >= 1.
 int ChooseBlock(double acceptance, int block_max, const DraftCost& cost);
-
-// How likely to be reached a draft of that block must be for its row to bring more tokens than the
-// round brings for the same cost: cost.row times the block's expected tokens per cost. 0 for a
-// block of 1. REQUIRES: block >= 1.
-double ReachMin(double acceptance, int block, const DraftCost& cost);
 
 // A sequence of a round: how likely its drafts are, and its rows at most (1: it does not draft).
 struct Drafting {
@@ -79,6 +82,12 @@ struct RowBounds {
 // REQUIRES: from 1 to rows_max sequences; all bounds >= 1.
 std::vector<int> DivideRows(const std::vector<Drafting>& sequences, const RowBounds& bounds,
                             const DraftCost& cost);
+
+// How likely to be reached a draft must be for its row to bring more tokens than the round, divided
+// like that, brings for the same cost: cost.row times the round's expected tokens per cost.
+// REQUIRES: a row at least for each sequence; block_max >= 1.
+double ReachMin(const std::vector<Drafting>& sequences, const std::vector<int>& division,
+                int block_max, const DraftCost& cost);
 
 // Counts since start, for metrics. Thread: the engine thread.
 struct AcceptanceTotals {

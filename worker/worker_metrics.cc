@@ -23,7 +23,7 @@ WorkerMetrics::WorkerMetrics(Metrics& metrics, int draft_block_max)
       rounds_(metrics.Counter("ultraspeed_worker_rounds_total", "Rounds run")),
       rows_(metrics.Counter("ultraspeed_worker_rows_total",
                             "Rows run: prompt tokens, anchors and drafts")),
-      draft_tokens_(metrics.Counter("ultraspeed_worker_draft_tokens_total", "Tokens drafted")),
+      draft_tokens_(metrics.Counter("ultraspeed_worker_draft_tokens_total", "Drafts verified")),
       accepted_tokens_(metrics.Counter("ultraspeed_worker_accepted_tokens_total",
                                        "Drafted tokens that were accepted")),
       tokens_per_round_(metrics.Histogram("ultraspeed_worker_tokens_per_round",

@@ -9,6 +9,7 @@ namespace {
 
 // A clock that each sampled round advances by (1 + fixed + row * (rows - 1)) milliseconds, fixed
 // for each sequence that drafts, and by the cost of a block for every eight rows after the first.
+// Where drafts are weighed, those of a step that wants none likelier than sure are not in the rows.
 DraftCost MeasuredWhenCostIs(const DraftCost& cost, const ScriptedOptions& options) {
   FakeClock clock;
   ScriptedExecutor executor(options);
@@ -16,7 +17,7 @@ DraftCost MeasuredWhenCostIs(const DraftCost& cost, const ScriptedOptions& optio
     double ms = 1;
     int rows = 0;
     for (const SequenceStep& step : round.steps) {
-      rows += step.block;
+      rows += options.weighs_drafts && step.reach_min > 1 ? 1 : step.block;
       ms += step.block > 1 ? cost.fixed : 0;
     }
     clock.Advance(absl::Milliseconds(ms + cost.row * (rows - 1) + cost.block * ((rows - 1) / 8)));
@@ -28,6 +29,16 @@ TEST(CalibrationTest, FindsTheCostOfDrafterAndRows) {
   const DraftCost measured = MeasuredWhenCostIs({.fixed = 1.5, .row = 0.25}, {});
   EXPECT_NEAR(measured.fixed, 1.5, 1e-3);
   EXPECT_NEAR(measured.row, 0.25, 1e-3);
+}
+
+// Of rows that are verified, whatever was drafted.
+TEST(CalibrationTest, FindsTheCostOfVerifiedRows) {
+  const DraftCost measured =
+      MeasuredWhenCostIs({.fixed = 1.5, .row = 0.25}, {.weighs_drafts = true});
+  EXPECT_NEAR(measured.fixed, 1.5, 1e-3);
+  EXPECT_NEAR(measured.row, 0.25, 1e-3);
+  EXPECT_EQ(measured.unreached, kUnreachedOfWeighed);
+  EXPECT_EQ(MeasuredWhenCostIs({}, {}).unreached, 1);
 }
 
 TEST(CalibrationTest, FreeDraftingIsFree) {

@@ -57,7 +57,8 @@ TEST_F(SchedulerTest, AloneDecodesWithAFullBlock) {
   const Plan plan = scheduler.PlanRound(running_);
   ASSERT_EQ(plan.round.steps.size(), 1u);
   EXPECT_EQ(plan.round.steps[0].block, 8);
-  const double reach_min = ReachMin(SpeculationState().acceptance(), 8, options_.draft_cost);
+  const double reach_min =
+      ReachMin({{.acceptance = SpeculationState().acceptance()}}, {8}, 8, options_.draft_cost);
   EXPECT_GT(reach_min, 0);
   EXPECT_FLOAT_EQ(plan.round.steps[0].reach_min, static_cast<float>(reach_min));
   EXPECT_TRUE(plan.round.steps[0].sample);

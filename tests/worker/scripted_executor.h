@@ -30,6 +30,7 @@ struct ScriptedOptions {
   int draft_block = 8;  // 1 = no drafter
   int num_snapshots = 0;
   int decode_blocks = 1;
+  bool weighs_drafts = false;  // what it says; it verifies all
 };
 
 // The target's choice at `position`, given the token before it.
@@ -85,6 +86,7 @@ class ScriptedExecutor : public Executor {
   std::string device() const override { return "scripted"; }
   int num_snapshots() const override { return options_.num_snapshots; }
   int decode_blocks() const override { return options_.decode_blocks; }
+  bool weighs_drafts() const override { return options_.weighs_drafts; }
   void ResetSlot(int slot) override { slots_.at(slot).clear(); }
   void SaveSnapshot(int snapshot, int slot, int64_t position) override {
     const std::vector<int32_t>& kv = slots_.at(slot);

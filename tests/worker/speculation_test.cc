@@ -9,7 +9,7 @@ namespace {
 
 TEST(ChooseBlockTest, DraftsMoreWhenMoreIsAccepted) {
   EXPECT_EQ(ChooseBlock(0.95, 8, kServedShapeDraftCost), 8);
-  EXPECT_LE(ChooseBlock(0.5, 8, kServedShapeDraftCost), 4);
+  EXPECT_LE(ChooseBlock(0.5, 8, DraftCost{.fixed = 0.1, .row = 0.086}), 4);
   EXPECT_EQ(ChooseBlock(0.02, 8, kServedShapeDraftCost), 1);
   int last = 1;
   for (int percent = 1; percent < 100; ++percent) {
@@ -84,18 +84,34 @@ TEST(ChooseBlockTest, InCompanyADraftHasToBeWorthMore) {
   EXPECT_DOUBLE_EQ(InCompany({.fixed = 0.5, .row = 1}, 8).fixed, 0.5);
 }
 
-// A row whose draft is just that likely to be reached leaves tokens per cost as they are.
+// Rows that are cut when their drafts are unlikely cost little, so a long block is worth trying
+// where a short one is if all are verified.
+TEST(ChooseBlockTest, DraftsThatAreWeighedMayBeMany) {
+  const DraftCost all = {.fixed = 0.1, .row = 0.086},
+                  weighed = {.fixed = 0.1, .row = 0.086, .block = 0, .unreached = 0.25};
+  EXPECT_EQ(ChooseBlock(0.6, 8, all), 4);
+  EXPECT_EQ(ChooseBlock(0.6, 8, weighed), 8);
+  EXPECT_EQ(ChooseBlock(0.02, 8, weighed), 1);
+  EXPECT_EQ(ChooseBlock(0.9, 8, DraftCost{.fixed = 0, .row = 1, .block = 0, .unreached = 0.25}), 1);
+}
+
+// A row whose draft is just that likely to be reached leaves tokens per cost as they are, alone and
+// in company, whatever share of the unreached rows is verified.
 TEST(ReachMinTest, IsWhereARowStopsToPay) {
   for (const DraftCost& cost : {kServedShapeDraftCost, DraftCost{.fixed = 0.7, .row = 0.05}}) {
     for (const double acceptance : {0.3, 0.8, 0.95}) {
       const double tokens = (1 - std::pow(acceptance, 8)) / (1 - acceptance);
-      const double round = 1 + cost.fixed + 7 * cost.row;
-      const double reach = ReachMin(acceptance, 8, cost);
-      EXPECT_NEAR((tokens + reach) / (round + cost.row), tokens / round, 1e-12);
+      const double rows = tokens + cost.unreached * (8 - tokens);
+      const double alone = 1 + cost.fixed + (rows - 1) * cost.row;
+      const Drafting drafting = {.acceptance = acceptance, .bound = 8};
+      const double reach = ReachMin({drafting}, {8}, 8, cost);
+      EXPECT_NEAR((tokens + reach) / (alone + cost.row), tokens / alone, 1e-12);
+      const double two = 1 + 2 * cost.fixed + (2 * rows - 1) * cost.row + cost.block;
+      EXPECT_NEAR(ReachMin({drafting, drafting}, {8, 8}, 8, cost), cost.row * 2 * tokens / two,
+                  1e-12);
     }
   }
-  EXPECT_EQ(ReachMin(0.9, 1, kServedShapeDraftCost), 0);
-  EXPECT_EQ(ReachMin(0.9, 8, DraftCost{.fixed = 0.1, .row = 0}), 0);  // rows that cost nothing
+  EXPECT_EQ(ReachMin({{.acceptance = 0.9}}, {8}, 8, DraftCost{.fixed = 0.1, .row = 0}), 0);
 }
 
 TEST(SpeculationStateTest, FollowsRecentAcceptance) {

@@ -33,6 +33,7 @@ class CpuExecutor : public ModelExecutor {
   int num_pages() const override { return shape_.num_pages; }
   int vocabulary_used() const override { return vocabulary_used_; }
   std::string device() const override;
+  bool weighs_drafts() const override { return true; }
   int num_snapshots() const override { return shape_.num_snapshots; }
   void ResetSlot(int slot) override;
   void SaveSnapshot(int snapshot, int slot, int64_t position) override;

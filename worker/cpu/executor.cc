@@ -20,12 +20,6 @@ int SumRowsMax(const ModelConfig& config, const CacheShape& shape) {
   return std::max(shape.max_rows, shape.max_sequences * config.drafter.block_size);
 }
 
-// Whether a step has drafts that need not be verified. Of a sampled draft, its own probability does
-// not tell how likely the target, with the same noise, is to choose it too.
-bool MayCut(const SequenceStep& step) {
-  return step.reach_min > 0 && step.sampling.temperature == 0;
-}
-
 bool DraftsInFp8(DrafterPrecision precision) {
   if (precision != DrafterPrecision::kAuto) return precision == DrafterPrecision::kFp8;
   return kernels::ActiveInstructionSet() == kernels::InstructionSet::kAmxBf16;
@@ -215,7 +209,7 @@ void CpuExecutor::DraftTokens(const Round& round) {
     if (step.block == 1) continue;
     anchors.push_back({step.slot, step.computed, step.tokens[0], step.block - 1});
     for (int j = 1; j < step.block; ++j)
-      choices_.push_back({&step, step.computed + j, MayCut(step), nullptr, {}});
+      choices_.push_back({&step, step.computed + j, step.reach_min > 0, nullptr, {}});
   }
   if (anchors.empty()) return;
   logits_.resize(
@@ -227,13 +221,15 @@ void CpuExecutor::DraftTokens(const Round& round) {
   size_t choice = 0;
   for (size_t s = 0; s < round.steps.size(); ++s) {
     const SequenceStep& step = round.steps[s];
+    const float least = std::log(kernels::LeastDraftOdds(step.sampling));
     float log_reach = 0;
     for (int j = 1; j < step.block; ++j) {
-      const kernels::TokenChoice& chosen = choices_[choice++].chosen;
-      log_reach += chosen.logprob;
-      if (MayCut(step) && log_reach < std::log(step.reach_min)) continue;  // nor those after it
+      const kernels::TokenChoice& chosen = choices_[choice + static_cast<size_t>(j) - 1].chosen;
+      log_reach += std::max(chosen.logprob, least);
+      if (step.reach_min > 0 && log_reach < std::log(step.reach_min)) break;
       drafts_[s].push_back(chosen.token);
     }
+    choice += static_cast<size_t>(step.block) - 1;
   }
 }
 

@@ -120,6 +120,7 @@ class CudaExecutor : public GpuExecutor {
   int decode_blocks() const override {
     return model_->resident == nullptr ? 1 : kernels::cuda::resident::kBandsMax;
   }
+  bool weighs_drafts() const override { return model_->resident != nullptr; }
   ResidentEngine* resident() override { return model_->resident.get(); }
   void ForceDistinctExperts(int distinct) override;
   // Public for an executor of several ranks.

@@ -66,6 +66,7 @@ struct ResidentRoundTimes {
 };
 struct ResidentRounds {
   int num_rounds = 32;
+  int verified_rows = 0;   // of each sequence's block, whatever is drafted; 0: all
   std::string trace_file;  // Perfetto/Chrome timeline of the last round; empty = none
 };
 // Whether a CUDA executor gives the resident engine the steps that it takes; true at first.

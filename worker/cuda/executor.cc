@@ -86,10 +86,9 @@ std::vector<RoundResult> CudaExecutor::RunResident(const std::vector<Round>& rou
   std::vector<RoundResult> results;
   for (size_t i = 0; i < finished.size(); ++i) {
     int num_rows = 0, draft_passes = 0;
-    for (const SequenceStep& step : rounds[i].steps) {
-      num_rows += step.block;
-      draft_passes += step.block > 1 ? 1 : 0;
-    }
+    for (const SequenceStep& step : rounds[i].steps) draft_passes += step.block > 1 ? 1 : 0;
+    for (const SequenceResult& result : finished[i].result.sequences)
+      num_rows += 1 + result.num_drafted;
     CountRows(num_rows, /*num_samples=*/num_rows, draft_passes, finished[i].num_experts);
     results.push_back(std::move(finished[i].result));
   }

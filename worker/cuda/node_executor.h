@@ -29,6 +29,7 @@ class NodeExecutor : public GpuExecutor {
   int max_sequences() const override { return ranks_.front()->max_sequences(); }
   int max_batch_tokens() const override { return ranks_.front()->max_batch_tokens(); }
   int decode_blocks() const override { return ranks_.front()->decode_blocks(); }
+  bool weighs_drafts() const override { return ranks_.front()->weighs_drafts(); }
   int page_tokens() const override { return ranks_.front()->page_tokens(); }
   int num_pages() const override { return ranks_.front()->num_pages(); }
   int num_snapshots() const override { return ranks_.front()->num_snapshots(); }

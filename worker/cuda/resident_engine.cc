@@ -1,9 +1,11 @@
 #include "worker/cuda/resident_engine.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
 #include "kernels/check.h"
@@ -39,6 +41,17 @@ int NumBands(const Round& round) {
   return (NumRows(round) + resident::kBandRows - 1) / resident::kBandRows;
 }
 
+// A round has one bound: the least of its steps that draft. 0: all drafts are verified.
+float ReachMinOf(const Round& round) {
+  if (!AnyOf(round, Drafts)) return 0;
+  float reach_min = std::numeric_limits<float>::max();
+  for (const SequenceStep& step : round.steps) {
+    if (Drafts(step)) reach_min = std::min(reach_min, step.reach_min);
+  }
+  return reach_min;
+}
+bool WeighsDrafts(const Round& round) { return ReachMinOf(round) > 0; }
+
 RoundKind KindOf(const Round& round) {
   return {.draft_passes =
               static_cast<int>(std::count_if(round.steps.begin(), round.steps.end(), Drafts)),
@@ -59,6 +72,7 @@ uint32_t ReadShared(const uint32_t& word) { return __atomic_load_n(&word, __ATOM
 void WriteShared(uint32_t& word, uint32_t value) {
   __atomic_store_n(&word, value, __ATOMIC_RELEASE);
 }
+void WriteShared(float& word, float value) { __atomic_store(&word, &value, __ATOMIC_RELEASE); }
 
 }  // namespace
 
@@ -154,6 +168,7 @@ ResidentEngine::Finished ResidentEngine::Run(const Round& round) {
   const auto record = [&] { return session_.num_taken % resident::kResultsMax; };
   if (!Continues(round)) Yield();
   if (!running_) Start(round);
+  WriteShared(pinned_->control.log_reach_min, std::log(ReachMinOf(round)));
   constexpr int kStartsMax = 8;
   for (int starts = 0; !Complete(round, record(), session_.num_taken); ++starts) {
     KERNELS_CHECK(starts, <, kStartsMax);
@@ -175,7 +190,7 @@ ResidentEngine::Finished ResidentEngine::Run(const Round& round) {
 std::vector<ResidentEngine::Finished> ResidentEngine::RunInTurns(const std::vector<Round>& rounds) {
   KERNELS_CHECK(rounds.size(), <=, size_t{kTurnsMax});
   Yield();
-  Reset({.round_limit = 1, .stop = 1});
+  Reset({.round_limit = 1, .stop = 1, .log_reach_min = 0});
   for (size_t i = 0; i < rounds.size(); ++i)
     Launch(rounds[i], static_cast<int>(i), [](resident::Program&) {});
   std::vector<Finished> finished;
@@ -197,7 +212,7 @@ ResidentEngine::Finished ResidentEngine::ResultOf(const Round& round, uint32_t i
   for (size_t s = 0; s < order.size(); ++s) {
     const SequenceStep& step = round.steps[order[s]];
     SequenceResult& result = finished.result.sequences[order[s]];
-    result.num_drafted = step.block - 1;
+    result.num_drafted = record.num_verified[s] - 1;
     result.num_accepted = record.num_tokens[s] - 1;
     for (int row = first_row; row < first_row + record.num_tokens[s]; ++row) {
       result.chosen.push_back({.token = record.tokens[row],
@@ -219,7 +234,8 @@ bool ResidentEngine::Continues(const Round& round) const {
         return member.slot == step.slot && member.block == step.block &&
                member.position == step.computed && member.anchor == step.tokens[0] &&
                Same(member.sampling, step.sampling) &&
-               member.wants_logprobs == WantsLogprobs(step) && member.is_held == IsHeld(step);
+               member.wants_logprobs == WantsLogprobs(step) && member.is_held == IsHeld(step) &&
+               session_.weighs_drafts == WeighsDrafts(round);
       });
 }
 
@@ -239,6 +255,9 @@ resident::Program ResidentEngine::ProgramFor(const Round& round, int turn) {
   program.banned_token = banned_token_;
   program.mask_embedding = weights_.drafter.mask_embedding;
   program.choices = buffers_.choices;
+  program.masses = buffers_.masses;
+  program.weighs_drafts = WeighsDrafts(round);
+  program.log_reach_min = std::log(ReachMinOf(round));
   program.whole_row = buffers_.whole_row;
   program.whole_row.in_use = kind.whole_rows;
   program.whole_row.filters = Filters(round.steps.front().sampling);
@@ -246,8 +265,9 @@ resident::Program ResidentEngine::ProgramFor(const Round& round, int turn) {
   program.whole_row.vocabulary_used = vocabulary_used_;
   if (AnyOf(round, IsHeld)) program.masks = masks_.ForProgram();
   constexpr size_t kWordsPerCounter = 32;
-  program.decision = buffers_.words + kWordsPerCounter * resident::kNumCounters;
-  program.abort_word = program.decision + kWordsPerCounter;
+  uint32_t* const decision = buffers_.words + kWordsPerCounter * resident::kNumCounters;
+  program.decision = reinterpret_cast<resident::Decision*>(decision);
+  program.abort_word = decision + kWordsPerCounter;
   program.decision_counter = schedule.decision_counter;
   program.decision_target = schedule.decision_target;
   program.collective = collective_;
@@ -320,9 +340,9 @@ void ResidentEngine::Launch(const Round& round, int turn, Change change) {
 }
 
 void ResidentEngine::Start(const Round& round) {
-  Reset({.round_limit = 1 + kRoundsAhead, .stop = 0});
+  Reset({.round_limit = 1 + kRoundsAhead, .stop = 0, .log_reach_min = std::log(ReachMinOf(round))});
   Launch(round, /*turn=*/0, [](resident::Program&) {});
-  session_ = {};
+  session_ = {.members = {}, .num_taken = 0, .weighs_drafts = WeighsDrafts(round)};
   for (const size_t i : ProgramOrder(round)) {
     const SequenceStep& step = round.steps[i];
     session_.members.push_back({.slot = step.slot,
@@ -398,6 +418,8 @@ void ResidentEngine::Finish() {
       if (own.mark == 0) continue;
       for (int row = 0; row < resident::kRowsMax; ++row)
         KERNELS_CHECK(other.tokens[row], ==, own.tokens[row]);
+      for (int s = 0; s < resident::kSequencesMax; ++s)
+        KERNELS_CHECK(other.num_verified[s], ==, own.num_verified[s]);
     }
   }
 }
@@ -434,7 +456,7 @@ void ResidentEngine::ForceDistinctExperts(int distinct) {
   for (ResidentEngine* const rank : joined_) rank->forced_distinct_experts_ = distinct;
 }
 
-ResidentTimes ResidentEngine::Measure(const Round& round, int num_rounds) {
+ResidentTimes ResidentEngine::Measure(const Round& round, int num_rounds, int verified_rows) {
   Yield();
   const ResidentSchedule& schedule = RoundsOf(KindOf(round)).schedule;
   ResidentTimes times;
@@ -447,9 +469,11 @@ ResidentTimes ResidentEngine::Measure(const Round& round, int num_rounds) {
   CUDA_CHECK(cudaMemsetAsync(trace, 0, times.trace.size() * sizeof(uint64_t), stream_));
   // The ring of results is not taken from, so it must hold all rounds.
   const auto run = [&](uint32_t count, uint64_t* stamps) {
-    Reset({.round_limit = count, .stop = 0});
+    Reset({.round_limit = count, .stop = 0, .log_reach_min = std::log(ReachMinOf(round))});
     Launch(round, /*turn=*/0, [&](resident::Program& program) {
       program.holds_position = true;
+      program.forced_verified_rows =
+          static_cast<int8_t>(verified_rows > 0 ? verified_rows : resident::kRowsMax);
       program.trace = program.collective.rank == 0 ? stamps : nullptr;
     });
     for (uint32_t i = 0; i < count; ++i) KERNELS_CHECK(Complete(round, i, i), ==, true);

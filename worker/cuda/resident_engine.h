@@ -74,7 +74,8 @@ class ResidentEngine {
   void Yield();
 
   // For benchmarks.
-  ResidentTimes Measure(const Round& round, int num_rounds);
+  // `verified_rows`: of each sequence, whatever is drafted; 0: all.
+  ResidentTimes Measure(const Round& round, int num_rounds, int verified_rows);
   // As TargetForward's.
   void ForceDistinctExperts(int distinct);
 
@@ -91,6 +92,7 @@ class ResidentEngine {
   struct Session {
     std::vector<Member> members;  // in the order of the program's sequences
     uint32_t num_taken = 0;       // rounds of this launch
+    bool weighs_drafts = false;
   };
 
   // Turn `turn` has pages and a record of its own.

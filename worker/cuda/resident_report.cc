@@ -124,7 +124,8 @@ absl::StatusOr<ResidentRoundTimes> MeasureResidentRounds(ModelExecutor& executor
   if (on_gpu == nullptr || on_gpu->resident() == nullptr) {
     return absl::FailedPreconditionError("the executor has no resident engine for this shape");
   }
-  const ResidentTimes times = on_gpu->resident()->Measure(round, what.num_rounds);
+  const ResidentTimes times =
+      on_gpu->resident()->Measure(round, what.num_rounds, what.verified_rows);
   const Stamps stamps{times};
   ResidentRoundTimes result;
   result.round_ms = times.round_ms;

@@ -74,7 +74,7 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
   whole_row.undecided = arena.Take<uint64_t>(
       kKind, Size(kRowsMax, static_cast<int64_t>(ranks.num_ranks) * config.vocabulary));
   whole_row.slice_sums = arena.Take<ops::SliceSum>(kKind, Size(kRowsMax, ops::kSlices));
-  whole_row.logprobs = floats(kRowsMax, 1);
+  whole_row.logprobs = floats(resident::kChoiceRows, 1);
   int64_t carried_tiles = 0;
   const auto carry_for = [&](const ops::Matrix& matrix) {
     if (ops::NumSlabs(matrix.num_cols) > kPassSlabs)
@@ -101,6 +101,8 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
       kKind, Size(kRowsMax * std::max(config.num_q_heads, draft.num_q_heads), partials_stride) *
                  kPartialBytes);
   choices = arena.Take<resident::RowChoice>(kKind, Size(resident::kChoiceRows, kBlocksMax));
+  masses = arena.Take<resident::RowMass>(
+      kKind, Size(resident::kChoiceRows, kBlocksMax * resident::kMassesPerBlock));
   words = arena.Take<uint32_t>(kKind, kWordsPerCounter * (resident::kNumCounters + 2));
   inbox_rank_words = Size(config.hidden / kTileColumns, 32);
   inbox = ranks.num_ranks > 1

@@ -72,6 +72,7 @@ struct ResidentBuffers {
   void* partials;        // of attention over long contexts
   int partials_stride;
   kernels::cuda::resident::RowChoice* choices;  // as Program's
+  kernels::cuda::resident::RowMass* masses;
   // Memory only; over the vocabulary of all ranks.
   kernels::cuda::resident::WholeRow whole_row;
   uint32_t* words;  // counters, decision, abort word

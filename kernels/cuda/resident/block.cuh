@@ -25,7 +25,10 @@ constexpr int kSlotStride = 576;  // bytes of a slot's activations in the stagin
 struct RoundState {
   int64_t position[kSequencesMax];  // of the anchors
   int32_t tokens[kRowsMax];         // anchors, drafts
-  int32_t chosen[kRowsMax];         // the target's choice after each row
+  union {
+    float logprobs[kRowsMax];  // of drafts, by the drafter, if they are weighed; later:
+    int32_t chosen[kRowsMax];  // the target's choice after each row
+  };
   int32_t num_kept[kSequencesMax];  // rows of the last round whose state is committed
   int32_t num_experts;              // read in this round, of all layers together
   uint32_t round;
@@ -36,6 +39,9 @@ struct RoundState {
   // reads them here, since it has no registers for them.
   int num_views;
   RoundView views[kSequencesMax];
+  uint32_t verified;  // bit r: row r of the target's pass, an anchor or a likely draft
+  uint8_t num_verified[kSequencesMax];
+  float log_reach_min;  // of the round
 };
 
 // The experts that a band's rows chose in one layer, ascending.

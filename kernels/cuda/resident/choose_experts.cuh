@@ -274,12 +274,13 @@ __device__ __forceinline__ void ClearChoices(const BandBlock<kBands>& block) {
   }
 }
 
-// Choice of all rows of all bands, then each band's list of experts and who of them serves whom.
-// All consumers call it.
+// Choice of all verified rows of all bands, then each band's list of experts and who of them serves
+// whom. All consumers call it.
 template <int kBands>
 __device__ __forceinline__ void MakeChoices(const BandBlock<kBands>& block, const Phase& phase) {
   const int thread = Thread(), warp = thread / kWarpLanes, lane = thread % kWarpLanes;
   const int num_rows = block.program().num_rows, per_row = phase.experts_per_token;
+  const uint32_t verified = block.shared().state.verified;
 #pragma unroll 1
   for (int of_pass = warp; of_pass < num_rows; of_pass += kConsumerWarps) {
     const int band = kBands == 1 ? 0 : of_pass / kBandRows, row = of_pass - band * kBandRows;
@@ -289,7 +290,8 @@ __device__ __forceinline__ void MakeChoices(const BandBlock<kBands>& block, cons
       ForceExperts(block, phase, band, row, lane);
     }
     __syncwarp();
-    if (lane < per_row) {
+    // A branch of its own, which lanes might take apart, would cost far more than a useless choice.
+    if (lane < ((verified >> of_pass & 1) != 0 ? per_row : 0)) {
       ExpertChoice& choice = block.shared().choices[band];
       const int expert = choice.ids[row * per_row + lane];
       atomicOr(&choice.chosen[expert / 32], 1u << (expert % 32));
@@ -312,10 +314,11 @@ __device__ __forceinline__ void MakeChoices(const BandBlock<kBands>& block, cons
     }
     return place;
   };
-  if (slot < min(kBandRows, num_rows - band * kBandRows) * per_row) {
+  const int row = Quotient(slot, per_row);
+  if (row < kBandRows && (verified >> (band * kBandRows + row) & 1) != 0) {
     const int expert = choice.ids[slot], place = place_of(expert);
     choice.experts[place] = expert;
-    choice.slot_of[place][Quotient(slot, per_row)] = static_cast<int8_t>(slot);
+    choice.slot_of[place][row] = static_cast<int8_t>(slot);
   }
   if (slot == (kWarpsOfBand - 1) * kWarpLanes) {
     choice.num_experts =

@@ -142,14 +142,21 @@ __device__ __forceinline__ float LargestScaled(const Block& block, const RowPart
              : __fdiv_rn(largest, SamplingOf(block.program(), part).temperature);
 }
 
-// Of all rows of the target, dealt over the blocks.
+// Whether log-probabilities of the head's choices are wanted: of the target's for the host, of
+// drafts to decide which of them are verified.
+__device__ __forceinline__ bool WantsLogprobs(const Program& program, int draft_of) {
+  return draft_of == kOfTarget ? program.whole_row.wants_logprobs : program.weighs_drafts;
+}
+
+// Of all rows, dealt over the blocks.
 __device__ __forceinline__ void SumSlices(const Block& block, const RowPart& part,
                                           WholeRowScratch& scratch) {
   const Program& program = block.program();
   const int width = SliceWidth(program.whole_row.vocabulary_used);
 #pragma unroll 1
   for (int unit = block.index; unit < part.num_rows * kSlices; unit += block.num_blocks) {
-    const RowLogits logits(block, unit / kSlices);
+    const int row = part.first_row + unit / kSlices;
+    const RowLogits logits(block, row);
     const int begin = unit % kSlices * width;
     const int end = min(begin + width, program.whole_row.vocabulary_used);
     SliceSum of_slice = {kMinusInfinity, 0.0f};
@@ -161,7 +168,7 @@ __device__ __forceinline__ void SumSlices(const Block& block, const RowPart& par
           Consumers(), [&](auto body) { logits.ForEach<kSliceThreads>(begin, end, body); },
           of_slice.max, scratch.floats);
     }
-    if (Thread() == 0) program.whole_row.slice_sums[unit] = of_slice;
+    if (Thread() == 0) program.whole_row.slice_sums[row * kSlices + unit % kSlices] = of_slice;
   }
 }
 
@@ -181,7 +188,7 @@ static __device__ __noinline__ void Tally(Block block, int draft_of) {
           whole_row.tallies[part.row].histogram);
     }
   }
-  if (whole_row.wants_logprobs && draft_of == kOfTarget) SumSlices(block, part, scratch);
+  if (WantsLogprobs(block.program(), draft_of)) SumSlices(block, part, scratch);
 }
 
 // The best of the block's slice among the tokens that are kept for certain.
@@ -266,7 +273,7 @@ static __device__ __noinline__ void DrawRows(Block block, int draft_of) {
     }
     if (part.slice == 0) choice = DrawRow(block, part, draft_of, scratch);
   }
-  if (!whole_row.wants_logprobs || draft_of != kOfTarget || part.slice != 0) return;
+  if (!WantsLogprobs(program, draft_of) || part.slice != 0) return;
   const int thread = Thread();
   if (thread >= kWarpLanes) return;
   const auto raw =
@@ -276,7 +283,7 @@ static __device__ __noinline__ void DrawRows(Block block, int draft_of) {
   const float logprob = LogProbabilityOfSlices(logit, max, [&](int slice) {
     return SliceSum{__shfl_sync(kAllLanes, raw.x, slice), __shfl_sync(kAllLanes, raw.y, slice)};
   });
-  if (thread == 0) whole_row.logprobs[part.row] = logprob;
+  if (thread == 0) whole_row.logprobs[ChoiceRow(draft_of, part.row)] = logprob;
 }
 
 static __device__ __noinline__ void ChooseFromWholeRows(Block block) {

@@ -186,7 +186,10 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
                   .is_void = false,
                   .has_segments = false,
                   .num_views = 0,
-                  .views = {}};
+                  .views = {},
+                  .verified = 0,
+                  .num_verified = {},
+                  .log_reach_min = program.log_reach_min};
   for (int s = 0; s < program.num_sequences; ++s) {
     const RoundSequence& sequence = program.sequences[s];
     shared.state.position[s] = sequence.position;
@@ -271,7 +274,7 @@ void Prepare(const Program& program, cudaStream_t stream) {
   KERNELS_CHECK(NumRowTiles(program.hidden), <=, num_blocks * kOwnedTilesMax);
   CheckCuda(cudaMemsetAsync(program.counters, 0, kNumCounters * 32 * sizeof(uint32_t), stream),
             "counters");
-  CheckCuda(cudaMemsetAsync(program.decision, 0, sizeof(uint32_t), stream), "decision");
+  CheckCuda(cudaMemsetAsync(program.decision, 0, sizeof(*program.decision), stream), "decision");
   CheckCuda(cudaMemsetAsync(program.abort_word, 0, sizeof(uint32_t), stream), "abort word");
   if (program.whole_row.filters) {
     CheckCuda(cudaMemsetAsync(program.whole_row.tallies, 0, kRowsMax * sizeof(RowTally), stream),

@@ -300,7 +300,7 @@ static __device__ __noinline__ void FinishDown(Block block, int role, int member
   const int per_row = phase.experts_per_token, row = lane % 4 * 2;
   const auto* const results = reinterpret_cast<const float*>(block.shared().exchange);
   const ExpertChoice& choice = block.shared().choices[phase.band];
-  const int num_rows = block.program().num_rows - phase.band * kBandRows;
+  const uint32_t verified = block.shared().state.verified >> phase.band * kBandRows;
   float4 before = {};
   if (member < count)
     before = ReadResidualTile(phase, block.program().hidden, first + member, lane);
@@ -311,7 +311,7 @@ static __device__ __noinline__ void FinishDown(Block block, int role, int member
 #pragma unroll 2  // little code counts more than its speed: it is fetched anew every time
     for (int k = 0; k < per_row; ++k) {
       const auto add = [&](int r, float& low, float& high) {
-        if (r >= num_rows) return;
+        if ((verified >> r & 1) == 0) return;  // it chose nothing
         const int slot = r * per_row + k;
         const float weight = choice.weights[slot];
         low = __fmaf_rn(weight, results[slot * kResultStride + column], low);

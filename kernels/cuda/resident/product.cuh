@@ -284,8 +284,10 @@ __device__ __forceinline__ void FinishProduct(const BandBlock<kBands>& block,
     }
     exchange.Advance(walk);
   }
-  if (phase.output == OutputKind::kLogits)
-    best.Publish(block, phase.draft_of, block.BandOf(phase), warp, lane);
+  if (phase.output != OutputKind::kLogits) return;
+  best.Publish(block, phase.draft_of, block.BandOf(phase), warp, lane);
+  if (PublishesMass(block, phase.draft_of))
+    PublishMasses(block, phase.draft_of, phase.out, phase.out_stride, walk);
 }
 
 template <int kBands>

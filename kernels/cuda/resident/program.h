@@ -147,6 +147,13 @@ struct RowChoice {
   int32_t token;
 };
 
+// Of a row's logits: the sum of exp(logit - max).
+struct RowMass {
+  float max;
+  float sum;
+};
+constexpr int kMassesPerBlock = 3;  // one of each finisher warp
+
 // What top-k and top-p find out about a row. Zero between rounds.
 struct RowTally {
   FilterHistogram histogram;
@@ -163,7 +170,7 @@ struct WholeRow {
   RowTally* tallies = nullptr;     // [kRowsMax]
   uint64_t* undecided = nullptr;   // [kRowsMax, V of all ranks] ranks (sampling_filter.cuh)
   SliceSum* slice_sums = nullptr;  // [kRowsMax, kSlices], if log-probabilities are wanted
-  float* logprobs = nullptr;       // [kRowsMax] of the target's choices, likewise
+  float* logprobs = nullptr;       // [kChoiceRows] of the choices, likewise
 };
 
 // What the target's rows may choose, if some are held to something. The host makes a round's masks
@@ -191,11 +198,12 @@ constexpr uint32_t kVoidMark = ~0u;  // of a round that gave nothing
 
 // What one round gave, in pinned host memory.
 struct RoundRecord {
-  int32_t tokens[kRowsMax];           // chosen after the target's rows
-  float logprobs[kRowsMax];           // likewise, if wanted
-  int32_t num_tokens[kSequencesMax];  // of each sequence: accepted drafts and one more
-  int32_t num_experts;                // read, of all layers together
-  uint32_t mark;                      // round + 1, written last; kVoidMark
+  int32_t tokens[kRowsMax];             // chosen after the target's rows
+  float logprobs[kRowsMax];             // likewise, if wanted
+  int32_t num_verified[kSequencesMax];  // rows of each sequence: its anchor and likely drafts
+  int32_t num_tokens[kSequencesMax];    // of each sequence: accepted drafts and one more
+  int32_t num_experts;                  // read, of all layers together
+  uint32_t mark;                        // round + 1, written last; kVoidMark
   // Of rounds with masks, told before: the target's rows, anchors and drafts; round + 1.
   int32_t rows[kRowsMax];
   uint32_t rows_mark;
@@ -206,6 +214,13 @@ struct RoundRecord {
 struct HostControl {
   uint32_t round_limit;  // rounds before this one may run
   uint32_t stop;
+  float log_reach_min;  // of the rounds to come, as Program's
+};
+
+// Whether the next round runs, and how.
+struct Decision {
+  uint32_t runs_on;
+  float log_reach_min;
 };
 
 // Where every block stood when a wait lasted too long, in pinned memory.
@@ -222,7 +237,8 @@ struct RankMail {
   // The best token of each row among the rank's part of the vocabulary, of the target and of each
   // drafter's pass (choose.cuh). A round writes each word once, with the round's mark in it.
   uint2 choices[kChoiceRows];  // by ChoiceRow
-  uint32_t decision;           // of rank 0: 2 * (round + 1), and 1 if that round runs
+  uint2 masses[kChoiceRows];   // of drafts: logarithm of the mass of the part, mark
+  uint2 decision;  // of rank 0: 2 * (round + 1), and 1 if that round runs; its log_reach_min
   // Of rank 0: the masks of the rounds before this one are there. Written by the host, or by rank 0
   // when it waits for that no longer.
   uint32_t num_masked;
@@ -286,7 +302,8 @@ struct Program {
   const bf16* mask_embedding = nullptr;  // [H]
   // [kChoiceRows, blocks]
   RowChoice* choices = nullptr;
-  uint32_t* decision = nullptr;  // whether the next round runs, made by one block:
+  RowMass* masses = nullptr;     // likewise, a few of each block, of drafts that are weighed
+  Decision* decision = nullptr;  // made by one block:
   int decision_counter = 0;      // its arrival, as in Phase
   uint32_t decision_target = 0;
   Collective collective;
@@ -312,7 +329,13 @@ struct Program {
   int draft_rows = 0;  // of a drafter's pass: anchor and masks, at least a block
   RoundSequence sequences[kSequencesMax];
   uint8_t sequence_of[kRowsMax] = {};  // of a row of the target's pass
-  bool holds_position = false;         // benchmarks: every round runs at the same place
+  // Whether a draft's own probability decides if it is verified: it is when those of the drafts up
+  // to it, multiplied, are at least exp(log_reach_min). What is not verified chooses no experts,
+  // attends to nothing and is never accepted; its row goes through everything else.
+  float log_reach_min = 0;  // of the first round
+  bool weighs_drafts = false;
+  bool holds_position = false;      // benchmarks: every round runs at the same place
+  int8_t forced_verified_rows = 0;  // benchmarks: of each sequence that drafts; 0 = off
 };
 
 // Stamps of a block's phase in the trace, ns of the GPU's global clock.

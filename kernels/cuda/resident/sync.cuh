@@ -128,6 +128,12 @@ __device__ __forceinline__ uint32_t LoadFromHost(const uint32_t* word) {
   asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
   return value;
 }
+// In no order with other words.
+__device__ __forceinline__ float LoadAloneFromHost(const float* word) {
+  float value;
+  asm volatile("ld.relaxed.sys.global.f32 %0, [%1];" : "=f"(value) : "l"(word));
+  return value;
+}
 __device__ __forceinline__ void StoreToHost(uint32_t* word, uint32_t value) {
   asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 }

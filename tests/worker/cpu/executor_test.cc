@@ -67,8 +67,13 @@ TEST_F(ExecutorTest, UnlikelyDraftsAreNotVerified) {
   const int64_t some = rows_of_run(0, 8, 1e-4f);
   EXPECT_LT(some, all);
   EXPECT_GT(some, plain);
-  EXPECT_EQ(rows_of_run(0, 8, 1.5f), plain);                 // none is that likely
-  EXPECT_EQ(rows_of_run(1, 8, 1.5f), rows_of_run(1, 8, 0));  // sampled ones are all verified
+  EXPECT_EQ(rows_of_run(0, 8, 1.5f), plain);  // none is that likely
+  // Sampled ones are held likelier (LeastDraftOdds): seven of them at least 0.3^7, two 0.09.
+  const int64_t all_sampled = rows_of_run(1, 8, 0), some_sampled = rows_of_run(1, 8, 0.08f);
+  EXPECT_EQ(rows_of_run(1, 8, 1e-4f), all_sampled);
+  EXPECT_LT(some_sampled, all_sampled);
+  EXPECT_GT(some_sampled, plain);
+  EXPECT_EQ(rows_of_run(1, 8, 1.5f), plain);
 }
 
 TEST_F(ExecutorTest, LogitsKnowNothingOfDraftsBefore) {

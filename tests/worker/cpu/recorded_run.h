@@ -15,7 +15,8 @@ namespace ultraspeed::worker {
 struct RecordedRun {
   std::vector<ChosenToken> chosen;  // [num_new_tokens]
   int num_rounds = 0;               // that chose something
-  int num_accepted = 0;             // drafts, of all rounds
+  int num_drafted = 0;              // drafts that were verified, of all rounds
+  int num_accepted = 0;             // of them
 };
 
 // Sequences side by side in the same rounds; every choice comes with `logprobs` alternatives.
@@ -39,6 +40,7 @@ inline std::vector<RecordedRun> RecordToEnd(Executor& executor,
       RecordedRun& run = runs[active[i]];
       run.chosen.insert(run.chosen.end(), sequence.chosen.begin(), sequence.chosen.end());
       run.num_rounds += sequence.chosen.empty() ? 0 : 1;
+      run.num_drafted += sequence.num_drafted;
       run.num_accepted += sequence.num_accepted;
     }
   }

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "kernels/ops.h"
 #include "tests/worker/cpu/bundled_model.h"
 #include "tests/worker/cpu/recorded_run.h"
 #include "worker/cpu/cpu_executor.h"
@@ -20,7 +21,11 @@ inline constexpr float kNoiseFactor =
     1.5f;  // median bound: of the model's own noise (golden_test.cc)
 inline constexpr double kSwappedShareMax = 0.1;
 
+// Without AMX, whose products are the only ones with bits of their own: so the comparison is the
+// same on every machine.
 inline std::unique_ptr<ModelExecutor> LoadOnCpu() {
+  kernels::SetInstructionSet(
+      std::min(kernels::DetectInstructionSet(), kernels::InstructionSet::kAvx512Bf16));
   absl::StatusOr<std::unique_ptr<CpuExecutor>> executor =
       CpuExecutor::Create({.model_folder = kBundledModel, .kv_tokens = 16384});
   if (!executor.ok()) ADD_FAILURE() << executor.status();

@@ -1,6 +1,4 @@
-// Greedy text on the held-out prompts: the CPU's, token for token, or a difference that the bound
-// on logits explains. Where experts were swapped (cpu_comparison.h) it may lie past the bound: in
-// as few prompts as rows may be, and not far.
+// Text and drafts on the held-out prompts against the CPU's.
 #include "bench/held_out.h"
 
 #include <cstdio>
@@ -11,6 +9,8 @@
 namespace ultraspeed::worker {
 namespace {
 
+// Token for token, or a difference that the bound on logits explains. Where experts were swapped
+// (cpu_comparison.h) it may lie past the bound: in as few prompts as rows may be, and not far.
 TEST(CudaHeldOutTest, GreedyTokensAreTheCpus) {
   if (const absl::Status usable = CudaUsable(); !usable.ok()) GTEST_SKIP() << usable.message();
   constexpr int kTokens = 32;
@@ -50,6 +50,49 @@ TEST(CudaHeldOutTest, GreedyTokensAreTheCpus) {
               kTokens);
   EXPECT_LE(num_beyond, kSwappedShareMax * static_cast<double>(prompts->size()));
   EXPECT_GE(num_identical, static_cast<int>(prompts->size()) * 3 / 4);
+}
+
+// A draft's probability is the CPU's to rounding, so as many drafts are likely enough to be
+// verified, greedy, sampled and filtered.
+TEST(CudaHeldOutTest, DraftsAreWeighedAsOnTheCpu) {
+  if (const absl::Status usable = CudaUsable(); !usable.ok()) GTEST_SKIP() << usable.message();
+  const std::unique_ptr<ModelExecutor> cpu = LoadOnCpu();
+  const std::unique_ptr<ModelExecutor> gpu = LoadBundledModel();
+  ASSERT_NE(cpu, nullptr);
+  ASSERT_NE(gpu, nullptr);
+  const absl::StatusOr<std::vector<bench::HeldOutPrompt>> prompts =
+      bench::LoadHeldOutPrompts(kBundledModel, cpu->config());
+  ASSERT_TRUE(prompts.ok()) << prompts.status();
+  constexpr size_t kPrompts = 24;
+  ASSERT_GE(prompts->size(), kPrompts);
+  const std::vector<kernels::SamplingSpec> ways = {{.temperature = 0.0f},
+                                                   {.temperature = 1.0f, .seed = 7},
+                                                   {.temperature = 0.6f, .seed = 7},
+                                                   {.temperature = 1.0f, .top_p = 0.9f, .seed = 7}};
+  for (const kernels::SamplingSpec& way : ways) {
+    RecordedRun on_cpu, on_gpu;
+    for (size_t i = 0; i < kPrompts; ++i) {
+      const RunPlan plan{.prompt = (*prompts)[i].tokens,
+                         .num_new_tokens = 48,
+                         .block = 8,
+                         .reach_min = 0.2f,
+                         .sampling = way};
+      const auto add = [&](RecordedRun& sum, Executor& executor) {
+        const RecordedRun run = Record(executor, plan, /*logprobs=*/-1);
+        sum.num_rounds += run.num_rounds;
+        sum.num_drafted += run.num_drafted;
+      };
+      add(on_cpu, *cpu);
+      add(on_gpu, *gpu);
+    }
+    const auto drafts_per_round = [](const RecordedRun& run) {
+      return static_cast<double>(run.num_drafted) / run.num_rounds;
+    };
+    std::printf("temperature %.1f top_p %.1f: %.3f drafts a round on the CPU, %.3f on the GPU\n",
+                way.temperature, way.top_p, drafts_per_round(on_cpu), drafts_per_round(on_gpu));
+    EXPECT_LT(drafts_per_round(on_cpu), 6);  // not all
+    EXPECT_NEAR(drafts_per_round(on_gpu), drafts_per_round(on_cpu), 0.15);
+  }
 }
 
 }  // namespace

@@ -96,6 +96,9 @@ inline void RunMixedCompany(ModelExecutor& executor, const std::vector<ExpectedR
     }
     if (members.empty()) continue;
     if (random() % 8 == 0) round.steps[random() % round.steps.size()].logprobs = 2;
+    constexpr float kReaches[] = {0, 1e-3f, 0.2f, 0.9f};
+    const float reach_min = kReaches[random() % std::size(kReaches)];
+    for (SequenceStep& step : round.steps) step.reach_min = reach_min;
     ++rounds_of[members.size()];
     const RoundResult result = executor.Run(round);
     for (size_t m = 0; m < members.size(); ++m) {

@@ -627,6 +627,38 @@ TEST_F(CudaResidentRanksTest, FiltersAndLogProbabilitiesAreThoseOfSingleOperatio
   }
 }
 
+// All ranks weigh drafts by the sums of all, and decide alike; the engine aborts if they do not.
+TEST_F(CudaResidentRanksTest, UnlikelyDraftsAreNotVerified) {
+  for (const int num_ranks : RankCounts()) {
+    const std::unique_ptr<NodeExecutor> ranks = LoadRanks(kBundledModel, num_ranks);
+    ASSERT_NE(ranks, nullptr);
+    ASSERT_NE(ranks->resident(), nullptr);
+    for (const kernels::SamplingSpec& way :
+         std::vector<kernels::SamplingSpec>{{.temperature = 0.0f},
+                                            {.temperature = 1.0f, .seed = 4},
+                                            {.temperature = 1.0f, .top_p = 0.9f, .seed = 4}}) {
+      RunPlan plan{.prompt = Prompt(11, 250), .num_new_tokens = 96, .block = 8, .sampling = way};
+      ranks->UseResident(false);
+      const RecordedRun want = Record(*ranks, plan, /*logprobs=*/-1);
+      ranks->UseResident(true);
+      const auto run = [&](float reach_min) {
+        plan.reach_min = reach_min;
+        RecordedRun got = Record(*ranks, plan, /*logprobs=*/-1);
+        EXPECT_EQ(Difference(got, want), "") << num_ranks << " ranks, reach_min " << reach_min;
+        return got;
+      };
+      const RecordedRun all = run(1e-30f), some = run(0.2f), few = run(0.9f);
+      EXPECT_EQ(all.num_accepted, want.num_accepted);
+      const auto drafts_per_round = [](const RecordedRun& run_of) {
+        return static_cast<double>(run_of.num_drafted) / run_of.num_rounds;
+      };
+      EXPECT_LT(drafts_per_round(some), drafts_per_round(all));
+      EXPECT_LT(drafts_per_round(few), 0.7 * drafts_per_round(some));
+      EXPECT_GT(few.num_drafted, 0);
+    }
+  }
+}
+
 // Prefills, ends in the middle and new requests between rounds, as an engine mixes them.
 TEST_F(CudaResidentRanksTest, ThousandsOfRoundsOfMixedRequests) {
   constexpr int kRounds = 4000;
@@ -635,6 +667,7 @@ TEST_F(CudaResidentRanksTest, ThousandsOfRoundsOfMixedRequests) {
   RunMixedRequests(*ranks, MixedRuns(*ranks), kRounds,
                    [](std::mt19937& random, SequenceStep& step) {
                      if (random() % 16 == 0) step.logprobs = 2;  // the other engine's
+                     step.reach_min = step.slot % 2 == 0 ? 0 : 1e-3f * (random() % 400 + 1);
                    });
 }
 

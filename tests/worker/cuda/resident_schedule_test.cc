@@ -382,13 +382,17 @@ TEST(ResidentScheduleTest, RanksHaveInboxesMailAndRoomForWholeRows) {
   const auto activations = [](const CountedModel& model) {
     return model.taken()[MemoryKind::kActivations];
   };
-  const size_t mail = (kNumRanks - 1) * sizeof(resident::RankMail);
+  const auto taken = [](size_t bytes) {
+    return (bytes + DeviceArena::kAlignment - 1) / DeviceArena::kAlignment *
+           DeviceArena::kAlignment;
+  };
+  const auto more_of = [&](size_t bytes_of_rank) {
+    return taken(kNumRanks * bytes_of_rank) - taken(bytes_of_rank);
+  };
   const auto vocabulary = static_cast<size_t>(one.config().vocabulary);
-  const size_t rows = kRowsMax * (kNumRanks - 1) * vocabulary * sizeof(uint64_t);
-  const size_t more = activations(together) - activations(one);
-  EXPECT_GE(more, 3 * kNumRanks * words * sizeof(uint2) + mail + rows);
-  EXPECT_LE(more,
-            3 * kNumRanks * words * sizeof(uint2) + mail + rows + 3 * DeviceArena::kAlignment);
+  EXPECT_EQ(activations(together) - activations(one),
+            taken(3 * kNumRanks * words * sizeof(uint2)) + more_of(sizeof(resident::RankMail)) +
+                more_of(kRowsMax * vocabulary * sizeof(uint64_t)));
 }
 
 // ---- The rest

@@ -174,6 +174,97 @@ TEST_F(ResidentTest, HeldOutTextsAreTheExecutors) {
   }
 }
 
+// ---- Drafts that are not verified
+
+// They are the unlikely ones, and nothing else depends on them.
+TEST_F(ResidentTest, UnlikelyDraftsAreNotVerified) {
+  const std::vector<kernels::SamplingSpec> ways = {{.temperature = 0.0f},
+                                                   {.temperature = 1.0f, .seed = 3},
+                                                   {.temperature = 1.0f, .top_p = 0.9f, .seed = 3},
+                                                   {.temperature = 0.7f, .top_k = 20, .seed = 3}};
+  for (const kernels::SamplingSpec& way : ways) {
+    RecordedRun of_all, of_some;  // of all lengths
+    for (const size_t length : {40, 300, 1100}) {
+      RunPlan plan{
+          .prompt = Prompt(length, length), .num_new_tokens = 64, .block = 8, .sampling = way};
+      for (const int logprobs : {-1, 0}) {
+        SCOPED_TRACE(absl::StrCat("temperature ", way.temperature, " top_p ", way.top_p, " length ",
+                                  length, " logprobs ", logprobs));
+        plan.reach_min = 0;
+        const RecordedRun want = ExpectedRecord(plan, logprobs);
+        const auto run = [&](float reach_min) {
+          plan.reach_min = reach_min;
+          RecordedRun got = Record(*executor_, plan, logprobs);
+          EXPECT_EQ(Difference(got, want), "") << reach_min;
+          return got;
+        };
+        const RecordedRun all = run(0), weighed = run(1e-30f), some = run(0.2f), few = run(0.9f);
+        EXPECT_EQ(all.num_drafted, 7 * (all.num_rounds - 1));  // the first is the prompt's
+        EXPECT_EQ(weighed.num_drafted, all.num_drafted);
+        EXPECT_EQ(weighed.num_accepted, want.num_accepted);
+        EXPECT_LT(some.num_drafted, 6 * (some.num_rounds - 1));
+        EXPECT_LT(few.num_drafted, some.num_drafted);
+        const auto add = [](RecordedRun& sum, const RecordedRun& run_of) {
+          sum.num_drafted += run_of.num_drafted;
+          sum.num_accepted += run_of.num_accepted;
+        };
+        add(of_all, all);
+        add(of_some, some);
+      }
+    }
+    // Of likely drafts more are accepted.
+    EXPECT_GT(int64_t{of_some.num_accepted} * of_all.num_drafted,
+              int64_t{of_all.num_accepted} * of_some.num_drafted * 3 / 2);
+  }
+}
+
+// The bound of rounds to come follows the host's, whose session goes on.
+TEST_F(ResidentTest, ASessionFollowsTheBound) {
+  const RunPlan plan{.prompt = Prompt(7, 200), .num_new_tokens = 400, .block = 8};
+  const std::vector<int32_t> want = Expected(plan);
+  RunningSequence sequence(*executor_, plan);
+  int low = 0, high = 0, rounds_low = 0, rounds_high = 0;
+  for (int i = 0; !sequence.done(); ++i) {
+    constexpr int kRoundsOfABound = 20, kLate = 6;  // the kernel runs ahead
+    const bool is_high = i / kRoundsOfABound % 2 != 0;
+    Round round{.steps = {sequence.Step()}};
+    round.steps[0].reach_min = is_high ? 0.999f : 1e-30f;
+    const SequenceResult result = executor_->Run(round).sequences[0];
+    sequence.Take(round.steps[0], result);
+    if (round.steps[0].block == 1 || i % kRoundsOfABound < kLate) continue;
+    (is_high ? high : low) += result.num_drafted;
+    ++(is_high ? rounds_high : rounds_low);
+  }
+  EXPECT_EQ(sequence.output(), want);
+  ASSERT_GT(rounds_high, 10);
+  EXPECT_EQ(low, 7 * rounds_low);
+  EXPECT_LT(high, 4 * rounds_high);
+}
+
+// Of some sequences all drafts fall away, and with them all rows of a band but anchors.
+TEST_F(ResidentTest, UnlikelyDraftsInCompany) {
+  const std::vector<std::vector<int>> divisions = {{4, 4}, {3, 3, 2}, {8, 8}, {6, 7}, {5, 1, 8, 2}};
+  for (size_t d = 0; d < divisions.size(); ++d) {
+    for (const float reach_min : {1e-3f, 0.3f, 0.9999f}) {
+      std::vector<RunPlan> plans;
+      for (size_t i = 0; i < divisions[d].size(); ++i) {
+        plans.push_back({.prompt = Prompt(31 * i + 5 * d, 50 + 90 * i),
+                         .num_new_tokens = 40,
+                         .block = divisions[d][i],
+                         .reach_min = reach_min,
+                         .chunk = 60,
+                         .sampling = {.temperature = i % 2 == 0 ? 0.0f : 1.0f, .seed = d},
+                         .slot = static_cast<int>(i)});
+      }
+      const std::vector<RecordedRun> got = RecordTogether(*executor_, plans, /*logprobs=*/-1);
+      for (size_t i = 0; i < plans.size(); ++i) {
+        EXPECT_EQ(Difference(got[i], ExpectedRecord(plans[i], /*logprobs=*/-1)), "")
+            << "division " << d << " sequence " << i << " reach_min " << reach_min;
+      }
+    }
+  }
+}
+
 // ---- Top-k and top-p, log-probabilities
 
 // From one token to nearly all, with tokens that lie on both sides of every border.
@@ -315,7 +406,10 @@ TEST_F(ResidentTest, HandsOverToTheExecutorAndBack) {
 // Prefills, ends in the middle and new requests between rounds, as an engine mixes them.
 TEST_F(ResidentTest, TenThousandRoundsOfMixedRequests) {
   constexpr int kRounds = 10'000;
-  RunMixedRequests(*executor_, MixedRuns(), kRounds, [](std::mt19937&, SequenceStep&) {});
+  RunMixedRequests(*executor_, MixedRuns(), kRounds, [](std::mt19937& random, SequenceStep& step) {
+    constexpr float kReaches[] = {1e-3f, 0.2f, 0.9f};  // a session goes on with any of them
+    step.reach_min = step.slot % 2 == 0 ? 0 : kReaches[random() % std::size(kReaches)];
+  });
 }
 
 // ---- Several sequences
