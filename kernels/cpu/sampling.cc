@@ -1,9 +1,10 @@
 // Choosing a token from a row of logits: greedy, or an exact draw by Gumbel-max from the processed
 // distribution.
 //
-// Processing order: temperature, then top-k, then top-p over what top-k left. Both keep a prefix of
-// the descending order, so only the tokens within a margin of the largest are sorted, and the
-// margin grows until the prefix is complete.
+// Processing order: temperature, then top-k, then top-p over what top-k left. The winner of all
+// tokens wins among the kept ones if it is one of them, which takes no sorting to see. Where it is
+// not: both filters keep a prefix of the descending order, so only the tokens within a margin of
+// the largest are sorted, and the margin grows until the prefix is complete.
 #include <algorithm>
 #include <bit>
 #include <limits>
@@ -106,8 +107,32 @@ int KeepTokens(const KernelTable& kernels, const SamplingSpec& spec, int vocabul
   }
 }
 
+// The winner of all tokens. `noisy`: [V], may be scratch.scaled itself.
+int32_t DrawFromAll(const KernelTable& kernels, const SamplingSpec& spec, int64_t position,
+                    int vocabulary, const Scratch& scratch, float* noisy) {
+  if (noisy != scratch.scaled) std::copy_n(scratch.scaled, vocabulary, noisy);
+  kernels.add_gumbel(noisy, vocabulary, spec.seed, position);
+  return kernels.arg_max(noisy, vocabulary);
+}
+
+// Whether the filters keep the token for certain: by the tokens that are at least as likely.
+bool IsKept(const KernelTable& kernels, const SamplingSpec& spec, int vocabulary,
+            const Scratch& scratch, int32_t token) {
+  const int count =
+      kernels.select_at_least(scratch.scaled, vocabulary, scratch.scaled[token], scratch.order);
+  if (spec.top_k > 0 && count > spec.top_k) return false;
+  if (spec.top_p >= 1.0f) return true;
+  const float max = scratch.scaled[kernels.arg_max(scratch.scaled, vocabulary)];
+  const float mass = WeighCandidates(kernels, scratch, count, max);
+  const auto place = std::lower_bound(scratch.order, scratch.order + count, token) - scratch.order;
+  const float whole = spec.top_k > 0 ? mass : kernels.sum_exp(scratch.scaled, vocabulary, max);
+  return mass - scratch.weights[place] < kMassSlack * spec.top_p * whole;
+}
+
 int32_t DrawFromKept(const KernelTable& kernels, const SamplingSpec& spec, int64_t position,
                      int vocabulary, const Scratch& scratch) {
+  const int32_t winner = DrawFromAll(kernels, spec, position, vocabulary, scratch, scratch.weights);
+  if (IsKept(kernels, spec, vocabulary, scratch, winner)) return winner;
   const int kept = KeepTokens(kernels, spec, vocabulary, scratch);
   const bool noise_for_all = kept >= kNoiseForAllTokens;
   if (noise_for_all) kernels.add_gumbel(scratch.scaled, vocabulary, spec.seed, position);
@@ -156,8 +181,7 @@ TokenChoice SampleToken(const float* logits, int num_tokens_in_vocabulary, const
     const Scratch scratch(workspace, vocabulary);
     kernels.divide(logits, vocabulary, spec.temperature, scratch.scaled);
     if (spec.top_k == 0 && spec.top_p >= 1.0f) {
-      kernels.add_gumbel(scratch.scaled, vocabulary, spec.seed, position);
-      choice.token = kernels.arg_max(scratch.scaled, vocabulary);
+      choice.token = DrawFromAll(kernels, spec, position, vocabulary, scratch, scratch.scaled);
     } else {
       choice.token = DrawFromKept(kernels, spec, position, vocabulary, scratch);
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <set>
 
 #include "kernels/gumbel.h"
@@ -190,6 +191,65 @@ TEST(SampleToken, FilteredDrawsAndLogprobsAreTheSameBitsEverywhere) {
       EXPECT_TRUE(SameBits(logprobs, want_logprobs)) << Name(set);
     });
   }
+}
+
+// Sorts, adds up, keeps a prefix and lets it compete. -1: the prefix ends too near a border for a
+// sum in another order to be sure.
+int32_t DrawByDefinition(const std::vector<float>& logits, const SamplingSpec& spec,
+                         int64_t position) {
+  std::vector<float> scaled;
+  for (const float logit : logits) scaled.push_back(logit / spec.temperature);
+  std::vector<int32_t> order(logits.size());
+  std::iota(order.begin(), order.end(), 0);
+  const auto at = [&](int32_t token) { return scaled[static_cast<size_t>(token)]; };
+  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return at(a) > at(b); });
+  if (spec.top_k > 0) order.resize(std::min(order.size(), static_cast<size_t>(spec.top_k)));
+  const auto mass = [&](int32_t token) { return std::exp(double{at(token)} - at(order[0])); };
+  double whole = 0, before = 0;
+  for (const int32_t token : order) whole += mass(token);
+  int32_t best = order[0];
+  float best_value = -kInfinity;
+  for (const int32_t token : order) {
+    const double left = spec.top_p * whole - before;
+    const bool may_end = spec.top_p < 1 && token != order[0];
+    if (may_end && std::abs(left) < 1e-5 * whole) return -1;
+    if (may_end && left <= 0) break;
+    before += mass(token);
+    const float value = at(token) + GumbelNoise(spec.seed, position, token);
+    if (value > best_value || (value == best_value && token < best)) {
+      best_value = value;
+      best = token;
+    }
+  }
+  return best;
+}
+
+TEST(SampleToken, FilteredDrawsAreThoseOfTheDefinition) {
+  RandomData random(12);
+  int num_drawn = 0, num_near = 0;
+  for (const float deviation : {0.5f, 2.0f, 6.0f}) {
+    std::vector<float> logits = random.Floats(700, deviation);
+    for (size_t i = 0; i < logits.size(); i += 2) logits[i] = std::round(logits[i]);  // ties
+    for (const SamplingSpec& spec :
+         {SamplingSpec{.temperature = 1.0f, .top_p = 0.95f, .seed = 1},
+          SamplingSpec{.temperature = 0.6f, .top_p = 0.5f, .seed = 2},
+          SamplingSpec{.temperature = 1.5f, .top_k = 1, .seed = 3},
+          SamplingSpec{.temperature = 1.5f, .top_k = 40, .seed = 4},
+          SamplingSpec{.temperature = 1.0f, .top_k = 5000, .seed = 5},
+          SamplingSpec{.temperature = 1.0f, .top_p = 1e-6f, .seed = 6},
+          SamplingSpec{.temperature = 1.2f, .top_k = 60, .top_p = 0.8f, .seed = 7},
+          SamplingSpec{.temperature = 2.0f, .top_p = 0.9999f, .seed = 8}}) {
+      for (int64_t position = 0; position < 200; ++position) {
+        const int32_t want = DrawByDefinition(logits, spec, position);
+        ++(want < 0 ? num_near : num_drawn);
+        if (want < 0) continue;
+        ASSERT_EQ(Sample(logits, spec, position).token, want)
+            << "deviation " << deviation << " seed " << spec.seed << " position " << position;
+      }
+    }
+  }
+  EXPECT_GT(num_drawn, 4000);
+  EXPECT_LT(num_near, 800);
 }
 
 TEST(SampleToken, TopPOverAFlatVocabularyGrowsItsMargin) {
