@@ -4,7 +4,7 @@
 #pragma once
 
 #include "kernels/cuda/resident/attend.cuh"
-#include "kernels/cuda/resident/choose.cuh"
+#include "kernels/cuda/resident/draft_odds.cuh"
 
 namespace ultraspeed::kernels::cuda::resident {
 

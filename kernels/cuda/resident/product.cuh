@@ -7,7 +7,7 @@
 #pragma once
 
 #include "kernels/cuda/resident/block_product.cuh"
-#include "kernels/cuda/resident/choose.cuh"
+#include "kernels/cuda/resident/draft_odds.cuh"
 #include "kernels/cuda/resident/ring.cuh"
 #include "kernels/cuda/resident/rows.cuh"
 
