@@ -8,15 +8,15 @@
 // Supported: type (one or several), properties, required, additionalProperties, items, prefixItems,
 // minItems, maxItems, enum, const, anyOf, oneOf, allOf of one schema, $ref to "#" and into it,
 // recursion included, $defs, definitions, minLength, maxLength, pattern (pattern.h), format
-// (string_formats.h; a pattern beside it says more), minimum, maximum, exclusiveMinimum and
-// exclusiveMaximum. Without type, the other keywords tell which types there are; without those,
-// every value is allowed. Passed over, as they constrain nothing: title, description, default,
-// examples, deprecated, readOnly, writeOnly, other formats, content…, $schema, $id, $comment, and
-// names that begin with "x-". Keywords of a type that a schema does not allow, too, have nothing to
-// say.
+// (string_formats.h; a pattern beside it says more), minimum, maximum, exclusiveMinimum,
+// exclusiveMaximum and multipleOf (multiple_range.h). Without type, the other keywords tell which
+// types there are; without those, every value is allowed. Passed over, as they constrain nothing:
+// title, description, default, examples, deprecated, readOnly, writeOnly, other formats, content…,
+// $schema, $id, $comment, and names that begin with "x-". Keywords of a type that a schema does not
+// allow, too, have nothing to say.
 //
 // All else is refused: INVALID_ARGUMENT, beginning with the place in the schema, such as
-// `response_format.json_schema.schema.properties.age: "multipleOf" is not supported`.
+// `response_format.json_schema.schema.properties.age: "not" is not supported`.
 #pragma once
 
 #include <memory>

@@ -1,8 +1,6 @@
 #include "common/grammar/number_range.h"
 
-#include <array>
-#include <charconv>
-#include <cmath>
+#include <algorithm>
 #include <map>
 #include <string>
 #include <tuple>
@@ -17,23 +15,8 @@ namespace {
 
 constexpr size_t kDigitsMax = limits::kJsonBoundedDigitsMax;
 
-// The magnitude of a bound in the fewest digits that are read as it.
-struct Decimal {
-  std::string integer;   // no leading zeros but of "0"
-  std::string fraction;  // no trailing zeros
-  bool is_inclusive;
-};
-
-Decimal Zero(bool is_inclusive) { return {"0", "", is_inclusive}; }
-
-Decimal DecimalOf(const NumberBound& bound) {
-  std::array<char, 512> text;  // a double has at most 309 digits before or 324 behind the point
-  const char* const end =
-      std::to_chars(text.begin(), text.end(), std::abs(bound.number), std::chars_format::fixed).ptr;
-  const absl::string_view all(text.data(), end - text.data());
-  const size_t point = std::min(all.find('.'), all.size());
-  std::string fraction(all.substr(std::min(point + 1, all.size())));
-  return {std::string(all.substr(0, point)), fraction, bound.is_inclusive};
+DecimalBound Zero(bool is_inclusive) {
+  return {.integer = "0", .fraction = "", .is_inclusive = is_inclusive};
 }
 
 bool IsLess(const std::string& a, const std::string& b) {  // integers
@@ -45,9 +28,9 @@ class DecimalRangeBuilder {
   DecimalRangeBuilder(GrammarBuilder* builder, RuleId rule) : builder_(builder), rule_(rule) {}
 
   // Behind `from`: magnitudes from low to high; null: no bound.
-  void AddMagnitudes(NodeId from, const Decimal& low, const Decimal* high) {
+  void AddMagnitudes(NodeId from, const DecimalBound& low, const DecimalBound* high) {
     if (low.integer.size() > kDigitsMax) return;
-    const Decimal most = {std::string(kDigitsMax, '9'), "", true};
+    const DecimalBound most = {.integer = std::string(kDigitsMax, '9'), .fraction = ""};
     if (high == nullptr || high->integer.size() > kDigitsMax) high = &most;
     if (low.integer == high->integer) {
       AddFraction(builder_->AddLiteral(from, low.integer), low.integer.size(), &low, high);
@@ -80,36 +63,24 @@ class DecimalRangeBuilder {
 
   // Behind an integer of so many digits: the fractions from low to high, none included if that is
   // among them. Null: all.
-  void AddFraction(NodeId from, size_t num_integer_digits, const Decimal* low,
-                   const Decimal* high) {
+  void AddFraction(NodeId from, size_t num_integer_digits, const DecimalBound* low,
+                   const DecimalBound* high) {
     const size_t num_digits = kDigitsMax - num_integer_digits;  // at most
-    if (MayEnd(0, low, high)) builder_->SetFinal(from);
+    if (FractionMayEnd(0, low, high)) builder_->SetFinal(from);
     if (num_digits == 0) return;
     std::map<std::tuple<size_t, bool, bool>, NodeId> known;
     AddDigits(builder_->AddLiteral(from, "."), 0, num_digits, low, high, known);
   }
 
-  // Whether a fraction may end behind `num_read` digits, which are those of low and of high if
-  // these are not null.
-  static bool MayEnd(size_t num_read, const Decimal* low, const Decimal* high) {
-    const bool is_low = low != nullptr && num_read >= low->fraction.size();
-    const bool is_below = low != nullptr && num_read < low->fraction.size();
-    const bool is_high = high != nullptr && num_read >= high->fraction.size();
-    return !is_below && (!is_low || low->is_inclusive) && (!is_high || high->is_inclusive);
-  }
-
-  void AddDigits(NodeId from, size_t num_read, size_t num_digits, const Decimal* low,
-                 const Decimal* high, std::map<std::tuple<size_t, bool, bool>, NodeId>& known) {
-    if (num_read > 0 && MayEnd(num_read, low, high)) builder_->SetFinal(from);
+  void AddDigits(NodeId from, size_t num_read, size_t num_digits, const DecimalBound* low,
+                 const DecimalBound* high,
+                 std::map<std::tuple<size_t, bool, bool>, NodeId>& known) {
+    if (num_read > 0 && FractionMayEnd(num_read, low, high)) builder_->SetFinal(from);
     if (num_read == num_digits) return;
-    const auto digit_of = [num_read](const Decimal* bound, char otherwise) {
-      if (bound == nullptr) return otherwise;
-      return num_read < bound->fraction.size() ? bound->fraction[num_read] : '0';
-    };
-    const char first = digit_of(low, '0'), last = digit_of(high, '9');
+    const char first = FractionDigit(low, num_read, '0'), last = FractionDigit(high, num_read, '9');
     for (char digit = first; digit <= last; ++digit) {
-      const Decimal* const next_low = digit == first ? low : nullptr;
-      const Decimal* const next_high = digit == last ? high : nullptr;
+      const DecimalBound* const next_low = digit == first ? low : nullptr;
+      const DecimalBound* const next_high = digit == last ? high : nullptr;
       const auto [place, is_new] =
           known.try_emplace({num_read + 1, next_low != nullptr, next_high != nullptr}, kNoNode);
       if (is_new) place->second = builder_->AddNode(rule_);
@@ -131,13 +102,13 @@ RuleId NumberRange(GrammarBuilder* builder, std::optional<NumberBound> min,
   DecimalRangeBuilder range(builder, rule);
   const NodeId entry = builder->Entry(rule);
   if (!max || max->number >= 0) {
-    const Decimal low = min && min->number >= 0 ? DecimalOf(*min) : Zero(true);
-    const std::optional<Decimal> high = max ? std::optional(DecimalOf(*max)) : std::nullopt;
+    const DecimalBound low = min && min->number >= 0 ? MagnitudeOf(*min) : Zero(true);
+    const std::optional<DecimalBound> high = max ? std::optional(MagnitudeOf(*max)) : std::nullopt;
     range.AddMagnitudes(entry, low, high ? &*high : nullptr);
   }
   if (!min || min->number < 0) {  // never -0
-    const Decimal low = max && max->number < 0 ? DecimalOf(*max) : Zero(false);
-    const std::optional<Decimal> high = min ? std::optional(DecimalOf(*min)) : std::nullopt;
+    const DecimalBound low = max && max->number < 0 ? MagnitudeOf(*max) : Zero(false);
+    const std::optional<DecimalBound> high = min ? std::optional(MagnitudeOf(*min)) : std::nullopt;
     range.AddMagnitudes(builder->AddLiteral(entry, "-"), low, high ? &*high : nullptr);
   }
   return rule;

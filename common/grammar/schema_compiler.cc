@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -267,7 +268,7 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileString(const Schema& schema) {
   ASSIGN_OR_RETURN(const std::optional<Pattern> pattern, PatternOf(schema.keywords, schema.path));
   if (!pattern && schema.spelling) return arguments_.String(length, *schema.spelling);
   if (!pattern) return rules_.String(length);
-  const absl::StatusOr<TextAutomaton> texts = FindPattern(*pattern, length, &pattern_steps_left_);
+  const absl::StatusOr<TextAutomaton> texts = FindPattern(*pattern, length, &automaton_steps_left_);
   if (!texts.ok()) {
     const absl::string_view keyword = schema.keywords.contains("pattern") ? "pattern" : "format";
     return SchemaError(schema.path, absl::StrCat("\"", keyword, "\" ", texts.status().message()));
@@ -278,15 +279,38 @@ absl::StatusOr<RuleId> SchemaCompiler::CompileString(const Schema& schema) {
 
 absl::StatusOr<RuleId> SchemaCompiler::CompileNumber(const Schema& schema) {
   ASSIGN_OR_RETURN(const NumberBounds bounds, NumberBoundsOf(schema.keywords, schema.path));
+  ASSIGN_OR_RETURN(const std::optional<DecimalStep> step, MultipleOf(schema.keywords, schema.path));
+  if (step) {
+    MultipleSpec spec = {.step = *step, .min = {}, .max = {}};
+    if (bounds.min) spec.min = BoundOf(*bounds.min);
+    if (bounds.max) spec.max = BoundOf(*bounds.max);
+    spec.integer_digits_max = limits::kJsonBoundedDigitsMax - step->decimals;
+    spec.decimals_max = step->decimals;
+    return CompileMultiples(schema, spec);
+  }
   if (!bounds.min && !bounds.max) return rules_.Number();
   return NumberRange(builder_, bounds.min, bounds.max);
 }
 
 absl::StatusOr<RuleId> SchemaCompiler::CompileInteger(const Schema& schema) {
   ASSIGN_OR_RETURN(const IntegerBounds bounds, IntegerBoundsOf(schema.keywords, schema.path));
-  if (!bounds.min && !bounds.max) return rules_.Integer();
+  ASSIGN_OR_RETURN(const std::optional<DecimalStep> step, MultipleOf(schema.keywords, schema.path));
+  if (!step && !bounds.min && !bounds.max) return rules_.Integer();
   const int64_t max = bounds.max.value_or(std::max(bounds.min.value_or(0), IntegerMax()));
-  return rules_.Integer(bounds.min.value_or(std::min(max, -IntegerMax())), max);
+  const int64_t min = bounds.min.value_or(std::min(max, -IntegerMax()));
+  if (!step) return rules_.Integer(min, max);
+  return CompileMultiples(schema, {.step = *step,
+                                   .min = BoundOf(min),
+                                   .max = BoundOf(max),
+                                   .integer_digits_max = std::numeric_limits<int64_t>::digits10 + 1,
+                                   .decimals_max = 0});
+}
+
+absl::StatusOr<RuleId> SchemaCompiler::CompileMultiples(const Schema& schema,
+                                                        const MultipleSpec& spec) {
+  const absl::StatusOr<RuleId> rule = MultipleRange(builder_, spec, &automaton_steps_left_);
+  if (rule.ok()) return *rule;
+  return SchemaError(schema.path, absl::StrCat("\"multipleOf\" ", rule.status().message()));
 }
 
 absl::StatusOr<RuleId> SchemaCompiler::CompileArray(const Schema& schema) {

@@ -18,6 +18,7 @@
 #include "common/grammar/argument_types.h"
 #include "common/grammar/grammar.h"
 #include "common/grammar/json_rules.h"
+#include "common/grammar/multiple_range.h"
 #include "common/limits.h"
 
 namespace ultraspeed::grammar {
@@ -70,6 +71,7 @@ class SchemaCompiler {
   absl::StatusOr<RuleId> CompileArray(const Schema& schema);
   absl::StatusOr<RuleId> CompileInteger(const Schema& schema);
   absl::StatusOr<RuleId> CompileNumber(const Schema& schema);
+  absl::StatusOr<RuleId> CompileMultiples(const Schema& schema, const MultipleSpec& spec);
   absl::StatusOr<RuleId> CompileString(const Schema& schema);
   // Of an object, in the order in which they are written.
   absl::StatusOr<std::vector<Property>> PropertiesOf(const Object& keywords,
@@ -95,7 +97,7 @@ class SchemaCompiler {
   int num_properties_ = 0;
   int num_optional_ = 0;  // of them
   int num_alternatives_ = 0;
-  int pattern_steps_left_ = limits::kSchemaPatternStepsMax;
+  int automaton_steps_left_ = limits::kSchemaAutomatonStepsMax;
   // By pattern or format, the bounds of the length and the spelling: they are often the same.
   std::map<std::array<std::string, 5>, RuleId> rule_of_strings_;
 };

@@ -84,6 +84,7 @@ const absl::string_view* TypeOfKeyword(absl::string_view keyword) {
           {"exclusiveMinimum", "number"},
           {"maximum", "number"},
           {"minimum", "number"},
+          {"multipleOf", "number"},
       };
   const auto found = kKeywords->find(keyword);
   return found == kKeywords->end() ? nullptr : &found->second;
@@ -212,6 +213,19 @@ absl::StatusOr<NumberBounds> NumberBoundsOf(const json::object& schema, absl::st
       return SchemaError(path, "no number is within its bounds");
   }
   return bounds;
+}
+
+absl::StatusOr<std::optional<DecimalStep>> MultipleOf(const json::object& schema,
+                                                      absl::string_view path) {
+  const json::value* value = schema.if_contains("multipleOf");
+  if (value == nullptr) return std::nullopt;
+  std::optional<DecimalStep> step;
+  if (value->is_number() && std::isfinite(value->to_number<double>()))
+    step = StepOf(value->to_number<double>());
+  if (step && step->decimals < limits::kJsonBoundedDigitsMax) return step;
+  return SchemaError(path, absl::StrCat("\"multipleOf\" is no positive number of at most ",
+                                        limits::kJsonIntegerDigitsMax, " digits and ",
+                                        limits::kJsonBoundedDigitsMax - 1, " decimals"));
 }
 
 absl::StatusOr<std::optional<Pattern>> PatternOf(const json::object& schema,

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "common/grammar/grammar.h"
+#include "common/grammar/multiple_range.h"
 #include "common/grammar/number_range.h"
 #include "common/grammar/pattern.h"
 
@@ -49,6 +50,9 @@ struct NumberBounds {
 };
 absl::StatusOr<NumberBounds> NumberBoundsOf(const boost::json::object& schema,
                                             absl::string_view path);
+
+absl::StatusOr<std::optional<DecimalStep>> MultipleOf(const boost::json::object& schema,
+                                                      absl::string_view path);
 
 // Of `pattern`, else of a `format` that says what strings look like; nullopt: of neither.
 absl::StatusOr<std::optional<Pattern>> PatternOf(const boost::json::object& schema,

@@ -30,7 +30,7 @@ struct CallableTool {
 };
 
 // One call of one of the tools. INVALID_ARGUMENT begins with the place, such as
-// `<field_name>[2].parameters_json.properties.age: "multipleOf" is not supported`.
+// `<field_name>[2].parameters_json.properties.age: "not" is not supported`.
 absl::StatusOr<std::shared_ptr<const Grammar>> FromTools(absl::Span<const CallableTool> tools,
                                                          absl::string_view field_name);
 

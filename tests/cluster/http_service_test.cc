@@ -224,10 +224,10 @@ TEST_F(HttpServiceTest, OutputFormatsInEveryShape) {
   const HttpResponse refused = Ask(HttpPost(
       "/v1/messages",
       absl::StrCat("{", ask, R"(,"max_tokens":9,"output_format":{"type":"json_schema","schema":)",
-                   R"({"properties":{"a b":{"type":"number","multipleOf":1}}}}})"),
+                   R"({"properties":{"a b":{"type":"number","not":{}}}}}})"),
       ""));
   EXPECT_EQ(refused.status, 400);
-  EXPECT_THAT(refused.body, HasSubstr(R"("output_format.schema.properties.a b: \"multipleOf\")"));
+  EXPECT_THAT(refused.body, HasSubstr(R"("output_format.schema.properties.a b: \"not\")"));
 }
 
 TEST_F(HttpServiceTest, TokensAreCountedAsTheAnswerWillCountThem) {

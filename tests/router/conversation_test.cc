@@ -86,7 +86,7 @@ TEST(Conversation, ToolChoices) {
 TEST(Conversation, StrictToolsHaveSchemasThatCanBeHeldTo) {
   v1::ChatRequest request = WithTools();
   const char* kSchema =
-      R"({"type":"object","properties":{"n":{"type":"integer","multipleOf":2}},"required":["n"]})";
+      R"({"type":"object","properties":{"n":{"type":"integer","not":{}}},"required":["n"]})";
   request.mutable_tools(0)->set_parameters_json(kSchema);
   EXPECT_TRUE(ValidateConversation(request).ok());
   EXPECT_FALSE(ValidateConversation(request)->tools.any_strict());
@@ -95,7 +95,7 @@ TEST(Conversation, StrictToolsHaveSchemasThatCanBeHeldTo) {
   EXPECT_TRUE(ValidateConversation(request)->tools.any_strict());
   EXPECT_TRUE(ValidateConversation(request)->tools.functions[1].is_strict);
   request.mutable_tools(0)->set_strict(true);
-  ExpectRefused(request, "tools[0].parameters_json.properties.n: \"multipleOf\" is not supported");
+  ExpectRefused(request, "tools[0].parameters_json.properties.n: \"not\" is not supported");
   request.set_tool_choice(v1::TOOL_CHOICE_NONE);  // nothing is held
   EXPECT_TRUE(ValidateConversation(request).ok());
   request.clear_tool_choice();

@@ -20,7 +20,7 @@ std::shared_ptr<const Grammar> StringsOf(absl::string_view pattern, CountRange l
   const auto parsed = ParsePattern(pattern);
   EXPECT_TRUE(parsed.ok()) << pattern << " " << parsed.status();
   if (!parsed.ok()) return nullptr;
-  int steps_left = limits::kSchemaPatternStepsMax;
+  int steps_left = limits::kSchemaAutomatonStepsMax;
   const auto texts = FindPattern(*parsed, length, &steps_left);
   EXPECT_TRUE(texts.ok()) << pattern << " " << texts.status();
   if (!texts.ok()) return nullptr;
@@ -170,7 +170,7 @@ TEST(Pattern, MatchesAsTheStandardLibrary) {
     const std::regex regex(pattern);
     const auto parsed = ParsePattern(pattern);
     ASSERT_TRUE(parsed.ok()) << pattern;
-    int steps_left = limits::kSchemaPatternStepsMax;
+    int steps_left = limits::kSchemaAutomatonStepsMax;
     const auto automaton = FindPattern(*parsed, {}, &steps_left);
     ASSERT_TRUE(automaton.ok()) << pattern;
     GrammarBuilder builder;
@@ -224,7 +224,7 @@ TEST(Pattern, IsBounded) {
                               "(a{64}){65}", "[ab]*a[ab]{30}c"}) {
     const auto parsed = ParsePattern(pattern);
     if (!parsed.ok()) continue;
-    int steps_left = limits::kSchemaPatternStepsMax;
+    int steps_left = limits::kSchemaAutomatonStepsMax;
     EXPECT_FALSE(FindPattern(*parsed, {}, &steps_left).ok()) << pattern;
   }
 }

@@ -73,6 +73,14 @@ double NumCharacters(const json::string& text) {
       std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
 }
 
+// Of a step that a double may not be exactly.
+bool IsMultiple(double number, const json::object& schema) {
+  const json::value* step = schema.if_contains("multipleOf");
+  if (step == nullptr) return true;
+  const double quotient = number / step->to_number<double>();
+  return std::abs(quotient - std::round(quotient)) <= 1e-12 * std::max(1.0, std::abs(quotient));
+}
+
 }  // namespace
 
 bool IsValid(const json::value& value, const json::value& schema_value, const json::value& root) {
@@ -115,7 +123,8 @@ bool IsValid(const json::value& value, const json::value& schema_value, const js
   }
   if (value.is_number()) {
     const auto number = value.to_number<double>();
-    return Within(number, schema, "minimum", "maximum") && WithinExclusive(number, schema);
+    return Within(number, schema, "minimum", "maximum") && WithinExclusive(number, schema) &&
+           IsMultiple(number, schema);
   }
   return true;
 }
