@@ -432,7 +432,7 @@ TEST_F(HttpClusterTest, EveryRefusalHasItsStatusAndNamesItsField) {
       {R"("tools":[{"type":"function","function":{"name":"a b"}}])", 400, "tools[0].function.name",
        nullptr},
       {R"("tools":[{"type":"function","function":{"name":"a","strict":true,"parameters":)"
-       R"({"properties":{"b":{"type":"integer","multipleOf":2}}}}}])",
+       R"({"properties":{"b":{"type":"integer","not":{}}}}}}])",
        400, "tools[0].function.parameters.properties.b", nullptr},
       {R"("tool_choice":"required")", 400, "tool_choice", nullptr},
       {R"("response_format":{"type":"grammar"})", 400, "response_format.type", nullptr},

@@ -117,11 +117,11 @@ TEST_F(OutputFormatTest, WhatCannotBeHeldToReachesNoWorker) {
   StartRouter();
   v1::ChatRequest request = ChatFor(true);
   request.mutable_options()->mutable_output_format()->set_json_schema(
-      R"({"items":{"type":"integer","multipleOf":2}})");
+      R"({"items":{"type":"integer","not":{}}})");
   const Answer answer = Chat(request);
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_EQ(answer.status.error_message(),
-            "options.output_format.json_schema.items: \"multipleOf\" is not supported");
+            "options.output_format.json_schema.items: \"not\" is not supported");
   EXPECT_EQ(worker.num_requests(), 0);
 }
 

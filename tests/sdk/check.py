@@ -123,7 +123,7 @@ def check_openai():
     check("strict: a pydantic tool", isinstance(parsed.choices[0].message.tool_calls[0].function.parsed_arguments, Person))
     error = refused(openai.BadRequestError, lambda: client.chat.completions.create(
         model=MODEL, messages=QUESTION, tools=[{"type": "function", "function": {
-            "name": "f", "strict": True, "parameters": {"type": "object", "properties": {"x": {"type": "integer", "multipleOf": 2}}}}}]))
+            "name": "f", "strict": True, "parameters": {"type": "object", "properties": {"x": {"type": "integer", "not": {}}}}}}]))
     check("strict: refused by its place", error is not None and error.param == "tools[0].function.parameters.properties.x")
     conversation = QUESTION + [
         {"role": "assistant", "tool_calls": [{"id": call.id, "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}]},
