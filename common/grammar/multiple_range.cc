@@ -129,17 +129,22 @@ class MultipleBuilder {
   std::map<std::tuple<bool, size_t, uint64_t, bool, bool>, NodeId> nodes_;
 };
 
-}  // namespace
-
-std::optional<DecimalStep> StepOf(double step) {
-  if (!(step > 0)) return std::nullopt;
-  const DecimalBound decimal = MagnitudeOf({.number = step});
+std::optional<DecimalStep> StepOf(const DecimalBound& decimal) {
   DecimalStep result = {.units = 0, .decimals = static_cast<int>(decimal.fraction.size())};
   const std::string digits = absl::StrCat(decimal.integer, decimal.fraction);
   const size_t zeros = std::min(digits.find_first_not_of('0'), digits.size());
   if (digits.size() - zeros > limits::kJsonIntegerDigitsMax) return std::nullopt;
   if (!absl::SimpleAtoi(digits.substr(zeros), &result.units)) return std::nullopt;
   return result;
+}
+
+}  // namespace
+
+std::optional<DecimalStep> StepOf(double step) {
+  return step > 0 ? StepOf(MagnitudeOf({.number = step})) : std::nullopt;
+}
+std::optional<DecimalStep> StepOf(int64_t step) {
+  return step > 0 ? StepOf(BoundOf(step)) : std::nullopt;
 }
 
 absl::StatusOr<RuleId> MultipleRange(GrammarBuilder* builder, const MultipleSpec& spec,

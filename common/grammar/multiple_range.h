@@ -18,6 +18,7 @@ struct DecimalStep {
 // As the decimal number that is read as `step`; nullopt: not positive, or more than
 // limits::kJsonIntegerDigitsMax digits.
 std::optional<DecimalStep> StepOf(double step);
+std::optional<DecimalStep> StepOf(int64_t step);  // exactly
 
 struct MultipleSpec {
   DecimalStep step;

@@ -220,8 +220,11 @@ absl::StatusOr<std::optional<DecimalStep>> MultipleOf(const json::object& schema
   const json::value* value = schema.if_contains("multipleOf");
   if (value == nullptr) return std::nullopt;
   std::optional<DecimalStep> step;
-  if (value->is_number() && std::isfinite(value->to_number<double>()))
+  if (const int64_t* whole = value->if_int64()) {
+    step = StepOf(*whole);
+  } else if (value->is_number() && std::isfinite(value->to_number<double>())) {
     step = StepOf(value->to_number<double>());
+  }
   if (step && step->decimals < limits::kJsonBoundedDigitsMax) return step;
   return SchemaError(path, absl::StrCat("\"multipleOf\" is no positive number of at most ",
                                         limits::kJsonIntegerDigitsMax, " digits and ",

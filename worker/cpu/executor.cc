@@ -222,11 +222,12 @@ void CpuExecutor::DraftTokens(const Round& round) {
   for (size_t s = 0; s < round.steps.size(); ++s) {
     const SequenceStep& step = round.steps[s];
     const float least = std::log(kernels::LeastDraftOdds(step.sampling));
+    const float log_reach_min = std::log(step.reach_min);  // of 0: below all
     float log_reach = 0;
     for (int j = 1; j < step.block; ++j) {
       const kernels::TokenChoice& chosen = choices_[choice + static_cast<size_t>(j) - 1].chosen;
       log_reach += std::max(chosen.logprob, least);
-      if (step.reach_min > 0 && log_reach < std::log(step.reach_min)) break;
+      if (log_reach < log_reach_min) break;
       drafts_[s].push_back(chosen.token);
     }
     choice += static_cast<size_t>(step.block) - 1;

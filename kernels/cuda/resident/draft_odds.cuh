@@ -65,6 +65,7 @@ static __device__ __noinline__ void PublishMasses(Block block, int draft_of, con
   const int row = thread % kBandRows, warp = thread / kWarpLanes;
   const int count = walk.OwnedCount(block.rank) * kTileRows;
   logits += static_cast<int64_t>(row) * stride;
+  // A dozen: of a rank of eight of the served shape, all.
   RowMass mass = TogetherOf<12>(thread / kBandRows, count, kParts, [&](int i) -> RowMass {
     const int column = walk.TileAt(block.rank, i / kTileRows) * kTileRows + i % kTileRows;
     const int32_t token = program.first_token + column;
@@ -86,6 +87,7 @@ __device__ __forceinline__ float DraftLogprob(const Block& block, int draft_of, 
   const int which = ChoiceRow(draft_of, row);
   if (program.whole_row.in_use) return __ldcg(program.whole_row.logprobs + which);
   const auto* const masses = reinterpret_cast<const float2*>(MassesOf(block, draft_of, row));
+  // Of an H200's 132 blocks, all.
   RowMass mass = TogetherOf<13>(lane, block.num_blocks * kMassesPerBlock, kWarpLanes, [&](int i) {
     const float2 raw = __ldcg(masses + i);
     return RowMass{raw.x, raw.y};

@@ -28,8 +28,10 @@ TEST(MultipleRange, StepsAreTheDigitsThatAreReadAsThem) {
   is(1e6, 1000000, 0);
   is(1e-7, 1, 7);
   EXPECT_FALSE(StepOf(1e18));  // 19 digits
-  EXPECT_FALSE(StepOf(0));
-  EXPECT_FALSE(StepOf(-2));
+  EXPECT_FALSE(StepOf(0.0));
+  EXPECT_FALSE(StepOf(-2.0));
+  EXPECT_FALSE(StepOf(int64_t{0}));
+  EXPECT_EQ(StepOf(int64_t{100000000000000001})->units, 100000000000000001u);
 }
 
 TEST(MultipleRange, Multiples) {
@@ -67,6 +69,13 @@ TEST(MultipleRange, Multiples) {
       {R"({"type":"integer","multipleOf":2,"minimum":9007199254740993,"maximum":9007199254740997})",
        {"9007199254740994", "9007199254740996"},
        {"9007199254740992", "9007199254740993", "9007199254740998"}},
+      // 10^17 + 1 and 5^23, which no doubles are.
+      {R"({"type":"integer","multipleOf":100000000000000001})",
+       {"0", "100000000000000001", "900000000000000009"},
+       {"100000000000000000", "200000000000000000"}},
+      {R"({"type":"integer","multipleOf":11920928955078125})",
+       {"0", "11920928955078125", "-23841857910156250"},
+       {"11920928955078124", "11920928955078126"}},
       {R"({"multipleOf":5,"maximum":-7})", {"-10", "-15", "-100"}, {"-5", "-7", "0", "5"}},
       {R"({"type":["integer","null"],"multipleOf":2})", {"null", "2"}, {"3"}},
   };

@@ -9,23 +9,33 @@
 namespace ultraspeed::worker {
 namespace {
 
+class CudaHeldOutTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const absl::Status usable = CudaUsable(); !usable.ok()) GTEST_SKIP() << usable.message();
+    cpu_ = LoadOnCpu();
+    gpu_ = LoadBundledModel();
+    ASSERT_NE(cpu_, nullptr);
+    ASSERT_NE(gpu_, nullptr);
+    absl::StatusOr<std::vector<bench::HeldOutPrompt>> prompts =
+        bench::LoadHeldOutPrompts(kBundledModel, cpu_->config());
+    ASSERT_TRUE(prompts.ok()) << prompts.status();
+    prompts_ = *std::move(prompts);
+  }
+
+  std::unique_ptr<ModelExecutor> cpu_, gpu_;
+  std::vector<bench::HeldOutPrompt> prompts_;
+};
+
 // Token for token, or a difference that the bound on logits explains. Where experts were swapped
 // (cpu_comparison.h) it may lie past the bound: in as few prompts as rows may be, and not far.
-TEST(CudaHeldOutTest, GreedyTokensAreTheCpus) {
-  if (const absl::Status usable = CudaUsable(); !usable.ok()) GTEST_SKIP() << usable.message();
+TEST_F(CudaHeldOutTest, GreedyTokensAreTheCpus) {
   constexpr int kTokens = 32;
-  const std::unique_ptr<ModelExecutor> cpu = LoadOnCpu();
-  const std::unique_ptr<ModelExecutor> gpu = LoadBundledModel();
-  ASSERT_NE(cpu, nullptr);
-  ASSERT_NE(gpu, nullptr);
-  const absl::StatusOr<std::vector<bench::HeldOutPrompt>> prompts =
-      bench::LoadHeldOutPrompts(kBundledModel, cpu->config());
-  ASSERT_TRUE(prompts.ok()) << prompts.status();
-  const auto vocabulary = static_cast<size_t>(cpu->config().vocabulary);
+  const auto vocabulary = static_cast<size_t>(cpu_->config().vocabulary);
   int num_identical = 0, num_beyond = 0;
-  for (const bench::HeldOutPrompt& prompt : *prompts) {
+  for (const bench::HeldOutPrompt& prompt : prompts_) {
     const RunPlan plan{.prompt = prompt.tokens, .num_new_tokens = kTokens, .block = 8};
-    const std::vector<int32_t> want = RunAlone(*cpu, plan), got = RunAlone(*gpu, plan);
+    const std::vector<int32_t> want = RunAlone(*cpu_, plan), got = RunAlone(*gpu_, plan);
     const auto [differs, other] = std::mismatch(want.begin(), want.end(), got.begin());
     if (differs == want.end()) {
       ++num_identical;
@@ -33,11 +43,11 @@ TEST(CudaHeldOutTest, GreedyTokensAreTheCpus) {
     }
     std::vector<int32_t> text = prompt.tokens;
     text.insert(text.end(), want.begin(), differs);
-    const std::vector<float> logits = AllLogits(*cpu, text);
+    const std::vector<float> logits = AllLogits(*cpu_, text);
     const size_t last_row = (text.size() - 1) * vocabulary;
     const float gap = logits[last_row + *differs] - logits[last_row + *other];
     // Not a fault of decoding: all rows at once, the GPU prefers its token too.
-    const std::vector<float> on_gpu = AllLogits(*gpu, text);
+    const std::vector<float> on_gpu = AllLogits(*gpu_, text);
     const float gap_on_gpu = on_gpu[last_row + *other] - on_gpu[last_row + *differs];
     EXPECT_GE(gap_on_gpu, 0) << prompt.id;
     std::printf(
@@ -46,25 +56,17 @@ TEST(CudaHeldOutTest, GreedyTokensAreTheCpus) {
     EXPECT_LT(gap, 4 * kLogitBound) << prompt.id;
     num_beyond += gap >= 2 * kLogitBound ? 1 : 0;
   }
-  std::printf("%d of %zu prompts identical over %d tokens\n", num_identical, prompts->size(),
+  std::printf("%d of %zu prompts identical over %d tokens\n", num_identical, prompts_.size(),
               kTokens);
-  EXPECT_LE(num_beyond, kSwappedShareMax * static_cast<double>(prompts->size()));
-  EXPECT_GE(num_identical, static_cast<int>(prompts->size()) * 3 / 4);
+  EXPECT_LE(num_beyond, kSwappedShareMax * static_cast<double>(prompts_.size()));
+  EXPECT_GE(num_identical, static_cast<int>(prompts_.size()) * 3 / 4);
 }
 
 // A draft's probability is the CPU's to rounding, so as many drafts are likely enough to be
 // verified, greedy, sampled and filtered.
-TEST(CudaHeldOutTest, DraftsAreWeighedAsOnTheCpu) {
-  if (const absl::Status usable = CudaUsable(); !usable.ok()) GTEST_SKIP() << usable.message();
-  const std::unique_ptr<ModelExecutor> cpu = LoadOnCpu();
-  const std::unique_ptr<ModelExecutor> gpu = LoadBundledModel();
-  ASSERT_NE(cpu, nullptr);
-  ASSERT_NE(gpu, nullptr);
-  const absl::StatusOr<std::vector<bench::HeldOutPrompt>> prompts =
-      bench::LoadHeldOutPrompts(kBundledModel, cpu->config());
-  ASSERT_TRUE(prompts.ok()) << prompts.status();
+TEST_F(CudaHeldOutTest, DraftsAreWeighedAsOnTheCpu) {
   constexpr size_t kPrompts = 24;
-  ASSERT_GE(prompts->size(), kPrompts);
+  ASSERT_GE(prompts_.size(), kPrompts);
   const std::vector<kernels::SamplingSpec> ways = {{.temperature = 0.0f},
                                                    {.temperature = 1.0f, .seed = 7},
                                                    {.temperature = 0.6f, .seed = 7},
@@ -72,7 +74,7 @@ TEST(CudaHeldOutTest, DraftsAreWeighedAsOnTheCpu) {
   for (const kernels::SamplingSpec& way : ways) {
     RecordedRun on_cpu, on_gpu;
     for (size_t i = 0; i < kPrompts; ++i) {
-      const RunPlan plan{.prompt = (*prompts)[i].tokens,
+      const RunPlan plan{.prompt = prompts_[i].tokens,
                          .num_new_tokens = 48,
                          .block = 8,
                          .reach_min = 0.2f,
@@ -82,8 +84,8 @@ TEST(CudaHeldOutTest, DraftsAreWeighedAsOnTheCpu) {
         sum.num_rounds += run.num_rounds;
         sum.num_drafted += run.num_drafted;
       };
-      add(on_cpu, *cpu);
-      add(on_gpu, *gpu);
+      add(on_cpu, *cpu_);
+      add(on_gpu, *gpu_);
     }
     const auto drafts_per_round = [](const RecordedRun& run) {
       return static_cast<double>(run.num_drafted) / run.num_rounds;
