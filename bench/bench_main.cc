@@ -67,6 +67,8 @@ ABSL_FLAG(int, texts, ultraspeed::bench::GrammarBenchOptions().texts,
 ABSL_FLAG(int, repeats, 3, "passes over the prompts; the median pass is reported");
 ABSL_FLAG(std::string, shape, "mimo-v2.5-pro", "rank: the model's shape");
 ABSL_FLAG(int, rank_of, 8, "rank: GPUs that the shape is divided over");
+ABSL_FLAG(int, markov_rank, 0,
+          "rank: gives the drafter a gated Markov head of this rank, a multiple of 32");
 ABSL_FLAG(int64_t, context, 4096, "rank: tokens before the timed rounds");
 ABSL_FLAG(int, prefill, 2048, "rank: rows of one prefill pass");
 ABSL_FLAG(int, rounds, 50, "rank: timed rounds");
@@ -162,6 +164,7 @@ absl::Status RunRank() {
   ASSIGN_OR_RETURN(const boost::json::object report,
                    MeasureRank({.shape = absl::GetFlag(FLAGS_shape),
                                 .num_ranks = absl::GetFlag(FLAGS_rank_of),
+                                .markov_rank = absl::GetFlag(FLAGS_markov_rank),
                                 .num_gpus = absl::GetFlag(FLAGS_gpus),
                                 .context = absl::GetFlag(FLAGS_context),
                                 .prefill_tokens = absl::GetFlag(FLAGS_prefill),

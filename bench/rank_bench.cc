@@ -317,7 +317,16 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--gpus: is ", options.num_gpus, "; must divide --rank_of, which is ", options.num_ranks));
   }
-  const worker::ModelConfig shape = worker::MimoV25ProShape();
+  constexpr int kMarkovRankMax = 256;  // of the resident engine
+  if (options.markov_rank < 0 || options.markov_rank > kMarkovRankMax ||
+      options.markov_rank % 32 != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("--markov_rank: is ", options.markov_rank,
+                                                   "; must be a multiple of 32 from 0 to ",
+                                                   kMarkovRankMax));
+  }
+  worker::ModelConfig shape = worker::MimoV25ProShape();
+  shape.drafter.markov_rank = options.markov_rank;
+  shape.drafter.has_markov_gate = options.markov_rank > 0;
   // The parts of the GPUs that are there, as if they were a model.
   const bool alone = options.num_gpus == 1;
   ASSIGN_OR_RETURN(const worker::ModelConfig config,
@@ -385,6 +394,7 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
       {"shape",
        absl::StrCat(options.shape, ", ", options.num_gpus, " of ", options.num_ranks, " ranks")},
       {"what", alone ? kAlone : kTogether},
+      {"markov_rank", options.markov_rank},
       {"gpus", options.num_gpus},
       {"context", options.context},
       {"kv", options.kv_fp8 ? "fp8" : "bf16"},

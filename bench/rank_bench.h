@@ -20,6 +20,7 @@ namespace ultraspeed::bench {
 struct RankOptions {
   std::string shape = "mimo-v2.5-pro";
   int num_ranks = 8;              // that the shape is divided over
+  int markov_rank = 0;            // of a gated Markov head, which the release's drafter has not
   int num_gpus = 1;               // of them, that are there
   int64_t context = 4096;         // tokens before the rounds that are timed
   int prefill_tokens = 2048;      // rows of one prefill pass

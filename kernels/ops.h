@@ -214,16 +214,19 @@ struct TokenChoice {
 // top-p). Greedy: argmax; ties take the lower id. `position` is the absolute position of the token
 // being chosen. Drafter and target call this with the same spec and position, so their choices
 // coincide as often as a coupling without communication allows (drafter-invariant speculative
-// sampling, Daliri et al. 2024).
+// sampling, Daliri et al. 2024). `noise`: [V], that of the seed and the position, if it is there
+// already.
 TokenChoice SampleToken(const float* logits /*[V]*/, int num_tokens_in_vocabulary,
                         const SamplingSpec& spec, int64_t position, bool want_logprob,
-                        void* workspace);
+                        void* workspace, const float* noise = nullptr);
 size_t SampleWorkspaceBytes(int num_tokens_in_vocabulary);
 
 // Standard Gumbel noise as a pure function: Philox4x32-10 keyed by seed, counter (token / 4,
 // position), one lane per token, and a logarithm made of fused multiply-adds only, so CPU and GPU
 // produce the same bits.
 float GumbelNoise(uint64_t seed, int64_t position, int32_t token);
+// Of `count` tokens from first_token on, a multiple of 4.
+void GumbelNoise(uint64_t seed, int64_t position, int32_t first_token, int count, float* noise);
 
 // The n most likely tokens and their log-probabilities, descending (ties: lower id).
 void TopLogprobs(const float* logits /*[V]*/, int num_tokens_in_vocabulary, int n,

@@ -117,8 +117,8 @@ struct KernelTable {
   void (*exponentials)(float* x, int count, float max);
   // out[i] = x[i] / temperature, NaN becomes -inf
   void (*divide)(const float* x, int count, float temperature, float* out);
-  // x[i] += Gumbel noise of token i
-  void (*add_gumbel)(float* x, int count, uint64_t seed, int64_t position);
+  // x[i] += Gumbel noise of token first_token + i; first_token a multiple of 4
+  void (*add_gumbel)(float* x, int32_t first_token, int count, uint64_t seed, int64_t position);
   // Writes the indices whose value is >= threshold, ascending; returns their number.
   int (*select_at_least)(const float* x, int count, float threshold, int32_t* indices);
   // To be called by the thread that has called matmul or attention, when it is done for now.

@@ -107,11 +107,26 @@ int KeepTokens(const KernelTable& kernels, const SamplingSpec& spec, int vocabul
   }
 }
 
+// The noise of a choice: given, or made when it is asked for.
+struct Noise {
+  const float* values;  // [V] or null
+  uint64_t seed;
+  int64_t position;
+
+  void AddToAll(const KernelTable& kernels, int vocabulary, float* x) const {
+    if (values == nullptr) return kernels.add_gumbel(x, 0, vocabulary, seed, position);
+    for (int i = 0; i < vocabulary; ++i) x[i] += values[i];
+  }
+  float Of(int32_t token) const {
+    return values == nullptr ? GumbelNoise(seed, position, token) : values[token];
+  }
+};
+
 // The winner of all tokens. `noisy`: [V], may be scratch.scaled itself.
-int32_t DrawFromAll(const KernelTable& kernels, const SamplingSpec& spec, int64_t position,
-                    int vocabulary, const Scratch& scratch, float* noisy) {
+int32_t DrawFromAll(const KernelTable& kernels, const Noise& noise, int vocabulary,
+                    const Scratch& scratch, float* noisy) {
   if (noisy != scratch.scaled) std::copy_n(scratch.scaled, vocabulary, noisy);
-  kernels.add_gumbel(noisy, vocabulary, spec.seed, position);
+  noise.AddToAll(kernels, vocabulary, noisy);
   return kernels.arg_max(noisy, vocabulary);
 }
 
@@ -129,19 +144,18 @@ bool IsKept(const KernelTable& kernels, const SamplingSpec& spec, int vocabulary
   return mass - scratch.weights[place] < kMassSlack * spec.top_p * whole;
 }
 
-int32_t DrawFromKept(const KernelTable& kernels, const SamplingSpec& spec, int64_t position,
+int32_t DrawFromKept(const KernelTable& kernels, const SamplingSpec& spec, const Noise& noise,
                      int vocabulary, const Scratch& scratch) {
-  const int32_t winner = DrawFromAll(kernels, spec, position, vocabulary, scratch, scratch.weights);
+  const int32_t winner = DrawFromAll(kernels, noise, vocabulary, scratch, scratch.weights);
   if (IsKept(kernels, spec, vocabulary, scratch, winner)) return winner;
   const int kept = KeepTokens(kernels, spec, vocabulary, scratch);
   const bool noise_for_all = kept >= kNoiseForAllTokens;
-  if (noise_for_all) kernels.add_gumbel(scratch.scaled, vocabulary, spec.seed, position);
+  if (noise_for_all) noise.AddToAll(kernels, vocabulary, scratch.scaled);
   int32_t best = scratch.order[0];
   float best_value = -std::numeric_limits<float>::infinity();
   for (int i = 0; i < kept; ++i) {
     const int32_t token = scratch.order[i];
-    const float value =
-        scratch.scaled[token] + (noise_for_all ? 0.0f : GumbelNoise(spec.seed, position, token));
+    const float value = scratch.scaled[token] + (noise_for_all ? 0.0f : noise.Of(token));
     if (value > best_value || (value == best_value && token < best)) {
       best_value = value;
       best = token;
@@ -160,12 +174,19 @@ float GumbelNoise(uint64_t seed, int64_t position, int32_t token) {
   return PortableGumbelNoise(seed, position, token);
 }
 
+void GumbelNoise(uint64_t seed, int64_t position, int32_t first_token, int count, float* noise) {
+  KERNELS_CHECK(first_token % 4, ==, 0);
+  std::fill_n(noise, count, 0.0f);
+  Active().add_gumbel(noise, first_token, count, seed, position);
+}
+
 size_t SampleWorkspaceBytes(int num_tokens_in_vocabulary) {
   return PaddedBytes(num_tokens_in_vocabulary, 8) + 3 * PaddedBytes(num_tokens_in_vocabulary, 4);
 }
 
 TokenChoice SampleToken(const float* logits, int num_tokens_in_vocabulary, const SamplingSpec& spec,
-                        int64_t position, bool want_logprob, void* workspace) {
+                        int64_t position, bool want_logprob, void* workspace,
+                        const float* noise_values) {
   const int vocabulary = num_tokens_in_vocabulary;
   KERNELS_CHECK(vocabulary, >, 0);
   KERNELS_CHECK(spec.temperature >= 0.0f, ==, true);
@@ -179,11 +200,12 @@ TokenChoice SampleToken(const float* logits, int num_tokens_in_vocabulary, const
     choice.token = greedy;
   } else {
     const Scratch scratch(workspace, vocabulary);
+    const Noise noise = {noise_values, spec.seed, position};
     kernels.divide(logits, vocabulary, spec.temperature, scratch.scaled);
     if (spec.top_k == 0 && spec.top_p >= 1.0f) {
-      choice.token = DrawFromAll(kernels, spec, position, vocabulary, scratch, scratch.scaled);
+      choice.token = DrawFromAll(kernels, noise, vocabulary, scratch, scratch.scaled);
     } else {
-      choice.token = DrawFromKept(kernels, spec, position, vocabulary, scratch);
+      choice.token = DrawFromKept(kernels, spec, noise, vocabulary, scratch);
     }
   }
   if (want_logprob) {

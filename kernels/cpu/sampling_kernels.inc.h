@@ -79,10 +79,11 @@ INLINE void MultiplyWide(U a, uint32_t constant, U& high, U& low) {
 #endif
 }
 
-void AddGumbel(float* x, int count, uint64_t seed, int64_t position) {
+void AddGumbel(float* x, int32_t first_token, int count, uint64_t seed, int64_t position) {
   const U step = Lanes();
   for (int begin = 0; begin < count; begin += 4 * kLanes) {
-    U state[4] = {step + static_cast<uint32_t>(begin / 4), U{} + static_cast<uint32_t>(position),
+    U state[4] = {step + static_cast<uint32_t>((first_token + begin) / 4),
+                  U{} + static_cast<uint32_t>(position),
                   U{} + static_cast<uint32_t>(static_cast<uint64_t>(position) >> 32), U{}};
     uint32_t key0 = static_cast<uint32_t>(seed);
     uint32_t key1 = static_cast<uint32_t>(seed >> 32);

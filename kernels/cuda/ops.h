@@ -282,6 +282,27 @@ void TopLogprobs(const float* logits /*[rows, V]*/, int num_rows, int vocabulary
                  int vocabulary_used, int n, int32_t* tokens /*[rows, n]*/,
                  float* logprobs /*[rows, n]*/, cudaStream_t stream);
 
+// ---- The drafter's Markov head (markov.cu)
+
+// DSpark, arXiv 2607.05147: the token before a row, e = previous[token], gives the row's logits a
+// bias next (g * e), with g = sigmoid(gate + gate_previous e + gate_bias), or 1 without a gate.
+// Elements of g * e are rounded to bf16.
+struct MarkovHead {
+  int rank;              // R, a multiple of 32 up to 1024
+  const bf16* previous;  // [V, R]
+  Matrix next;           // [V, R], BF16
+  Matrix gate_previous;  // [R, R], BF16; no rows: there is no gate
+  const float* gate_bias;
+};
+// `gates`: [T, R] of the rows' hidden states; null without a gate.
+void AddMarkovBias(const MarkovHead& head, const int32_t* previous_tokens /*[T]*/,
+                   const float* gates, int num_rows, float* logits /*[T, V]*/, cudaStream_t stream);
+
+// drafts [S, B-1] and, with each sequence's anchor before them, block_tokens [S, B], of drafts that
+// lie by place, [B-1, S].
+void GatherBlocks(const int32_t* anchors /*[S]*/, const int32_t* drafts_by_place, int num_sequences,
+                  int block, int32_t* block_tokens, int32_t* drafts, cudaStream_t stream);
+
 // num_accepted[s] = length of the longest prefix of the block's B-1 drafts that the target chose
 // itself; kept[s] = 1 + that: rows whose state is committed. chosen [S, B] is the target's choice
 // after each row of block s, drafts [S, B-1].

@@ -252,6 +252,30 @@ TEST(SampleToken, FilteredDrawsAreThoseOfTheDefinition) {
   EXPECT_LT(num_near, 800);
 }
 
+// Noise that was made before, in parts, is the noise that is made on the way.
+TEST(SampleToken, NoiseMayBeGiven) {
+  constexpr int kTokens = 700, kPart = 256;
+  RandomData random(13);
+  const std::vector<float> logits = random.Floats(kTokens, 2.0f);
+  std::vector<uint64_t> workspace(SampleWorkspaceBytes(kTokens) / 8 + 8);
+  for (const SamplingSpec& spec : {SamplingSpec{.temperature = 1.0f, .seed = 1},
+                                   SamplingSpec{.temperature = 0.6f, .top_p = 0.9f, .seed = 2},
+                                   SamplingSpec{.temperature = 1.5f, .top_k = 9, .seed = 3}}) {
+    for (int64_t position = 0; position < 50; ++position) {
+      std::vector<float> noise(kTokens);
+      for (int first = 0; first < kTokens; first += kPart) {
+        GumbelNoise(spec.seed, position, first, std::min(kPart, kTokens - first),
+                    noise.data() + first);
+      }
+      EXPECT_EQ(noise[300], GumbelNoise(spec.seed, position, 300));
+      EXPECT_EQ(
+          SampleToken(logits.data(), kTokens, spec, position, false, workspace.data(), noise.data())
+              .token,
+          Sample(logits, spec, position).token);
+    }
+  }
+}
+
 TEST(SampleToken, TopPOverAFlatVocabularyGrowsItsMargin) {
   const std::vector<float> logits(3000, 1.5f);  // every token within the first margin
   std::vector<float> wide(3000);

@@ -13,6 +13,7 @@
 
 #include "kernels/thread_pool.h"
 #include "worker/cpu/drafter.h"
+#include "worker/cpu/markov_head.h"
 #include "worker/cpu/rank_group.h"
 #include "worker/cpu/target.h"
 #include "worker/model/weights.h"
@@ -69,7 +70,14 @@ class CpuExecutor : public ModelExecutor {
     int64_t position;  // of the token being chosen
     bool want_logprob;
     std::shared_ptr<const grammar::TokenMask> allowed;  // null: all tokens
-    kernels::TokenChoice chosen;
+    float* logits = nullptr;                            // [V]
+    float* noise = nullptr;                             // [V]; null: not made yet
+    kernels::TokenChoice chosen = {};
+  };
+  // A sequence whose drafts are being chosen.
+  struct Drafting {
+    size_t sequence, first_choice;
+    float log_least, log_reach_min, log_reach;
   };
 
   CpuExecutor(ModelConfig config, const CacheShape& shape, int num_ranks, int vocabulary_used);
@@ -80,27 +88,38 @@ class CpuExecutor : public ModelExecutor {
   void AddTaps(int slot, int64_t position, int first_row, int count);
   void SumStatistics();
   void DraftTokens(const Round& round);
+  float* TakeLogits();
+  void SampleAll();
+  bool TakeDraft(Drafting& drafting, size_t j);
+  void SampleBehindDrafts(size_t j);
+  void MakeNoise();
   void GatherRows(const Round& round);
   void ChooseTokens(const Round& round);
   RoundResult Accept(const Round& round);
-  void Sample(std::vector<Choice>& choices);
+  void Sample(absl::Span<Choice* const> choices);
 
   const ModelConfig config_;  // of the whole model
   const CacheShape shape_;
   const int vocabulary_used_;
   RankGroup group_;
   std::vector<std::unique_ptr<RankModel>> ranks_;
-  ForwardStatistics statistics_;  // of all ranks together: the bytes are sums
+  std::unique_ptr<MarkovForward> markov_;  // null where the drafter has no such head
+  ForwardStatistics statistics_;           // of all ranks together: the bytes are sums
 
   size_t sample_workspace_bytes_;
   std::vector<uint8_t> sample_workspace_;     // one per sampled row
   std::vector<float> logits_;                 // [sampled rows, V]
+  std::vector<float> gates_;                  // [drafted rows, R], of the Markov head
   std::vector<std::vector<int32_t>> drafts_;  // [S][block - 1]
   std::vector<TargetSequence> sequences_;
   std::vector<TargetRow> rows_;
   std::vector<int> first_row_;     // [S] of the step's rows
   std::vector<int> sampled_rows_;  // into rows_
   std::vector<Choice> choices_;    // one per sampled row
+  std::vector<Choice*> to_sample_;
+  std::vector<Drafting> drafting_;  // in the order of their rows
+  std::vector<MarkovRow> markov_rows_;
+  std::vector<float> noise_;  // [to_sample_, V]
 };
 
 }  // namespace ultraspeed::worker

@@ -137,7 +137,7 @@ void DrafterForward::AddTaps(int slot, int64_t position, const bf16* taps, int c
   state.taps_end += count;
 }
 
-void DrafterForward::Draft(absl::Span<const DraftAnchor> anchors, float* logits) {
+void DrafterForward::Draft(absl::Span<const DraftAnchor> anchors, float* logits, float* gates) {
   const int num_rows = static_cast<int>(anchors.size()) * config_.block_size,
             hidden = config_.hidden;
   KERNELS_CHECK(num_rows, <=, max_rows_);
@@ -164,7 +164,7 @@ void DrafterForward::Draft(absl::Span<const DraftAnchor> anchors, float* logits)
         static_cast<int64_t>(layer.qkv.bytes() + layer.output.bytes() + layer.mlp.gate.bytes() +
                              layer.mlp.up.bytes() + layer.mlp.down.bytes());
   }
-  HeadLogits(anchors, logits);
+  HeadLogits(anchors, logits, gates);
   statistics_.drafter_passes += 1;
 }
 
@@ -308,7 +308,8 @@ void DrafterForward::Attend(size_t layer_idx, absl::Span<const DraftAnchor> anch
                              .out = attended_.data()});
 }
 
-void DrafterForward::HeadLogits(absl::Span<const DraftAnchor> anchors, float* logits) {
+void DrafterForward::HeadLogits(absl::Span<const DraftAnchor> anchors, float* logits,
+                                float* gates) {
   const auto hidden = static_cast<size_t>(config_.hidden);
   int count = 0;
   for (size_t a = 0; a < anchors.size(); ++a) {
@@ -323,6 +324,13 @@ void DrafterForward::HeadLogits(absl::Span<const DraftAnchor> anchors, float* lo
   kernels::MatMul(pool_, head_, normed_.data(), count, config_.hidden,
                   logits + link_.rank.index * vocabulary_, link_.rank.count * vocabulary_);
   statistics_.drafter_bytes += static_cast<int64_t>(head_.bytes());
+  if (config_.markov_rank == 0 || link_.rank.index != 0) return;
+  // The head's matrix is read for every row, but once from memory.
+  const MarkovHead& markov = weights_.markov;
+  statistics_.drafter_bytes += static_cast<int64_t>(markov.gate.bytes() + markov.next.bytes());
+  if (!config_.has_markov_gate) return;
+  kernels::MatMul(pool_, markov.gate, normed_.data(), count, config_.hidden, gates,
+                  config_.markov_rank);
 }
 
 void DrafterForward::AddToResidual(int num_rows) {

@@ -53,8 +53,10 @@ class DrafterForward {
                int count);
 
   // Logits of the drafted rows, anchor after anchor, each num_drafts rows: row j chooses the token
-  // at anchor.position + 1 + j. V of the whole model; ranks share `logits`.
-  void Draft(absl::Span<const DraftAnchor> anchors, float* logits /*[sum of num_drafts, V]*/);
+  // at anchor.position + 1 + j, without what the Markov head makes of the token before it; `gates`:
+  // of that head, if it has a gate. V of the whole model; ranks share `logits` and `gates`.
+  void Draft(absl::Span<const DraftAnchor> anchors, float* logits /*[sum of num_drafts, V]*/,
+             float* gates /*[sum of num_drafts, R]*/);
 
  private:
   struct Slot {
@@ -71,7 +73,7 @@ class DrafterForward {
   void EmbedBlocks(absl::Span<const DraftAnchor> anchors);
   void ProjectBlock(const DrafterLayer& layer, absl::Span<const DraftAnchor> anchors);
   void Attend(size_t layer_idx, absl::Span<const DraftAnchor> anchors);
-  void HeadLogits(absl::Span<const DraftAnchor> anchors, float* logits);
+  void HeadLogits(absl::Span<const DraftAnchor> anchors, float* logits, float* gates);
   void AddToResidual(int num_rows);
   // Of a slot's tap rows; its keys and values of a layer, which refers to `slot`.
   size_t RingRow(int slot, int64_t position) const;

@@ -114,6 +114,10 @@ absl::Status CpuExecutor::Load(const ExecutorOptions& options) {
   for (const absl::Status& status : statuses) {
     if (!status.ok()) return status;
   }
+  if (config_.drafter.markov_rank > 0) {
+    markov_ = std::make_unique<MarkovForward>(config_.drafter, weights().drafter.markov,
+                                              shape_.max_sequences, pool());
+  }
   return absl::OkStatus();
 }
 
@@ -202,36 +206,80 @@ void CpuExecutor::Logits(const SequenceStep& step, float* out) {
 // One drafter pass over all sequences that speculate; fills drafts_.
 void CpuExecutor::DraftTokens(const Round& round) {
   std::vector<DraftAnchor> anchors;
+  drafting_.clear();
   choices_.clear();
   for (size_t s = 0; s < round.steps.size(); ++s) {
     const SequenceStep& step = round.steps[s];
     drafts_[s].clear();
     if (step.block == 1) continue;
+    drafting_.push_back({.sequence = s,
+                         .first_choice = choices_.size(),
+                         .log_least = std::log(kernels::LeastDraftOdds(step.sampling)),
+                         .log_reach_min = std::log(step.reach_min),  // of 0: below all
+                         .log_reach = 0});
     anchors.push_back({step.slot, step.computed, step.tokens[0], step.block - 1});
     for (int j = 1; j < step.block; ++j)
-      choices_.push_back({&step, step.computed + j, step.reach_min > 0, nullptr, {}});
+      choices_.push_back({&step, step.computed + j, step.reach_min > 0, nullptr});
   }
   if (anchors.empty()) return;
-  logits_.resize(
-      std::max(logits_.size(), choices_.size() * static_cast<size_t>(config_.vocabulary)));
+  float* const logits = TakeLogits();
+  gates_.resize(
+      std::max(gates_.size(), choices_.size() * static_cast<size_t>(config_.drafter.markov_rank)));
   group_.Run([&](int rank) {
-    ranks_[static_cast<size_t>(rank)]->drafter->Draft(anchors, logits_.data());
+    ranks_[static_cast<size_t>(rank)]->drafter->Draft(anchors, logits, gates_.data());
   });
-  Sample(choices_);
-  size_t choice = 0;
-  for (size_t s = 0; s < round.steps.size(); ++s) {
-    const SequenceStep& step = round.steps[s];
-    const float least = std::log(kernels::LeastDraftOdds(step.sampling));
-    const float log_reach_min = std::log(step.reach_min);  // of 0: below all
-    float log_reach = 0;
-    for (int j = 1; j < step.block; ++j) {
-      const kernels::TokenChoice& chosen = choices_[choice + static_cast<size_t>(j) - 1].chosen;
-      log_reach += std::max(chosen.logprob, least);
-      if (log_reach < log_reach_min) break;
-      drafts_[s].push_back(chosen.token);
-    }
-    choice += static_cast<size_t>(step.block) - 1;
+  if (markov_ == nullptr) SampleAll();
+  for (size_t j = 0; !drafting_.empty(); ++j) {
+    if (markov_ != nullptr) SampleBehindDrafts(j);
+    std::erase_if(drafting_, [&](Drafting& drafting) { return !TakeDraft(drafting, j); });
   }
+}
+
+// Draft j of a sequence, unless it is too unlikely to be reached. Returns whether another comes.
+bool CpuExecutor::TakeDraft(Drafting& drafting, size_t j) {
+  const Choice& choice = choices_[drafting.first_choice + j];
+  drafting.log_reach += std::max(choice.chosen.logprob, drafting.log_least);
+  if (drafting.log_reach < drafting.log_reach_min) return false;
+  drafts_[drafting.sequence].push_back(choice.chosen.token);
+  return static_cast<int>(j) + 2 < choice.step->block;
+}
+
+// Draft j of the sequences that go on, by the Markov head: each knows the draft before it.
+void CpuExecutor::SampleBehindDrafts(size_t j) {
+  const auto rank = static_cast<size_t>(config_.drafter.markov_rank);
+  to_sample_.clear();
+  markov_rows_.clear();
+  for (const Drafting& drafting : drafting_) {
+    const size_t row = drafting.first_choice + j;
+    Choice& choice = choices_[row];
+    to_sample_.push_back(&choice);
+    markov_rows_.push_back(
+        {.previous = j == 0 ? choice.step->tokens[0] : drafts_[drafting.sequence].back(),
+         .gate = &gates_[row * rank],
+         .logits = choice.logits});
+  }
+  markov_->AddBias(markov_rows_);
+  MakeNoise();
+  Sample(to_sample_);
+}
+
+// The noise of to_sample_'s choices, by all threads: there are few of these.
+void CpuExecutor::MakeNoise() {
+  const auto is_greedy = [](const Choice* c) { return c->step->sampling.temperature == 0; };
+  if (std::all_of(to_sample_.begin(), to_sample_.end(), is_greedy)) return;
+  constexpr int kPart = 1024;
+  const int num_parts = (vocabulary_used_ + kPart - 1) / kPart;
+  const auto vocabulary = static_cast<size_t>(vocabulary_used_);
+  noise_.resize(std::max(noise_.size(), to_sample_.size() * vocabulary));
+  pool().ParallelFor(static_cast<int>(to_sample_.size()) * num_parts, [&](int i) {
+    const auto row = static_cast<size_t>(i / num_parts);
+    const int first = i % num_parts * kPart;
+    Choice& choice = *to_sample_[row];
+    if (is_greedy(&choice)) return;
+    choice.noise = &noise_[row * vocabulary];
+    kernels::GumbelNoise(choice.step->sampling.seed, choice.position, first,
+                         std::min(kPart, vocabulary_used_ - first), choice.noise + first);
+  });
 }
 
 // The rows of the target's pass: each step's committed tokens, then its drafts.
@@ -268,41 +316,48 @@ void CpuExecutor::ChooseTokens(const Round& round) {
     for (int j = 0; j <= num_drafts; ++j) {
       const int row = first_row_[s] + step.num_tokens - 1 + j;
       sampled_rows_.push_back(row);
-      choices_.push_back({&step,
-                          rows_[static_cast<size_t>(row)].position + 1,
-                          step.logprobs >= 0,
-                          std::move(masks[static_cast<size_t>(j)]),
-                          {}});
+      choices_.push_back({&step, rows_[static_cast<size_t>(row)].position + 1, step.logprobs >= 0,
+                          std::move(masks[static_cast<size_t>(j)])});
     }
   }
-  logits_.resize(
-      std::max(logits_.size(), choices_.size() * static_cast<size_t>(config_.vocabulary)));
-  TargetLogits(sampled_rows_, logits_.data());
-  Sample(choices_);
+  TargetLogits(sampled_rows_, TakeLogits());
+  SampleAll();
 }
 
-void CpuExecutor::Sample(std::vector<Choice>& choices) {
+// Room for the choices' logits, [choices, V].
+float* CpuExecutor::TakeLogits() {
   const auto vocabulary = static_cast<size_t>(config_.vocabulary);
+  logits_.resize(std::max(logits_.size(), choices_.size() * vocabulary));
+  for (size_t i = 0; i < choices_.size(); ++i) choices_[i].logits = &logits_[i * vocabulary];
+  return logits_.data();
+}
+
+void CpuExecutor::Sample(absl::Span<Choice* const> choices) {
   sample_workspace_.resize(
       std::max(sample_workspace_.size(), choices.size() * sample_workspace_bytes_ + 64));
   const bool has_mask =
       config_.drafter.num_layers > 0 && config_.drafter.mask_token_id < vocabulary_used_;
   pool().ParallelFor(static_cast<int>(choices.size()), [&](int i) {
-    const auto row = static_cast<size_t>(i);
-    Choice& choice = choices[row];
-    float* logits = &logits_[row * vocabulary];
-    if (has_mask) logits[config_.drafter.mask_token_id] = kNeverChosen;
+    const auto index = static_cast<size_t>(i);
+    Choice& choice = *choices[index];
+    if (has_mask) choice.logits[config_.drafter.mask_token_id] = kNeverChosen;
     if (choice.allowed != nullptr) {
       for (int32_t token = 0; token < vocabulary_used_; ++token) {
-        if (!choice.allowed->Allows(token)) logits[token] = kNeverChosen;
+        if (!choice.allowed->Allows(token)) choice.logits[token] = kNeverChosen;
       }
     }
     uint8_t* const aligned =
         sample_workspace_.data() + (-reinterpret_cast<uintptr_t>(sample_workspace_.data()) & 63);
-    choice.chosen =
-        kernels::SampleToken(logits, vocabulary_used_, choice.step->sampling, choice.position,
-                             choice.want_logprob, aligned + row * sample_workspace_bytes_);
+    choice.chosen = kernels::SampleToken(choice.logits, vocabulary_used_, choice.step->sampling,
+                                         choice.position, choice.want_logprob,
+                                         aligned + index * sample_workspace_bytes_, choice.noise);
   });
+}
+
+void CpuExecutor::SampleAll() {
+  to_sample_.clear();
+  for (Choice& choice : choices_) to_sample_.push_back(&choice);
+  Sample(to_sample_);
 }
 
 // Keeps the longest prefix of drafts that the target chose itself, plus the target's choice after

@@ -174,7 +174,9 @@ class CudaExecutor : public GpuExecutor {
   // Waits for the pass's drafts, if it has any.
   void UploadMasks(const Round& round, const PassPlan& pass, const PassBuffers& buffers);
   void Mask(int num_rows);  // logits, by the masks uploaded last
-  void Choose(const kernels::cuda::SampleRow* rows, int num_rows, int32_t* tokens, float* logprobs);
+  void Choose(float* logits, const kernels::cuda::SampleRow* rows, int num_rows, int32_t* tokens,
+              float* logprobs);
+  void ChooseInTurn(int num_sequences, int block, PassBuffers& buffers);
   void DropGraphs();
   void Wait();
   void Collect(const Round& round, const PassPlan& pass, const PassBuffers& buffers,

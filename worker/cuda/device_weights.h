@@ -36,6 +36,7 @@ struct DeviceStorage {
 using TargetLayer = TargetLayerOf<DeviceStorage>;
 using TargetWeights = TargetWeightsOf<DeviceStorage>;
 using DrafterLayer = DrafterLayerOf<DeviceStorage>;
+using MarkovHead = MarkovHeadOf<DeviceStorage>;
 using DrafterWeights = DrafterWeightsOf<DeviceStorage>;
 using ModelWeights = ModelWeightsOf<DeviceStorage>;
 

@@ -49,6 +49,9 @@ DrafterForward::DrafterForward(const ModelConfig& config, const DrafterWeights& 
   product_ = arena.Take<bf16>(kKind, Size(rows, config_.ffn_width));
   part_logits_ =
       link.divided() ? arena.Take<float>(kKind, Size(limits.max_logits, vocabulary_)) : nullptr;
+  gates_ = config_.has_markov_gate
+               ? arena.Take<float>(kKind, Size(limits.max_logits, config_.markov_rank))
+               : nullptr;
 
   for (const DrafterLayer& layer : weights.layers) {
     for (const ops::Matrix* matrix :
@@ -60,6 +63,8 @@ DrafterForward::DrafterForward(const ModelConfig& config, const DrafterWeights& 
     workspace.Require(ops::LinearWorkspaceBytes(*matrix, limits.max_rows));
   }
   workspace.Require(ops::LinearWorkspaceBytes(target.head, limits.max_logits));
+  if (config_.has_markov_gate)
+    workspace.Require(ops::LinearWorkspaceBytes(weights.markov.gate, limits.max_logits));
   workspace.Require(ops::AttentionWorkspaceBytes(rows, q_heads, d, limits.positions));
   workspace.Require(link.SumWorkspaceBytes(Size(rows, config_.hidden)));
   workspace.Require(link.GatherWorkspaceBytes(limits.max_logits, vocabulary_));
@@ -112,6 +117,21 @@ void DrafterForward::Draft(const int32_t* anchors, const ops::Sequences& sequenc
                   hidden, normed_, stream);
   HeadLogits(target_.head, normed_, num_logits, part_logits_, logits, workspace_.data(), link_,
              stream);
+  if (config_.has_markov_gate)
+    ops::Linear(weights_.markov.gate, normed_, num_logits, gates_, workspace_.data(), stream);
+}
+
+void DrafterForward::AddMarkovBias(const int32_t* previous_tokens, int first_row, int num_rows,
+                                   float* logits, cudaStream_t stream) const {
+  const MarkovHead& head = weights_.markov;
+  const float* const gates =
+      gates_ == nullptr ? nullptr : gates_ + static_cast<int64_t>(first_row) * config_.markov_rank;
+  ops::AddMarkovBias({.rank = config_.markov_rank,
+                      .previous = head.previous,
+                      .next = head.next,
+                      .gate_previous = head.gate_previous,
+                      .gate_bias = head.gate_bias},
+                     previous_tokens, gates, num_rows, logits, stream);
 }
 
 ops::ProjectParams DrafterForward::Projection(size_t layer_idx,
@@ -206,6 +226,8 @@ void DrafterForward::AddBytes(PassBytes& bytes) const {
          {&layer.qkv, &layer.output, &layer.mlp.gate_up, &layer.mlp.down})
       bytes.draft_block += Bytes(*matrix);
   }
+  for (const ops::Matrix* matrix : {&weights_.markov.gate, &weights_.markov.next})
+    if (matrix->num_rows > 0) bytes.draft_block += Bytes(*matrix);
   bytes.draft_context += Bytes(weights_.features) + Bytes(weights_.context_kv);
 }
 

@@ -29,10 +29,16 @@ class DrafterForward {
                  Workspace& workspace, const RankLink& link = {});
 
   // One pass over a whole block for each sequence; `sequences` describes the blocks: block_size
-  // rows each, from the anchor's position on. Logits of the given rows of [S * B].
+  // rows each, from the anchor's position on. Logits of the given rows of [S * B], without the
+  // Markov head's bias.
   void Draft(const int32_t* anchors /*device [S]*/, const kernels::cuda::Sequences& sequences,
              const int32_t* logit_rows /*device [n]*/, int num_logits,
              float* logits /*device [n, V]*/, cudaStream_t stream);
+
+  // Adds to the logits of drafted rows what the Markov head makes of the tokens before them.
+  // `first_row`: of the last Draft's logits. REQUIRES: config.markov_rank > 0.
+  void AddMarkovBias(const int32_t* previous_tokens /*device [n]*/, int first_row, int num_rows,
+                     float* logits /*device [n, V]*/, cudaStream_t stream) const;
 
   // Keys and values of `sequences`' rows from their taps; rows of a sequence past num_rows_kept
   // (null = all are kept) leave no trace.
@@ -86,6 +92,7 @@ class DrafterForward {
   float* gate_up_;           // [T, 2F]
   kernels::bf16* product_;   // [T, F]
   float* part_logits_;       // [logits, V of the part]; null with one rank
+  float* gates_;             // [logits, R]; null: the Markov head has none
 };
 
 }  // namespace ultraspeed::worker::cuda

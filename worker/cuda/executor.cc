@@ -151,7 +151,7 @@ void CudaExecutor::FillInput(const Round& round, const PassPlan& pass, PassBuffe
   KERNELS_CHECK(pass.position_end, <=, limits_.positions);
   PassInput& in = buffers.host_input;
   const int block_rows = config_.draft_block();
-  int row = 0, token = 0, sample = 0, draft = 0;
+  int row = 0, token = 0, sample = 0;
   for (size_t s = 0; s < pass.steps.size(); ++s) {
     const SequenceStep& step = round.steps[static_cast<size_t>(pass.steps[s])];
     const int num_rows = step.num_tokens + step.block - 1;
@@ -172,7 +172,8 @@ void CudaExecutor::FillInput(const Round& round, const PassPlan& pass, PassBuffe
                             .position = step.computed + step.num_tokens + j,
                             .want_logprob = step.logprobs >= 0 ? 1 : 0};
     }
-    for (int j = 1; j < step.block; ++j, ++draft) {
+    for (int j = 1; j < step.block; ++j) {  // all of a decode pass have one block
+      const size_t draft = static_cast<size_t>(j - 1) * pass.steps.size() + s;
       in.draft_rows[draft] = static_cast<int>(s) * block_rows + j;
       in.draft_samples[draft] = {
           .spec = step.sampling, .position = step.computed + j, .want_logprob = 0};
@@ -226,7 +227,8 @@ void CudaExecutor::EnqueuePrefill(const PassPlan& pass, PassBuffers& buffers) {
   if (pass.num_samples > 0) {
     model_->target.Logits(buffers.input.sample_rows, pass.num_samples, model_->logits, stream_);
     if (pass.constrained) Mask(pass.num_samples);
-    Choose(buffers.input.samples, pass.num_samples, buffers.output.tokens, buffers.output.logprobs);
+    Choose(model_->logits, buffers.input.samples, pass.num_samples, buffers.output.tokens,
+           buffers.output.logprobs);
   }
   if (model_->drafter != nullptr) {
     model_->drafter->AppendContext(model_->target.taps(), pass.num_rows, sequences, nullptr,
@@ -244,15 +246,26 @@ void CudaExecutor::EnqueueDraft(int num_sequences, int block, int64_t position_b
   blocks.first_row = in.draft_first_row;
   blocks.num_rows = in.draft_num_rows;
   model_->drafter->Draft(in.tokens, blocks, in.draft_rows, num_drafts, model_->logits, stream_);
-  Choose(in.draft_samples, num_drafts, buffers.drafts, nullptr);
-  // [S, B] = anchor, then drafts.
-  const auto word = sizeof(int32_t), drafts = static_cast<size_t>(block - 1),
-             rows = static_cast<size_t>(num_sequences), width = static_cast<size_t>(block);
-  CUDA_CHECK(cudaMemcpy2DAsync(buffers.block_tokens, width * word, in.tokens, word, word, rows,
-                               cudaMemcpyDeviceToDevice, stream_));
-  CUDA_CHECK(cudaMemcpy2DAsync(buffers.block_tokens + 1, width * word, buffers.drafts,
-                               drafts * word, drafts * word, rows, cudaMemcpyDeviceToDevice,
-                               stream_));
+  if (config_.drafter.markov_rank == 0) {
+    Choose(model_->logits, in.draft_samples, num_drafts, buffers.drafts_by_place, nullptr);
+  } else {
+    ChooseInTurn(num_sequences, block, buffers);
+  }
+  ops::GatherBlocks(in.tokens, buffers.drafts_by_place, num_sequences, block, buffers.block_tokens,
+                    buffers.drafts, stream_);
+}
+
+// Drafts of which each knows the one before it, those of one place in the block side by side.
+void CudaExecutor::ChooseInTurn(int num_sequences, int block, PassBuffers& buffers) {
+  const int32_t* previous = buffers.input.tokens;
+  float* logits = model_->logits;
+  for (int begin = 0; begin < num_sequences * (block - 1); begin += num_sequences) {
+    model_->drafter->AddMarkovBias(previous, begin, num_sequences, logits, stream_);
+    int32_t* const drafts = buffers.drafts_by_place + begin;
+    Choose(logits, buffers.input.draft_samples + begin, num_sequences, drafts, nullptr);
+    previous = drafts;
+    logits += static_cast<int64_t>(num_sequences) * config_.vocabulary;
+  }
 }
 
 // Verify, accept, commit.
@@ -264,7 +277,7 @@ void CudaExecutor::EnqueueTarget(int num_sequences, int block, int64_t position_
   model_->target.Run(block > 1 ? buffers.block_tokens : in.tokens, num_rows, sequences, stream_);
   model_->target.Logits(in.sample_rows, num_rows, model_->logits, stream_);
   if (masked) Mask(num_rows);
-  Choose(in.samples, num_rows, buffers.output.tokens, buffers.output.logprobs);
+  Choose(model_->logits, in.samples, num_rows, buffers.output.tokens, buffers.output.logprobs);
   if (block > 1) {
     ops::Accept(buffers.drafts, buffers.output.tokens, num_sequences, block,
                 buffers.output.num_accepted, buffers.kept, stream_);
@@ -339,10 +352,10 @@ void CudaExecutor::Mask(int num_rows) {
                   model_->masks.device(), stream_);
 }
 
-void CudaExecutor::Choose(const ops::SampleRow* rows, int num_rows, int32_t* tokens,
+void CudaExecutor::Choose(float* logits, const ops::SampleRow* rows, int num_rows, int32_t* tokens,
                           float* logprobs) {
-  ops::Sample(model_->logits, num_rows, config_.vocabulary, vocabulary_used_, banned_token_, rows,
-              tokens, logprobs, model_->workspace.data(), stream_);
+  ops::Sample(logits, num_rows, config_.vocabulary, vocabulary_used_, banned_token_, rows, tokens,
+              logprobs, model_->workspace.data(), stream_);
 }
 
 void CudaExecutor::Wait() {

@@ -45,6 +45,12 @@ ShapedMatrix ShapeReader::Bf16Matrix(const std::string& /*name*/, int rows, int 
   return {kernels::WeightFormat::kBf16, rows, cols};
 }
 
+std::pair<ShapedMatrix, ShapedMatrix> ShapeReader::Bf16MatrixPair(const std::string& name, int rows,
+                                                                  int first_cols,
+                                                                  int second_cols) const {
+  return {Bf16Matrix(name, rows, first_cols), Bf16Matrix(name, rows, second_cols)};
+}
+
 ShapedMatrix ShapeReader::GroupedFp8Matrix(const std::string& /*name*/, int groups, int group_rows,
                                            int cols) const {
   const int padded = groups > 1 ? (group_rows + kBlock - 1) / kBlock * kBlock : group_rows;

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -47,6 +48,8 @@ class ShapeReader {
   ShapedValues Bf16(const std::string& name, int rows, int cols) const;
   ShapedValues Router(const std::string& name, int rows, int cols) const;
   ShapedMatrix Bf16Matrix(const std::string& name, int rows, int cols) const;
+  std::pair<ShapedMatrix, ShapedMatrix> Bf16MatrixPair(const std::string& name, int rows,
+                                                       int first_cols, int second_cols) const;
   ShapedMatrix GroupedFp8Matrix(const std::string& name, int groups, int group_rows,
                                 int cols) const;
   ShapedMlp Mlp(kernels::WeightFormat format, const std::string& prefix, int ffn_width,

@@ -68,6 +68,7 @@ PassBuffers::PassBuffers(const PassCapacity& capacity, DeviceArena& arena) : cap
   Lay(capacity, arena.Take<uint8_t>(kKind, output_bytes_), output);
   kept = arena.Take<int32_t>(kKind, static_cast<size_t>(capacity.sequences));
   drafts = arena.Take<int32_t>(kKind, static_cast<size_t>(capacity.drafts));
+  drafts_by_place = arena.Take<int32_t>(kKind, static_cast<size_t>(capacity.drafts));
   block_tokens = arena.Take<int32_t>(kKind, static_cast<size_t>(capacity.samples));
   if (arena.counting()) return;
 
@@ -90,6 +91,7 @@ PassBuffers::PassBuffers(PassBuffers&& other) noexcept
       output(other.output),
       kept(other.kept),
       drafts(other.drafts),
+      drafts_by_place(other.drafts_by_place),
       block_tokens(other.block_tokens),
       host_expert_ids(other.host_expert_ids),
       capacity_(other.capacity_),

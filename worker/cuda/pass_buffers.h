@@ -27,7 +27,7 @@ struct PassCapacity {
 struct PassInput {
   int64_t* position = nullptr;                        // [S] of each sequence's first row
   kernels::cuda::SampleRow* samples = nullptr;        // [samples]
-  kernels::cuda::SampleRow* draft_samples = nullptr;  // [drafts]
+  kernels::cuda::SampleRow* draft_samples = nullptr;  // [drafts], place after place
   int32_t* tokens = nullptr;                          // [tokens]
   int32_t* first_row = nullptr;                       // [S]
   int32_t* num_rows = nullptr;                        // [S]
@@ -35,7 +35,7 @@ struct PassInput {
   int32_t* sample_rows = nullptr;                     // [samples] rows of the pass
   int32_t* draft_first_row = nullptr;                 // [S] of the drafter's blocks
   int32_t* draft_num_rows = nullptr;                  // [S]
-  int32_t* draft_rows = nullptr;                      // [drafts] rows of the drafter's pass
+  int32_t* draft_rows = nullptr;                      // [drafts] likewise; of the drafter's pass
   int32_t* pages = nullptr;                           // [S, capacity.pages]
 };
 
@@ -65,7 +65,8 @@ class PassBuffers {
   PassInput host_input, input;         // pinned, device
   PassOutput host_output, output;      // pinned, device
   int32_t* kept = nullptr;             // device [S]: rows whose state is committed
-  int32_t* drafts = nullptr;           // device [drafts]
+  int32_t* drafts = nullptr;           // device [drafts], sequence after sequence
+  int32_t* drafts_by_place = nullptr;  // device [drafts], place in the block after place
   int32_t* block_tokens = nullptr;     // device [samples]: anchor and drafts of each block
   int32_t* host_expert_ids = nullptr;  // pinned [expert_choices]
 

@@ -102,11 +102,13 @@ ResidentEngine::ResidentEngine(const ModelConfig& config, const ModelWeights& we
                             .buffers = buffers_,
                             .ranks = ranks,
                             .num_blocks = num_blocks_};
-  const AttentionTask* const append_tasks = arena.Upload(kKind, AppendTasks(model));
+  const ResidentTasks tasks = {
+      .append = arena.Upload(kKind, AppendTasks(model)),
+      .chain = arena.Upload(kKind, std::vector<resident::ChainTask>{ChainTaskOf(model)})};
   const int passes_max = weights.drafter.layers.empty() ? 0 : resident::kDraftPassesMax;
   for (const RoundKind& kind : RoundKinds(passes_max)) {
     Rounds& rounds = RoundsOf(kind);
-    rounds.schedule = BuildSchedule(model, kind, append_tasks);
+    rounds.schedule = BuildSchedule(model, kind, tasks);
     rounds.device_phases = arena.Upload(kKind, rounds.schedule.phases);
   }
   const size_t num_pages =
@@ -257,6 +259,7 @@ resident::Program ResidentEngine::ProgramFor(const Round& round, int turn) {
   program.choices = buffers_.choices;
   program.masses = buffers_.masses;
   program.weighs_drafts = WeighsDrafts(round);
+  program.chains_drafts = config_.drafter.markov_rank > 0;
   program.log_reach_min = std::log(ReachMinOf(round));
   program.whole_row = buffers_.whole_row;
   program.whole_row.in_use = kind.whole_rows;
@@ -333,6 +336,11 @@ void ResidentEngine::Launch(const Round& round, int turn, Change change) {
     // An inbox is emptied when no peer's kernel may still write to it, and written to when it is
     // empty.
     if (turn > 0) meet();
+    if (program.chains_drafts) {
+      CUDA_CHECK(cudaMemsetAsync(rank->buffers_.chain_words, 0,
+                                 resident::NumChainWords(rank->num_blocks_) * sizeof(uint2),
+                                 rank->stream_));
+    }
     resident::Prepare(program, rank->stream_);
     meet();
     resident::Launch(program, rank->stream_);

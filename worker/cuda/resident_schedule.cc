@@ -35,11 +35,13 @@ size_t Size(int64_t a, int64_t b) { return static_cast<size_t>(a * b); }
 }  // namespace
 
 const char* Name(PhaseLabel label) {
-  static constexpr const char* kNames[] = {
-      "embed",         "qkv",          "attention", "combine",    "o_proj",     "dense up",
-      "dense down",    "moe up",       "moe down",  "head",       "draft qkv",  "draft attention",
-      "draft combine", "draft o_proj", "draft up",  "draft down", "draft head", "choice",
-      "commit",        "draft context"};
+  static constexpr const char* kNames[] = {"embed",         "qkv",          "attention",
+                                           "combine",       "o_proj",       "dense up",
+                                           "dense down",    "moe up",       "moe down",
+                                           "head",          "draft qkv",    "draft attention",
+                                           "draft combine", "draft o_proj", "draft up",
+                                           "draft down",    "draft head",   "draft chain",
+                                           "choice",        "commit",       "draft context"};
   static_assert(std::size(kNames) == static_cast<size_t>(PhaseLabel::kCount));
   return kNames[static_cast<size_t>(label)];
 }
@@ -70,6 +72,10 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
   moe.num_partials = resident::NumRouterPartials(config.num_experts, config.hidden);
   moe.partials = arena.Take<uint32_t>(kKind, kMails * moe.num_partials);
   logits = floats(kRowsMax, config.vocabulary);
+  gates = draft.has_markov_gate ? floats(kBandRows, draft.markov_rank) : nullptr;
+  chain_words = draft.markov_rank > 0
+                    ? arena.Take<uint2>(kKind, resident::NumChainWords(kBlocksMax))
+                    : nullptr;
   whole_row.tallies = arena.Take<resident::RowTally>(kKind, kRowsMax);
   whole_row.undecided = arena.Take<uint64_t>(
       kKind, Size(kRowsMax, static_cast<int64_t>(ranks.num_ranks) * config.vocabulary));
@@ -176,13 +182,31 @@ class ScheduleBuilder {
   explicit ScheduleBuilder(const ResidentModel& model)
       : model_(model), config_(model.config), buffers_(model.buffers) {}
 
-  // Of sequence `s`, up to its drafts' logits.
-  void DraftPass(int s) {
+  // Of sequence `s`, up to its drafts' logits; where they follow each other, to the drafts.
+  void DraftPass(int s, const resident::ChainTask* chain_task) {
     draft_of_ = static_cast<int8_t>(s);
     num_bands_ = 1;
     Embed();
     for (size_t l = 0; l < model_.drafter.layers.size(); ++l) DrafterLayerPhases(l);
-    Head(model_.drafter.final_norm, config_.drafter.norm_epsilon, PhaseLabel::kDraftHead);
+    const float* const norm = model_.drafter.final_norm;
+    const float epsilon = config_.drafter.norm_epsilon;
+    const bool chains = config_.drafter.markov_rank > 0;
+    if (chains && config_.drafter.has_markov_gate) {
+      AddBands(Normed(Product(model_.drafter.markov.gate, PhaseLabel::kDraftHead), norm, epsilon,
+                      buffers_.gates),
+               all());
+    }
+    Phase head =
+        Normed(Product(model_.target.head, PhaseLabel::kDraftHead), norm, epsilon, buffers_.logits);
+    head.output = chains ? OutputKind::kStore : OutputKind::kLogits;
+    AddBands(head, all());
+    if (!chains) return;
+    Phase chain = NewPhase(PhaseKind::kChain, PhaseLabel::kDraftChain);
+    chain.x = chain_task;
+    chain.num_tiles = head.num_tiles;
+    chain.out = head.out;
+    chain.out_stride = head.out_stride;
+    Add(chain, 0);
   }
   // What follows is about the target's rows.
   void EndDrafts(int num_bands) {
@@ -477,11 +501,12 @@ std::vector<RoundKind> RoundKinds(int draft_passes_max) {
 }
 
 ResidentSchedule BuildSchedule(const ResidentModel& model, const RoundKind& kind,
-                               const AttentionTask* append_tasks) {
+                               const ResidentTasks& tasks) {
   ScheduleBuilder builder(model);
+  const bool chains = model.config.drafter.markov_rank > 0;
   for (int s = 0; s < kind.draft_passes; ++s) {
-    builder.DraftPass(s);
-    if (kind.whole_rows) builder.ChooseFromWholeRows();
+    builder.DraftPass(s, tasks.chain);
+    if (kind.whole_rows && !chains) builder.ChooseFromWholeRows();
   }
   builder.EndDrafts(kind.num_bands);
   builder.Embed();
@@ -489,7 +514,7 @@ ResidentSchedule BuildSchedule(const ResidentModel& model, const RoundKind& kind
   builder.TargetHead();
   if (kind.whole_rows) builder.ChooseFromWholeRows();
   builder.Commit();
-  if (!model.drafter.layers.empty()) builder.DrafterContext(append_tasks);
+  if (!model.drafter.layers.empty()) builder.DrafterContext(tasks.append);
   return builder.Take();
 }
 
@@ -506,6 +531,20 @@ std::vector<AttentionTask> AppendTasks(const ResidentModel& model) {
     tasks.push_back(task);
   }
   return tasks;
+}
+
+resident::ChainTask ChainTaskOf(const ResidentModel& model) {
+  const MarkovHead& head = model.drafter.markov;
+  const auto tiles = [](const ops::Matrix& matrix) {
+    return static_cast<const uint8_t*>(matrix.data);
+  };
+  return {.rank = model.config.drafter.markov_rank,
+          .previous = head.previous,
+          .next = tiles(head.next),
+          .gate_previous = tiles(head.gate_previous),
+          .gate_bias = head.gate_bias,
+          .gates = model.buffers.gates,
+          .words = model.buffers.chain_words};
 }
 
 std::string ResidentSchedule::ToString() const {
@@ -543,6 +582,16 @@ absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precis
           config.num_q_heads / config.num_kv_heads <= 16, "up to 16");
   require("dflash block_size", config.drafter.block_size,
           config.drafter.num_layers == 0 || config.drafter.block_size <= kBandRows, "up to 8");
+  require("dflash markov_rank", config.drafter.markov_rank,
+          config.drafter.markov_rank <= resident::kMarkovRankMax, "up to 256");
+  require("vocab_size of a rank", config.vocabulary,
+          config.drafter.markov_rank == 0 || config.vocabulary % kTileColumns == 0,
+          "multiples of 16 where a Markov head drafts");
+  constexpr int kChainVocabularyMax =
+      resident::kChainTokensMax * 64;  // a GPU has 64 blocks at least
+  require("vocab_size of a rank", config.vocabulary,
+          config.drafter.markov_rank == 0 || config.vocabulary <= kChainVocabularyMax,
+          "up to 262144 where a Markov head drafts");
   require("rotary dims", config.rotary_dims, config.rotary_dims == resident::kRotaryDims, "64");
   require("dflash rotary dims", config.drafter.rotary_dims,
           config.drafter.num_layers == 0 || config.drafter.rotary_dims == resident::kRotaryDims,

@@ -37,6 +37,7 @@ enum class PhaseLabel : uint8_t {
   kDraftUp,
   kDraftDown,
   kDraftHead,
+  kDraftChain,
   kChoice,
   kCommit,
   kContext,
@@ -67,6 +68,8 @@ struct ResidentBuffers {
   kernels::bf16* taps;      // [rows, taps * H]
   kernels::cuda::resident::MoeMail moe;
   float* logits;         // [rows, V]
+  float* gates;          // [band rows, R] of the drafter's Markov head
+  uint2* chain_words;    // as ChainTask's
   float4* carry;         // [bands, tiles, 2, 32] sums of products wider than one pass
   int64_t band_carries;  // from one band's to the next's
   void* partials;        // of attention over long contexts
@@ -107,16 +110,23 @@ struct ResidentSchedule {
 struct RoundKind {
   int draft_passes = 0;     // sequences that draft; 0: a plain round
   int num_bands = 1;        // of the target's rows
-  bool whole_rows = false;  // chooses with phases of their own (resident::WholeRow)
+  bool whole_rows = false;  // chooses with phases of their own (resident::WholeRow); not the
+                            // drafts of a drafter with a Markov head
 };
 
 // All of them, with up to so many drafter's passes. A sequence that drafts has at least two rows.
 std::vector<RoundKind> RoundKinds(int draft_passes_max);
 
-// `append_tasks`: where the drafter's context tasks will lie in device memory, [layers].
+// What phases point to, where it will lie in device memory.
+struct ResidentTasks {
+  const kernels::cuda::resident::AttentionTask* append = nullptr;  // [layers] of the drafter
+  const kernels::cuda::resident::ChainTask* chain = nullptr;
+};
+
 ResidentSchedule BuildSchedule(const ResidentModel& model, const RoundKind& kind,
-                               const kernels::cuda::resident::AttentionTask* append_tasks);
+                               const ResidentTasks& tasks);
 std::vector<kernels::cuda::resident::AttentionTask> AppendTasks(const ResidentModel& model);
+kernels::cuda::resident::ChainTask ChainTaskOf(const ResidentModel& model);
 
 // INVALID_ARGUMENT names the first dimension that the resident engine does not take.
 absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precision);

@@ -190,6 +190,10 @@ json::object DrafterConfigJson(const ModelConfig& config) {
       {"block_size", c.block_size},          {"use_swa", true},
       {"swa_window_size", c.window},         {"attention_value_scale", c.value_scale},
       {"attention_sink_bias", c.has_sinks}};
+  if (c.markov_rank > 0) {
+    out["markov_rank"] = c.markov_rank;
+    out["markov_head_type"] = c.has_markov_gate ? "gated" : "vanilla";
+  }
   return out;
 }
 

@@ -16,6 +16,7 @@ namespace {
 constexpr int64_t kLayersMax = 1024;
 constexpr int64_t kWidthMax = 1 << 17;
 constexpr int64_t kHeadsMax = 512;
+constexpr int kMarkovRankMax = 1024;
 constexpr int64_t kHeadDimMax = 512;
 constexpr int64_t kExpertsMax = 1024;
 constexpr int64_t kExpertsPerTokenMax = 64;
@@ -203,6 +204,17 @@ absl::Status ReadDrafter(const std::string& path, const ModelConfig& target,
                                "; must ascend"));
     }
     config.target_layer_ids.push_back(static_cast<int>(layer));
+  }
+  config.vocabulary = target.vocabulary;
+  config.markov_rank = static_cast<int>(fields.IntOr("markov_rank", 0, kMarkovRankMax, 0));
+  if (config.markov_rank > 0) {
+    RequireMultiple(fields, "markov_rank", config.markov_rank, kMatrixColumnsMultiple);
+    const std::string type = fields.String("markov_head_type");
+    config.has_markov_gate = type == "gated";
+    if (type != "vanilla" && type != "gated") {
+      fields.Fail("markov_head_type",
+                  absl::StrCat("is \"", type, "\"; must be \"vanilla\" or \"gated\""));
+    }
   }
   fields.Absorb(dflash);
   return fields.status();

@@ -36,6 +36,12 @@ struct DrafterConfig {
   float norm_epsilon = 0;
   float value_scale = 1;
   bool has_sinks = false;
+  // The Markov head (DSpark, arXiv 2607.05147), which adds to a draft's logits what the token
+  // before it makes likelier; the release has none.
+  int markov_rank = 0;  // R; 0: no such head
+  bool has_markov_gate =
+      false;           // the row's hidden state says how much of it, dimension by dimension
+  int vocabulary = 0;  // V of the whole model, also in a rank's part
 };
 
 // What experts are computed with: as they are stored, which is exact, or MXFP4 also where they are

@@ -52,6 +52,7 @@ ModelConfig MimoV25ProShape() {
   drafter.norm_epsilon = 1e-5f;
   drafter.value_scale = 0.612f;
   drafter.has_sinks = true;
+  drafter.vocabulary = config.vocabulary;
   return config;
 }
 

@@ -27,6 +27,12 @@ struct Rule {
 };
 
 constexpr Rule kRules[] = {
+    {"markov_w1.weight", Split::kWhole, TensorKind::kDrafterMarkov, TensorKind::kDrafterMarkov},
+    {"markov_w2.weight", Split::kWhole, TensorKind::kDrafterMarkov, TensorKind::kDrafterMarkov},
+    {"markov_head.gate_proj.weight", Split::kWhole, TensorKind::kDrafterMarkov,
+     TensorKind::kDrafterMarkov},
+    {"markov_head.gate_proj.bias", Split::kWhole, TensorKind::kDrafterMarkov,
+     TensorKind::kDrafterMarkov},
     {"qkv_proj.weight", Split::kRows, TensorKind::kQkv, TensorKind::kDrafterQkv},
     {"q_proj.weight", Split::kRows, TensorKind::kQkv, TensorKind::kDrafterQkv},
     {"k_proj.weight", Split::kRows, TensorKind::kQkv, TensorKind::kDrafterQkv},
@@ -152,7 +158,7 @@ const char* Name(TensorKind kind) {
   constexpr const char* kNames[kTensorKinds] = {
       "experts",      "qkv",       "o_proj",       "dense mlp",      "router",
       "embedding",    "head",      "norms, sinks", "draft features", "draft qkv",
-      "draft o_proj", "draft mlp", "draft norms"};
+      "draft o_proj", "draft mlp", "draft norms",  "draft markov"};
   return kNames[static_cast<size_t>(kind)];
 }
 
@@ -177,6 +183,7 @@ const char* HowSplit(TensorKind kind) {
       return "norms whole, sinks by head";
     case TensorKind::kRouter:
     case TensorKind::kDrafterFeatures:
+    case TensorKind::kDrafterMarkov:
     case TensorKind::kCount:
       break;
   }

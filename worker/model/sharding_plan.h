@@ -4,9 +4,9 @@
 // Tensor parallelism inside every layer, with two sums over the GPUs a layer (after o_proj and
 // after the MLP or experts): query and key heads go by whole published qkv shards, every expert and
 // MLP by its width, embedding and head by vocabulary. Whole on every GPU are the norms, the
-// router and the drafter's feature projection: an eighth of the router would save 0.12 ms of
-// reading a round on an H200 and cost a gather in each of 69 layers, about as much; an eighth of
-// the projection would save 0.07 ms for one gather, and is what to split next. Callers:
+// router, the drafter's Markov head and its feature projection: an eighth of the router would save
+// 0.12 ms of reading a round on an H200 and cost a gather in each of 69 layers, about as much; an
+// eighth of the projection would save 0.07 ms for one gather, and is what to split next. Callers:
 // weights_loader.h through PartOf and SplitOf, the executors, --plan, bench/. Thread: any; pure.
 #pragma once
 
@@ -56,6 +56,7 @@ enum class TensorKind : uint8_t {
   kDrafterOutput,
   kDrafterMlp,
   kDrafterNorms,
+  kDrafterMarkov,
   kCount,
 };
 inline constexpr size_t kTensorKinds = static_cast<size_t>(TensorKind::kCount);

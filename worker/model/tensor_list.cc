@@ -37,6 +37,11 @@ class TensorLister {
   Nothing Bf16Matrix(const std::string& name, int64_t rows, int64_t cols) {
     return Add(name, "BF16", {rows, cols});
   }
+  std::pair<Nothing, Nothing> Bf16MatrixPair(const std::string& name, int64_t rows,
+                                             int64_t first_cols, int64_t second_cols) {
+    Add(name, "BF16", {rows, first_cols + second_cols});
+    return {};
+  }
   Nothing GroupedFp8Matrix(const std::string& name, int64_t groups, int64_t group_rows,
                            int64_t cols) {
     Add(name, "F8_E4M3", {groups * group_rows, cols});

@@ -226,6 +226,28 @@ StoredMatrix TensorReader::Bf16Matrix(const std::string& name, int rows, int col
   return matrix;
 }
 
+std::pair<StoredMatrix, StoredMatrix> TensorReader::Bf16MatrixPair(const std::string& name,
+                                                                   int rows, int first_cols,
+                                                                   int second_cols) {
+  const int whole_cols = first_cols + second_cols;
+  const std::vector<kernels::bf16> whole = Bf16(name, rows, whole_cols);
+  if (whole.empty()) return {};
+  const auto columns = [&](int begin, int count) {
+    std::vector<kernels::bf16> codes;
+    for (auto row = whole.begin(); row != whole.end(); row += whole_cols)
+      codes.insert(codes.end(), row + begin, row + begin + count);
+    StoredMatrix matrix(CheckpointMatrix{.format = WeightFormat::kBf16,
+                                         .num_rows = rows,
+                                         .num_cols = count,
+                                         .codes = nullptr,
+                                         .scales_f32 = nullptr,
+                                         .scales_e8m0 = nullptr});
+    matrix.OwnCodes(std::move(codes));
+    return matrix;
+  };
+  return {columns(0, first_cols), columns(first_cols, second_cols)};
+}
+
 StoredMatrix TensorReader::Fp8Matrix(const std::string& name, int rows, int cols) {
   return GroupedFp8Matrix(name, 1, rows, cols);
 }

@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -80,6 +81,9 @@ class TensorReader {
   std::vector<float> Router(const std::string& name, int rows, int cols);
 
   StoredMatrix Bf16Matrix(const std::string& name, int rows, int cols);
+  // Two that are stored side by side, as [rows, first_cols + second_cols].
+  std::pair<StoredMatrix, StoredMatrix> Bf16MatrixPair(const std::string& name, int rows,
+                                                       int first_cols, int second_cols);
   // name + "_scale_inv" holds the block scales.
   StoredMatrix Fp8Matrix(const std::string& name, int rows, int cols);
   // Row groups whose blocks are counted from each group's first row; each is padded with zero rows

@@ -52,6 +52,18 @@ struct DrafterLayerOf {
   typename Storage::Mlp mlp = {};
 };
 
+// What a draft's logits get for the token before it, e = previous[token]: next (g * e), with g = 1,
+// or where there is a gate g = sigmoid(gate h + gate_previous e + gate_bias), h being the row's
+// hidden state as the head reads it. Whole on every rank.
+template <typename Storage>
+struct MarkovHeadOf {
+  typename Storage::Bf16s previous = {};        // [V, R]
+  typename Storage::Matrix next = {};           // [V, R]
+  typename Storage::Matrix gate = {};           // [R, H]
+  typename Storage::Matrix gate_previous = {};  // [R, R]
+  typename Storage::Floats gate_bias = {};      // [R]
+};
+
 template <typename Storage>
 struct DrafterWeightsOf {
   typename Storage::Matrix features = {};       // fc [H, taps * H]
@@ -61,6 +73,7 @@ struct DrafterWeightsOf {
   typename Storage::Matrix context_kv = {};
   std::vector<DrafterLayerOf<Storage>> layers = {};
   typename Storage::Floats final_norm = {};     // [H]
+  MarkovHeadOf<Storage> markov = {};            // nothing where config.markov_rank is 0
   typename Storage::Bf16s mask_embedding = {};  // [H]
 };
 
@@ -80,6 +93,7 @@ struct HostStorage {
 using TargetLayer = TargetLayerOf<HostStorage>;
 using TargetWeights = TargetWeightsOf<HostStorage>;
 using DrafterLayer = DrafterLayerOf<HostStorage>;
+using MarkovHead = MarkovHeadOf<HostStorage>;
 using DrafterWeights = DrafterWeightsOf<HostStorage>;
 using ModelWeights = ModelWeightsOf<HostStorage>;
 

@@ -112,6 +112,23 @@ DrafterLayerOf<typename Packer::Storage> ReadDrafterLayer(Reader& read, Packer& 
   return layer;
 }
 
+template <typename Reader, typename Packer>
+MarkovHeadOf<typename Packer::Storage> ReadMarkovHead(Reader& read, Packer& pack,
+                                                      const DrafterConfig& config) {
+  const std::string prefix = "markov_head.";
+  const int rank = config.markov_rank;
+  MarkovHeadOf<typename Packer::Storage> head;
+  head.previous = pack.Bf16s(read.Bf16(prefix + "markov_w1.weight", config.vocabulary, rank));
+  head.next = pack.Matrix(read.Bf16Matrix(prefix + "markov_w2.weight", config.vocabulary, rank));
+  if (!config.has_markov_gate) return head;
+  const auto [gate, gate_previous] =
+      read.Bf16MatrixPair(prefix + "gate_proj.weight", rank, config.hidden, rank);
+  head.gate = pack.Matrix(gate);
+  head.gate_previous = pack.Matrix(gate_previous);
+  head.gate_bias = pack.Floats(read.Bf16AsFloat(prefix + "gate_proj.bias", rank));
+  return head;
+}
+
 // All but the mask embedding, which has a file of its own.
 template <typename Reader, typename Packer>
 DrafterWeightsOf<typename Packer::Storage> ReadDrafter(Reader& read, Packer& pack,
@@ -129,6 +146,7 @@ DrafterWeightsOf<typename Packer::Storage> ReadDrafter(Reader& read, Packer& pac
     layer_done(l + 1);
   }
   drafter.context_kv = pack.Matrix(context_kv);
+  if (config.markov_rank > 0) drafter.markov = ReadMarkovHead(read, pack, config);
   return drafter;
 }
 

@@ -50,8 +50,9 @@ __device__ __forceinline__ void TakeDrafts(const Block& block) {
   const Program& program = block.program();
   RoundState& state = block.shared().state;
   const int lane = Thread() % kWarpLanes;
+  const int end = program.chains_drafts ? 0 : program.num_rows;
 #pragma unroll 1
-  for (int row = Thread() / kWarpLanes; row < program.num_rows; row += kConsumerWarps) {
+  for (int row = Thread() / kWarpLanes; row < end; row += kConsumerWarps) {
     const int s = program.sequence_of[row], of_block = row - program.sequences[s].first_row;
     if (of_block == 0) continue;
     const RowChoice choice = ChoiceOf(block, s, of_block, lane);

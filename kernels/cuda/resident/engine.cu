@@ -11,6 +11,7 @@
 #include "kernels/cuda/resident/attend.cuh"
 #include "kernels/cuda/resident/choose_whole_row.cuh"
 #include "kernels/cuda/resident/commit.cuh"
+#include "kernels/cuda/resident/draft_chain.cuh"
 #include "kernels/cuda/resident/moe.cuh"
 
 namespace ultraspeed::kernels::cuda::resident {
@@ -56,7 +57,7 @@ __device__ __forceinline__ void Produce(const BandBlock<kBands>& block) {
   __syncwarp();
 }
 
-template <int kBands>
+template <int kBands, bool kChains>
 __device__ __forceinline__ void Consume(const BandBlock<kBands>& block) {
   const auto barrier = [] { NamedBarrier<kConsumerBarrier, kConsumerThreads>(); };
   const PhaseWalk<Role::kConsumer, 0, kConsumerWarps> walk(block);
@@ -81,6 +82,9 @@ __device__ __forceinline__ void Consume(const BandBlock<kBands>& block) {
           break;
         case PhaseKind::kCombine:
           Combine(block);
+          break;
+        case PhaseKind::kChain:
+          if constexpr (kChains) ChainDrafts(block);
           break;
         case PhaseKind::kTally:
         case PhaseKind::kSift:
@@ -198,7 +202,9 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
   }
 }
 
-template <int kBands>
+// One for each number of bands, and for drafters with and without a Markov head: what another has,
+// the compiler pays for in registers of the products.
+template <int kBands, bool kChains>
 __global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kThreads, 1)
     ResidentKernel(const __grid_constant__ Program program) {
   const BandBlock<kBands> block = {{.rank = static_cast<int>(blockIdx.x) % kClusterBlocks,
@@ -213,7 +219,7 @@ __global__ void __cluster_dims__(kClusterBlocks, 1, 1) __launch_bounds__(kThread
   ClusterBarrier();  // nobody sends into memory that is not ready
   const int warp = Thread() / kWarpLanes;
   if (warp < kConsumerWarps) {
-    Consume(block);
+    Consume<kBands, kChains>(block);
   } else if (warp == kProducerWarp) {
     Produce(block);
   } else {
@@ -239,7 +245,8 @@ cudaLaunchConfig_t Config(int num_blocks, cudaStream_t stream) {
 }
 
 using Kernel = void (*)(Program);
-constexpr Kernel kKernels[] = {ResidentKernel<1>, ResidentKernel<2>};
+constexpr Kernel kKernels[][2] = {{ResidentKernel<1, false>, ResidentKernel<1, true>},
+                                  {ResidentKernel<2, false>, ResidentKernel<2, true>}};
 static_assert(std::size(kKernels) == kBandsMax);
 
 }  // namespace
@@ -247,10 +254,12 @@ static_assert(std::size(kKernels) == kBandsMax);
 int NumBlocks() {
   static OncePerDevice configured;
   configured.Run([] {
-    for (const Kernel kernel : kKernels) {
-      CheckCuda(
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared)),
-          "ResidentKernel shared memory");
+    for (const auto& of_bands : kKernels) {
+      for (const Kernel kernel : of_bands) {
+        CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       sizeof(Shared)),
+                  "ResidentKernel shared memory");
+      }
     }
   });
   static const int num_blocks = [] {
@@ -261,7 +270,7 @@ int NumBlocks() {
     config.attrs = &cluster;
     config.numAttrs = 1;
     int num_clusters = 0;
-    CheckCuda(cudaOccupancyMaxActiveClusters(&num_clusters, kKernels[0], &config),
+    CheckCuda(cudaOccupancyMaxActiveClusters(&num_clusters, kKernels[0][0], &config),
               "cudaOccupancyMaxActiveClusters");
     return num_clusters * kClusterBlocks;
   }();
@@ -300,8 +309,9 @@ void Prepare(const Program& program, cudaStream_t stream) {
 void Launch(const Program& program, cudaStream_t stream) {
   KERNELS_CHECK(program.num_bands, <=, kBandsMax);
   const cudaLaunchConfig_t config = Config(NumBlocks(), stream);
-  CheckCuda(cudaLaunchKernelEx(&config, kKernels[program.num_bands - 1], program),
-            "ResidentKernel");
+  CheckCuda(
+      cudaLaunchKernelEx(&config, kKernels[program.num_bands - 1][program.chains_drafts], program),
+      "ResidentKernel");
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

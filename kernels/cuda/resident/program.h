@@ -36,6 +36,7 @@ constexpr int kResultsMax = 64;                      // of the ring of finished 
 constexpr int8_t kOfTarget = -1;                     // Phase::draft_of
 constexpr int kSequencesMax = 8;                     // of a round, each with at least one row
 constexpr int kDraftPassesMax = kSequencesMax;       // those that draft
+constexpr int kChainWords = 5;                       // draft_chain.cuh
 // Rows from which a token is chosen: the target's, then those of the drafter's passes.
 constexpr int kChoiceRows = kRowsMax + kDraftPassesMax * kBandRows;
 constexpr int ChoiceRow(int draft_of, int row) {
@@ -49,6 +50,7 @@ enum class PhaseKind : uint8_t {
   kMoeDown,  // down of the chosen experts, weighted sum, residual
   kAttend,
   kCombine,  // folds the segments of a full layer's attention
+  kChain,    // chooses a block's drafts, each behind the one before it (draft_chain.cuh)
   kTally,    // of a choice that needs whole rows (WholeRow): counts how probable its tokens are
   kSift,     // keeps tokens for certain, lists those that need a closer look
   kDraw,     // takes that look; the choice, its log-probability
@@ -110,12 +112,12 @@ struct alignas(16) Phase {
   float4* carry = nullptr;  // [tiles, 2, 32] sums between passes; more than 24 blocks only
 
   // Input rows.
-  const void* x = nullptr;             // not kNorm, which reads RowMail
+  const void* x = nullptr;             // not kNorm, which reads RowMail; kChain: ChainTask
   int x_stride = 0;                    // elements; kSwiGlu: gate, then up, each half of it
   const float* norm_weight = nullptr;  // kNorm: [H]
   float epsilon = 0;
 
-  // Output rows.
+  // Output rows; kChain: the logits that it reads.
   float* out = nullptr;
   int out_stride = 0;
   int num_copies =
@@ -140,6 +142,24 @@ struct alignas(16) Phase {
   int num_append_tasks = 0;
 };
 static_assert(sizeof(Phase) <= 512);
+
+// The drafter's Markov head, as ops.h says of MarkovHead; tiles of packed BF16 matrices.
+struct ChainTask {
+  int rank = 0;
+  const bf16* previous = nullptr;
+  const uint8_t* next = nullptr;           // of the whole model's vocabulary
+  const uint8_t* gate_previous = nullptr;  // null: no gate
+  const float* gate_bias = nullptr;
+  const float* gates = nullptr;  // [kBandRows, R] of the drafter's pass
+  // [kDraftPassesMax, kBandRows, kChainWords, blocks] what blocks tell each other; zeros at first.
+  uint2* words = nullptr;
+};
+constexpr int kMarkovRankMax = 256;
+constexpr int kChainTokensMax = 4096;         // of a thread block
+constexpr uint32_t kChainCandidatesMax = 16;  // of a row, until one is taken that is not kept
+constexpr size_t NumChainWords(int num_blocks) {
+  return static_cast<size_t>(kDraftPassesMax) * kBandRows * kChainWords * num_blocks;
+}
 
 // A candidate of a row's choice; larger values win, then lower tokens.
 struct RowChoice {
@@ -238,6 +258,7 @@ struct RankMail {
   // drafter's pass (choose.cuh). A round writes each word once, with the round's mark in it.
   uint2 choices[kChoiceRows];  // by ChoiceRow
   uint2 masses[kChoiceRows];   // of drafts: logarithm of the mass of the part, mark
+  uint2 chain[kDraftPassesMax * kBandRows][kChainWords];  // of drafts that follow each other
   uint2 decision;  // of rank 0: 2 * (round + 1), and 1 if that round runs; its log_reach_min
   // Of rank 0: the masks of the rounds before this one are there. Written by the host, or by rank 0
   // when it waits for that no longer.
@@ -334,6 +355,7 @@ struct Program {
   // attends to nothing and is never accepted; its row goes through everything else.
   float log_reach_min = 0;  // of the first round
   bool weighs_drafts = false;
+  bool chains_drafts = false;       // they are chosen in kChain, not where they are taken
   bool holds_position = false;      // benchmarks: every round runs at the same place
   int8_t forced_verified_rows = 0;  // benchmarks: of each sequence that drafts; 0 = off
 };

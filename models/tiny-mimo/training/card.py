@@ -49,7 +49,7 @@ a useful coding assistant: it writes plausible Python, which is often wrong.
 | figure | value |
 | --- | --- |
 | target parameters | {t['parameters'] / 1e6:.1f} M ({S.L} layers, {S.E} experts, top-{S.K}) |
-| drafter parameters | {d['parameters'] / 1e6:.1f} M ({S.DRAFT_L} layers, block {S.BLOCK}) |
+| drafter parameters | {d['parameters'] / 1e6:.1f} M ({S.DRAFT_L} layers, block {S.BLOCK}, a gated Markov head of rank {S.DRAFT_RANK}) |
 | target training | {t['steps']} steps, {t['tokens'] / 1e6:.2f} M tokens{polished}; {mb:.1f} MB of training text |
 | drafter training | {d['steps']} steps; {d['tokens'] / 1e6:.2f} M self-generated tokens |
 | held-out bits per byte by `ultraspeed-eval`, whole file | {f.get("bpb_engine", "not measured")} |
@@ -81,7 +81,8 @@ last 60 %, straight-through MXFP4 on the experts for the last 40 %, chat pairs (
 function) mixed in at 10 %, then 40 % for the last 35 %, aux-loss-free expert balancing. A polish by refine.sh: a fifth of the learning rate to zero, quantisation-aware
 throughout, kept where the held-out loss falls. Drafter: every position of greedy (60 %) and temperature-1 continuations by the exported target is an anchor; those where
 decoding would start a round weigh full, the others 0.35. Loss: what is rejected, 1 - the overlap of the drafter's and the target's distribution (greedy: all on one token), and a cross-entropy
-whose weight falls from 1 to 0.2; block position k weighted exp(-(k-1)/{S.GAMMA:g}) and by the chance that the draft is right up to it. `drafter.py --init MODEL_DIR` goes on with the drafter alone, under
+whose weight falls from 1 to 0.2; block position k weighted exp(-(k-1)/{S.GAMMA:g}) and by the chance that the draft is right up to it. The Markov head (DSpark, arXiv 2607.05147) is trained with the rest, each
+row behind the token that did follow: what the rows alone hold likely is then no longer what they draft. `drafter.py --init MODEL_DIR` goes on with the drafter alone, under
 torchrun on several GPUs, and `export.py` puts it into the folder.
 
 Expert block exponents use the smallest e with amax <= 7 * 2^e, in training and export alike.

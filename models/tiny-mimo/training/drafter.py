@@ -22,9 +22,10 @@ ELSEWHERE = 0.35      # weight of an anchor where no round starts
 ENTROPY_LEAST = 0.2   # the cross-entropy's weight in the loss goes from --entropy to this; that of the other part, 1 - overlap, is 1
 FLOOR = 0.3           # least share of a block position's weight, however unlikely it is that the draft is right up to it
 
+MARKOV_NAMES = {"w1": "markov_head.markov_w1.weight", "w2": "markov_head.markov_w2.weight", "gate": "markov_head.gate_proj.weight", "gate_b": "markov_head.gate_proj.bias"}      # parameters here -> in the checkpoint
 DRAFT_NAMES = {"n1": "input_layernorm.weight", "n2": "post_attention_layernorm.weight", "q": "self_attn.q_proj.weight", "k": "self_attn.k_proj.weight", "v": "self_attn.v_proj.weight",
                "o": "self_attn.o_proj.weight", "qn": "self_attn.q_norm.weight", "kn": "self_attn.k_norm.weight", "sink": "self_attn.attention_sink_bias",
-               "gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight"}      # a layer's parameters here -> in the checkpoint
+               "gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight"}      # likewise, of a layer
 
 
 def block_rope(x, c, s):              # x [B,A,8,heads,HD], tables [B,A,8,1,ROT/2]
@@ -69,6 +70,8 @@ class Drafter(nn.Module):
     def __init__(s):
         super().__init__(); taps = D * len(TAPS)
         s.fc, s.hn, s.norm = nn.Parameter(torch.randn(D, taps) * taps ** -0.5), nn.Parameter(torch.ones(D)), nn.Parameter(torch.ones(D))
+        s.w1, s.w2 = nn.Parameter(torch.randn(V, DRAFT_RANK) * DRAFT_RANK ** -0.5), nn.Parameter(torch.zeros(V, DRAFT_RANK))
+        s.gate, s.gate_b = nn.Parameter(torch.zeros(DRAFT_RANK, D + DRAFT_RANK)), nn.Parameter(torch.zeros(DRAFT_RANK))
         s.mask = nn.Parameter(torch.randn(D) * 0.1); s.layers = nn.ModuleList(DLayer() for _ in range(DRAFT_L))
 
     def forward(s, taps, anchors, embed, ids):
@@ -82,10 +85,16 @@ class Drafter(nn.Module):
         for l in s.layers: x = l(x, f, anchors, cos[:T], sin[:T], bc, bs)
         return rms(x, s.norm)[:, :, 1:]
 
+    def markov(s, h, previous):
+        """Hidden rows h [...,D], the token before each [...] -> what w2 turns into the bias of their logits, [...,R] (the gated Markov head of DSpark, arXiv 2607.05147)."""
+        e = F.embedding(previous, s.w1).to(BF)
+        return (torch.sigmoid((torch.cat([h, e], -1) @ s.gate.to(BF).T).float() + s.gate_b) * e).to(BF)
+
 
 def exported_drafter(model):
-    """The parameters of MODEL/dflash, to go on from; layers beyond its own start as the identity (their output matrices are zero)."""
-    w = load_dir(model + "/dflash"); sd = Drafter().state_dict() | {"fc": w["fc.weight"], "hn": w["hidden_norm.weight"], "norm": w["norm.weight"], "mask": torch.load(model + "/dflash/mask_embedding.pt")["embedding"]}
+    """The parameters of MODEL/dflash, to go on from; layers beyond its own start as the identity (their output matrices are zero), a Markov head that it lacks adds nothing."""
+    w = load_dir(model + "/dflash"); torch.manual_seed(0); sd = Drafter().state_dict() | {"fc": w["fc.weight"], "hn": w["hidden_norm.weight"], "norm": w["norm.weight"], "mask": torch.load(model + "/dflash/mask_embedding.pt")["embedding"]}
+    sd |= {a: w[b] for a, b in MARKOV_NAMES.items() if b in w}
     return sd | {f"layers.{i}.{a}": w[f"layers.{i}.{b}"] for i in range(DRAFT_L) for a, b in DRAFT_NAMES.items() if f"layers.{i}.{b}" in w}
 
 
@@ -110,19 +119,21 @@ def windows(x):
 
 
 def score(h, teacher, head, y):
-    """Drafter rows h [B,A,7,D], target rows teacher [B,A+6,D], what follows each, y [B,A+6] -> both logits and normalisers, log p(y) of both, argmax == y."""
-    lg, tg = (h.reshape(-1, D) @ head.T).view(*h.shape[:3], V), teacher @ head.T; f, g, yw = lg.float(), tg.float(), windows(y); zl, zt = f.logsumexp(-1), g.logsumexp(-1)
+    """Drafter rows h [B,A,7,D+R] and their head [V,D+R], whose first D columns are the target's; target rows teacher [B,A+6,D], what follows each, y [B,A+6]
+    -> both logits and normalisers, log p(y) of both, argmax == y."""
+    lg, tg = (h.reshape(-1, D + DRAFT_RANK) @ head.T).view(*h.shape[:3], V), teacher @ head[:, :D].T; f, g, yw = lg.float(), tg.float(), windows(y); zl, zt = f.logsumexp(-1), g.logsumexp(-1)
     return lg, tg, zl, zt, f.gather(-1, yw[..., None])[..., 0] - zl, windows(g.gather(-1, y[..., None])[..., 0] - zt), f.argmax(-1) == yw
 
 
-def gradient(lg, tg, zl, zt, y, weight, sampled, entropy, head):
-    """Of sum(weight x (entropy x cross-entropy + 1 - overlap)) with respect to h; and that sum. A draft from p is accepted with chance sum(min(p, m)),
+def gradient(lg, tg, zl, zt, y, weight, sampled, entropy, head, h):
+    """Of sum(weight x (entropy x cross-entropy + 1 - overlap)) with respect to h and to the head's last R columns; and that sum. A draft from p is accepted with chance sum(min(p, m)),
     its overlap with what the token is chosen by: the target's distribution q where tokens are sampled, all on y where they are greedy (there the
     cross-entropy is half hard and half soft, for the sake of sampling from such a context)."""
     f = lg.float(); p, q = (f - zl[..., None]).exp(), windows((tg.float() - zt[..., None]).exp())
     m = torch.where(sampled[:, None, None, None], q, (torch.arange(V, device=y.device) == windows(y)[..., None]).float()); goal = 0.5 * (m + q)
     under = (p < m).float(); grad = entropy * (p - goal) + p * ((p * under).sum(-1, keepdim=True) - under)
-    return ((grad * weight[..., None]).to(BF).view(-1, V) @ head).view(*lg.shape[:3], D), (weight * (entropy * (zl - (goal * f).sum(-1)) + 1 - torch.minimum(p, m).sum(-1))).sum()
+    grad = (grad * weight[..., None]).to(BF).view(-1, V)
+    return (grad @ head).view(h.shape), grad.T @ h.view(-1, h.shape[-1])[:, D:], (weight * (entropy * (zl - (goal * f).sum(-1)) + 1 - torch.minimum(p, m).sum(-1))).sum()
 
 
 def chain(step):
@@ -150,19 +161,20 @@ class Step:
     def __call__(s, ids, first, end, sampled, new, backward=True):
         """Rows ids [B,T] generated in first..end-1 -> (loss, tokens per round as decoded, both on the device)."""
         B, T = ids.shape; n = BLOCK - 1; taps, hid = features(s.t, ids)
-        at = first[:, None] + torch.arange(new + n, device=ids.device); anchors = at[:, :new].clamp_max(T - 1)
-        h = s.d(taps, anchors, s.t.embed, ids)          # with gradients in any case: one compiled form
+        at = first[:, None] + torch.arange(new + n, device=ids.device); valid, at = windows(at[:, 1:] < end[:, None]), at.clamp_max(T - 1)
+        h = s.d(taps, at[:, :new], s.t.embed, ids)          # with gradients in any case: one compiled form
+        h = torch.cat([h, s.d.markov(h, windows(ids.gather(1, at[:, :-1])))], -1)      # where a draft counts, those before it were right
         with torch.no_grad():
-            valid, at = windows(at[:, 1:] < end[:, None]), at.clamp_max(T - 1); y = ids.gather(1, at[:, 1:]); teacher = hid.gather(1, at[:, :-1, None].expand(-1, -1, D))
-            lg, tg, zl, zt, lp, lq, top = s.score(h.detach(), teacher, s.t.head, y); drawn = sampled[:, None, None]
+            y = ids.gather(1, at[:, 1:]); teacher = hid.gather(1, at[:, :-1, None].expand(-1, -1, D)); head = torch.cat([s.t.head, s.d.w2.to(BF)], 1)
+            lg, tg, zl, zt, lp, lq, top = s.score(h.detach(), teacher, head, y); drawn = sampled[:, None, None]
             chance = torch.where(drawn, (lp - lq).clamp_max(0), lp).exp()                                  # of matching the target's token
             hit = torch.where(drawn, torch.rand_like(chance) < chance, top) & valid
             step = hit.int().cumprod(-1).sum(-1) + 1; starts = chain(step) * valid[..., 0]
             gamma = torch.exp(-torch.arange(n, device=ids.device) / GAMMA); before = F.pad(chance.cumprod(-1)[..., :-1], (1, 0), value=1.0)
             weight = (starts + ELSEWHERE * (1 - starts))[..., None] * gamma * (FLOOR + (1 - FLOOR) * before) * valid
             weight = weight / weight.sum().clamp_min(1e-6)
-            grad, loss = s.gradient(lg, tg, zl, zt, y, weight, sampled, s.entropy, s.t.head)
-        if backward: h.backward(grad)
+            grad, grad_w2, loss = s.gradient(lg, tg, zl, zt, y, weight, sampled, s.entropy, head, h.detach())
+        if backward: h.backward(grad); s.d.w2.grad = grad_w2.float()
         return loss, (step * starts).sum() / starts.sum().clamp_min(1)
 
 
@@ -217,8 +229,9 @@ def main():
     if world > 1: dist.init_process_group("nccl" if dev == "cuda" else "gloo")
     if rank: sys.stdout = open(os.devnull, "w")
     if a.init: d.load_state_dict(exported_drafter(a.init))
-    every = list(d.parameters()); small = [p for p in every if p.ndim == 1]
-    muon, adam = Muon([p for p in every if p.ndim == 2], a.lr), torch.optim.AdamW(small, lr=0.15 * a.lr, betas=(0.9, 0.95), weight_decay=0, fused=dev == "cuda")
+    every = list(d.parameters()); markov = [d.w1, d.w2, d.gate, d.gate_b]; rest = [p for p in every if all(p is not x for x in markov)]
+    groups = [{"params": markov, "share": 0.5}, {"params": [p for p in rest if p.ndim == 1], "share": 0.15}]      # of the learning rate
+    muon, adam = Muon([p for p in rest if p.ndim == 2], a.lr), torch.optim.AdamW(groups, lr=a.lr, betas=(0.9, 0.95), weight_decay=0, fused=dev == "cuda")
     f, step = 0.0, 0
     if a.checkpoint and os.path.exists(a.checkpoint):
         c = torch.load(a.checkpoint, map_location=dev); f, step = c["f"], c["step"]; print(f"goes on at step {step}, f {f:.3f}", flush=True)
@@ -247,7 +260,7 @@ def main():
         clock = f0 + (time.time() - t0) / seconds
         if world > 1: clock = average(every, clock)                       # all processes go by the same one
         guard(every); muon.step(lr)
-        for g in adam.param_groups: g["lr"] = 0.15 * a.lr * lr
+        for g in adam.param_groups: g["lr"] = g["share"] * a.lr * lr
         adam.step(); d.zero_grad(set_to_none=True)
         step += 1
         if step % look and step != 2: continue

@@ -46,7 +46,8 @@ def rounds(m, d, y, start, stop, noise):
     """Committed tokens and rounds for sequence y; the first anchor is the first generated token. Every anchor's block is drafted at once."""
     out = y.tolist(); end = next((i for i in range(start, len(y)) if out[i] in stop), len(y) - 1)
     if end == start: return 0, 0
-    _, taps, _ = m.hidden(y[None], None, d.taps); at = torch.arange(start, end, device=m.dev); lg = d.draft(d.context(taps), y[at], at)
+    _, taps, _ = m.hidden(y[None], None, d.taps); at = torch.arange(start, end, device=m.dev); lg, h = d.draft(d.context(taps), y[at], at)
+    lg = lg + d.markov(h, F.pad(y, (0, 8))[at[:, None] + torch.arange(7, device=m.dev)])      # a draft counts where those before it are y's
     if noise is not None: lg = lg[..., :noise.shape[-1]] + noise[at[:, None] + torch.arange(1, 8, device=m.dev)]
     drafts = lg.argmax(-1).tolist(); p, n, k = start, 0, 0
     while p < end:

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from quantize import fp8_pack, mx_pack
 from tokenizer import SYSTEM, SPECIAL
 import shape as S
-from drafter import DRAFT_NAMES, Drafter, exported_drafter
+from drafter import DRAFT_NAMES, MARKOV_NAMES, Drafter, exported_drafter
 
 BF = torch.bfloat16
 TEMPLATE = r'''{%- if messages and messages[0].role == 'system' %}{%- set system = messages[0].content %}{%- set rest = messages[1:] %}{%- else %}{%- set system = 'SYSTEM_TEXT' %}{%- set rest = messages %}{%- endif %}
@@ -122,7 +122,7 @@ def configs(tok):
                                  "mxfp4_block_size": 32, "ignored_layers": ["model.decoder.self_attn.o_proj"] + [f"model.layers.{i}.self_attn.o_proj" for i in range(S.L)]}}
     d = {"architectures": ["DFlashDraftModel"], "model_type": "qwen3", "auto_map": {"AutoModel": "dflash.DFlashDraftModel"}, "hidden_size": S.D,
          "intermediate_size": S.DRAFT_FF, "num_hidden_layers": S.DRAFT_L, "num_attention_heads": S.DRAFT_HQ, "num_key_value_heads": S.DRAFT_HK, "head_dim": S.DRAFT_HD, "v_head_dim": S.DRAFT_HD,
-         "partial_rotary_factor": 0.5, "block_size": S.BLOCK,
+         "partial_rotary_factor": 0.5, "block_size": S.BLOCK, "markov_rank": S.DRAFT_RANK, "markov_head_type": "gated",
          "dflash_config": {"target_layer_ids": S.TAPS, "mask_token_id": tid("<|MASK|>"), "num_anchors": 64, "block_size": S.BLOCK, "loss_decay_gamma": S.GAMMA,
                            "use_swa": True, "swa_window_size": S.DRAFT_WIN, "backbone_rotary_base": 10000, "attention_value_scale": S.VS, "attention_sink_bias": True},
          "num_target_layers": S.L, "vocab_size": S.V, "max_position_embeddings": 8192, "rope_theta": 10000, "sliding_window": S.DRAFT_WIN, "rms_norm_eps": S.EPS,
@@ -137,7 +137,7 @@ def configs(tok):
 
 
 def draft_tensors(sd):
-    t = {"fc.weight": sd["fc"], "hidden_norm.weight": sd["hn"], "norm.weight": sd["norm"]}
+    t = {"fc.weight": sd["fc"], "hidden_norm.weight": sd["hn"], "norm.weight": sd["norm"]} | {b: sd[a] for a, b in MARKOV_NAMES.items()}
     for i in range(S.DRAFT_L):
         for a, b in DRAFT_NAMES.items(): t[f"layers.{i}.{b}"] = sd[f"layers.{i}.{a}"]
     return {k: v.to(BF).contiguous() for k, v in t.items()}
@@ -160,16 +160,17 @@ def goldens(path, tok, text):
     d = Draft(path + "/dflash", m)
     with torch.no_grad():
         h, taps, _ = m.hidden(ids, None, d.taps); logits = m.logits(h[0, pos]); at = torch.arange(200, 290, 5)
-        block = lambda taps: d.draft(d.context(taps), ids[0, at], at); dl = block(taps); torch.manual_seed(1); e, shifted = m.embed, []
+        block = lambda taps: d.draft(d.context(taps), ids[0, at], at)[0]; dl = block(taps); torch.manual_seed(1); e, shifted = m.embed, []
         for _ in range(2):     # How far rounding noise alone moves this model: the embedding off by 1e-6 of itself, in this same arithmetic.
             m.embed = e * (1 + 1e-6 * torch.randn_like(e)); hn, tn, _ = m.hidden(ids, None, d.taps)
             shifted.append((m.logits(hn[0, pos]), (block(tn) - dl).abs().amax((1, 2)))); m.embed = e
         # The drafter's vectors come from the anchor that noise moves least: none where a tie between two experts decides.
         noisy = shifted[0][0]; best = int(torch.stack([s[1] for s in shifted]).amax(0).argmin()); a, dl = int(at[best]), dl[best]
+        bias = d.markov(d.draft(d.context(taps), ids[0, at], at)[1][best], ids[0, a:a + 7])       # with the tokens that did follow
         logprob = lambda x: x.log_softmax(-1).gather(1, logits.topk(8, -1).indices)
         noise = torch.stack([(f(logits) - f(noisy)).abs().amax(-1).median() for f in (lambda x: x, logprob)])
         save_file({"tokens": ids[0].int(), "positions": pos.int(), "logits": logits.contiguous(), "noise": noise, "draft_anchor": torch.tensor([a], dtype=torch.int32),
-                   "draft_logits": dl.contiguous(), "tap_position": torch.tensor([a - 1], dtype=torch.int32), "taps": torch.stack([t[0, a - 1] for t in taps]).contiguous()}, g + "/logits.safetensors")
+                   "draft_logits": dl.contiguous(), "draft_bias": bias.contiguous(), "tap_position": torch.tensor([a - 1], dtype=torch.int32), "taps": torch.stack([t[0, a - 1] for t in taps]).contiguous()}, g + "/logits.safetensors")
 
 
 def main():

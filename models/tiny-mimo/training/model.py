@@ -143,7 +143,7 @@ class Draft:
 
     def draft(s, cache, anchor, at):
         """Blocks of one sequence: tokens `anchor` [A] at positions `at` [A] <= len(cache), each reading the cached context before it;
-        returns logits [A,7,V] for the 7 positions behind each."""
+        returns logits [A,7,V] for the 7 positions behind each, without the Markov head's bias, and the hidden rows [A,7,D] that it is made of."""
         B, n = len(anchor), s.block; dev = s.t.dev; cache = [(k.expand(B, -1, -1, -1), v.expand(B, -1, -1, -1)) for k, v in cache]
         x = torch.cat([s.t.embed[anchor][:, None], s.mask.expand(B, n - 1, -1)], 1)
         pos = at[:, None] + torch.arange(n, device=dev); j = torch.arange(cache[0][0].shape[1], device=dev)
@@ -157,4 +157,10 @@ class Draft:
             x = x + o @ w("self_attn.o_proj.weight").T
             h = rms(x, w("post_attention_layernorm.weight"), s.eps)
             x = x + b16(F.silu(h @ w("mlp.gate_proj.weight").T) * (h @ w("mlp.up_proj.weight").T)) @ w("mlp.down_proj.weight").T
-        return s.t.logits(rms(x, s.w["norm.weight"], s.eps)[:, 1:])
+        h = rms(x, s.w["norm.weight"], s.eps)[:, 1:]
+        return s.t.logits(h), h
+
+    def markov(s, h, previous):
+        """Bias [...,V] of the logits of hidden rows h [...,D] behind the tokens `previous` [...]."""
+        w = lambda n: s.w["markov_head." + n]; e = w("markov_w1.weight")[previous]
+        return (torch.sigmoid(torch.cat([h, e], -1) @ w("gate_proj.weight").T + w("gate_proj.bias")) * e) @ w("markov_w2.weight").T

@@ -8,4 +8,5 @@ E, K, FF, DFF = 16, 4, 128, 1024                           # experts, top-k, exp
 # Block drafter: TAPS are the target layers whose residual stream it reads.
 DRAFT_L, DRAFT_HQ, DRAFT_HK, DRAFT_HD, DRAFT_FF, BLOCK, DRAFT_WIN, DRAFT_THETA = 3, 8, 4, 128, 768, 8, 1024, 1e4
 TAPS = [0, 2, 4, 5, 7]
+DRAFT_RANK = 64                                            # of the Markov head
 GAMMA = 5.0                                                # the loss weighs block position k by exp(-(k - 1) / GAMMA)

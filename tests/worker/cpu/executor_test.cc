@@ -29,8 +29,11 @@ class ExecutorTest : public testing::Test {
   std::vector<std::unique_ptr<TemporaryFolder>> folders_;
 };
 
-TEST_F(ExecutorTest, SpeculationChangesNoToken) {
-  const auto executor = Load({});
+// Whatever drafts: without a Markov head, or with one of either kind.
+class SpeculationTest : public ExecutorTest, public testing::WithParamInterface<SyntheticShape> {};
+
+TEST_P(SpeculationTest, ChangesNoToken) {
+  const auto executor = Load(GetParam());
   for (const float temperature : {0.0f, 0.7f, 1.5f}) {
     for (const uint64_t seed : {1, 2, 3}) {
       RunPlan plan{
@@ -46,6 +49,10 @@ TEST_F(ExecutorTest, SpeculationChangesNoToken) {
     }
   }
 }
+INSTANTIATE_TEST_SUITE_P(MarkovHeads, SpeculationTest,
+                         testing::Values(SyntheticShape{}, SyntheticShape{.markov_rank = 32},
+                                         SyntheticShape{.markov_rank = 64,
+                                                        .has_markov_gate = true}));
 
 TEST_F(ExecutorTest, UnlikelyDraftsAreNotVerified) {
   const auto executor = Load({});

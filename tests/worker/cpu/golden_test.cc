@@ -110,27 +110,39 @@ TEST_F(GoldenTest, TapsMatchTheReference) {
   EXPECT_LT(Compare(got.data(), expected.data(), got.size()).cosine_loss, 1e-4);
 }
 
+// Logits, and what the Markov head adds to them behind the tokens that did follow.
 TEST_F(GoldenTest, DraftLogitsMatchTheReference) {
   const int anchor = golden_.Values<int32_t>("draft_anchor")[0];
   RunPrefix(static_cast<size_t>(anchor));
   ForwardStatistics statistics;
   constexpr CacheShape kShape = {
       .max_sequences = 1, .max_rows = 512, .num_pages = 16, .page_tokens = kPageTokens};
-  DrafterForward drafter(executor_->config(), executor_->weights().drafter,
-                         executor_->weights().target.embedding, executor_->weights().target.head,
-                         kShape, executor_->pool(), statistics);
+  const DrafterWeights& weights = executor_->weights().drafter;
+  DrafterForward drafter(executor_->config(), weights, executor_->weights().target.embedding,
+                         executor_->weights().target.head, kShape, executor_->pool(), statistics);
   drafter.AddTaps(0, 0, executor_->target().taps(0), anchor);
   const std::vector<float> expected = golden_.Values<float>("draft_logits");
-  std::vector<float> logits(expected.size());
+  const std::vector<float> expected_bias = golden_.Values<float>("draft_bias");
+  const auto vocabulary = static_cast<size_t>(executor_->config().vocabulary);
+  const auto rank = static_cast<size_t>(executor_->config().drafter.markov_rank);
+  const size_t num_rows = expected.size() / vocabulary;
+  std::vector<float> logits(expected.size()), gates(num_rows * rank);
   const DraftAnchor draft = {0, anchor, tokens_[static_cast<size_t>(anchor)],
                              executor_->config().drafter.block_size - 1};
-  drafter.Draft({&draft, 1}, logits.data());
-  const auto vocabulary = static_cast<size_t>(executor_->config().vocabulary);
-  for (size_t i = 0; i < logits.size() / vocabulary; ++i) {
-    const Difference difference =
-        Compare(&logits[i * vocabulary], &expected[i * vocabulary], vocabulary);
-    EXPECT_LT(difference.max_abs, kErrorMax) << "row " << i;
-    EXPECT_LT(difference.cosine_loss, kCosineLossMax) << "row " << i;
+  drafter.Draft({&draft, 1}, logits.data(), gates.data());
+  MarkovForward markov(executor_->config().drafter, weights.markov, 1, executor_->pool());
+  const auto expect_alike = [&](const float* got, const float* want) {
+    const Difference difference = Compare(got, want, vocabulary);
+    EXPECT_LT(difference.max_abs, kErrorMax);
+    EXPECT_LT(difference.cosine_loss, kCosineLossMax);
+  };
+  for (size_t i = 0; i < num_rows; ++i) {
+    SCOPED_TRACE(i);
+    expect_alike(&logits[i * vocabulary], &expected[i * vocabulary]);
+    std::vector<float> bias(vocabulary);
+    const MarkovRow row = {tokens_[static_cast<size_t>(anchor) + i], &gates[i * rank], bias.data()};
+    markov.AddBias({&row, 1});
+    expect_alike(bias.data(), &expected_bias[i * vocabulary]);
   }
 }
 

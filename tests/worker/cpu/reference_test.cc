@@ -91,13 +91,17 @@ TEST_F(ReferenceTest, LogprobsOfTheBestTokensMatch) {
 
 // The drafts themselves are not in the interface, but what is accepted tells them: with the noise
 // of a seed, the reference's draft logits say which tokens are drafted, and the target's choices
-// say where the draft must have been cut.
+// say where the draft must have been cut. The reference knows what its Markov head adds to them
+// behind the text's own tokens: as long as these are chosen.
 TEST_F(ReferenceTest, DraftsAreThoseOfTheReferencesDrafter) {
   const int anchor = reference_.Values<int32_t>("draft_anchor")[0];
   const int block = executor_->config().drafter.block_size;
   const int used = executor_->vocabulary_used();
   const auto vocabulary = static_cast<size_t>(executor_->config().vocabulary);
   std::vector<float> logits = reference_.Values<float>("draft_logits");
+  const std::vector<float> bias = reference_.Values<float>("draft_bias");
+  const std::vector<int32_t> text = reference_.Values<int32_t>("tokens");
+  for (size_t i = 0; i < logits.size(); ++i) logits[i] += bias[i];
   for (int row = 0; row < block - 1; ++row) {
     logits[static_cast<size_t>(row) * vocabulary +
            static_cast<size_t>(executor_->config().drafter.mask_token_id)] = -1e30f;
@@ -124,6 +128,9 @@ TEST_F(ReferenceTest, DraftsAreThoseOfTheReferencesDrafter) {
     EXPECT_EQ(result.num_accepted, static_cast<int>(result.chosen.size()) - 1);
     num_accepted += result.num_accepted;
     for (int i = 0; i < std::min(block - 1, static_cast<int>(result.chosen.size())); ++i) {
+      if (i > 0 &&
+          result.chosen[static_cast<size_t>(i) - 1].token != text[static_cast<size_t>(anchor + i)])
+        break;
       const float* const row = &logits[static_cast<size_t>(i) * vocabulary];
       const int32_t draft = kernels::SampleToken(row, used, round.steps[0].sampling, anchor + 1 + i,
                                                  false, workspace.data())

@@ -84,7 +84,7 @@ class CountedModel {
     return Schedule(RoundKind{.draft_passes = drafts ? 1 : 0});
   }
   ResidentSchedule Schedule(const RoundKind& kind) const {
-    return BuildSchedule(Described(), kind, nullptr);
+    return BuildSchedule(Described(), kind, {});
   }
 
  private:

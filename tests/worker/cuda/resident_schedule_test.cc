@@ -46,8 +46,13 @@ std::vector<PhaseLabel> ExpectedLabels(const ModelConfig& config, const RoundKin
       add({PhaseLabel::kDraftQkv, PhaseLabel::kDraftAttention, PhaseLabel::kDraftCombine,
            PhaseLabel::kDraftOutput, PhaseLabel::kDraftUp, PhaseLabel::kDraftDown});
     }
+    if (config.drafter.has_markov_gate) add({PhaseLabel::kDraftHead});
     add({PhaseLabel::kDraftHead});
-    add_choice();
+    if (config.drafter.markov_rank > 0) {
+      add({PhaseLabel::kDraftChain});
+    } else {
+      add_choice();
+    }
   }
   add({PhaseLabel::kEmbed});
   for (size_t l = 0; l < config.attention.size(); ++l) {
@@ -113,28 +118,34 @@ TEST(ResidentScheduleTest, ALayersAttentionIsItsOwnKind) {
 
 // A drafter's pass for each sequence that drafts, in their order, then what is about all of them.
 TEST(ResidentScheduleTest, EverySequenceThatDraftsHasAPassOfItsOwn) {
-  const CountedModel model(TinyMimo());
-  for (const RoundKind& kind : kAllRounds) {
-    int sequence = 0;
-    for (const Phase& phase : model.Schedule(kind).phases) {
-      if (sequence == kind.draft_passes) sequence = resident::kOfTarget;
-      EXPECT_EQ(phase.draft_of, sequence) << phase.index;
-      EXPECT_EQ(phase.kind == PhaseKind::kAttend && phase.attention.drafter,
-                phase.kind == PhaseKind::kAttend && sequence != resident::kOfTarget);
-      const PhaseKind last = kind.whole_rows ? PhaseKind::kDraw : PhaseKind::kProduct;
-      const bool ends_pass =
-          phase.kind == last && (kind.whole_rows || phase.output == OutputKind::kLogits);
-      if (sequence >= 0 && ends_pass) ++sequence;
+  for (const ModelConfig& config : {TinyMimo(), ServedRank()}) {
+    const CountedModel model(config);
+    const bool chains = config.drafter.markov_rank > 0;
+    for (const RoundKind& kind : kAllRounds) {
+      int sequence = 0;
+      for (const Phase& phase : model.Schedule(kind).phases) {
+        if (sequence == kind.draft_passes) sequence = resident::kOfTarget;
+        EXPECT_EQ(phase.draft_of, sequence) << phase.index;
+        EXPECT_EQ(phase.kind == PhaseKind::kAttend && phase.attention.drafter,
+                  phase.kind == PhaseKind::kAttend && sequence != resident::kOfTarget);
+        const bool ends_pass = chains            ? phase.kind == PhaseKind::kChain
+                               : kind.whole_rows ? phase.kind == PhaseKind::kDraw
+                                                 : phase.output == OutputKind::kLogits;
+        if (sequence >= 0 && ends_pass) ++sequence;
+      }
     }
   }
 }
 
 // Each step of a choice comes after the head whose rows it is about.
 TEST(ResidentScheduleTest, ChoicesFromWholeRowsFollowTheirHeadInOrder) {
-  const CountedModel model(TinyMimo());
-  for (const int passes : {0, 1, 3}) {
+  for (const auto& [config, passes] :
+       {std::pair(ServedRank(), 0), {ServedRank(), 1}, {ServedRank(), 3}, {TinyMimo(), 1}}) {
+    const CountedModel model(config);
     const std::vector<Phase> phases =
         model.Schedule({.draft_passes = passes, .whole_rows = true}).phases;
+    // Drafts that follow each other are chosen in a phase of their own.
+    const int draft_heads = config.drafter.markov_rank > 0 ? 0 : passes;
     int heads = 0;
     for (size_t i = 0; i < phases.size(); ++i) {
       if (phases[i].output != OutputKind::kLogits) continue;
@@ -143,11 +154,11 @@ TEST(ResidentScheduleTest, ChoicesFromWholeRowsFollowTheirHeadInOrder) {
       EXPECT_EQ(phases[i + 1].kind, PhaseKind::kTally);
       EXPECT_EQ(phases[i + 2].kind, PhaseKind::kSift);
       EXPECT_EQ(phases[i + 3].kind, PhaseKind::kDraw);
-      EXPECT_EQ(phases[i + 4].kind, heads <= passes ? PhaseKind::kEmbed : PhaseKind::kCommit);
+      EXPECT_EQ(phases[i + 4].kind, heads <= draft_heads ? PhaseKind::kEmbed : PhaseKind::kCommit);
       for (size_t step = 1; step <= 3; ++step)
         EXPECT_EQ(phases[i + step].draft_of, phases[i].draft_of) << step;
     }
-    EXPECT_EQ(heads, passes + 1);
+    EXPECT_EQ(heads, draft_heads + 1);
   }
 }
 
@@ -193,7 +204,11 @@ TEST(ResidentScheduleTest, RowsGoFromPhaseToPhase) {
     for (size_t i = 1; i < phases.size(); ++i) {
       SCOPED_TRACE("phase " + std::to_string(i) + ", " +
                    Name(static_cast<PhaseLabel>(phases[i].label)));
-      const Phase &before = phases[i - 1], &phase = phases[i];
+      const Phase& phase = phases[i];
+      // The Markov head's gate and the head read the same.
+      const bool behind_gate = phase.label == static_cast<uint8_t>(PhaseLabel::kDraftHead) &&
+                               phases[i - 1].label == phase.label;
+      const Phase& before = phases[i - (behind_gate ? 2 : 1)];
       if (phase.kind == PhaseKind::kAttend) {
         EXPECT_EQ(before.out, buffers.qkv);
         EXPECT_EQ(phase.attention.qkv, buffers.qkv);
@@ -324,7 +339,8 @@ RoundBytes BytesOf(const ModelConfig& c, double distinct_experts) {
   bytes.target += head;
   const DrafterConfig& d = c.drafter;
   const double layer = (2 * d.num_q_heads + 2 * d.num_kv_heads) * d.head_dim + 3 * d.ffn_width;
-  bytes.drafter = d.num_layers * layer * hidden * kBf16 + head;
+  const int gate_rows = d.has_markov_gate ? d.markov_rank : 0;
+  bytes.drafter = d.num_layers * layer * hidden * kBf16 + head + gate_rows * hidden * kBf16;
   bytes.features = static_cast<double>(d.target_layer_ids.size()) * hidden * hidden * kBf16;
   bytes.context = d.num_layers * 2 * d.num_kv_heads * d.head_dim * hidden * kBf16;
   return bytes;

@@ -43,6 +43,8 @@ uint32_t ArrivalsOf(const Phase& phase, int num_bands, int num_blocks) {
   switch (phase.kind) {
     case PhaseKind::kCommit:
       return 1;  // block 0 decides
+    case PhaseKind::kChain:
+      return 0;  // what blocks tell each other is its own flag
     case PhaseKind::kAppend:
       return 0;  // read by this block alone, in the next round
     case PhaseKind::kMoeUp:

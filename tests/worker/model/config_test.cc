@@ -173,6 +173,31 @@ TEST(ModelConfigTest, WrongDrafterValuesAreRefusedByName) {
   EXPECT_THAT(nested("swa_window_size", 0), HasSubstr("swa_window_size: is 0"));
 }
 
+TEST(ModelConfigTest, MarkovHeadsAreVanillaOrGated) {
+  const auto with = [](boost::json::value rank, boost::json::value type) {
+    return Refusal([&](SyntheticCheckpoint& c) {
+      c.drafter_config["markov_rank"] = rank;
+      c.drafter_config["markov_head_type"] = type;
+    });
+  };
+  EXPECT_EQ(with(64, "vanilla"), "accepted");
+  EXPECT_EQ(with(64, "gated"), "accepted");
+  EXPECT_EQ(with(0, "rnn"), "accepted");  // of no rank, there is none
+  EXPECT_THAT(with(64, "rnn"), HasSubstr("dflash/config.json: markov_head_type: is \"rnn\"; must "
+                                         "be \"vanilla\" or \"gated\""));
+  EXPECT_THAT(with(64, nullptr), HasSubstr("markov_head_type"));
+  EXPECT_THAT(with(40, "gated"), HasSubstr("markov_rank: gives 40; must be a multiple of 32"));
+  EXPECT_THAT(with(2048, "gated"),
+              HasSubstr("markov_rank: is 2048; must be an integer from 0 to 1024"));
+
+  TemporaryFolder folder;
+  MakeSyntheticCheckpoint({.markov_rank = 32, .has_markov_gate = true}).Write(folder.path());
+  const ModelConfig config = *LoadModelConfig(folder.path());
+  EXPECT_EQ(config.drafter.markov_rank, 32);
+  EXPECT_TRUE(config.drafter.has_markov_gate);
+  EXPECT_EQ(config.drafter.vocabulary, config.vocabulary);
+}
+
 TEST(ModelConfigTest, GenerationAndQuantizationAreChecked) {
   EXPECT_THAT(Refusal([](SyntheticCheckpoint& c) { c.generation["eos_token_id"] = 128; }),
               HasSubstr("eos_token_id: is 128; must be an integer from 0 to 127"));

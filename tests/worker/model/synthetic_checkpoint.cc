@@ -65,6 +65,9 @@ ModelConfig ConfigOf(const SyntheticShape& shape) {
   drafter.norm_epsilon = 1e-5f;
   drafter.value_scale = 0.612f;
   drafter.has_sinks = true;
+  drafter.markov_rank = shape.markov_rank;
+  drafter.has_markov_gate = shape.has_markov_gate;
+  drafter.vocabulary = shape.vocabulary;
   return config;
 }
 

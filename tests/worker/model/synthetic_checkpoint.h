@@ -37,6 +37,8 @@ struct SyntheticShape {
   int drafter_kv_heads = 2;
   int drafter_head_dim = 32;
   int drafter_ffn_width = 96;
+  int markov_rank = 0;  // 0: no Markov head
+  bool has_markov_gate = false;
   uint64_t seed = 1;
 };
 
@@ -48,6 +50,8 @@ constexpr SyntheticShape kDividingShape = {.num_q_heads = 16,
                                            .drafter_q_heads = 8,
                                            .drafter_kv_heads = 8,
                                            .drafter_ffn_width = 256,
+                                           .markov_rank = 32,
+                                           .has_markov_gate = true,
                                            .seed = 5};
 
 // As above over 1, 2 and 4, of dimensions that the GPU's kernels take; the resident engine takes
