@@ -30,10 +30,13 @@ float Widen(bf16 value) { return std::bit_cast<float>(uint32_t{value} << 16); }
 
 void RoundToFp8(DrafterWeights& drafter) {
   const auto round = [](kernels::PackedMatrix& matrix) {
-    matrix = kernels::PackedMatrix::RoundToFp8(matrix);
+    if (matrix.num_rows() > 0) matrix = kernels::PackedMatrix::RoundToFp8(matrix);
   };
   round(drafter.features);
   round(drafter.context_kv);
+  round(drafter.markov.next);
+  round(drafter.markov.gate);
+  round(drafter.markov.gate_previous);
   for (DrafterLayer& layer : drafter.layers) {
     round(layer.qkv);
     round(layer.output);

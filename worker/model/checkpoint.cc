@@ -106,8 +106,8 @@ absl::Status Checkpoint::OpenIndexed(const std::string& folder, const std::strin
 
 absl::Status Checkpoint::Add(std::unique_ptr<SafetensorsFile> file, const Layout& layout) {
   for (const TensorView& tensor : file->tensors()) {
-    if (!layout.skip_prefix.empty() && absl::StartsWith(tensor.name, layout.skip_prefix)) continue;
     const std::string name(absl::StripPrefix(tensor.name, layout.optional_prefix));
+    if (!layout.skip_prefix.empty() && absl::StartsWith(name, layout.skip_prefix)) continue;
     if (!entries_.emplace(name, Entry{tensor, file.get(), false}).second) {
       return absl::InvalidArgumentError(absl::StrCat(file->path(), ": tensor ", tensor.name,
                                                      ": appears twice in the checkpoint"));

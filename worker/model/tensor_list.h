@@ -31,6 +31,8 @@ std::vector<TensorSpec> DrafterTensors(const DrafterConfig& config);
 // this engine skips.
 inline constexpr int kPublishedPredictionHeads = 3;
 inline constexpr char kPredictionHeadPrefix[] = "model.mtp.";
+// Of a drafter that was trained as DSpark: how likely its drafts are, its own probabilities tell.
+inline constexpr char kConfidenceHeadPrefix[] = "confidence_head.";
 std::vector<TensorSpec> PredictionHeadTensors(const ModelConfig& config, int num_heads);
 
 }  // namespace ultraspeed::worker

@@ -214,7 +214,7 @@ absl::Status LoadDrafter(const std::string& model_folder, const DrafterConfig& c
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(
       folder, {.single_files = {"dflash_draft_model.safetensors", "model.safetensors"},
                .optional_prefix = "model.",
-               .skip_prefix = ""});
+               .skip_prefix = kConfidenceHeadPrefix});
   if (!checkpoint.ok()) return checkpoint.status();
   const absl::StatusOr<std::shared_ptr<PartStream>> stream =
       state.Join(folder, **checkpoint, DrafterTensors(config));

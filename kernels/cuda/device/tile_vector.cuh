@@ -19,7 +19,7 @@ struct HeldTile {
       high[j] = j < num_groups ? __ldg(words + (2 * j + 1) * 32) : uint4{};
     }
   }
-  // Adds what rows g (x) and g + 8 (y) of the tile give; `vector`: shared memory. Lanes with t = 0
+  // What rows g (x) and g + 8 (y) of the tile give; `vector`: shared memory. Lanes with t = 0
   // have the sums, the others zeros.
   __device__ __forceinline__ float2 Times(const bf16* vector, int num_groups, int lane) const {
     float sum[4] = {};

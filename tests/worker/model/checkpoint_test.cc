@@ -58,7 +58,8 @@ TEST(CheckpointTest, ShapesComeOutAsDeclared) {
 }
 
 TEST(CheckpointTest, EveryMissingTensorIsNamed) {
-  const SyntheticCheckpoint whole = MakeSyntheticCheckpoint({.num_layers = 3, .num_experts = 3});
+  const SyntheticCheckpoint whole = MakeSyntheticCheckpoint(
+      {.num_layers = 3, .num_experts = 3, .markov_rank = 32, .has_markov_gate = true});
   for (const bool drafter : {false, true}) {
     for (const auto& [name, tensor] : drafter ? whole.drafter : whole.target) {
       TemporaryFolder folder;
@@ -93,15 +94,17 @@ TEST(CheckpointTest, WrongShapesAndDtypesAreNamed) {
                         "config calls for F32 [4, 1]"));
 }
 
-TEST(CheckpointTest, UnknownTensorsAreNamedExceptPredictionHeads) {
+TEST(CheckpointTest, UnknownTensorsAreNamedExceptHeadsThatNobodyReads) {
   const SyntheticTensor extra{"U8", {1}, "x"};
   EXPECT_THAT(Refusal([&](SyntheticCheckpoint& c) { c.target["model.layers.9.surprise"] = extra; }),
               HasSubstr("tensor model.layers.9.surprise: the config calls for no such tensor"));
   EXPECT_THAT(Refusal([&](SyntheticCheckpoint& c) { c.drafter["lm_head.weight"] = extra; }),
               HasSubstr("tensor lm_head.weight: the config calls for no such tensor"));
-  EXPECT_EQ(
-      Refusal([&](SyntheticCheckpoint& c) { c.target["model.mtp.layers.0.enorm.weight"] = extra; }),
-      "accepted");
+  EXPECT_EQ(Refusal([&](SyntheticCheckpoint& c) {
+              c.target["model.mtp.layers.0.enorm.weight"] = extra;
+              c.drafter["confidence_head.proj.weight"] = extra;
+            }),
+            "accepted");
 }
 
 TEST(CheckpointTest, DrafterNamesMayHaveAPrefix) {
