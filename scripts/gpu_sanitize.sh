@@ -22,6 +22,7 @@ groups=(
   "racecheck experts cuda_kernels_test ExpertsTest.AgreesWithDoublePrecision:ExpertsTest.AllTokensMayChooseTheSameExperts:ExpertsTest.NoTokensIsNoWork"
   "racecheck router cuda_kernels_test RouterTest.*-*.ARowIsTheSameBitsInAnyBatch"
   "racecheck rows cuda_kernels_test CudaRows.*"
+  "racecheck markov cuda_kernels_test MarkovTest.*"
   "memcheck executor cuda_executor_test *.MixedRoundsReplayTheSameBits:*.RandomWeightsAreRepeatable:*.OthersInTheRoundAreFree"
   "memcheck linear cuda_kernels_test LinearTest.*-*.ARowIsTheSameBitsInAnyBatch"
   "memcheck resident cuda_resident_test ResidentTest.PlainRounds*:ResidentTest.SpeculativeRounds*:ResidentTest.SequencesShareARound*:ResidentTest.ASessionFollowsTheBound"
@@ -30,6 +31,7 @@ groups=(
   "memcheck experts cuda_kernels_test ExpertsTest.AgreesWithDoublePrecision:ExpertsTest.AllTokensMayChooseTheSameExperts:ExpertsTest.NoTokensIsNoWork"
   "memcheck router cuda_kernels_test RouterTest.*-*.ARowIsTheSameBitsInAnyBatch"
   "memcheck rows cuda_kernels_test CudaRows.*"
+  "memcheck markov cuda_kernels_test MarkovTest.*"
 )
 for program in cuda_kernels_test cuda_executor_test cuda_resident_test; do
   [ -x "$bin/$program" ] || { echo "gpu-sanitize: $bin/$program is missing; build the target gpu_tests first" >&2; exit 1; }
