@@ -271,12 +271,12 @@ void CpuExecutor::MakeNoise() {
   const int num_parts = (vocabulary_used_ + kPart - 1) / kPart;
   const auto vocabulary = static_cast<size_t>(vocabulary_used_);
   noise_.resize(std::max(noise_.size(), to_sample_.size() * vocabulary));
+  for (size_t row = 0; row < to_sample_.size(); ++row)
+    if (!is_greedy(to_sample_[row])) to_sample_[row]->noise = &noise_[row * vocabulary];
   pool().ParallelFor(static_cast<int>(to_sample_.size()) * num_parts, [&](int i) {
-    const auto row = static_cast<size_t>(i / num_parts);
+    const Choice& choice = *to_sample_[static_cast<size_t>(i / num_parts)];
     const int first = i % num_parts * kPart;
-    Choice& choice = *to_sample_[row];
-    if (is_greedy(&choice)) return;
-    choice.noise = &noise_[row * vocabulary];
+    if (choice.noise == nullptr) return;
     kernels::GumbelNoise(choice.step->sampling.seed, choice.position, first,
                          std::min(kPart, vocabulary_used_ - first), choice.noise + first);
   });

@@ -17,7 +17,7 @@ namespace ultraspeed::worker {
 // A row whose draft is next.
 struct MarkovRow {
   int32_t previous;   // the token before it
-  const float* gate;  // [R], of DrafterForward::Draft; null without a gate
+  const float* gate;  // [R], of DrafterForward::Draft; not read without a gate
   float* logits;      // [V], which get the bias
 };
 

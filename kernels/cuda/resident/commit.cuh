@@ -50,7 +50,7 @@ __device__ __forceinline__ void TakeDrafts(const Block& block) {
   const Program& program = block.program();
   RoundState& state = block.shared().state;
   const int lane = Thread() % kWarpLanes;
-  const int end = program.chains_drafts ? 0 : program.num_rows;
+  const int end = program.chains_drafts ? 0 : program.num_rows;  // kChain has chosen them
 #pragma unroll 1
   for (int row = Thread() / kWarpLanes; row < end; row += kConsumerWarps) {
     const int s = program.sequence_of[row], of_block = row - program.sequences[s].first_row;

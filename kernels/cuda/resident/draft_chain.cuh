@@ -4,7 +4,7 @@
 // make the same state of the draft before, add what it makes likelier to their tokens' logits,
 // publish the best of them with the sum of exp(logit), and take the best of all. What is published
 // carries a mark of its own, so that nobody waits for a counter. Bytes: the head's [V, R] a row,
-// from L2; what takes the time is the way between blocks.
+// from L2; what takes the time is that all wait for one warp, row after row.
 //
 // Top-k and top-p: of the best of all, blocks add up how many tokens are likelier and what
 // probability those have. If that is too much for it to be kept, all that are no likelier than it

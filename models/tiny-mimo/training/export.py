@@ -160,13 +160,13 @@ def goldens(path, tok, text):
     d = Draft(path + "/dflash", m)
     with torch.no_grad():
         h, taps, _ = m.hidden(ids, None, d.taps); logits = m.logits(h[0, pos]); at = torch.arange(200, 290, 5)
-        block = lambda taps: d.draft(d.context(taps), ids[0, at], at)[0]; dl = block(taps); torch.manual_seed(1); e, shifted = m.embed, []
+        block = lambda taps: d.draft(d.context(taps), ids[0, at], at); dl, hidden = block(taps); torch.manual_seed(1); e, shifted = m.embed, []
         for _ in range(2):     # How far rounding noise alone moves this model: the embedding off by 1e-6 of itself, in this same arithmetic.
             m.embed = e * (1 + 1e-6 * torch.randn_like(e)); hn, tn, _ = m.hidden(ids, None, d.taps)
-            shifted.append((m.logits(hn[0, pos]), (block(tn) - dl).abs().amax((1, 2)))); m.embed = e
+            shifted.append((m.logits(hn[0, pos]), (block(tn)[0] - dl).abs().amax((1, 2)))); m.embed = e
         # The drafter's vectors come from the anchor that noise moves least: none where a tie between two experts decides.
         noisy = shifted[0][0]; best = int(torch.stack([s[1] for s in shifted]).amax(0).argmin()); a, dl = int(at[best]), dl[best]
-        bias = d.markov(d.draft(d.context(taps), ids[0, at], at)[1][best], ids[0, a:a + 7])       # with the tokens that did follow
+        bias = d.markov(hidden[best], ids[0, a:a + 7])       # with the tokens that did follow
         logprob = lambda x: x.log_softmax(-1).gather(1, logits.topk(8, -1).indices)
         noise = torch.stack([(f(logits) - f(noisy)).abs().amax(-1).median() for f in (lambda x: x, logprob)])
         save_file({"tokens": ids[0].int(), "positions": pos.int(), "logits": logits.contiguous(), "noise": noise, "draft_anchor": torch.tensor([a], dtype=torch.int32),

@@ -2,6 +2,7 @@
 // products.
 #pragma once
 
+#include "kernels/cuda/ops.h"
 #include "tests/kernels/cuda/device_array.h"
 #include "tests/kernels/random_data.h"
 
@@ -24,6 +25,18 @@ struct OnDevice {
         scales_e8m0(w.scales_e8m0),
         checkpoint{w.format,    w.num_rows,       w.num_cols,
                    codes.get(), scales_f32.get(), scales_e8m0.get()} {}
+};
+
+// The same, packed.
+struct DeviceMatrix {
+  DeviceArray<uint8_t> packed;
+  Matrix matrix;
+
+  explicit DeviceMatrix(const TestMatrix& w)
+      : packed(PackedBytes(w.format, w.num_rows, w.num_cols)),
+        matrix(Pack(OnDevice(w).checkpoint, packed.get(), nullptr)) {
+    Synchronize();
+  }
 };
 
 }  // namespace ultraspeed::kernels::cuda

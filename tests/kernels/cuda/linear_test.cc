@@ -12,17 +12,6 @@ namespace {
 
 using LinearTest = GpuTest;
 
-struct DeviceMatrix {
-  DeviceArray<uint8_t> packed;
-  Matrix matrix;
-
-  explicit DeviceMatrix(const TestMatrix& w)
-      : packed(PackedBytes(w.format, w.num_rows, w.num_cols)),
-        matrix(Pack(OnDevice(w).checkpoint, packed.get(), nullptr)) {
-    Synchronize();
-  }
-};
-
 std::vector<float> Multiply(const Matrix& w, const bf16* x, int num_tokens) {
   const DeviceArray<bf16> device_x(
       std::vector<bf16>(x, x + static_cast<size_t>(num_tokens) * w.num_cols));

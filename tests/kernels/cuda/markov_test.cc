@@ -12,17 +12,6 @@ namespace {
 
 using MarkovTest = GpuTest;
 
-struct DeviceMatrix {
-  DeviceArray<uint8_t> packed;
-  Matrix matrix;
-
-  explicit DeviceMatrix(const TestMatrix& w)
-      : packed(PackedBytes(w.format, w.num_rows, w.num_cols)),
-        matrix(Pack(OnDevice(w).checkpoint, packed.get(), nullptr)) {
-    Synchronize();
-  }
-};
-
 // Ranks of one slab and of more, vocabularies that end within a tile.
 TEST_F(MarkovTest, AddsWhatTheDefinitionSays) {
   RandomData random(3);

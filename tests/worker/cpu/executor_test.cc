@@ -51,7 +51,10 @@ TEST_P(SpeculationTest, ChangesNoToken) {
 }
 INSTANTIATE_TEST_SUITE_P(MarkovHeads, SpeculationTest,
                          testing::Values(SyntheticShape{}, SyntheticShape{.markov_rank = 32},
-                                         SyntheticShape{.markov_rank = 64,
+                                         // A vocabulary whose noise several threads make.
+                                         SyntheticShape{.vocabulary = 2176,
+                                                        .vocabulary_used = 2100,
+                                                        .markov_rank = 64,
                                                         .has_markov_gate = true}));
 
 TEST_F(ExecutorTest, UnlikelyDraftsAreNotVerified) {

@@ -478,6 +478,12 @@ TEST(ResidentShapeTest, NamesTheDimensionThatItDoesNotTake) {
             "rotary dims: is 128" + takes + "64");
   EXPECT_EQ(message([](ModelConfig& c) { c.drafter.rotary_dims = 32; }),
             "dflash rotary dims: is 32" + takes + "64");
+  EXPECT_EQ(message([](ModelConfig& c) { c.drafter.markov_rank = 288; }),
+            "dflash markov_rank: is 288" + takes + "up to 256");
+  EXPECT_EQ(message([](ModelConfig& c) { c.drafter.markov_rank = 64, c.vocabulary = 1000; }),
+            "vocab_size of a rank: is 1000" + takes + "multiples of 16 where a Markov head drafts");
+  EXPECT_EQ(message([](ModelConfig& c) { c.drafter.markov_rank = 64, c.vocabulary = 262160; }),
+            "vocab_size of a rank: is 262160" + takes + "up to 262144 where a Markov head drafts");
   EXPECT_EQ(message([](ModelConfig&) {}, KvPrecision::kFp8), "kv precision: is 8" + takes + "bf16");
 }
 
