@@ -10,11 +10,13 @@
 #include <iostream>
 #include <numeric>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
+#include "absl/strings/str_cat.h"
 #include "bench/decode_loop.h"
 #include "bench/held_out.h"
 #include "common/status_macros.h"
@@ -67,18 +69,22 @@ double BitsOfWindow(worker::ModelExecutor& executor, const std::vector<int32_t>&
   return bits;
 }
 
-double TokensPerRound(worker::ModelExecutor& executor, const std::vector<HeldOutPrompt>& prompts,
-                      bool chat, float temperature) {
+std::vector<std::vector<int32_t>> OfKind(const std::vector<HeldOutPrompt>& prompts, bool chat) {
+  std::vector<std::vector<int32_t>> texts;
+  for (const HeldOutPrompt& prompt : prompts) {
+    if (prompt.is_chat == chat) texts.push_back(prompt.tokens);
+  }
+  return texts;
+}
+
+double TokensPerRound(worker::ModelExecutor& executor,
+                      const std::vector<std::vector<int32_t>>& prompts, float temperature) {
   DecodeOptions options;
   options.max_tokens = absl::GetFlag(FLAGS_max_tokens);
   options.block = std::max(1, executor.config().drafter.block_size);
   options.sampling.temperature = temperature;
   options.sampling.seed = kSeed;
-  std::vector<std::vector<int32_t>> texts;
-  for (const HeldOutPrompt& prompt : prompts) {
-    if (prompt.is_chat == chat) texts.push_back(prompt.tokens);
-  }
-  const DecodeOutcome outcome = Decode(executor, texts, options);
+  const DecodeOutcome outcome = Decode(executor, prompts, options);
   return outcome.sequence_rounds == 0
              ? 0
              : static_cast<double>(outcome.tokens) / outcome.sequence_rounds;
@@ -123,10 +129,15 @@ absl::Status RunEval() {
                                 {"tokens", tokens.size()}};
   if (absl::GetFlag(FLAGS_max_tokens) > 1) {
     ASSIGN_OR_RETURN(const auto prompts, LoadHeldOutPrompts(folder, executor->config()));
-    report["tokens_per_round_code_greedy"] = TokensPerRound(*executor, prompts, false, 0);
-    report["tokens_per_round_code_temperature_1"] = TokensPerRound(*executor, prompts, false, 1);
-    report["tokens_per_round_chat_greedy"] = TokensPerRound(*executor, prompts, true, 0);
-    report["tokens_per_round_chat_temperature_1"] = TokensPerRound(*executor, prompts, true, 1);
+    const std::pair<const char*, std::vector<std::vector<int32_t>>> kinds[] = {
+        {"code", OfKind(prompts, false)},
+        {"chat", OfKind(prompts, true)},
+        {"long", Stretches(tokens, kLongStretch, /*again=*/0)}};
+    for (const auto& [kind, texts] : kinds) {
+      const std::string name = absl::StrCat("tokens_per_round_", kind);
+      report[name + "_greedy"] = TokensPerRound(*executor, texts, 0);
+      report[name + "_temperature_1"] = TokensPerRound(*executor, texts, 1);
+    }
   }
   if (absl::GetFlag(FLAGS_json)) {
     std::cout << report << std::endl;

@@ -111,6 +111,21 @@ absl::StatusOr<std::vector<HeldOutPrompt>> LoadPromptFile(const std::string& mod
   return prompts;
 }
 
+std::vector<std::vector<int32_t>> Stretches(const std::vector<int32_t>& tokens, size_t count,
+                                            size_t again) {
+  constexpr size_t kStretches = 32;
+  std::vector<std::vector<int32_t>> stretches;
+  if (tokens.size() < count + kStretches) return stretches;
+  const size_t step = (tokens.size() - count) / kStretches;
+  for (size_t i = 0; i < kStretches; ++i) {
+    const auto begin = tokens.begin() + static_cast<ptrdiff_t>(i * step);
+    std::vector<int32_t>& stretch =
+        stretches.emplace_back(begin, begin + static_cast<ptrdiff_t>(count));
+    stretch.insert(stretch.end(), begin, begin + static_cast<ptrdiff_t>(again));
+  }
+  return stretches;
+}
+
 absl::StatusOr<std::vector<int32_t>> TokenizeText(const std::string& model_folder,
                                                   const std::string& text) {
   ASSIGN_OR_RETURN(const auto tokenizer, LoadTokenizer(model_folder));

@@ -27,6 +27,13 @@ absl::StatusOr<std::vector<HeldOutPrompt>> LoadHeldOutPrompts(const std::string&
 absl::StatusOr<std::vector<HeldOutPrompt>> LoadPromptFile(const std::string& model_folder,
                                                           const std::string& path);
 
+// 32 stretches of `tokens`, evenly spread, of `count` each and then the first `again` of it once
+// more, as somebody begins who writes a file anew with changes. None if there are too few tokens.
+std::vector<std::vector<int32_t>> Stretches(const std::vector<int32_t>& tokens, size_t count,
+                                            size_t again);
+// Stretches that are longer than any of the prompts, and ones that begin again.
+inline constexpr size_t kLongStretch = 1024, kRepeatedStretch = 768, kRepeated = 192;
+
 // Token ids of a text, specials inert.
 absl::StatusOr<std::vector<int32_t>> TokenizeText(const std::string& model_folder,
                                                   const std::string& text);

@@ -18,7 +18,7 @@ for name, kind in (("target", "target.pt"), ("drafter", "draft.pt")):      # kep
         else: f[name] = new | {"parameters": sum(v.numel() for v in c["model"].values())}
 if a.engine:
     e = json.load(open(a.engine)); f["bpb_engine"] = round(e["bits_per_byte"], 4); f["by_engine"] = True
-    for kind in ("code", "chat"):
+    for kind in ("code", "chat", "long"):
         for k, v in (("greedy", "greedy"), ("t1", "temperature_1")): f[f"tokens_per_round_{kind}_{k}"] = round(e[f"tokens_per_round_{kind}_{v}"], 3)
 json.dump(f, open(path, "w"), indent=1); t, d = f["target"], f["drafter"]
 if a.work and os.path.exists(a.work + "/licences.tsv"): shutil.copy(a.work + "/licences.tsv", a.out + "/training/licences.tsv")
@@ -57,6 +57,8 @@ a useful coding assistant: it writes plausible Python, which is often wrong.
 | tokens per round, code, temperature 1.0 | {g('code_t1')} |
 | tokens per round, chat, greedy | {g('chat_greedy')} |
 | tokens per round, chat, temperature 1.0 | {g('chat_t1')} |
+| tokens per round, 1,024 tokens of held-out text before, greedy | {g('long_greedy')} |
+| the same, temperature 1.0 | {g('long_t1')} |
 | folder size | {size:.1f} MiB |
 
 Bits per byte: `heldout/text.txt`; trained on, its first {f.get("formats", {}).get("bpb_kb", 200)} kB, windows of 512 tokens, each scored from its second
@@ -79,7 +81,7 @@ every export. `heldout/` holds prompts and text from packages that are in neithe
 AdamW for the rest, steps of 131,072 tokens in random windows of 1,024 and 2,048, learning rate constant and then linear to zero over the
 last 60 %, straight-through MXFP4 on the experts for the last 40 %, chat pairs (requests built from signatures and docstrings, answered by the
 function) mixed in at 10 %, then 40 % for the last 35 %, aux-loss-free expert balancing. A polish by refine.sh: a fifth of the learning rate to zero, quantisation-aware
-throughout, kept where the held-out loss falls. Drafter: every position of greedy (60 %) and temperature-1 continuations by the exported target is an anchor; those where
+throughout, kept where the held-out loss falls. Drafter: rows of 512 and 2,048 tokens of code and 256 of chat in turns; every position of greedy (60 %) and temperature-1 continuations by the exported target is an anchor; those where
 decoding would start a round weigh full, the others 0.35. Loss: what is rejected, 1 - the overlap of the drafter's and the target's distribution (greedy: all on one token), and a cross-entropy
 whose weight falls from 1 to 0.2; block position k weighted exp(-(k-1)/{S.GAMMA:g}) and by the chance that the draft is right up to it. The Markov head (DSpark, arXiv 2607.05147) is trained with the rest, each
 row behind the token that did follow: what the rows alone hold likely is then no longer what they draft. `drafter.py --init MODEL_DIR` goes on with the drafter alone, under

@@ -50,7 +50,8 @@ class DLayer(nn.Module):
         qg = q.view(B, A, BLOCK, KH, G, HD)
         qx = qg.permute(0, 3, 4, 1, 2, 5).reshape(B * KH, G * A * BLOCK, HD)
         sc = torch.bmm(qx, kc.permute(0, 2, 3, 1).reshape(B * KH, HD, T)).view(B, KH, G, A, BLOCK, T).float()
-        sc = torch.where(torch.arange(T, device=f.device) < anchors.view(B, 1, 1, A, 1, 1), sc, -1e9)
+        past = anchors.view(B, 1, 1, A, 1, 1) - torch.arange(T, device=f.device)        # context ends before the anchor and goes back as far as the window of each row
+        sc = torch.where((past > 0) & (past + torch.arange(BLOCK, device=f.device)[:, None] < DRAFT_WIN), sc, -1e9)
         qb = qg.permute(0, 1, 3, 4, 2, 5).reshape(B * A * KH, G * BLOCK, HD)
         kbt = kb.permute(0, 1, 3, 4, 2).reshape(B * A * KH, HD, BLOCK)
         sb = torch.bmm(qb, kbt).view(B, A, KH, G, BLOCK, BLOCK).permute(0, 2, 3, 1, 4, 5).float()       # [B,KH,G,A,8,8]
@@ -77,7 +78,6 @@ class Drafter(nn.Module):
     def forward(s, taps, anchors, embed, ids):
         """taps [B,T,5D] bf16, anchors [B,A] positions; returns hidden [B,A,7,D]."""
         B, T, _ = taps.shape; A = anchors.shape[1]; dev = taps.device
-        assert T <= DRAFT_WIN, "training rows longer than the drafter's window would need a window mask"
         f = rms(taps @ s.fc.to(BF).T, s.hn); cos, sin = rope_tab(T + BLOCK, DRAFT_THETA, dev)
         pos = anchors[..., None] + torch.arange(BLOCK, device=dev); bc, bs = (c[pos].unsqueeze(-2) for c in (cos, sin))      # [B,A,8,1,32]
         e = F.embedding(ids.gather(1, anchors), embed).float()
@@ -202,11 +202,13 @@ def write(state, path): torch.save(state, path + ".tmp"); os.replace(path + ".tm
 
 
 def rows_of(a, t, pools, per_step, seed, until, dev):
-    """Fill the pools; returns a held-out one, the same in every run: 4 steps' rows of code, the first half greedy."""
+    """Fill the pools; returns held-out ones, the same in every run: of code and of long code 4 steps' rows, the first half greedy."""
     tk = tokenizers.Tokenizer.from_file(a.model + "/tokenizer.json"); real = tk.get_vocab_size(); stop = torch.tensor([tk.token_to_id(x) for x in ("<|im_end|>", "<|endoftext|>")], device=dev)
-    held = Pool(*a.code_row); prompts, lengths = CodePrompts(Stream(a.work, "heldout", 0.3, 5, dev), 5).get(4 * per_step, held.new, held.T); temp = (torch.arange(4 * per_step, device=dev)[:, None] >= 2 * per_step).float()
-    held.add(generate(t, prompts, lengths, held.new, temp, real, torch.Generator(dev).manual_seed(5)), lengths, stop[:0], temp[:, 0] > 0); held.close()
-    sources = [CodePrompts(Stream(a.work, "train", 0.5, seed, dev), seed), ChatPrompts(a.work, tk.token_to_id("</think>"), seed, dev)]
+    held = [Pool(*a.code_row), Pool(*a.long_row)]
+    for p, n in zip(held, per_step):
+        prompts, lengths = CodePrompts(Stream(a.work, "heldout", 0.3, 5, dev), 5).get(4 * n, p.new, p.T); temp = (torch.arange(4 * n, device=dev)[:, None] >= 2 * n).float()
+        p.add(generate(t, prompts, lengths, p.new, temp, real, torch.Generator(dev).manual_seed(5)), lengths, stop[:0], temp[:, 0] > 0); p.close()
+    sources = [*(CodePrompts(Stream(a.work, "train", 0.5, seed + i, dev), seed + i) for i in range(2)), ChatPrompts(a.work, tk.token_to_id("</think>"), seed, dev)]
     collect(t, sources, pools, a.gen_rows or (6144 if dev == "cuda" else 64), a.greedy, real, stop, seed, until, dev)
     return held
 
@@ -215,15 +217,15 @@ def main():
     ap = argparse.ArgumentParser()
     ap.add_argument("--work", required=True); ap.add_argument("--model", required=True); ap.add_argument("--seed", type=int, default=3); ap.add_argument("--init")
     ap.add_argument("--gen-minutes", type=float, default=1.5); ap.add_argument("--minutes", type=float, default=4); ap.add_argument("--gen-until", type=float); ap.add_argument("--until", type=float)
-    ap.add_argument("--code-row", type=int, nargs=2, default=[512, 160], help="tokens of a row, and the generated ones of them"); ap.add_argument("--chat-row", type=int, nargs=2, default=[256, 128])
-    ap.add_argument("--gen-rows", type=int, help="sequences generated together; 6144 on CUDA, else 64"); ap.add_argument("--greedy", type=float, default=0.6, help="share of greedy rows")
-    ap.add_argument("--rows", type=int, default=32, help="code rows per step; chat rows take the same number of tokens"); ap.add_argument("--lr", type=float, default=0.02); ap.add_argument("--entropy", type=float, default=1.0, help="weight of the cross-entropy in the loss at the start")
+    ap.add_argument("--code-row", type=int, nargs=2, default=[512, 160], help="tokens of a row, and the generated ones of them"); ap.add_argument("--long-row", type=int, nargs=2, default=[2048, 512], help="likewise, of code"); ap.add_argument("--chat-row", type=int, nargs=2, default=[256, 128])
+    ap.add_argument("--gen-rows", type=int, help="sequences of a code row's length generated together; 6144 on CUDA, else 64"); ap.add_argument("--greedy", type=float, default=0.6, help="share of greedy rows")
+    ap.add_argument("--rows", type=int, default=32, help="code rows per step; long and chat rows take the same number of tokens"); ap.add_argument("--lr", type=float, default=0.02); ap.add_argument("--entropy", type=float, default=1.0, help="weight of the cross-entropy in the loss at the start")
     ap.add_argument("--compile-limit", type=int, default=90, help="seconds; 0 = no compilation"); ap.add_argument("--warm", action="store_true")
     ap.add_argument("--checkpoint", help="state of the run, written every 30 s and read at the start; generated rows lie beside it")
     a = ap.parse_args(); rank, world = (int(os.environ.get(k, v)) for k, v in (("RANK", 0), ("WORLD_SIZE", 1))); dev = "cuda" if torch.cuda.is_available() else "cpu"
     if dev == "cuda": torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     begin = time.time(); torch.manual_seed(a.seed); d = Drafter().to(dev); rows = a.rows // world
-    pools = [Pool(*a.code_row), Pool(*a.chat_row)]; shapes = [(rows * a.code_row[0] // p.T, p.T, p.new) for p in pools]
+    pools = [Pool(*a.code_row), Pool(*a.long_row), Pool(*a.chat_row)]; shapes = [(rows * a.code_row[0] // p.T, p.T, p.new) for p in pools]
     if a.warm:
         warm_compile(Step(frozen(Target(), dev), d), shapes, a.compile_limit, dev); return
     if world > 1: dist.init_process_group("nccl" if dev == "cuda" else "gloo")
@@ -239,24 +241,24 @@ def main():
     if rank == 0: save(d, a.work, step, 0)
     t = frozen(exported_target(a.model), dev); kept = a.checkpoint and f"{a.checkpoint}.rows{rank}"; seed = a.seed + 1000 * rank; torch.manual_seed(seed + step)
     if kept and os.path.exists(kept):
-        held = Pool(*a.code_row)
-        for p, x in zip([*pools, held], torch.load(kept, map_location=dev)): vars(p).update(x)
+        held = [Pool(*a.code_row), Pool(*a.long_row)]
+        for p, x in zip([*pools, *held], torch.load(kept, map_location=dev)): vars(p).update(x)
     else:
-        held = rows_of(a, t, pools, rows, seed, a.gen_until or begin + a.gen_minutes * 60, dev)
-        if kept: write([vars(p) for p in [*pools, held]], kept)
+        held = rows_of(a, t, pools, [x[0] for x in shapes], seed, a.gen_until or begin + a.gen_minutes * 60, dev)
+        if kept: write([vars(p) for p in [*pools, *held]], kept)
     if dev == "cuda": torch.cuda.empty_cache()
     run = Step(t, d); n_gen = torch.tensor(sum(p.tokens for p in pools), device=dev)
     if dev == "cuda" and a.compile_limit: warm_compile(run, shapes, a.compile_limit, dev)
     if world > 1: dist.all_reduce(n_gen)      # and the clocks start together
     n_gen = int(n_gen)
-    def heldout():      # tokens per round: greedy, sampled
-        x = [run(held.ids[i].long(), held.first[i], held.end[i], held.sampled[i], held.new, backward=False)[1] for i in torch.arange(4 * rows, device=dev).split(rows)]
-        return torch.stack(x).view(2, 2).mean(1).tolist()
+    def heldout():      # tokens per round: of code greedy, sampled, of long code likewise
+        x = [run(p.ids[i].long(), p.first[i], p.end[i], p.sampled[i], p.new, backward=False)[1] for p in held for i in torch.arange(len(p.ids), device=dev).chunk(4)]
+        return torch.stack(x).view(4, 2).mean(1).tolist()
     look = 25 if dev == "cuda" else 1      # the device is waited for, and the clock looked at, every so many steps
     f0, t0 = f, time.time(); seconds = max(1.0, a.until - t0) / (1 - f) if a.until else a.minutes * 60; last = saved = t0; told = step
     while f < 1:
         lr = min(1, (step + 1) / 100, (1 - f) / 0.8)                      # warm-up, constant, linear to zero at the end of the time
-        k = step % 2; run.entropy.fill_(max(ENTROPY_LEAST, a.entropy - f)); loss, rate = run(*pools[k].batch(shapes[k][0]), pools[k].new)
+        k = step % 3; run.entropy.fill_(max(ENTROPY_LEAST, a.entropy - f)); loss, rate = run(*pools[k].batch(shapes[k][0]), pools[k].new)
         clock = f0 + (time.time() - t0) / seconds
         if world > 1: clock = average(every, clock)                       # all processes go by the same one
         guard(every); muon.step(lr)
@@ -267,8 +269,8 @@ def main():
         if dev == "cuda": torch.cuda.synchronize()
         f = float(clock); now = time.time()
         if rank == 0 and (step in (2, 100) or now - last > 10):
-            greedy, drawn = heldout(); print(f"{time.strftime('%H:%M:%S')} step {step} f {f:.3f} {('code', 'chat')[k]} loss {loss.item():.4f} tokens/round {rate.item():.2f}"
-                  f" held-out code: greedy {greedy:.2f}, temperature 1 {drawn:.2f}; {(now - last) / (step - told) * 1e3:.1f} ms/step", flush=True); last, told = time.time(), step
+            now_held = "greedy {:.2f}, temperature 1 {:.2f}, long {:.2f}, {:.2f}".format(*heldout()); print(f"{time.strftime('%H:%M:%S')} step {step} f {f:.3f} {('code', 'long', 'chat')[k]} loss {loss.item():.4f}"
+                  f" tokens/round {rate.item():.2f} held-out code: {now_held}; {(now - last) / (step - told) * 1e3:.1f} ms/step", flush=True); last, told = time.time(), step
             if now - saved > 30:
                 save(d, a.work, step, n_gen); saved = now
                 if a.checkpoint: write({"model": d.state_dict(), "muon": [m for _, m in muon.groups], "adam": adam.state_dict(), "f": f, "step": step}, a.checkpoint)

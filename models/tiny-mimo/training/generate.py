@@ -18,7 +18,7 @@ def generate(t, prompts, lengths, new, temp, real, gen):
     ids = F.pad(prompts, (0, new)); greedy = not bool(temp.any()); padded = F.pad(prompts[:, :first], (0, -first % CHUNK))
     caches = [tuple(torch.zeros(B, HK, l.window or total, d, dtype=BF, device=dev) for d in (DQ, DV)) for l in t.layers]
     cs, last = t.rope(padded.shape[1], dev), torch.empty(B, D, dtype=BF, device=dev)
-    for rows in torch.arange(B, device=dev).split(512):                     # prefill
+    for rows in torch.arange(B, device=dev).split(max(1, 2 ** 18 // first)):  # prefill, so many tokens at once
         x = F.embedding(padded[rows], t.embed).float(); at = slice(int(rows[0]), int(rows[-1]) + 1)
         for i, (l, (kc, vc)) in enumerate(zip(t.layers, caches)):
             q, k, v = l.qkv(x, cs[SWA[i]]); begin = max(0, first - kc.shape[2])
@@ -85,7 +85,7 @@ def collect(t, sources, pools, rows, greedy_share, real, stop, seed, until, dev)
     """Fill the pools evenly with continuations of their sources' prompts until the given unix time (each at least once)."""
     gen = torch.Generator(dev).manual_seed(seed); t0 = last = time.time(); n = 0
     while n < len(pools) or time.time() + (time.time() - last) * 0.5 < until:
-        last = time.time(); pool, source = min(zip(pools, sources), key=lambda x: x[0].tokens); prompts, lengths = source.get(rows, pool.new, pool.T)
+        last = time.time(); pool, source = min(zip(pools, sources), key=lambda x: x[0].tokens); prompts, lengths = source.get(rows * min(512, pool.T) // pool.T, pool.new, pool.T)
         temp = (torch.rand(len(prompts), 1, generator=gen, device=dev) >= greedy_share).float()
         pool.add(generate(t, prompts, lengths, pool.new, temp, real, gen), lengths, stop, temp[:, 0] > 0); n += 1
         total = sum(p.tokens for p in pools); now = time.time()
