@@ -49,7 +49,8 @@ ABSL_FLAG(int, gpus, 1,
           "GPUs that share the model; decode and load on a CPU: ranks in one process");
 ABSL_FLAG(int64_t, calls, 100000, "allreduce: sums that are checked");
 ABSL_FLAG(std::string, prompts, "held-out",
-          "held-out (the folder's own prompts), or a file with one JSON prompt a line");
+          "decode: held-out (the folder's own prompts), long (1,024 tokens of its held-out text), "
+          "repeats (768 of them and the first 192 again), or a file with one JSON prompt a line");
 ABSL_FLAG(int, max_tokens, 128, "completion tokens per prompt");
 ABSL_FLAG(int, threads, 0, "compute threads; 0 = one for each core that the process may use");
 ABSL_FLAG(std::string, instruction_set, "",
@@ -64,6 +65,8 @@ ABSL_FLAG(std::string, output_format, "none",
 ABSL_FLAG(std::string, schema, "", "grammar: a file with a JSON Schema; empty = an example");
 ABSL_FLAG(int, texts, ultraspeed::bench::GrammarBenchOptions().texts,
           "grammar: random texts of each grammar");
+ABSL_FLAG(bool, lookup_drafts, true,
+          "decode: drafts what followed in the text where a sequence repeats it");
 ABSL_FLAG(int, repeats, 3, "passes over the prompts; the median pass is reported");
 ABSL_FLAG(std::string, shape, "mimo-v2.5-pro", "rank: the model's shape");
 ABSL_FLAG(int, rank_of, 8, "rank: GPUs that the shape is divided over");
@@ -262,6 +265,24 @@ absl::StatusOr<worker::DrafterPrecision> DrafterPrecision() {
       absl::StrCat("--drafter_precision: is ", name, "; must be auto, bf16 or fp8"));
 }
 
+absl::StatusOr<std::vector<std::vector<int32_t>>> Prompts(const worker::ModelConfig& config) {
+  const std::string model = absl::GetFlag(FLAGS_model), name = absl::GetFlag(FLAGS_prompts);
+  std::vector<std::vector<int32_t>> texts;
+  if (name == "long" || name == "repeats") {
+    ASSIGN_OR_RETURN(const std::string text, ReadFile(model + "/heldout/text.txt"));
+    ASSIGN_OR_RETURN(const std::vector<int32_t> tokens, TokenizeText(model, text));
+    texts = name == "long" ? Stretches(tokens, kLongStretch, 0)
+                           : Stretches(tokens, kRepeatedStretch, kRepeated);
+  } else {
+    ASSIGN_OR_RETURN(std::vector<HeldOutPrompt> prompts, name == "held-out"
+                                                             ? LoadHeldOutPrompts(model, config)
+                                                             : LoadPromptFile(model, name));
+    for (HeldOutPrompt& prompt : prompts) texts.push_back(std::move(prompt.tokens));
+  }
+  if (texts.empty()) return absl::InvalidArgumentError("--prompts: no prompt found");
+  return texts;
+}
+
 absl::Status RunDecode() {
   if (absl::GetFlag(FLAGS_max_tokens) < 2)
     return absl::InvalidArgumentError("--max_tokens must be at least 2");
@@ -302,18 +323,10 @@ absl::Status RunDecode() {
     ASSIGN_OR_RETURN(plain_options.output, OutputOf(config));
   }
   DecodeOptions speculative_options = plain_options;
+  speculative_options.looks_up = absl::GetFlag(FLAGS_lookup_drafts);
   speculative_options.block = std::max(1, config.drafter.block_size);
 
-  std::vector<HeldOutPrompt> prompts;
-  if (absl::GetFlag(FLAGS_prompts) == "held-out") {
-    ASSIGN_OR_RETURN(prompts, LoadHeldOutPrompts(absl::GetFlag(FLAGS_model), config));
-  } else {
-    ASSIGN_OR_RETURN(prompts,
-                     LoadPromptFile(absl::GetFlag(FLAGS_model), absl::GetFlag(FLAGS_prompts)));
-  }
-  if (prompts.empty()) return absl::InvalidArgumentError("--prompts: no prompt found");
-  std::vector<std::vector<int32_t>> texts;
-  for (HeldOutPrompt& prompt : prompts) texts.push_back(std::move(prompt.tokens));
+  ASSIGN_OR_RETURN(const std::vector<std::vector<int32_t>> texts, Prompts(config));
 
   // Plain and speculative passes alternate, so that a change of the machine's load falls on both.
   std::vector<DecodeOutcome> plain_passes, speculative_passes;
@@ -353,6 +366,10 @@ absl::Status RunDecode() {
       {"speedup", TokensPerSecond(speculative) / TokensPerSecond(plain)},
       {"tokens_per_round", static_cast<double>(speculative.tokens) / speculative.sequence_rounds},
       {"rows_per_round", static_cast<double>(speculative.rows) / speculative.sequence_rounds},
+      {"looked_up_share_of_tokens",
+       static_cast<double>(speculative.looked_up_tokens) / speculative.tokens},
+      {"looked_up_tokens_per_round", static_cast<double>(speculative.looked_up_tokens) /
+                                         std::max<int64_t>(1, speculative.looked_up_rounds)},
       {"draft_cost",
        {{"fixed", speculative_options.draft_cost.fixed},
         {"row", speculative_options.draft_cost.row},

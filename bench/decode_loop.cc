@@ -6,6 +6,7 @@
 #include <numeric>
 #include <optional>
 
+#include "worker/lookup_drafter.h"
 #include "worker/speculation.h"
 
 namespace ultraspeed::bench {
@@ -29,7 +30,7 @@ class Sequence {
     executor.ResetSlot(slot);
     if (options.output.constraint != nullptr) constraint_.emplace(options.output);
     while (committed_.size() == prompt_size_) {
-      const worker::Round round{.steps = {Step(/*block=*/1, /*reach_min=*/0)}};
+      const worker::Round round{.steps = {Step({}, /*reach_min=*/0)}};
       Take(round.steps[0], executor.Run(round).sequences[0]);
     }
   }
@@ -39,8 +40,16 @@ class Sequence {
   bool done() const {
     return ends_ || committed_.size() >= prompt_size_ + static_cast<size_t>(options_.max_tokens);
   }
-  double acceptance() const { return speculation_.acceptance(); }
-  worker::SequenceStep Step(int block, double reach_min) const {
+  // `drafts_max`: to look up.
+  worker::Drafting Drafting(int drafts_max) {
+    const auto left = static_cast<int>(prompt_size_ + static_cast<size_t>(options_.max_tokens) -
+                                       committed_.size());
+    looked_up_ = lookup_.Propose(committed_, std::min(drafts_max, left - 1));
+    return {.acceptance = speculation_.acceptance(),
+            .bound = options_.block,
+            .looked_up = lookup_.proposal()};
+  }
+  worker::SequenceStep Step(const worker::RowShare& share, double reach_min) const {
     const auto left = static_cast<int64_t>(committed_.size()) - computed_;
     worker::SequenceStep step;
     step.slot = slot_;
@@ -48,7 +57,9 @@ class Sequence {
     step.tokens = committed_.data() + computed_;
     step.num_tokens = static_cast<int>(std::min<int64_t>(executor_.max_batch_tokens(), left));
     step.sample = step.num_tokens == left;
-    step.block = block;
+    step.block = share.block;
+    step.drafts = looked_up_.data();
+    step.num_drafts = share.looked_up;
     step.reach_min = static_cast<float>(reach_min);
     step.pages = pages_.data();
     step.num_pages = static_cast<int>(pages_.size());
@@ -58,7 +69,8 @@ class Sequence {
   }
   void Take(const worker::SequenceStep& step, const worker::SequenceResult& result) {
     computed_ += step.num_tokens + result.num_accepted;
-    speculation_.Record(step.block - 1, result.num_accepted);
+    if (!result.took_own) speculation_.Record(step.block - 1, result.num_accepted);
+    lookup_.Record(result.chosen);
     for (const worker::ChosenToken& chosen : result.chosen) {
       if (done()) break;  // surplus of the last round
       committed_.push_back(chosen.token);
@@ -81,19 +93,27 @@ class Sequence {
   std::vector<int32_t> pages_;
   std::optional<worker::OutputConstraint> constraint_;
   worker::SpeculationState speculation_;
+  worker::LookupDrafter lookup_;
+  absl::Span<const int32_t> looked_up_;
   int64_t computed_ = 0;
   bool ends_ = false;
 };
 
 worker::Round NextRound(const std::vector<std::unique_ptr<Sequence>>& running,
-                        const DecodeOptions& options) {
+                        const DecodeOptions& options, int given_drafts_max) {
+  const int drafts_max = options.looks_up ? given_drafts_max : 0;
   std::vector<worker::Drafting> drafting;
-  std::vector<int> division;
+  std::vector<worker::RowShare> division;
   int rows_left = options.block, sequences_left = static_cast<int>(running.size());
   for (const auto& sequence : running) {
-    drafting.push_back({.acceptance = sequence->acceptance(), .bound = options.block});
-    division.push_back(worker::NextShare(rows_left, sequences_left--));
-    rows_left -= division.back();
+    const int block = worker::NextShare(rows_left, sequences_left--);
+    drafting.push_back(sequence->Drafting(running.size() > 1 ? block - 1 : drafts_max));
+    division.push_back(
+        {.block = block,
+         .looked_up = worker::ChooseLookedUp(
+             drafting.back(), block, drafts_max,
+             worker::InCompany(options.draft_cost, static_cast<int>(running.size())))});
+    rows_left -= block;
   }
   const double reach_min = worker::ReachMin(drafting, division, options.block, options.draft_cost);
   worker::Round round;
@@ -139,7 +159,7 @@ DecodeOutcome Decode(worker::Executor& executor, const std::vector<std::vector<i
       retire();  // a completion may end with its first token
     }
     if (running.empty()) continue;
-    const worker::Round round = NextRound(running, options);
+    const worker::Round round = NextRound(running, options, executor.given_drafts_max());
     const int64_t bytes_before = bytes_read();
     const Clock::time_point start = Clock::now();
     const worker::RoundResult result = executor.Run(round);
@@ -149,6 +169,9 @@ DecodeOutcome Decode(worker::Executor& executor, const std::vector<std::vector<i
     for (size_t i = 0; i < running.size(); ++i) {
       running[i]->Take(round.steps[i], result.sequences[i]);
       outcome.rows += 1 + result.sequences[i].num_drafted;
+      if (!result.sequences[i].took_own) continue;
+      outcome.looked_up_rounds += 1;
+      outcome.looked_up_tokens += static_cast<int64_t>(result.sequences[i].chosen.size());
     }
     outcome.seconds += std::chrono::duration<double>(Clock::now() - start).count();
     retire();

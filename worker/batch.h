@@ -43,17 +43,29 @@ struct SequenceStep {
       false;      // the last token of `tokens` is the newest committed one: choose what follows it
   int block = 1;  // 1 = plain. B > 1 = draft B-1 tokens after the anchor and verify them. REQUIRES:
                   // num_tokens == 1 if > 1
+  // Drafts that the step brings along, to be verified instead of a drafter's; may be more than
+  // block - 1. An executor whose drafter is ahead already may verify that one's. REQUIRES: as of
+  // block; num_drafts <= Executor::given_drafts_max().
+  const int32_t* drafts = nullptr;  // [num_drafts] owned by the request
+  int num_drafts = 0;
   // Only drafts that are at least this likely to be reached, by the drafter's own probabilities (at
   // temperature 1) of the drafts up to them, each at least kernels::LeastDraftOdds, are verified,
-  // by executors that weigh drafts. Steps that share a round have the same.
+  // by executors that weigh drafts. Steps that share a round have the same. Given drafts are all
+  // verified.
   float reach_min = 0;
   const int32_t* pages = nullptr;  // [num_pages] pages of the full layers, enough for computed +
-                                   // num_tokens + block - 1 positions
+                                   // num_tokens + block - 1 positions, and its own drafts
   int num_pages = 0;
   kernels::SamplingSpec sampling = {};
   int logprobs = -1;  // -1 none, else number of alternatives
   // Null: none. Only tokens that it allows are chosen, whatever was drafted.
   const TokenConstraint* constraint = nullptr;
+
+  bool brings_drafts() const { return num_drafts > 0; }
+  bool wants_drafts() const { return block > 1 && !brings_drafts(); }
+  // Tokens that it may choose, if it samples: behind the newest one and each draft.
+  int chosen_max() const { return brings_drafts() ? 1 + num_drafts : block; }
+  int rows() const { return num_tokens + chosen_max() - 1; }
 };
 
 struct Round {
@@ -70,8 +82,9 @@ struct ChosenToken {
 struct SequenceResult {
   std::vector<ChosenToken>
       chosen;  // empty when !sample; else 1..block tokens, all of them the target's own choices
-  int num_drafted = 0;   // and verified: block - 1, or fewer with a reach_min
-  int num_accepted = 0;  // chosen.size() - 1
+  int num_drafted = 0;    // and verified: block - 1, or fewer with a reach_min; or the step's own
+  int num_accepted = 0;   // chosen.size() - 1
+  bool took_own = false;  // they are the drafts that the step brought along
 };
 
 struct RoundResult {

@@ -18,6 +18,7 @@ int DraftBlock(const ModelConfig& config) { return std::min(config.draft_block()
 SchedulerOptions ForExecutor(SchedulerOptions options, const Executor& executor) {
   options.draft_block_max = DraftBlock(executor.config());
   options.decode_blocks_max = executor.decode_blocks();
+  options.given_drafts_max = executor.given_drafts_max();
   options.max_batch_tokens = executor.max_batch_tokens();
   return options;
 }
@@ -278,8 +279,10 @@ void Engine::RunRound(const Plan& plan) {
     const SequenceStep& step = plan.round.steps[i];
     SequenceResult& outcome = result.sequences[i];
     KERNELS_CHECK(outcome.chosen.empty(), ==, !step.sample);
-    KERNELS_CHECK(static_cast<int>(outcome.chosen.size()), <=, step.block);
-    sequence.speculation.Record(step.block - 1, outcome.num_accepted);
+    KERNELS_CHECK(static_cast<int>(outcome.chosen.size()), <=,
+                  outcome.took_own ? step.chosen_max() : step.block);
+    if (!outcome.took_own) sequence.speculation.Record(step.block - 1, outcome.num_accepted);
+    sequence.lookup.Record(outcome.chosen);
     TokenEvent event = sequence.Advance(step.num_tokens, std::move(outcome));
     KeepPrompt(sequence, step.computed);
     if (event.tokens.empty()) continue;
@@ -387,7 +390,7 @@ void Engine::ReportRound(const Plan& plan, const RoundResult& result, absl::Dura
     const SequenceStep& step = plan.round.steps[i];
     const SequenceResult& outcome = result.sequences[i];
     stats.num_rows += step.num_tokens + outcome.num_drafted;
-    acceptance_.Record(outcome.num_drafted, outcome.num_accepted);
+    acceptance_.Record(outcome);
     if (!plan.sequences[i]->is_decoding()) continue;
     const int num_chosen = static_cast<int>(outcome.chosen.size());
     stats.decode_tokens.push_back(num_chosen);

@@ -34,8 +34,8 @@ namespace ultraspeed::worker {
 
 struct EngineOptions {
   int waiting_max = limits::kWaitingRequestsMax;
-  SchedulerOptions scheduler =
-      {};  // draft_block_max, decode_blocks_max and max_batch_tokens are the executor's
+  SchedulerOptions scheduler = {};  // draft_block_max, decode_blocks_max, given_drafts_max and
+                                    // max_batch_tokens are the executor's
 };
 
 // What GetLoad reports.

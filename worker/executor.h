@@ -73,6 +73,8 @@ class Executor {
 
   // Blocks of rows, of a drafter's length each, that sequences which decode may divide in a round.
   virtual int decode_blocks() const { return 1; }
+  // Drafts that a step may bring along.
+  virtual int given_drafts_max() const { return config().draft_block() - 1; }
   // Whether SequenceStep::reach_min is heeded.
   virtual bool weighs_drafts() const { return false; }
 
@@ -88,8 +90,7 @@ class Executor {
   // before that are those of the sequence of which the snapshot was saved, at the same position.
   virtual void LoadSnapshot(int snapshot, int slot, int64_t position) = 0;
 
-  // Runs one round. REQUIRES: the bounds above; total rows (num_tokens + block - 1) <=
-  // max_batch_tokens.
+  // Runs one round. REQUIRES: the bounds above; total rows <= max_batch_tokens.
   virtual RoundResult Run(const Round& round) = 0;
 };
 

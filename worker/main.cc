@@ -108,6 +108,9 @@ void AddFlags(FlagTable& flags, Options* options) {
   flags.Choice("direct-reads", &options->direct_reads, {"never", "auto", "always"},
                "Whether the model's files are read past the page cache; auto: those that are not "
                "in it");
+  flags.Bool("lookup-drafts", &options->scheduler.looks_up_drafts,
+             "Where a sequence repeats its own text, draft what followed there instead of running "
+             "the drafter. Never changes the text");
   flags.Choice("draft-cost", &options->draft_cost, {"measured", "served-shape"},
                "What drafting is taken to cost when blocks are chosen: measured at start, or the "
                "arithmetic of MiMo-V2.5-Pro on Hopper. Never changes the text");
@@ -202,6 +205,7 @@ absl::Status Serve(Options options) {
   }
   const std::string device = executor->device();
   const int draft_block = executor->config().draft_block();
+  const int drafts_max = std::max(draft_block - 1, executor->given_drafts_max());
 
   if (options.draft_cost == "measured") {
     const DraftCost cost = MeasureDraftCost(*executor, RealClock());
@@ -217,7 +221,7 @@ absl::Status Serve(Options options) {
   if (!options.metrics_listen.empty()) {
     ASSIGN_OR_RETURN(metrics_port, metrics.Serve(options.metrics_listen));
   }
-  WorkerMetrics worker_metrics(metrics, draft_block);
+  WorkerMetrics worker_metrics(metrics, drafts_max);
   Engine engine(std::move(executor),
                 {.waiting_max = options.waiting_max, .scheduler = options.scheduler}, RealClock(),
                 &worker_metrics);

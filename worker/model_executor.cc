@@ -48,14 +48,16 @@ void CheckRound(const Round& round, const Executor& executor) {
     KERNELS_CHECK(step.num_tokens, >=, 1);
     KERNELS_CHECK(step.block, >=, 1);
     KERNELS_CHECK(step.block, <=, executor.config().draft_block());
-    if (step.block > 1) {
+    KERNELS_CHECK(step.num_drafts, >=, 0);
+    KERNELS_CHECK(step.num_drafts, <=, executor.given_drafts_max());
+    if (step.block > 1 || step.brings_drafts()) {
       KERNELS_CHECK(step.num_tokens, ==, 1);
       KERNELS_CHECK(step.sample, ==, true);
     }
-    const int64_t end = step.computed + step.num_tokens + step.block - 1;
+    const int64_t end = step.computed + std::max(step.rows(), step.num_tokens + step.block - 1);
     KERNELS_CHECK(end, <=, int64_t{step.num_pages} * executor.page_tokens());
     KERNELS_CHECK(step.num_pages, <=, executor.num_pages());
-    num_rows += step.num_tokens + step.block - 1;
+    num_rows += step.rows();
   }
   KERNELS_CHECK(num_rows, <=, executor.max_batch_tokens());
 }

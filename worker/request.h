@@ -18,6 +18,7 @@
 #include "kernels/ops.h"
 #include "worker/batch.h"
 #include "worker/kv_cache.h"
+#include "worker/lookup_drafter.h"
 #include "worker/output_constraint.h"
 #include "worker/speculation.h"
 
@@ -115,9 +116,10 @@ class Sequence {
   // The terminal event of a request that ends before it is done.
   TokenEvent End(FinishReason reason) const;
 
-  KvLease lease;              // held while running
-  int64_t shared_tokens = 0;  // of the prompt that another request began with: worth a snapshot
-  SpeculationState speculation;
+  KvLease lease;                 // held while running
+  int64_t shared_tokens = 0;     // of the prompt that another request began with: worth a snapshot
+  SpeculationState speculation;  // of the drafter's drafts
+  LookupDrafter lookup;
   int64_t last_turn = -1;  // the scheduler's: when this sequence was last served
   absl::Duration first_token_at = absl::ZeroDuration();
   absl::Duration last_token_at = absl::ZeroDuration();

@@ -130,33 +130,41 @@ void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, Pla
   const int count = std::min({count_max, static_cast<int>(sequences.size()), rows_left});
   if (count == 0) return;
   std::vector<Drafting> drafting;
+  std::vector<absl::Span<const int32_t>> looked_up;
   for (int i = 0; i < count; ++i) {
-    const Sequence& sequence = *sequences[static_cast<size_t>(i)];
+    Sequence& sequence = *sequences[static_cast<size_t>(i)];
     // No more tokens than may still be committed.
     const int64_t tokens_left = sequence.max() - sequence.committed();
     const int64_t bound = sequence.spec().speculation ? tokens_left : 1;
-    drafting.push_back(
-        {.acceptance = sequence.speculation.acceptance(),
-         .bound = static_cast<int>(std::min<int64_t>(bound, options_.draft_block_max))});
+    const int rows_max = static_cast<int>(std::min<int64_t>(bound, kDraftBlockMax));
+    const int lookups_max = options_.looks_up_drafts ? options_.given_drafts_max : 0;
+    looked_up.push_back(
+        sequence.lookup.Propose(sequence.tokens(), std::min(rows_max - 1, lookups_max)));
+    drafting.push_back({.acceptance = sequence.speculation.acceptance(),
+                        .bound = rows_max,
+                        .looked_up = sequence.lookup.proposal()});
   }
-  const std::vector<int> division = DivideRows(drafting,
-                                               {.block_max = options_.draft_block_max,
-                                                .blocks_max = options_.decode_blocks_max,
-                                                .rows_max = rows_left},
-                                               options_.draft_cost);
+  const std::vector<RowShare> division = DivideRows(drafting,
+                                                    {.block_max = options_.draft_block_max,
+                                                     .blocks_max = options_.decode_blocks_max,
+                                                     .rows_max = rows_left,
+                                                     .looked_up_max = options_.given_drafts_max},
+                                                    options_.draft_cost);
   const double reach_min =
       ReachMin(drafting, division, options_.draft_block_max, options_.draft_cost);
   for (int i = 0; i < count; ++i) {
     Sequence* const sequence = sequences[static_cast<size_t>(i)];
     const RequestSpec& spec = sequence->spec();
-    const int block = division[static_cast<size_t>(i)];
+    const RowShare& share = division[static_cast<size_t>(i)];
     plan.sequences.push_back(sequence);
     plan.round.steps.push_back({.slot = sequence->lease.slot,
                                 .computed = sequence->computed(),
                                 .tokens = sequence->tokens_to_compute(),
                                 .num_tokens = 1,
                                 .sample = true,
-                                .block = block,
+                                .block = share.block,
+                                .drafts = looked_up[static_cast<size_t>(i)].data(),
+                                .num_drafts = share.looked_up,
                                 .reach_min = static_cast<float>(reach_min),
                                 .pages = sequence->lease.pages.data(),
                                 .num_pages = static_cast<int>(sequence->lease.pages.size()),
@@ -164,7 +172,7 @@ void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, Pla
                                 .logprobs = spec.logprobs,
                                 .constraint = sequence->constraint()});
     sequence->last_turn = next_turn_++;
-    rows_left -= block;
+    rows_left -= share.rows();
   }
 }
 

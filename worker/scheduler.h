@@ -27,9 +27,11 @@
 namespace ultraspeed::worker {
 
 struct SchedulerOptions {
-  int max_batch_tokens = 512;  // rows of a round
-  int draft_block_max = 1;     // 1 = no drafter
-  int decode_blocks_max = 1;   // that sequences of a round divide
+  int max_batch_tokens = 512;   // rows of a round
+  int draft_block_max = 1;      // 1 = no drafter
+  int decode_blocks_max = 1;    // that sequences of a round divide
+  bool looks_up_drafts = true;  // in sequences' own texts (lookup_drafter.h)
+  int given_drafts_max = 0;     // of these; 0 = none
   DraftCost draft_cost = kServedShapeDraftCost;
   int ultraspeed_batch_max = limits::kUltraspeedBatchMax;
   // While both tiers run, ultraspeed gets this many times the time of standard: so many rounds to

@@ -9,10 +9,7 @@
 namespace ultraspeed::worker {
 namespace {
 
-constexpr double kFade = 0.93;  // per round: half of the weight lies in the last ten rounds
-// Published acceptance of code, 6.3 tokens of 8, is about 0.9. Hopeful on purpose: drafting is
-// tried before it is given up.
-constexpr double kPriorAcceptance = 0.9;
+constexpr double kFade = 0.93;        // per round: half of the weight lies in the last ten rounds
 constexpr double kPriorWeight = 2.0;  // draft tokens
 
 // Of a block of a sequence: 1 + a + a^2 + .. + a^(block-1)
@@ -26,15 +23,21 @@ double ExpectedRows(double acceptance, int block, const DraftCost& cost) {
   return reached + cost.unreached * (block - reached);
 }
 
-double TokensPerCost(const std::vector<Drafting>& sequences, const std::vector<int>& division,
+double TokensPerCost(const std::vector<Drafting>& sequences, const std::vector<RowShare>& division,
                      int block_max, const DraftCost& cost) {
   int places = 0, num_drafting = 0;
   double tokens = 0, rows = 0;
   for (size_t i = 0; i < sequences.size(); ++i) {
-    places += division[i];
-    num_drafting += division[i] > 1;
-    tokens += ExpectedTokens(sequences[i].acceptance, division[i]);
-    rows += ExpectedRows(sequences[i].acceptance, division[i], cost);
+    const RowShare& share = division[i];
+    places += share.rows();
+    if (share.looked_up > 0) {
+      tokens += ExpectedTokens(sequences[i].looked_up.acceptance, share.rows());
+      rows += share.rows();
+      continue;
+    }
+    num_drafting += share.block > 1;
+    tokens += ExpectedTokens(sequences[i].acceptance, share.block);
+    rows += ExpectedRows(sequences[i].acceptance, share.block, cost);
   }
   const int blocks = (places + block_max - 1) / block_max;
   return tokens /
@@ -51,7 +54,7 @@ void SpeculationState::Record(int num_drafted, int num_accepted) {
 }
 
 double SpeculationState::acceptance() const {
-  return (accepted_ + kPriorAcceptance * kPriorWeight) / (tried_ + kPriorWeight);
+  return (accepted_ + prior_ * kPriorWeight) / (tried_ + kPriorWeight);
 }
 
 DraftCost InCompany(const DraftCost& cost, int num_sequences) {
@@ -68,7 +71,8 @@ int ChooseBlock(double acceptance, int block_max, const DraftCost& cost) {
   int best_block = 1;
   double best_rate = 1.0;
   const auto consider = [&](int block) {
-    const double rate = TokensPerCost({{acceptance, block}}, {block}, block, cost);
+    const double rate =
+        TokensPerCost({{.acceptance = acceptance}}, {{.block = block}}, block, cost);
     if (rate <= best_rate) return;
     best_rate = rate;
     best_block = block;
@@ -78,22 +82,41 @@ int ChooseBlock(double acceptance, int block_max, const DraftCost& cost) {
   return best_block;
 }
 
-std::vector<int> DivideRows(const std::vector<Drafting>& sequences, const RowBounds& bounds,
-                            const DraftCost& cost) {
+int ChooseLookedUp(const Drafting& sequence, int block, int num_max, const DraftCost& cost) {
+  const auto rate = [&](const RowShare& share) {
+    return TokensPerCost({sequence}, {share}, share.rows(), cost);
+  };
+  int best = 0;
+  double best_rate = rate({.block = block});
+  for (int count = 1; count <= std::min(num_max, sequence.looked_up.num_drafts); ++count) {
+    const double rate_of_count = rate({.block = block, .looked_up = count});
+    if (rate_of_count <= best_rate) continue;
+    best_rate = rate_of_count;
+    best = count;
+  }
+  return best;
+}
+
+std::vector<RowShare> DivideRows(const std::vector<Drafting>& sequences, const RowBounds& bounds,
+                                 const DraftCost& cost) {
   const int count = static_cast<int>(sequences.size());
   const DraftCost in_company = InCompany(cost, count);
-  std::vector<int> best;
+  std::vector<RowShare> best;
   double best_rate = 0;
   for (int num_blocks = 1; num_blocks <= std::min(bounds.blocks_max, count); ++num_blocks) {
-    std::vector<int> division;
+    std::vector<RowShare> division;
     int rows_left = std::min(num_blocks * bounds.block_max, bounds.rows_max);
     for (int i = 0; i < count; ++i) {
       const Drafting& sequence = sequences[static_cast<size_t>(i)];
-      const int bound =
-          std::min({sequence.bound, NextShare(rows_left, count - i), bounds.block_max});
-      const int block = ChooseBlock(sequence.acceptance, bound, in_company);
-      division.push_back(block);
-      rows_left -= block;
+      const int rows = std::min(sequence.bound, NextShare(rows_left, count - i));
+      const int looked_up_max =
+          count > 1 ? std::min(rows, bounds.block_max) - 1
+                    : std::min({bounds.looked_up_max, sequence.bound - 1, bounds.rows_max - 1});
+      RowShare share = {
+          .block = ChooseBlock(sequence.acceptance, std::min(rows, bounds.block_max), in_company)};
+      share.looked_up = ChooseLookedUp(sequence, share.block, looked_up_max, in_company);
+      division.push_back(share);
+      rows_left -= share.rows();
     }
     const double rate = TokensPerCost(sequences, division, bounds.block_max, cost);
     if (rate <= best_rate) continue;
@@ -103,19 +126,20 @@ std::vector<int> DivideRows(const std::vector<Drafting>& sequences, const RowBou
   return best;
 }
 
-double ReachMin(const std::vector<Drafting>& sequences, const std::vector<int>& division,
+double ReachMin(const std::vector<Drafting>& sequences, const std::vector<RowShare>& division,
                 int block_max, const DraftCost& cost) {
   KERNELS_CHECK(division.size(), ==, sequences.size());
   KERNELS_CHECK(block_max, >=, 1);
   return cost.row * TokensPerCost(sequences, division, block_max, cost);
 }
 
-void AcceptanceTotals::Record(int num_drafted, int num_accepted) {
-  if (num_drafted == 0) return;
+void AcceptanceTotals::Record(const SequenceResult& result) {
+  if (result.num_drafted == 0) return;
   ++rounds;
-  drafted += num_drafted;
-  accepted += num_accepted;
-  for (int i = 0; i < num_accepted; ++i) ++accepted_at[i];
+  Drafts& drafts = result.took_own ? of_text : of_drafter;
+  drafts.verified += result.num_drafted;
+  drafts.accepted += result.num_accepted;
+  for (int i = 0; i < result.num_accepted; ++i) ++accepted_at[i];
 }
 
 }  // namespace ultraspeed::worker

@@ -16,10 +16,15 @@
 
 namespace ultraspeed::worker {
 
+// Published acceptance of code, 6.3 tokens of 8, is about 0.9. Hopeful on purpose: drafting is
+// tried before it is given up.
+inline constexpr double kPriorAcceptance = 0.9;
+
 // Estimate of one sequence. Fades towards the prior, so a sequence that stopped drafting on hard
 // text tries again later.
 class SpeculationState {
  public:
+  explicit SpeculationState(double prior = kPriorAcceptance) : prior_(prior) {}
   // Of one round that drafted `num_drafted` tokens (0 = plain round), whether all were verified or
   // not, and kept the first `num_accepted`.
   void Record(int num_drafted, int num_accepted);
@@ -27,6 +32,7 @@ class SpeculationState {
   double acceptance() const;
 
  private:
+  double prior_;
   double accepted_ = 0;  // fading count of accepted draft tokens
   double tried_ = 0;  // fading count of draft tokens that were reached: the accepted ones and the
                       // first rejected one
@@ -66,37 +72,59 @@ constexpr int NextShare(int rows_left, int num_left) {
 // REQUIRES: block_max >= 1.
 int ChooseBlock(double acceptance, int block_max, const DraftCost& cost);
 
+// Drafts that a sequence's own text proposes (lookup_drafter.h).
+struct LookedUp {
+  double acceptance = 0;
+  int num_drafts = 0;
+};
 // A sequence of a round: how likely its drafts are, and its rows at most (1: it does not draft).
 struct Drafting {
   double acceptance = 0;
   int bound = 1;
+  LookedUp looked_up = {};
 };
 // What the sequences of a round may divide.
 struct RowBounds {
   int block_max = 1;   // rows of a block, and of a sequence
   int blocks_max = 1;  // beyond the first only for more than one sequence
   int rows_max = 1;
+  int looked_up_max = 0;  // drafts of a sequence that is alone, from its text
+};
+// A sequence's part of a round: an anchor and drafts, which a drafter makes or its text.
+struct RowShare {
+  int block = 1;      // rows if the drafter makes them
+  int looked_up = 0;  // drafts from the text; 0: the drafter's
+
+  int rows() const { return looked_up > 0 ? 1 + looked_up : block; }
 };
 // Rows for each of the sequences, which divide one block or, of those that there are, as many as
 // give the most expected tokens per cost. Each has at least one.
 // REQUIRES: from 1 to rows_max sequences; all bounds >= 1.
-std::vector<int> DivideRows(const std::vector<Drafting>& sequences, const RowBounds& bounds,
-                            const DraftCost& cost);
+std::vector<RowShare> DivideRows(const std::vector<Drafting>& sequences, const RowBounds& bounds,
+                                 const DraftCost& cost);
+
+// How many drafts from its text a sequence should verify instead of a drafter's block of `block`
+// rows, at most `num_max`: as many as give the most expected tokens per cost; 0: the block gives
+// more.
+int ChooseLookedUp(const Drafting& sequence, int block, int num_max, const DraftCost& cost);
 
 // How likely to be reached a draft must be for its row to bring more tokens than the round, divided
 // like that, brings for the same cost: cost.row times the round's expected tokens per cost.
 // REQUIRES: a row at least for each sequence; block_max >= 1.
-double ReachMin(const std::vector<Drafting>& sequences, const std::vector<int>& division,
+double ReachMin(const std::vector<Drafting>& sequences, const std::vector<RowShare>& division,
                 int block_max, const DraftCost& cost);
 
 // Counts since start, for metrics. Thread: the engine thread.
 struct AcceptanceTotals {
-  int64_t rounds = 0;  // sequence rounds that drafted
-  int64_t drafted = 0;
-  int64_t accepted = 0;
+  struct Drafts {
+    int64_t verified = 0;
+    int64_t accepted = 0;
+  };
+  int64_t rounds = 0;  // sequence rounds that verified drafts
+  Drafts of_drafter, of_text;
   std::array<int64_t, kDraftBlockMax> accepted_at{};  // [position in the block - 1]
 
-  void Record(int num_drafted, int num_accepted);
+  void Record(const SequenceResult& result);
 };
 
 }  // namespace ultraspeed::worker

@@ -4,7 +4,7 @@
 
 namespace ultraspeed::worker {
 
-WorkerMetrics::WorkerMetrics(Metrics& metrics, int draft_block_max)
+WorkerMetrics::WorkerMetrics(Metrics& metrics, int drafts_max)
     : running_(metrics.Gauge("ultraspeed_worker_running", "Requests that hold a slot")),
       waiting_(metrics.Gauge("ultraspeed_worker_waiting", "Accepted requests without a slot")),
       running_max_(metrics.Gauge("ultraspeed_worker_running_max", "Slots")),
@@ -23,9 +23,8 @@ WorkerMetrics::WorkerMetrics(Metrics& metrics, int draft_block_max)
       rounds_(metrics.Counter("ultraspeed_worker_rounds_total", "Rounds run")),
       rows_(metrics.Counter("ultraspeed_worker_rows_total",
                             "Rows run: prompt tokens, anchors and drafts")),
-      draft_tokens_(metrics.Counter("ultraspeed_worker_draft_tokens_total", "Drafts verified")),
-      accepted_tokens_(metrics.Counter("ultraspeed_worker_accepted_tokens_total",
-                                       "Drafted tokens that were accepted")),
+      of_drafter_(CountersOf(metrics, "drafter")),
+      of_text_(CountersOf(metrics, "text")),
       tokens_per_round_(metrics.Histogram("ultraspeed_worker_tokens_per_round",
                                           "Tokens that one sequence commits in one decode round",
                                           kTokensPerRoundBuckets)),
@@ -37,7 +36,7 @@ WorkerMetrics::WorkerMetrics(Metrics& metrics, int draft_block_max)
       time_per_output_token_seconds_(metrics.Histogram(
           "ultraspeed_worker_time_per_output_token_seconds",
           "Decode time of a request per token after its first event", kTimePerOutputTokenBuckets)) {
-  for (int position = 1; position < draft_block_max; ++position) {
+  for (int position = 1; position <= drafts_max; ++position) {
     accepted_at_.push_back(&metrics.Counter("ultraspeed_worker_accepted_per_position_total",
                                             "Accepted drafts by place in the block",
                                             {{"position", std::to_string(position)}}));
@@ -52,14 +51,26 @@ WorkerMetrics::WorkerMetrics(Metrics& metrics, int draft_block_max)
   add_requests(FinishReason::kShutdown, "shutdown");
 }
 
+WorkerMetrics::DraftCounters WorkerMetrics::CountersOf(Metrics& metrics, const char* source) {
+  return {.verified = metrics.Counter("ultraspeed_worker_draft_tokens_total", "Drafts verified",
+                                      {{"source", source}}),
+          .accepted = metrics.Counter("ultraspeed_worker_accepted_tokens_total",
+                                      "Drafts that were accepted", {{"source", source}})};
+}
+
 void WorkerMetrics::OnRound(const RoundStats& stats) {
   rounds_.Increment();
   rows_.Increment(stats.num_rows);
   round_seconds_.Observe(absl::ToDoubleSeconds(stats.duration));
   for (const int tokens : stats.decode_tokens) tokens_per_round_.Observe(tokens);
   const AcceptanceTotals& now = *stats.acceptance;
-  draft_tokens_.Increment(static_cast<double>(now.drafted - last_.drafted));
-  accepted_tokens_.Increment(static_cast<double>(now.accepted - last_.accepted));
+  const auto count = [](DraftCounters& counters, const AcceptanceTotals::Drafts& drafts,
+                        const AcceptanceTotals::Drafts& before) {
+    counters.verified.Increment(static_cast<double>(drafts.verified - before.verified));
+    counters.accepted.Increment(static_cast<double>(drafts.accepted - before.accepted));
+  };
+  count(of_drafter_, now.of_drafter, last_.of_drafter);
+  count(of_text_, now.of_text, last_.of_text);
   for (size_t i = 0; i < accepted_at_.size(); ++i) {
     accepted_at_[i]->Increment(static_cast<double>(now.accepted_at[i] - last_.accepted_at[i]));
   }

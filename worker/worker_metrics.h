@@ -1,6 +1,7 @@
 // The engine's figures as prometheus series, ultraspeed_worker_*.
 //
-// Derived: acceptance rate = accepted_tokens / draft_tokens; mean acceptance length =
+// Drafts are counted by their source, the drafter or the sequence's own text. Derived: acceptance
+// rate = accepted_tokens / draft_tokens; mean acceptance length =
 // tokens_per_round's mean. Thread: the engine thread; the series themselves may be read from any.
 #pragma once
 
@@ -14,8 +15,9 @@ namespace ultraspeed::worker {
 
 class WorkerMetrics : public EngineObserver {
  public:
-  // `metrics` is not owned. `draft_block_max` bounds the positions of accepted_per_position_total.
-  WorkerMetrics(Metrics& metrics, int draft_block_max);
+  // `metrics` is not owned. `drafts_max`, of a round, bounds the positions of
+  // accepted_per_position_total.
+  WorkerMetrics(Metrics& metrics, int drafts_max);
 
   void OnRound(const RoundStats& stats) override;
   void OnFinish(const RequestStats& stats) override;
@@ -34,9 +36,13 @@ class WorkerMetrics : public EngineObserver {
   prometheus::Counter& completion_tokens_;
   prometheus::Counter& rounds_;
   prometheus::Counter& rows_;
-  prometheus::Counter& draft_tokens_;
-  prometheus::Counter& accepted_tokens_;
-  std::vector<prometheus::Counter*> accepted_at_;  // [draft_block_max - 1]
+  struct DraftCounters {
+    prometheus::Counter& verified;
+    prometheus::Counter& accepted;
+  };
+  static DraftCounters CountersOf(Metrics& metrics, const char* source);
+  DraftCounters of_drafter_, of_text_;
+  std::vector<prometheus::Counter*> accepted_at_;  // [drafts_max]
   prometheus::Histogram& tokens_per_round_;
   prometheus::Histogram& round_seconds_;
   prometheus::Histogram& ttft_seconds_;

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -50,6 +51,42 @@ TEST(DecodeLoop, HoldsCompletionsToAFormatWhateverIsDrafted) {
     grammar::State state = constraint->Start();
     for (const int32_t token : text) state = constraint->Advance(state, token);
     EXPECT_FALSE(state.is_dead());
+  }
+}
+
+// Looking drafts up changes no text, alone and in company, and is done where a prompt begins again.
+TEST(DecodeLoop, LooksUpDraftsWhereTextsRepeatThemselves) {
+  const std::string model = "models/tiny-mimo";
+  worker::ExecutorOptions executor_options;
+  executor_options.model_folder = model;
+  executor_options.max_sequences = 2;
+  executor_options.kv_tokens = 4096;
+  auto executor = worker::CreateCpuExecutor(executor_options);
+  ASSERT_TRUE(executor.ok()) << executor.status();
+  const auto text = ReadFile(model + "/heldout/text.txt");
+  ASSERT_TRUE(text.ok()) << text.status();
+  const auto tokens = TokenizeText(model, text->substr(0, 8000));
+  ASSERT_TRUE(tokens.ok()) << tokens.status();
+  std::vector<std::vector<int32_t>> prompts = Stretches(*tokens, 300, 100);
+  ASSERT_EQ(prompts.size(), 32u);
+  ASSERT_EQ(prompts[5].size(), 400u);
+  EXPECT_TRUE(std::equal(prompts[5].begin(), prompts[5].begin() + 100, prompts[5].begin() + 300));
+  EXPECT_TRUE(Stretches(*tokens, tokens->size(), 0).empty());
+  prompts.resize(4);
+
+  DecodeOptions options = {.max_tokens = 48};
+  const DecodeOutcome plain = Decode(**executor, prompts, options);
+  options.block = (*executor)->config().drafter.block_size;
+  options.draft_cost = {.fixed = 0.5, .row = 0.1};
+  EXPECT_EQ(Decode(**executor, prompts, options).looked_up_rounds, 0);
+  options.looks_up = true;
+  for (const int sequences : {1, 2}) {
+    options.sequences = sequences;
+    const DecodeOutcome looked_up = Decode(**executor, prompts, options);
+    EXPECT_EQ(looked_up.texts, plain.texts);
+    EXPECT_GT(looked_up.looked_up_rounds, 0);
+    EXPECT_GT(looked_up.looked_up_tokens, looked_up.looked_up_rounds);
+    EXPECT_LE(looked_up.looked_up_tokens, looked_up.tokens);
   }
 }
 

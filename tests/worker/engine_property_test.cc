@@ -37,22 +37,33 @@ void ContinueAnother(std::mt19937& random, const std::vector<Request>& accepted,
               spec.prompt.begin());
 }
 
-void RunOneHistory(uint32_t seed, int64_t& cached_tokens) {
+struct Seen {
+  int64_t cached_tokens = 0;
+  int given_drafts = 0;
+};
+
+void RunOneHistory(uint32_t seed, Seen& seen) {
   SCOPED_TRACE(testing::Message() << "ULTRASPEED_SEED=" << seed);
   std::mt19937 random(seed);
   const auto below = [&](uint32_t bound) { return static_cast<int>(random() % bound); };
   FakeClock clock;
+  // Texts of few tokens repeat themselves, so that drafts are looked up in them.
+  const int vocabulary = below(2) == 0 ? 3 : 50;
   ScriptedOptions scripted{.max_sequences = 1 + below(6),
                            .max_batch_tokens = 16 + below(64),
                            .page_tokens = 1 + below(16),
                            .num_pages = 40 + below(60),
-                           .vocabulary = 50,
+                           .vocabulary = vocabulary,
                            .context_tokens = 200,
                            .draft_block = 1 + below(8),
+                           .given_drafts_max = below(2) * below(16),
                            .num_snapshots = below(6)};
   auto owned = std::make_unique<ScriptedExecutor>(scripted);
   owned->accept = [&](int num_drafted) { return below(static_cast<uint32_t>(num_drafted) + 1); };
-  owned->before_round = [&](const Round&) { clock.Advance(absl::Microseconds(1 + below(5000))); };
+  owned->before_round = [&](const Round& round) {
+    clock.Advance(absl::Microseconds(1 + below(5000)));
+    for (const SequenceStep& step : round.steps) seen.given_drafts += step.num_drafts;
+  };
   const int waiting_max = below(10);
   Engine engine(std::move(owned), {.waiting_max = waiting_max, .scheduler = {}}, clock, nullptr);
   const int64_t context = engine.bounds().context_tokens;
@@ -66,13 +77,13 @@ void RunOneHistory(uint32_t seed, int64_t& cached_tokens) {
       request.spec = MakeSpec(absl::StrCat("r", i), num_prompt_tokens,
                               1 + below(static_cast<uint32_t>(context - num_prompt_tokens)),
                               below(3) == 0 ? Tier::kUltraspeed : Tier::kStandard);
-      for (int32_t& token : request.spec.prompt) token = below(50);
+      for (int32_t& token : request.spec.prompt) token = below(static_cast<uint32_t>(vocabulary));
       if (!accepted.empty() && below(3) != 0) ContinueAnother(random, accepted, request.spec);
       if (below(4) == 0) request.spec.cache_scope = "b";
       request.spec.sampling.seed = random();
       request.spec.speculation = below(4) != 0;
       request.spec.priority = below(3);
-      if (below(2) == 0) request.spec.stop_token_ids = {7, 11};
+      if (below(2) == 0 && vocabulary > 11) request.spec.stop_token_ids = {7, 11};
       request.sink = std::make_shared<RecordingSink>();
       const absl::Status status = engine.Submit(request.spec, request.sink);
       if (status.ok()) {
@@ -104,7 +115,7 @@ void RunOneHistory(uint32_t seed, int64_t& cached_tokens) {
   uint64_t completion_tokens = 0;
   for (const Request& request : accepted) {
     ASSERT_EQ(request.sink->num_terminal, 1) << request.spec.id;
-    const std::vector<int32_t> expected = ExpectedTokens(request.spec, 50);
+    const std::vector<int32_t> expected = ExpectedTokens(request.spec, vocabulary);
     const std::vector<int32_t>& tokens = request.sink->tokens;
     completion_tokens += tokens.size();
     if (request.sink->finish == FinishReason::kCancelled) {
@@ -121,19 +132,21 @@ void RunOneHistory(uint32_t seed, int64_t& cached_tokens) {
   ASSERT_EQ(load.running + load.waiting, 0);
   ASSERT_EQ(load.requests_total, accepted.size());
   ASSERT_EQ(load.completion_tokens_total, completion_tokens);
-  for (const Request& request : accepted) cached_tokens += request.sink->usage.cached_tokens;
+  for (const Request& request : accepted) seen.cached_tokens += request.sink->usage.cached_tokens;
 }
 
 TEST(EnginePropertyTest, RandomHistoriesKeepTheInvariants) {
   const uint32_t first = FirstSeed();
   std::printf("first seed %u\n", first);
-  int64_t cached_tokens = 0;
+  Seen seen;
   for (uint32_t i = 0; i < 60; ++i) {
-    RunOneHistory(first + i, cached_tokens);
+    RunOneHistory(first + i, seen);
     if (testing::Test::HasFatalFailure()) return;
   }
-  std::printf("%lld prompt tokens were in memory\n", static_cast<long long>(cached_tokens));
-  EXPECT_GT(cached_tokens, 0);
+  std::printf("%lld prompt tokens were in memory, %d drafts were looked up\n",
+              static_cast<long long>(seen.cached_tokens), seen.given_drafts);
+  EXPECT_GT(seen.cached_tokens, 0);
+  EXPECT_GT(seen.given_drafts, 0);
 }
 
 }  // namespace

@@ -264,8 +264,9 @@ class CountingObserver : public EngineObserver {
  public:
   void OnRound(const RoundStats& stats) override {
     rows += stats.num_rows;
-    drafted = stats.acceptance->drafted;
-    accepted = stats.acceptance->accepted;
+    drafted = stats.acceptance->of_drafter.verified;
+    accepted = stats.acceptance->of_drafter.accepted;
+    of_text = stats.acceptance->of_text;
   }
   void OnFinish(const RequestStats& stats) override {
     ++finished;
@@ -276,6 +277,7 @@ class CountingObserver : public EngineObserver {
   int rows = 0;
   int64_t drafted = 0;
   int64_t accepted = 0;
+  AcceptanceTotals::Drafts of_text;
   int finished = 0;
   RequestStats last;
 };
@@ -297,6 +299,37 @@ TEST_F(EngineTest, ObserverSeesTimesAndCounts) {
   EXPECT_EQ(observer.last.time_per_output_token, absl::Milliseconds(10) * decode_rounds / 40);
   EXPECT_EQ(observer.accepted + decode_rounds + 1, 41);
   EXPECT_EQ(observer.rows, 10 + decode_rounds + observer.drafted);
+}
+
+// A text of one token repeats itself, so its drafts come from there, all are right, and none is the
+// drafter's.
+TEST_F(EngineTest, DraftsAreLookedUpWhereATextRepeatsItself) {
+  for (const bool looks_up : {true, false}) {
+    CountingObserver observer;
+    auto executor = std::make_unique<ScriptedExecutor>(
+        ScriptedOptions{.vocabulary = 1, .given_drafts_max = 15});
+    executor->accept = [](int) { return 0; };
+    Engine engine(std::move(executor),
+                  {.waiting_max = 1, .scheduler = {.looks_up_drafts = looks_up, .draft_cost = {}}},
+                  clock_, &observer);
+    RequestSpec spec = MakeSpec("a", 10, 97);
+    spec.prompt.assign(10, 0);
+    const auto sink = std::make_shared<RecordingSink>();
+    ASSERT_TRUE(engine.Submit(spec, sink).ok());
+    while (engine.Step()) {
+    }
+    EXPECT_EQ(sink->tokens, std::vector<int32_t>(97, 0));
+    if (looks_up) {
+      EXPECT_EQ(observer.drafted, 0);
+      EXPECT_EQ(observer.of_text.accepted, observer.of_text.verified);
+      EXPECT_EQ(sink->usage.draft_rounds, 7);  // of the prompt, and 96 tokens in rounds of 16
+      EXPECT_EQ(observer.of_text.accepted, 96 - 6);
+    } else {
+      EXPECT_GT(observer.drafted, 0);
+      EXPECT_EQ(observer.of_text.verified, 0);
+      EXPECT_EQ(sink->usage.draft_rounds, 97);
+    }
+  }
 }
 
 TEST(EngineThreadTest, ServesManySubmittersAndStops) {

@@ -39,7 +39,7 @@ class SchedulerTest : public testing::Test {
   }
   static int Rows(const Plan& plan) {
     int rows = 0;
-    for (const SequenceStep& step : plan.round.steps) rows += step.num_tokens + step.block - 1;
+    for (const SequenceStep& step : plan.round.steps) rows += step.rows();
     return rows;
   }
 
@@ -57,8 +57,8 @@ TEST_F(SchedulerTest, AloneDecodesWithAFullBlock) {
   const Plan plan = scheduler.PlanRound(running_);
   ASSERT_EQ(plan.round.steps.size(), 1u);
   EXPECT_EQ(plan.round.steps[0].block, 8);
-  const double reach_min =
-      ReachMin({{.acceptance = SpeculationState().acceptance()}}, {8}, 8, options_.draft_cost);
+  const double reach_min = ReachMin({{.acceptance = SpeculationState().acceptance()}},
+                                    {{.block = 8}}, 8, options_.draft_cost);
   EXPECT_GT(reach_min, 0);
   EXPECT_FLOAT_EQ(plan.round.steps[0].reach_min, static_cast<float>(reach_min));
   EXPECT_TRUE(plan.round.steps[0].sample);
@@ -134,6 +134,91 @@ TEST_F(SchedulerTest, RowsThatASequenceLeavesAreTheOthers) {
   ASSERT_EQ(plan.round.steps.size(), 2u);
   EXPECT_LE(plan.round.steps[0].block, 2);
   EXPECT_EQ(Rows(plan), 8);
+}
+
+// A sequence whose text repeats itself brings its drafts along: as many as the executor takes when
+// it is alone, else its share; never past max_tokens, and none without speculation.
+class LookupSchedulerTest : public SchedulerTest {
+ protected:
+  Sequence& AddRepeating(const std::string& id, int64_t max_tokens = 100, bool speculation = true) {
+    RequestSpec spec = MakeSpec(id, 40, max_tokens);
+    for (size_t i = 0; i < spec.prompt.size(); ++i)
+      spec.prompt[i] = static_cast<int32_t>(i % 20 + 1);
+    spec.speculation = speculation;
+    running_.push_back(std::make_unique<Sequence>(spec, nullptr, absl::ZeroDuration()));
+    Sequence& sequence = *running_.back();
+    sequence.lease = kv_.Acquire(sequence.max());
+    SequenceResult result;
+    result.chosen.push_back({.token = 1, .logprob = 0, .top_tokens = {}, .top_logprobs = {}});
+    sequence.Advance(40, result);
+    return sequence;
+  }
+  std::vector<int32_t> Drafts(const SequenceStep& step) {
+    return {step.drafts, step.drafts + step.num_drafts};
+  }
+};
+
+TEST_F(LookupSchedulerTest, DraftsWhatFollowedInTheText) {
+  options_.given_drafts_max = 15;
+  AddRepeating("a");
+  const Plan plan = Scheduler(options_).PlanRound(running_);
+  EXPECT_THAT(Drafts(plan.round.steps[0]),
+              ElementsAre(2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16));
+  EXPECT_EQ(plan.round.steps[0].block, 8);  // what the drafter would have made
+}
+
+TEST_F(LookupSchedulerTest, OnlyAsManyAsThereAreTokensLeft) {
+  options_.given_drafts_max = 15;
+  AddRepeating("a", 4);  // three are left: two drafts and the choice behind them
+  EXPECT_THAT(Drafts(Scheduler(options_).PlanRound(running_).round.steps[0]), ElementsAre(2, 3));
+}
+
+TEST_F(LookupSchedulerTest, NoneWhereNobodyWantsThem) {
+  AddRepeating("a");
+  EXPECT_FALSE(Scheduler(options_).PlanRound(running_).round.steps[0].brings_drafts());
+  options_.given_drafts_max = 7;
+  EXPECT_TRUE(Scheduler(options_).PlanRound(running_).round.steps[0].brings_drafts());
+  options_.looks_up_drafts = false;
+  EXPECT_FALSE(Scheduler(options_).PlanRound(running_).round.steps[0].brings_drafts());
+  options_.looks_up_drafts = true;
+  running_.clear();
+  AddRepeating("b", 100, /*speculation=*/false);
+  EXPECT_FALSE(Scheduler(options_).PlanRound(running_).round.steps[0].brings_drafts());
+}
+
+TEST_F(LookupSchedulerTest, WithoutADrafterToo) {
+  options_.draft_block_max = 1;
+  options_.given_drafts_max = 7;
+  AddRepeating("a");
+  const Plan plan = Scheduler(options_).PlanRound(running_);
+  EXPECT_EQ(plan.round.steps[0].num_drafts, 7);
+  EXPECT_EQ(plan.round.steps[0].block, 1);
+}
+
+TEST_F(LookupSchedulerTest, SeveralDivideABlock) {
+  options_.given_drafts_max = 15;
+  AddRepeating("a");
+  AddRepeating("b");
+  AddDecoding("c", Tier::kStandard);
+  const Plan plan = Scheduler(options_).PlanRound(running_);
+  EXPECT_TRUE(plan.round.steps[0].brings_drafts());
+  EXPECT_FALSE(plan.round.steps[2].brings_drafts());
+  EXPECT_LE(Rows(plan), 8);
+}
+
+// Who drafts badly in a text goes back to the drafter.
+TEST_F(LookupSchedulerTest, WrongDraftsAreGivenUp) {
+  options_.given_drafts_max = 7;
+  Sequence& sequence = AddRepeating("a");
+  const std::vector<ChosenToken> other = {
+      {.token = 999, .logprob = 0, .top_tokens = {}, .top_logprobs = {}}};
+  for (int i = 0; i < 40; ++i) {
+    sequence.lookup.Propose(sequence.tokens(), 7);
+    sequence.lookup.Record(other);
+  }
+  const Plan plan = Scheduler(options_).PlanRound(running_);
+  EXPECT_FALSE(plan.round.steps[0].brings_drafts());
+  EXPECT_EQ(plan.round.steps[0].block, 8);
 }
 
 TEST_F(SchedulerTest, UltraspeedRunsAloneAndStandardIsNeverStarved) {

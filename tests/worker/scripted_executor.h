@@ -28,6 +28,7 @@ struct ScriptedOptions {
   int vocabulary = 1000;
   int64_t context_tokens = 512;
   int draft_block = 8;  // 1 = no drafter
+  int given_drafts_max = 0;
   int num_snapshots = 0;
   int decode_blocks = 1;
   bool weighs_drafts = false;  // what it says; it verifies all
@@ -86,6 +87,7 @@ class ScriptedExecutor : public Executor {
   std::string device() const override { return "scripted"; }
   int num_snapshots() const override { return options_.num_snapshots; }
   int decode_blocks() const override { return options_.decode_blocks; }
+  int given_drafts_max() const override { return options_.given_drafts_max; }
   bool weighs_drafts() const override { return options_.weighs_drafts; }
   void ResetSlot(int slot) override { slots_.at(slot).clear(); }
   void SaveSnapshot(int snapshot, int slot, int64_t position) override {
@@ -118,7 +120,7 @@ class ScriptedExecutor : public Executor {
     for (const SequenceStep& step : round.steps) {
       for (int64_t i = 0; i < step.computed / options_.page_tokens; ++i)
         KERNELS_CHECK(written.count(step.pages[i]), ==, size_t{0});
-      num_rows += step.num_tokens + step.block - 1;
+      num_rows += step.rows();
       result.sequences.push_back(RunStep(step));
     }
     KERNELS_CHECK(num_rows, >=, 1);
@@ -140,11 +142,11 @@ class ScriptedExecutor : public Executor {
     KERNELS_CHECK(step.num_tokens, >=, 1);
     KERNELS_CHECK(step.block, >=, 1);
     KERNELS_CHECK(step.block, <=, options_.draft_block);
-    if (step.block > 1) KERNELS_CHECK(step.num_tokens, ==, 1);
-    if (step.block > 1) KERNELS_CHECK(step.sample, ==, true);
+    KERNELS_CHECK(step.num_drafts, <=, options_.given_drafts_max);
+    if (step.chosen_max() > 1) KERNELS_CHECK(step.num_tokens, ==, 1);
+    if (step.chosen_max() > 1) KERNELS_CHECK(step.sample, ==, true);
     KERNELS_CHECK(step.computed, ==, static_cast<int64_t>(kv.size()));
-    KERNELS_CHECK(step.computed + step.num_tokens + step.block - 1, <=,
-                  int64_t{step.num_pages} * options_.page_tokens);
+    KERNELS_CHECK(step.computed + step.rows(), <=, int64_t{step.num_pages} * options_.page_tokens);
     for (int64_t i = 0; i < step.computed; ++i) KERNELS_CHECK(PageToken(step, i), ==, kv[i]);
     kv.insert(kv.end(), step.tokens, step.tokens + step.num_tokens);
     SequenceResult result;
@@ -152,8 +154,9 @@ class ScriptedExecutor : public Executor {
       WritePages(step, kv);
       return result;
     }
-    result.num_drafted = step.block - 1;
-    result.num_accepted = result.num_drafted > 0 ? accept(result.num_drafted) : 0;
+    result.num_drafted = step.chosen_max() - 1;
+    result.took_own = step.brings_drafts();
+    if (step.wants_drafts()) result.num_accepted = accept(result.num_drafted);
     for (int i = 0; i <= result.num_accepted; ++i) {
       const int32_t token = ScriptedToken(step.sampling.seed, static_cast<int64_t>(kv.size()),
                                           kv.back(), options_.vocabulary);
@@ -163,6 +166,7 @@ class ScriptedExecutor : public Executor {
         chosen.top_logprobs.push_back(-1.0f - static_cast<float>(k));
       }
       result.chosen.push_back(std::move(chosen));
+      if (i < step.num_drafts && step.drafts[i] == token) ++result.num_accepted;
       if (i < result.num_accepted) kv.push_back(token);  // the last one is the next anchor
     }
     WritePages(step, kv);
@@ -176,8 +180,7 @@ class ScriptedExecutor : public Executor {
   void WritePages(const SequenceStep& step, const std::vector<int32_t>& kv) {
     const auto computed = static_cast<int64_t>(kv.size());
     for (int64_t i = step.computed; i < computed; ++i) PageToken(step, i) = kv[i];
-    for (int64_t i = computed; i < step.computed + step.num_tokens + step.block - 1; ++i)
-      PageToken(step, i) = -2;
+    for (int64_t i = computed; i < step.computed + step.rows(); ++i) PageToken(step, i) = -2;
   }
 
   const ScriptedOptions options_;

@@ -7,6 +7,12 @@
 namespace ultraspeed::worker {
 namespace {
 
+std::vector<int> Rows(const std::vector<RowShare>& division) {
+  std::vector<int> rows;
+  for (const RowShare& share : division) rows.push_back(share.rows());
+  return rows;
+}
+
 TEST(ChooseBlockTest, DraftsMoreWhenMoreIsAccepted) {
   EXPECT_EQ(ChooseBlock(0.95, 8, kServedShapeDraftCost), 8);
   EXPECT_LE(ChooseBlock(0.5, 8, DraftCost{.fixed = 0.1, .row = 0.086}), 4);
@@ -43,17 +49,16 @@ TEST(DivideRowsTest, SeveralBlocksPayWhereDraftsAreGood) {
     std::vector<Drafting> sequences;
     for (const double acceptance : acceptances)
       sequences.push_back({.acceptance = acceptance, .bound = 8});
-    return DivideRows(sequences, {.block_max = 8, .blocks_max = blocks_max, .rows_max = 64},
-                      {.fixed = 0.1, .row = 0.086, .block = block_cost});
+    return Rows(DivideRows(sequences, {.block_max = 8, .blocks_max = blocks_max, .rows_max = 64},
+                           {.fixed = 0.1, .row = 0.086, .block = block_cost}));
   };
-  using Rows = std::vector<int>;
-  EXPECT_EQ(divide({0.97}, 2, 0), (Rows{8}));
-  EXPECT_EQ(divide({0.97, 0.97}, 1, 0), (Rows{4, 4}));
-  EXPECT_EQ(divide({0.97, 0.97}, 2, 0.54), (Rows{8, 8}));
-  EXPECT_EQ(divide({0.85, 0.85}, 2, 0.54), (Rows{4, 4}));
-  EXPECT_EQ(divide({0.85, 0.85}, 2, 0), (Rows{8, 8}));
-  EXPECT_EQ(divide({0.97, 0.97, 0.97, 0.97}, 2, 0.54), (Rows{4, 4, 4, 4}));
-  EXPECT_EQ(divide({0.97, 0.97, 0.97, 0.97}, 2, 5), (Rows{2, 2, 2, 2}));
+  EXPECT_EQ(divide({0.97}, 2, 0), (std::vector<int>{8}));
+  EXPECT_EQ(divide({0.97, 0.97}, 1, 0), (std::vector<int>{4, 4}));
+  EXPECT_EQ(divide({0.97, 0.97}, 2, 0.54), (std::vector<int>{8, 8}));
+  EXPECT_EQ(divide({0.85, 0.85}, 2, 0.54), (std::vector<int>{4, 4}));
+  EXPECT_EQ(divide({0.85, 0.85}, 2, 0), (std::vector<int>{8, 8}));
+  EXPECT_EQ(divide({0.97, 0.97, 0.97, 0.97}, 2, 0.54), (std::vector<int>{4, 4, 4, 4}));
+  EXPECT_EQ(divide({0.97, 0.97, 0.97, 0.97}, 2, 5), (std::vector<int>{2, 2, 2, 2}));
 }
 
 TEST(DivideRowsTest, NoBoundIsPassed) {
@@ -61,7 +66,7 @@ TEST(DivideRowsTest, NoBoundIsPassed) {
       {.acceptance = 0.99, .bound = 3}, {.acceptance = 0.99, .bound = 8}, {.acceptance = 0.99}};
   for (int rows_max = 3; rows_max <= 16; ++rows_max) {
     const std::vector<int> rows =
-        DivideRows(sequences, {.block_max = 8, .blocks_max = 2, .rows_max = rows_max}, {});
+        Rows(DivideRows(sequences, {.block_max = 8, .blocks_max = 2, .rows_max = rows_max}, {}));
     ASSERT_EQ(rows.size(), 3u);
     EXPECT_LE(rows[0], 3);
     EXPECT_EQ(rows[2], 1);
@@ -104,14 +109,72 @@ TEST(ReachMinTest, IsWhereARowStopsToPay) {
       const double rows = tokens + cost.unreached * (8 - tokens);
       const double alone = 1 + cost.fixed + (rows - 1) * cost.row;
       const Drafting drafting = {.acceptance = acceptance, .bound = 8};
-      const double reach = ReachMin({drafting}, {8}, 8, cost);
+      const double reach = ReachMin({drafting}, {{.block = 8}}, 8, cost);
       EXPECT_NEAR((tokens + reach) / (alone + cost.row), tokens / alone, 1e-12);
       const double two = 1 + 2 * cost.fixed + (2 * rows - 1) * cost.row + cost.block;
-      EXPECT_NEAR(ReachMin({drafting, drafting}, {8, 8}, 8, cost), cost.row * 2 * tokens / two,
-                  1e-12);
+      EXPECT_NEAR(ReachMin({drafting, drafting}, {{.block = 8}, {.block = 8}}, 8, cost),
+                  cost.row * 2 * tokens / two, 1e-12);
     }
   }
-  EXPECT_EQ(ReachMin({{.acceptance = 0.9}}, {8}, 8, DraftCost{.fixed = 0.1, .row = 0}), 0);
+  EXPECT_EQ(ReachMin({{.acceptance = 0.9}}, {{.block = 8}}, 8, DraftCost{.fixed = 0.1, .row = 0}),
+            0);
+}
+
+// Drafts from a text cost their rows only, so they win where they are as good as the drafter's, as
+// many as pay for their row.
+TEST(ChooseLookedUpTest, WeighsTheTextAgainstTheDrafter) {
+  const auto choose = [](double drafter, double text, int num_drafts, const DraftCost& cost) {
+    return ChooseLookedUp({.acceptance = drafter,
+                           .bound = 16,
+                           .looked_up = {.acceptance = text, .num_drafts = num_drafts}},
+                          ChooseBlock(drafter, 8, cost), 15, cost);
+  };
+  const DraftCost cost = {.fixed = 0.1, .row = 0.086, .block = 0, .unreached = 0.25};
+  EXPECT_EQ(choose(0.9, 0.97, 7, cost), 7);
+  EXPECT_EQ(choose(0.9, 0.97, 3, cost), 0);  // three drafts are less than seven
+  EXPECT_EQ(choose(0.9, 0.6, 15, cost), 0);
+  EXPECT_EQ(choose(0.9, 0.97, 0, cost), 0);
+  EXPECT_EQ(choose(0.05, 0.05, 15, cost), 0);
+  EXPECT_GT(choose(0.5, 0.7, 15, cost), 0);
+  EXPECT_LT(choose(0.5, 0.7, 15, cost), 8);  // later rows would not be reached
+  // Where rows cost nothing all are worth it, where they cost a round none is.
+  EXPECT_EQ(choose(0.5, 0.9, 15, {.fixed = 0.1}), 15);
+  EXPECT_EQ(choose(0.5, 0.9, 15, {.fixed = 0.1, .row = 1}), 0);
+}
+
+TEST(DivideRowsTest, OneAloneMayBringMoreThanABlock) {
+  const Drafting repeating = {
+      .acceptance = 0.5, .bound = 16, .looked_up = {.acceptance = 0.98, .num_drafts = 15}};
+  const DraftCost cost = {.fixed = 0.5, .row = 0.05};
+  const auto divide = [&](const std::vector<Drafting>& sequences, int rows_max) {
+    return Rows(DivideRows(
+        sequences, {.block_max = 8, .blocks_max = 1, .rows_max = rows_max, .looked_up_max = 15},
+        cost));
+  };
+  EXPECT_EQ(divide({repeating}, 64), (std::vector<int>{16}));
+  EXPECT_EQ(divide({repeating}, 5), (std::vector<int>{5}));
+  EXPECT_EQ(divide({repeating, repeating}, 64), (std::vector<int>{4, 4}));
+  Drafting ending = repeating;
+  ending.bound = 3;
+  EXPECT_EQ(divide({ending}, 64), (std::vector<int>{3}));
+  ending.bound = 1;
+  EXPECT_EQ(divide({ending}, 64), (std::vector<int>{1}));
+}
+
+TEST(AcceptanceTotalsTest, CountsBySourceAndPosition) {
+  AcceptanceTotals totals;
+  totals.Record({.chosen = {}, .num_drafted = 7, .num_accepted = 2, .took_own = false});
+  totals.Record({.chosen = {}, .num_drafted = 15, .num_accepted = 9, .took_own = true});
+  totals.Record({.chosen = {}, .num_drafted = 0, .num_accepted = 0, .took_own = false});
+  EXPECT_EQ(totals.rounds, 2);  // a plain one drafts nothing
+  EXPECT_EQ(totals.of_drafter.verified, 7);
+  EXPECT_EQ(totals.of_drafter.accepted, 2);
+  EXPECT_EQ(totals.of_text.verified, 15);
+  EXPECT_EQ(totals.of_text.accepted, 9);
+  EXPECT_EQ(totals.accepted_at[0], 2);
+  EXPECT_EQ(totals.accepted_at[1], 2);
+  EXPECT_EQ(totals.accepted_at[2], 1);
+  EXPECT_EQ(totals.accepted_at[8], 1);
 }
 
 TEST(SpeculationStateTest, FollowsRecentAcceptance) {
@@ -137,20 +200,6 @@ TEST(SpeculationStateTest, TriesAgainAfterPlainRounds) {
   }
   EXPECT_LT(plain_rounds, 100);
   EXPECT_GT(plain_rounds, 5);
-}
-
-TEST(AcceptanceTotalsTest, CountsByPosition) {
-  AcceptanceTotals totals;
-  totals.Record(7, 3);
-  totals.Record(7, 1);
-  totals.Record(0, 0);  // a plain round is no draft
-  EXPECT_EQ(totals.rounds, 2);
-  EXPECT_EQ(totals.drafted, 14);
-  EXPECT_EQ(totals.accepted, 4);
-  EXPECT_EQ(totals.accepted_at[0], 2);
-  EXPECT_EQ(totals.accepted_at[1], 1);
-  EXPECT_EQ(totals.accepted_at[2], 1);
-  EXPECT_EQ(totals.accepted_at[3], 0);
 }
 
 }  // namespace

@@ -548,6 +548,8 @@ TEST_F(WorkerServiceTest, MetricsFollowTheRequests) {
   EXPECT_THAT(text, HasSubstr("ultraspeed_worker_completion_tokens_total 50"));
   EXPECT_THAT(text, HasSubstr("ultraspeed_worker_requests_total{finish_reason=\"length\"} 1"));
   EXPECT_THAT(text, HasSubstr("ultraspeed_worker_accepted_per_position_total{position=\"7\"}"));
+  EXPECT_THAT(text, HasSubstr("ultraspeed_worker_draft_tokens_total{source=\"drafter\"}"));
+  EXPECT_THAT(text, HasSubstr("ultraspeed_worker_accepted_tokens_total{source=\"text\"} 0"));
   EXPECT_THAT(text, HasSubstr("ultraspeed_worker_ttft_seconds_count 1"));
   EXPECT_THAT(text, HasSubstr("ultraspeed_worker_running_max 4"));
 }

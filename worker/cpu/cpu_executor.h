@@ -35,6 +35,8 @@ class CpuExecutor : public ModelExecutor {
   int vocabulary_used() const override { return vocabulary_used_; }
   std::string device() const override;
   bool weighs_drafts() const override { return true; }
+  // However long a drafter's block is.
+  int given_drafts_max() const override { return kDraftBlockMax - 1; }
   int num_snapshots() const override { return shape_.num_snapshots; }
   void ResetSlot(int slot) override;
   void SaveSnapshot(int snapshot, int slot, int64_t position) override;

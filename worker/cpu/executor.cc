@@ -210,8 +210,8 @@ void CpuExecutor::DraftTokens(const Round& round) {
   choices_.clear();
   for (size_t s = 0; s < round.steps.size(); ++s) {
     const SequenceStep& step = round.steps[s];
-    drafts_[s].clear();
-    if (step.block == 1) continue;
+    drafts_[s].assign(step.drafts, step.drafts + step.num_drafts);
+    if (!step.wants_drafts()) continue;
     drafting_.push_back({.sequence = s,
                          .first_choice = choices_.size(),
                          .log_least = std::log(kernels::LeastDraftOdds(step.sampling)),
@@ -371,6 +371,7 @@ RoundResult CpuExecutor::Accept(const Round& round) {
     SequenceResult& out = result.sequences[s];
     if (step.sample) {
       out.num_drafted = static_cast<int>(drafts_[s].size());
+      out.took_own = step.brings_drafts();
       for (int j = 0; j <= out.num_drafted; ++j) {
         const size_t index = choice + static_cast<size_t>(j);
         ChosenToken chosen{.token = choices_[index].chosen.token,

@@ -151,8 +151,8 @@ class CudaExecutor : public GpuExecutor {
 
   // Of a decode pass. Where steps have constraints, the host makes masks between draft and target.
   enum class DecodePart : uint8_t { kAll, kDraft, kMaskedTarget };
-  // Sequences, block, position bound.
-  using GraphKey = std::tuple<int, int, int64_t, DecodePart>;
+  // Sequences, block, position bound, part; whether drafts are given.
+  using GraphKey = std::tuple<int, int, int64_t, DecodePart, bool>;
   struct Graph {
     int num_uses = 0;
     cudaGraphExec_t executable = nullptr;

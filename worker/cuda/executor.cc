@@ -86,9 +86,11 @@ std::vector<RoundResult> CudaExecutor::RunResident(const std::vector<Round>& rou
   std::vector<RoundResult> results;
   for (size_t i = 0; i < finished.size(); ++i) {
     int num_rows = 0, draft_passes = 0;
-    for (const SequenceStep& step : rounds[i].steps) draft_passes += step.block > 1 ? 1 : 0;
-    for (const SequenceResult& result : finished[i].result.sequences)
+    for (size_t s = 0; s < rounds[i].steps.size(); ++s) {
+      const SequenceResult& result = finished[i].result.sequences[s];
       num_rows += 1 + result.num_drafted;
+      draft_passes += rounds[i].steps[s].block > 1 && !result.took_own;
+    }
     CountRows(num_rows, /*num_samples=*/num_rows, draft_passes, finished[i].num_experts);
     results.push_back(std::move(finished[i].result));
   }
@@ -154,7 +156,7 @@ void CudaExecutor::FillInput(const Round& round, const PassPlan& pass, PassBuffe
   int row = 0, token = 0, sample = 0;
   for (size_t s = 0; s < pass.steps.size(); ++s) {
     const SequenceStep& step = round.steps[static_cast<size_t>(pass.steps[s])];
-    const int num_rows = step.num_tokens + step.block - 1;
+    const int num_rows = step.rows();
     in.position[s] = step.computed;
     in.first_row[s] = row;
     in.num_rows[s] = num_rows;
@@ -166,14 +168,15 @@ void CudaExecutor::FillInput(const Round& round, const PassPlan& pass, PassBuffe
       KERNELS_CHECK(step.tokens[i], <, config_.vocabulary);
       in.tokens[token++] = step.tokens[i];
     }
-    for (int j = 0; step.sample && j < step.block; ++j, ++sample) {
+    for (int j = 0; step.sample && j < step.chosen_max(); ++j, ++sample) {
       in.sample_rows[sample] = row + step.num_tokens - 1 + j;
       in.samples[sample] = {.spec = step.sampling,
                             .position = step.computed + step.num_tokens + j,
                             .want_logprob = step.logprobs >= 0 ? 1 : 0};
     }
-    for (int j = 1; j < step.block; ++j) {  // all of a decode pass have one block
+    for (int j = 1; j < step.chosen_max(); ++j) {  // all of a decode pass have one block
       const size_t draft = static_cast<size_t>(j - 1) * pass.steps.size() + s;
+      if (pass.given) in.given_drafts[draft] = step.drafts[j - 1];
       in.draft_rows[draft] = static_cast<int>(s) * block_rows + j;
       in.draft_samples[draft] = {
           .spec = step.sampling, .position = step.computed + j, .want_logprob = 0};
@@ -190,7 +193,7 @@ void CudaExecutor::Enqueue(const Round& round, const PassPlan& pass, PassBuffers
   buffers.Upload(num_sequences, static_cast<int>(PagesOf(pass.position_end)), stream_);
   const auto launch = [&](DecodePart part) {
     const int64_t bound = PositionBound(pass.position_end, limits_.positions);
-    LaunchDecode({num_sequences, pass.block, bound, part}, buffers);
+    LaunchDecode({num_sequences, pass.block, bound, part, pass.given}, buffers);
   };
   if (pass.constrained && pass.block > 1) launch(DecodePart::kDraft);
   if (pass.constrained) UploadMasks(round, pass, buffers);
@@ -236,7 +239,7 @@ void CudaExecutor::EnqueuePrefill(const PassPlan& pass, PassBuffers& buffers) {
   }
 }
 
-// A block of every sequence: drafts, and with its anchor what the target runs.
+// Drafts of every sequence, place after place.
 void CudaExecutor::EnqueueDraft(int num_sequences, int block, int64_t position_bound,
                                 PassBuffers& buffers) {
   const PassInput& in = buffers.input;
@@ -251,8 +254,6 @@ void CudaExecutor::EnqueueDraft(int num_sequences, int block, int64_t position_b
   } else {
     ChooseInTurn(num_sequences, block, buffers);
   }
-  ops::GatherBlocks(in.tokens, buffers.drafts_by_place, num_sequences, block, buffers.block_tokens,
-                    buffers.drafts, stream_);
 }
 
 // Drafts of which each knows the one before it, those of one place in the block side by side.
@@ -290,9 +291,13 @@ void CudaExecutor::EnqueueTarget(int num_sequences, int block, int64_t position_
 
 // One round of every sequence, or a part of it, all on the device.
 void CudaExecutor::EnqueueDecode(const GraphKey& key, PassBuffers& buffers) {
-  const auto [num_sequences, block, position_bound, part] = key;
-  if (block > 1 && part != DecodePart::kMaskedTarget)
-    EnqueueDraft(num_sequences, block, position_bound, buffers);
+  const auto [num_sequences, block, position_bound, part, given] = key;
+  if (block > 1 && part != DecodePart::kMaskedTarget) {
+    if (!given) EnqueueDraft(num_sequences, block, position_bound, buffers);
+    ops::GatherBlocks(buffers.input.tokens,
+                      given ? buffers.input.given_drafts : buffers.drafts_by_place, num_sequences,
+                      block, buffers.block_tokens, buffers.drafts, stream_);
+  }
   if (part != DecodePart::kDraft) {
     EnqueueTarget(num_sequences, block, position_bound, part == DecodePart::kMaskedTarget, buffers);
   }
@@ -340,9 +345,9 @@ void CudaExecutor::UploadMasks(const Round& round, const PassPlan& pass,
   for (size_t s = 0; s < pass.steps.size(); ++s) {
     const SequenceStep& step = round.steps[static_cast<size_t>(pass.steps[s])];
     if (!step.sample) continue;
-    model_->masks.Fill(row, step.block, step.constraint,
+    model_->masks.Fill(row, step.chosen_max(), step.constraint,
                        absl::MakeConstSpan(drafts).subspan(s * drafts_of_step, drafts_of_step));
-    row += step.block;
+    row += step.chosen_max();
   }
   model_->masks.Upload(row, stream_);
 }
@@ -374,10 +379,11 @@ void CudaExecutor::Collect(const Round& round, const PassPlan& pass, const PassB
     const SequenceStep& step = round.steps[step_idx];
     if (!step.sample) continue;
     SequenceResult& out = result.sequences[step_idx];
-    out.num_drafted = step.block - 1;
-    out.num_accepted = step.block > 1 ? from.num_accepted[s] : 0;
+    out.num_drafted = step.chosen_max() - 1;
+    out.num_accepted = out.num_drafted > 0 ? from.num_accepted[s] : 0;
+    out.took_own = step.brings_drafts();
     KERNELS_CHECK(out.num_accepted, >=, 0);
-    KERNELS_CHECK(out.num_accepted, <, step.block);
+    KERNELS_CHECK(out.num_accepted, <=, out.num_drafted);
     for (int j = 0; j <= out.num_accepted; ++j) {
       const int row = sample + j;
       ChosenToken chosen{.token = from.tokens[row],
@@ -393,7 +399,7 @@ void CudaExecutor::Collect(const Round& round, const PassPlan& pass, const PassB
       }
       out.chosen.push_back(std::move(chosen));
     }
-    sample += step.block;
+    sample += step.chosen_max();
   }
 }
 
@@ -406,7 +412,7 @@ void CudaExecutor::Count(const PassPlan& pass, const PassBuffers& buffers) {
     for (size_t i = 0; i < num_choices; ++i) expert_seen_[static_cast<size_t>(*choice++)] = 1;
     distinct += std::count(expert_seen_.begin(), expert_seen_.end(), 1);
   }
-  CountRows(pass.num_rows, pass.num_samples, pass.block > 1 ? 1 : 0, distinct);
+  CountRows(pass.num_rows, pass.num_samples, pass.block > 1 && !pass.given ? 1 : 0, distinct);
 }
 
 void CudaExecutor::CountRows(int num_rows, int num_samples, int draft_passes, int64_t distinct) {

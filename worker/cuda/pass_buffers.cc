@@ -41,6 +41,7 @@ InputBytes Lay(const PassCapacity& c, uint8_t* base, PassInput& input) {
   layout.Place(input.draft_first_row, c.sequences);
   layout.Place(input.draft_num_rows, c.sequences);
   layout.Place(input.draft_rows, c.drafts);
+  layout.Place(input.given_drafts, c.drafts);
   const size_t before_pages = layout.used();
   layout.Place(input.pages, int64_t{c.sequences} * c.pages);
   return {before_pages, layout.used()};

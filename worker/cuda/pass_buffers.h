@@ -36,6 +36,7 @@ struct PassInput {
   int32_t* draft_first_row = nullptr;                 // [S] of the drafter's blocks
   int32_t* draft_num_rows = nullptr;                  // [S]
   int32_t* draft_rows = nullptr;                      // [drafts] likewise; of the drafter's pass
+  int32_t* given_drafts = nullptr;                    // [drafts] likewise; if not the drafter's
   int32_t* pages = nullptr;                           // [S, capacity.pages]
 };
 

@@ -30,7 +30,8 @@ bool Same(const kernels::SamplingSpec& a, const kernels::SamplingSpec& b) {
 bool WantsLogprobs(const SequenceStep& step) { return step.logprobs >= 0; }
 bool IsHeld(const SequenceStep& step) { return step.constraint != nullptr; }
 
-bool Drafts(const SequenceStep& step) { return step.block > 1; }
+bool Drafts(const SequenceStep& step) { return step.wants_drafts(); }
+bool BringsDrafts(const SequenceStep& step) { return step.brings_drafts(); }
 
 template <typename Predicate>
 bool AnyOf(const Round& round, Predicate predicate) {
@@ -163,21 +164,42 @@ ResidentEngine::~ResidentEngine() {
 
 bool ResidentEngine::Takes(const SequenceStep& step) const {
   return num_blocks_ > 0 && step.sample && step.num_tokens == 1 && step.logprobs <= 0 &&
-         step.block <= resident::kBandRows && (step.block == 1 || !weights_.drafter.layers.empty());
+         step.chosen_max() <= resident::kBandRows &&
+         (!Drafts(step) || !weights_.drafter.layers.empty());
 }
 
 ResidentEngine::Finished ResidentEngine::Run(const Round& round) {
-  const auto record = [&] { return session_.num_taken % resident::kResultsMax; };
+  if (AnyOf(round, BringsDrafts)) return RunGiven(round);
   if (!Continues(round)) Yield();
   if (!running_) Start(round);
   WriteShared(pinned_->control.log_reach_min, std::log(ReachMinOf(round)));
   constexpr int kStartsMax = 8;
-  for (int starts = 0; !Complete(round, record(), session_.num_taken); ++starts) {
+  for (int starts = 0; !CompleteNext(round); ++starts) {
     KERNELS_CHECK(starts, <, kStartsMax);
     Yield();  // it has ended already: for want of a host, mostly
     Start(round);
   }
-  Finished finished = ResultOf(round, record());
+  return TakeNext(round);
+}
+
+ResidentEngine::Finished ResidentEngine::RunGiven(const Round& round) {
+  Round drafted = round;
+  for (SequenceStep& step : drafted.steps) step.num_drafts = 0;
+  if (Continues(drafted)) {
+    WriteShared(pinned_->control.stop, 1);
+    if (CompleteNext(drafted)) return TakeNext(drafted);
+  }
+  return std::move(RunInTurns({round}).front());
+}
+
+uint32_t ResidentEngine::NextRecord() const { return session_.num_taken % resident::kResultsMax; }
+
+bool ResidentEngine::CompleteNext(const Round& round) {
+  return Complete(round, NextRecord(), session_.num_taken);
+}
+
+ResidentEngine::Finished ResidentEngine::TakeNext(const Round& round) {
+  Finished finished = ResultOf(round, NextRecord());
   const std::vector<size_t> order = ProgramOrder(round);
   for (size_t m = 0; m < order.size(); ++m) {
     const std::vector<ChosenToken>& chosen = finished.result.sequences[order[m]].chosen;
@@ -215,6 +237,7 @@ ResidentEngine::Finished ResidentEngine::ResultOf(const Round& round, uint32_t i
     const SequenceStep& step = round.steps[order[s]];
     SequenceResult& result = finished.result.sequences[order[s]];
     result.num_drafted = record.num_verified[s] - 1;
+    result.took_own = step.brings_drafts();
     result.num_accepted = record.num_tokens[s] - 1;
     for (int row = first_row; row < first_row + record.num_tokens[s]; ++row) {
       result.chosen.push_back({.token = record.tokens[row],
@@ -222,7 +245,7 @@ ResidentEngine::Finished ResidentEngine::ResultOf(const Round& round, uint32_t i
                                .top_tokens = {},
                                .top_logprobs = {}});
     }
-    first_row += step.block;
+    first_row += step.chosen_max();
   }
   return finished;
 }
@@ -259,7 +282,7 @@ resident::Program ResidentEngine::ProgramFor(const Round& round, int turn) {
   program.choices = buffers_.choices;
   program.masses = buffers_.masses;
   program.weighs_drafts = WeighsDrafts(round);
-  program.chains_drafts = config_.drafter.markov_rank > 0;
+  program.chains_drafts = kind.draft_passes > 0 && config_.drafter.markov_rank > 0;
   program.log_reach_min = std::log(ReachMinOf(round));
   program.whole_row = buffers_.whole_row;
   program.whole_row.in_use = kind.whole_rows;
@@ -281,20 +304,22 @@ resident::Program ResidentEngine::ProgramFor(const Round& round, int turn) {
   program.num_rows = 0;
   for (const size_t i : ProgramOrder(round)) {
     const SequenceStep& step = round.steps[i];
-    KERNELS_CHECK(program.num_rows + step.block, <=, resident::kRowsMax);
+    KERNELS_CHECK(program.num_rows + step.chosen_max(), <=, resident::kRowsMax);
     KERNELS_CHECK(Filters(step.sampling), ==, program.whole_row.filters);
     const int s = program.num_sequences++;
     program.sequences[s] = {
         .first_row = program.num_rows,
-        .block = step.block,
+        .block = step.chosen_max(),
         .position = step.computed,
         .position_end = std::min<int64_t>({int64_t{step.num_pages} * kPageTokens,
                                            config_.context_tokens, positions_ - kDraftBlockMax}),
-        .anchor = step.tokens[0],
         .slot = step.slot,
+        .is_given = step.brings_drafts(),
         .pages = UploadPages(step, turn, s),
         .sampling = step.sampling};
-    for (int row = 0; row < step.block; ++row)
+    program.tokens[program.num_rows] = step.tokens[0];
+    std::copy_n(step.drafts, step.num_drafts, program.tokens + program.num_rows + 1);
+    for (int row = 0; row < step.chosen_max(); ++row)
       program.sequence_of[program.num_rows++] = static_cast<uint8_t>(s);
   }
   program.num_bands = kind.num_bands;
@@ -390,9 +415,9 @@ void ResidentEngine::SendMasks(const Round& round, const resident::RoundRecord& 
   int row = 0;
   for (const size_t i : ProgramOrder(round)) {
     const SequenceStep& step = round.steps[i];
-    masks.Fill(row, step.block, step.constraint,
-               absl::MakeConstSpan(record.rows).subspan(row + 1, step.block - 1));
-    row += step.block;
+    masks.Fill(row, step.chosen_max(), step.constraint,
+               absl::MakeConstSpan(record.rows).subspan(row + 1, step.chosen_max() - 1));
+    row += step.chosen_max();
   }
   for (ResidentEngine* const rank : joined_) {
     const DeviceScope scope(rank->ranks_.index);

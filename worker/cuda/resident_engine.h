@@ -8,6 +8,10 @@
 // not taken stay valid while the same sequences go on, and are dropped otherwise: they wrote only
 // keys and values that the next round writes again. A turn is a launch that ends after its round.
 //
+// Drafts that a step brings along come too late for a session, whose next round is under way: that
+// round is taken, with the drafter's drafts, and the session ends. The rounds behind it are
+// launched one by one until none brings any.
+//
 // Where a sequence is held to something, the kernel tells the host what a round drafted, and the
 // host sends what may be chosen behind it while the target runs.
 //
@@ -106,6 +110,12 @@ class ResidentEngine {
   // `control` says.
   void Reset(const kernels::cuda::resident::HostControl& control);
   void Start(const Round& round);
+  // Run, where steps bring drafts along.
+  Finished RunGiven(const Round& round);
+  // The session's next round: as Complete; what it gave.
+  bool CompleteNext(const Round& round);
+  Finished TakeNext(const Round& round);
+  uint32_t NextRecord() const;
   // Waits for all ranks' kernels.
   void Finish();
   bool Continues(const Round& round) const;

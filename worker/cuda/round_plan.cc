@@ -24,7 +24,7 @@ constexpr double kPassMs = 8.0, kPassRowMs = 0.38;
 double ResidentMs(const Round& round) {
   const int rows = NumRows(round);
   double ms = kResidentMs + kResidentRowMs * rows + kResidentBandMs * ((rows - 1) / kBandRows);
-  for (const SequenceStep& step : round.steps) ms += step.block > 1 ? kDraftPassMs : 0.0;
+  for (const SequenceStep& step : round.steps) ms += step.wants_drafts() ? kDraftPassMs : 0.0;
   return ms;
 }
 double PassesMs(const Round& round) {
@@ -35,10 +35,10 @@ double PassesMs(const Round& round) {
 
 void Add(const SequenceStep& step, int step_idx, PassPlan& pass) {
   pass.steps.push_back(step_idx);
-  const int num_rows = step.num_tokens + step.block - 1;
+  const int num_rows = step.rows();
   pass.num_rows += num_rows;
   pass.rows_max = std::max(pass.rows_max, num_rows);
-  pass.num_samples += step.sample ? step.block : 0;
+  pass.num_samples += step.sample ? step.chosen_max() : 0;
   pass.alternatives = std::max(pass.alternatives, step.sample ? step.logprobs : 0);
   pass.position_end = std::max(pass.position_end, step.computed + num_rows);
   pass.constrained |= step.sample && step.constraint != nullptr;
@@ -48,28 +48,28 @@ void Add(const SequenceStep& step, int step_idx, PassPlan& pass) {
 
 int NumRows(const Round& round) {
   int rows = 0;
-  for (const SequenceStep& step : round.steps) rows += step.block;
+  for (const SequenceStep& step : round.steps) rows += step.chosen_max();
   return rows;
 }
 
 std::vector<PassPlan> PlanPasses(const Round& round) {
   std::vector<PassPlan> passes;
-  const auto pass_of = [&](PassKind kind, int block, bool constrained) -> PassPlan& {
+  const auto pass_of = [&](const SequenceStep& step) -> PassPlan& {
+    const PassKind kind = IsDecode(step) ? PassKind::kDecode : PassKind::kPrefill;
+    const bool constrained = step.constraint != nullptr, given = step.brings_drafts();
     for (PassPlan& pass : passes) {
-      if (pass.kind != kind || pass.block != block) continue;
-      if (kind == PassKind::kPrefill || pass.constrained == constrained) return pass;
+      if (pass.kind != kind || pass.block != step.chosen_max()) continue;
+      if (kind == PassKind::kPrefill || (pass.constrained == constrained && pass.given == given))
+        return pass;
     }
     PassPlan& pass = passes.emplace_back();
     pass.kind = kind;
-    pass.block = block;
+    pass.block = step.chosen_max();
+    pass.given = given;
     return pass;
   };
-  for (size_t i = 0; i < round.steps.size(); ++i) {
-    const SequenceStep& step = round.steps[i];
-    Add(step, static_cast<int>(i),
-        pass_of(IsDecode(step) ? PassKind::kDecode : PassKind::kPrefill, step.block,
-                step.constraint != nullptr));
-  }
+  for (size_t i = 0; i < round.steps.size(); ++i)
+    Add(round.steps[i], static_cast<int>(i), pass_of(round.steps[i]));
   return passes;
 }
 
@@ -92,7 +92,7 @@ bool Filters(const kernels::SamplingSpec& spec) {
 bool ShareRound(const Round& round, const SequenceStep& step) {
   namespace resident = kernels::cuda::resident;
   return round.steps.size() < resident::kSequencesMax &&
-         NumRows(round) + step.block <= resident::kRowsMax &&
+         NumRows(round) + step.chosen_max() <= resident::kRowsMax &&
          Filters(round.steps.front().sampling) == Filters(step.sampling);
 }
 

@@ -1,6 +1,6 @@
 // How a round is cut into passes: one for all prefill rows, then one for each block size among the
-// decoding sequences, and for those that have constraints, so that every decode pass has a fixed
-// shape.
+// decoding sequences, for those that have constraints and for those that bring their drafts along,
+// so that every decode pass has a fixed shape.
 //
 // Pure; called by GpuExecutor and CudaExecutor each round.
 #pragma once
@@ -16,7 +16,7 @@ enum class PassKind : uint8_t { kPrefill, kDecode };
 
 struct PassPlan {
   PassKind kind = PassKind::kPrefill;
-  int block = 1;             // of every sequence of a decode pass
+  int block = 1;             // of every sequence of a decode pass: anchor and drafts
   std::vector<int> steps;    // [S] into Round::steps
   int num_rows = 0;          // of the target, all steps together
   int rows_max = 0;          // of one step
@@ -24,6 +24,7 @@ struct PassPlan {
   int alternatives = 0;      // the most log-probability alternatives that a step asks for
   int64_t position_end = 0;  // past the last position of any row
   bool constrained = false;  // decode: all steps; prefill: some step that samples
+  bool given = false;        // all steps bring their drafts along
 };
 
 // Blocks of all steps together, as the resident engine counts rows.

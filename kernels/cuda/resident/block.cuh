@@ -15,7 +15,7 @@ constexpr int kShareBlocksMax = kPassBlocks / kClusterBlocks;  // of them, a thr
 static_assert(kShareBlocksMax <= kConsumerWarps);
 constexpr int kExchangeBuffers = 3;  // tiles whose partials may be under way to their finisher
 constexpr int kRingEntries = 32;
-constexpr int kRingBytes = 131 * 1024 - 128;  // what the rest of Shared leaves
+constexpr int kRingBytes = 131 * 1024 - 256;  // what the rest of Shared leaves
 constexpr int kStagingBytes = 48 * 1024 + 512;
 constexpr int kPhaseSlots = 3;
 constexpr int kOwnedTilesMax = 2 * kRouterChunkTiles;  // of the residual stream
@@ -77,6 +77,7 @@ struct alignas(128) Shared {
   volatile uint32_t exits;            // the producer's sign to leave
 };
 static_assert(sizeof(Shared) <= 227 * 1024);
+static_assert(kRingBytes % 128 == 0);  // behind it lie operands of tensor cores
 static_assert(sizeof(Shared::exchange) + kStagingBytes >= kAttentionScratchBytes);
 
 // The block's shared memory as an address that the compiler does not know to be constant: in a

@@ -37,7 +37,7 @@ __device__ __forceinline__ void FindVerified(const Program& program, int s, Roun
   int count = 1;
   float log_reach = 0.0f;
   for (; count < bound; ++count) {
-    if (!program.weighs_drafts) continue;
+    if (!program.weighs_drafts || sequence.is_given) continue;
     log_reach += fmaxf(state.logprobs[sequence.first_row + count], least);
     if (log_reach < state.log_reach_min) break;
   }
@@ -54,7 +54,7 @@ __device__ __forceinline__ void TakeDrafts(const Block& block) {
 #pragma unroll 1
   for (int row = Thread() / kWarpLanes; row < end; row += kConsumerWarps) {
     const int s = program.sequence_of[row], of_block = row - program.sequences[s].first_row;
-    if (of_block == 0) continue;
+    if (of_block == 0 || program.sequences[s].is_given) continue;
     const RowChoice choice = ChoiceOf(block, s, of_block, lane);
     float logprob = 0.0f;
     if (program.weighs_drafts) logprob = DraftLogprob(block, s, of_block, lane, choice);

@@ -8,7 +8,8 @@
 //
 // Top-k and top-p: of the best of all, blocks add up how many tokens are likelier and what
 // probability those have. If that is too much for it to be kept, all that are no likelier than it
-// are not kept either, and the best of the rest is next.
+// are not kept either, and the best of the rest is next. Top-p's share is one of all tokens, also
+// where top-k keeps only some of them: with both a draft may differ from the single operations'.
 //
 // Ranks do as blocks do: block 0 of each tells the others what all its blocks have found, and all
 // blocks ask.

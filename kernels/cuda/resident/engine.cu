@@ -194,10 +194,10 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
                   .verified = 0,
                   .num_verified = {},
                   .log_reach_min = program.log_reach_min};
+  for (int row = 0; row < program.num_rows; ++row) shared.state.tokens[row] = program.tokens[row];
   for (int s = 0; s < program.num_sequences; ++s) {
     const RoundSequence& sequence = program.sequences[s];
     shared.state.position[s] = sequence.position;
-    shared.state.tokens[sequence.first_row] = sequence.anchor;
     shared.state.has_segments |= HasSegments(sequence.position + sequence.block);
   }
 }

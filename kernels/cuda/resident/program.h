@@ -208,8 +208,8 @@ struct RoundSequence {
   int block = 1;      // its rows: anchor and drafts
   int64_t position = 0;
   int64_t position_end = 0;  // no row may lie at or past this
-  int32_t anchor = 0;
   int32_t slot = 0;
+  bool is_given = false;  // the host has given the drafts; for a launch of one round
   const int32_t* pages = nullptr;
   SamplingSpec sampling = {};
 };
@@ -350,9 +350,11 @@ struct Program {
   int draft_rows = 0;  // of a drafter's pass: anchor and masks, at least a block
   RoundSequence sequences[kSequencesMax];
   uint8_t sequence_of[kRowsMax] = {};  // of a row of the target's pass
+  int32_t tokens[kRowsMax] = {};       // of the first round: anchors, and drafts that are given
   // Whether a draft's own probability decides if it is verified: it is when those of the drafts up
-  // to it, multiplied, are at least exp(log_reach_min). What is not verified chooses no experts,
-  // attends to nothing and is never accepted; its row goes through everything else.
+  // to it, multiplied, are at least exp(log_reach_min); given ones are. What is not verified
+  // chooses no experts, attends to nothing and is never accepted; its row goes through everything
+  // else.
   float log_reach_min = 0;  // of the first round
   bool weighs_drafts = false;
   bool chains_drafts = false;       // they are chosen in kChain, not where they are taken

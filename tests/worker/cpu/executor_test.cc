@@ -7,6 +7,7 @@
 #include "tests/kernels/instruction_sets.h"
 #include "tests/temporary_folder.h"
 #include "tests/worker/cpu/sequence_runner.h"
+#include "tests/worker/given_drafts.h"
 #include "tests/worker/model/synthetic_checkpoint.h"
 #include "worker/cpu/cpu_executor.h"
 
@@ -180,6 +181,89 @@ TEST_F(ExecutorTest, DraftingMayBeginLateAndPause) {
   EXPECT_EQ(std::vector<int32_t>(tokens.begin() + 60, tokens.begin() + 180), plain);
 }
 
+// Right and wrong ones, more than a drafter's block, in company: the text stays, and what is right
+// is accepted.
+TEST_F(ExecutorTest, GivenDraftsChangeNoToken) {
+  for (const SyntheticShape& shape : {SyntheticShape{}, SyntheticShape{.markov_rank = 32}}) {
+    const auto executor = Load(shape, {.max_sequences = 3});
+    ASSERT_EQ(executor->given_drafts_max(), kDraftBlockMax - 1);
+    for (const float temperature : {0.0f, 1.0f}) {
+      std::vector<RunPlan> plans;
+      std::vector<std::vector<int32_t>> want;
+      std::vector<RunningSequence> sequences;
+      for (int slot = 0; slot < 3; ++slot) {
+        plans.push_back(
+            {.prompt = RandomPrompt(20 + 15 * slot, static_cast<uint64_t>(slot)),
+             .num_new_tokens = 90,
+             .block = slot == 2 ? 1 : 8,
+             .sampling = {.temperature = temperature, .seed = static_cast<uint64_t>(slot)},
+             .slot = slot});
+        want.push_back(RunAlone(*executor, plans.back()));
+      }
+      for (const RunPlan& plan : plans) sequences.emplace_back(*executor, plan);
+      int num_given = 0;
+      for (size_t round_idx = 0;; ++round_idx) {
+        Round round;
+        std::vector<size_t> active;
+        std::vector<GivenDrafts> drafts(3);
+        for (size_t s = 0; s < 3; ++s) {
+          if (sequences[s].done()) continue;
+          active.push_back(s);
+          round.steps.push_back(sequences[s].Step());
+          if ((round_idx + s) % 3 == 0) continue;
+          const size_t count = 1 + round_idx * 5 % (kDraftBlockMax - 1);
+          drafts[s].Give(round.steps.back(), plans[s].prompt.size(), want[s], count,
+                         round_idx % 2 == 0 ? count / 2 : count);
+        }
+        if (active.empty()) break;
+        const RoundResult result = executor->Run(round);
+        for (size_t i = 0; i < active.size(); ++i) {
+          const SequenceStep& step = round.steps[i];
+          const SequenceResult& got = result.sequences[i];
+          EXPECT_EQ(got.took_own, step.brings_drafts());
+          if (step.brings_drafts()) {
+            EXPECT_EQ(got.num_drafted, step.num_drafts);
+            EXPECT_EQ(got.num_accepted, drafts[active[i]].num_right());
+            ++num_given;
+          }
+          sequences[active[i]].Take(step, got);
+        }
+      }
+      EXPECT_GT(num_given, 20);
+      for (size_t s = 0; s < 3; ++s) EXPECT_EQ(sequences[s].output(), want[s]) << s;
+    }
+  }
+}
+
+// A drafter's context does not depend on who drafted before.
+TEST_F(ExecutorTest, TheDrafterGoesOnBehindGivenDrafts) {
+  const auto executor = Load({});
+  const RunPlan plan{.prompt = RandomPrompt(50, 8), .num_new_tokens = 64, .block = 8};
+  const std::vector<int32_t> want = RunAlone(*executor, plan);
+  const auto accepted_behind = [&](bool given) {
+    RunningSequence sequence(*executor, plan);
+    std::vector<int> accepted;
+    while (!sequence.done()) {
+      SequenceStep step = sequence.Step();
+      const int64_t known = step.computed + 1 - static_cast<int64_t>(plan.prompt.size());
+      if (known > 0 && known < 40) {  // one token a round, either way
+        step.block = 1;
+        const int32_t wrong = (want[static_cast<size_t>(known)] + 1) % 16;
+        step.drafts = &wrong;
+        step.num_drafts = given ? 1 : 0;
+        sequence.Take(step, executor->Run({.steps = {step}}).sequences[0]);
+        continue;
+      }
+      const SequenceResult result = executor->Run({.steps = {step}}).sequences[0];
+      sequence.Take(step, result);
+      if (known > 0) accepted.push_back(result.num_accepted);
+    }
+    EXPECT_EQ(sequence.output(), want);
+    return accepted;
+  };
+  EXPECT_EQ(accepted_behind(true), accepted_behind(false));
+}
+
 TEST_F(ExecutorTest, ThreadsAndSplitFilesChangeNoToken) {
   RunPlan plan{.prompt = RandomPrompt(70, 4),
                .num_new_tokens = 60,
@@ -343,6 +427,10 @@ TEST(ExecutorDeathTest, WrongRoundsAbort) {
   step = good;
   step.block = 9;
   EXPECT_DEATH(executor->Run({{step}}), "block");
+  step = good;
+  step.drafts = &token;
+  step.num_drafts = kDraftBlockMax;
+  EXPECT_DEATH(executor->Run({{step}}), "num_drafts");
   step = good;
   step.computed = 64;
   EXPECT_DEATH(executor->Run({{step}}), "num_pages");

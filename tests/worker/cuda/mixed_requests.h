@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "tests/worker/cpu/sequence_runner.h"
+#include "tests/worker/given_drafts.h"
 #include "tests/worker/scripted_constraint.h"
 #include "worker/model_executor.h"
 
@@ -27,12 +28,34 @@ inline ExpectedRun Expect(Executor& executor, const RunPlan& plan, bool is_held)
           is_held};
 }
 
+// With both, drafts of the resident engine's Markov head may be other ones (draft_chain.cuh).
+inline bool HasBothFilters(const kernels::SamplingSpec& spec) {
+  return spec.temperature > 0 && spec.top_k > 0 && spec.top_p < 1.0f;
+}
+
+// A third of the steps bring drafts along, right or wrong ones, most often several in a row.
+class DraftGiver {
+ public:
+  void Give(std::mt19937& random, const ExpectedRun& run, SequenceStep& step) {
+    if (random() % 4 == 0) gives_ = random() % 3 == 0;
+    if (!gives_) return;
+    const size_t count = 1 + random() % 7;
+    drafts_.Give(step, run.plan.prompt.size(), run.output, count,
+                 random() % 2 == 0 ? count : random() % count);
+  }
+
+ private:
+  GivenDrafts drafts_;
+  bool gives_ = false;
+};
+
 // Runs `runs` in random order, a third of them only in part, for `num_rounds` rounds or a few more.
 // `change(random, step)` may alter a step.
 template <typename Change>
 void RunMixedRequests(ModelExecutor& executor, const std::vector<ExpectedRun>& runs, int num_rounds,
                       Change change) {
   std::mt19937 random(1);
+  DraftGiver drafts;
   int rounds_run = 0, num_finished = 0, num_aborted = 0;
   while (rounds_run < num_rounds) {
     const size_t which = random() % runs.size();
@@ -41,6 +64,7 @@ void RunMixedRequests(ModelExecutor& executor, const std::vector<ExpectedRun>& r
     int rounds = 0;
     while (!sequence.done() && rounds < abort_after) {
       Round round{.steps = {sequence.Step()}};
+      drafts.Give(random, runs[which], round.steps[0]);
       change(random, round.steps[0]);
       sequence.Take(round.steps[0], executor.Run(round).sequences[0]);
       ++rounds;
@@ -67,6 +91,7 @@ inline void RunMixedCompany(ModelExecutor& executor, const std::vector<ExpectedR
     std::vector<size_t> runs;
     size_t which = 0;
     std::unique_ptr<HeldSequence> sequence;
+    DraftGiver drafts = {};
     int rounds_left = 0;
   };
   std::mt19937 random(1);
@@ -93,6 +118,7 @@ inline void RunMixedCompany(ModelExecutor& executor, const std::vector<ExpectedR
       if (random() % 4 >= quarters) continue;
       members.push_back(&place);
       round.steps.push_back(place.sequence->Step());
+      place.drafts.Give(random, runs[place.which], round.steps.back());
     }
     if (members.empty()) continue;
     if (random() % 8 == 0) round.steps[random() % round.steps.size()].logprobs = 2;
