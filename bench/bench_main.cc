@@ -283,6 +283,13 @@ absl::StatusOr<std::vector<std::vector<int32_t>>> Prompts(const worker::ModelCon
   return texts;
 }
 
+boost::json::object CostReport(const worker::DraftCosts::Point& point) {
+  return {{"tokens", point.tokens},
+          {"fixed", point.cost.fixed},
+          {"row", point.cost.row},
+          {"block", point.cost.block}};
+}
+
 absl::Status RunDecode() {
   if (absl::GetFlag(FLAGS_max_tokens) < 2)
     return absl::InvalidArgumentError("--max_tokens must be at least 2");
@@ -331,7 +338,7 @@ absl::Status RunDecode() {
   // Plain and speculative passes alternate, so that a change of the machine's load falls on both.
   std::vector<DecodeOutcome> plain_passes, speculative_passes;
   RunPass(*executor, {texts.front()}, speculative_options, "warm-up");
-  speculative_options.draft_cost = worker::MeasureDraftCost(*executor, RealClock());
+  speculative_options.draft_costs = worker::MeasureDraftCosts(*executor, RealClock());
   for (int i = 0; i < absl::GetFlag(FLAGS_repeats); ++i) {
     plain_passes.push_back(
         RunPass(*executor, texts, plain_options, absl::StrCat("plain, pass ", i + 1)));
@@ -370,10 +377,8 @@ absl::Status RunDecode() {
        static_cast<double>(speculative.looked_up_tokens) / speculative.tokens},
       {"looked_up_tokens_per_round", static_cast<double>(speculative.looked_up_tokens) /
                                          std::max<int64_t>(1, speculative.looked_up_rounds)},
-      {"draft_cost",
-       {{"fixed", speculative_options.draft_cost.fixed},
-        {"row", speculative_options.draft_cost.row},
-        {"block", speculative_options.draft_cost.block}}},
+      {"draft_cost", CostReport(speculative_options.draft_costs.few)},
+      {"draft_cost_behind_many_tokens", CostReport(speculative_options.draft_costs.many)},
       {"identical", plain.texts == speculative.texts},
       {"ms_per_plain_token", 1e3 * plain.seconds / plain.tokens},
       {"ms_per_round", 1e3 * speculative.seconds / speculative.rounds},

@@ -37,6 +37,7 @@ class Sequence {
 
   size_t prompt_idx() const { return prompt_idx_; }
   int slot() const { return slot_; }
+  int64_t committed() const { return static_cast<int64_t>(committed_.size()); }
   bool done() const {
     return ends_ || committed_.size() >= prompt_size_ + static_cast<size_t>(options_.max_tokens);
   }
@@ -105,17 +106,19 @@ worker::Round NextRound(const std::vector<std::unique_ptr<Sequence>>& running,
   std::vector<worker::Drafting> drafting;
   std::vector<worker::RowShare> division;
   int rows_left = options.block, sequences_left = static_cast<int>(running.size());
+  int64_t tokens_max = 0;
+  for (const auto& sequence : running) tokens_max = std::max(tokens_max, sequence->committed());
+  const worker::DraftCost cost = options.draft_costs.At(tokens_max);
   for (const auto& sequence : running) {
     const int block = worker::NextShare(rows_left, sequences_left--);
     drafting.push_back(sequence->Drafting(running.size() > 1 ? block - 1 : drafts_max));
-    division.push_back(
-        {.block = block,
-         .looked_up = worker::ChooseLookedUp(
-             drafting.back(), block, drafts_max,
-             worker::InCompany(options.draft_cost, static_cast<int>(running.size())))});
+    division.push_back({.block = block,
+                        .looked_up = worker::ChooseLookedUp(
+                            drafting.back(), block, drafts_max,
+                            worker::InCompany(cost, static_cast<int>(running.size())))});
     rows_left -= block;
   }
-  const double reach_min = worker::ReachMin(drafting, division, options.block, options.draft_cost);
+  const double reach_min = worker::ReachMin(drafting, division, options.block, cost);
   worker::Round round;
   for (size_t i = 0; i < running.size(); ++i)
     round.steps.push_back(running[i]->Step(division[i], reach_min));

@@ -17,8 +17,8 @@ struct DecodeOptions {
   int max_tokens = 128;
   int block = 1;      // 1 = plain, else the drafter's block
   int sequences = 1;  // side by side; they divide the block's rows, as under the scheduler
-  worker::DraftCost draft_cost = {};  // decides which drafts are verified; none: all
-  bool looks_up = false;              // drafts in the text, where it repeats itself
+  worker::DraftCosts draft_costs = {};  // decide which drafts are verified; none: all
+  bool looks_up = false;                // drafts in the text, where it repeats itself
   kernels::SamplingSpec sampling = {};
   worker::OutputGrammar output = {};                      // of every completion
   const worker::ForwardStatistics* statistics = nullptr;  // the executor's; null = no byte counts

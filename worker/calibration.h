@@ -11,9 +11,9 @@
 
 namespace ultraspeed::worker {
 
-// Runs some dozen rounds of made-up sequences, one in slot 0 and, where a round may have several
-// blocks of rows, one in slot 1 beside it, and leaves the slots reset. Zero cost if the model has
-// no drafter.
-DraftCost MeasureDraftCost(Executor& executor, const Clock& clock);
+// Runs some dozen rounds of made-up sequences, short ones and long ones where there is room for
+// them, one in slot 0 and, where a round may have several blocks of rows, one in slot 1 beside it,
+// and leaves the slots reset. Zero cost if the model has no drafter.
+DraftCosts MeasureDraftCosts(Executor& executor, const Clock& clock);
 
 }  // namespace ultraspeed::worker

@@ -208,12 +208,16 @@ absl::Status Serve(Options options) {
   const int drafts_max = std::max(draft_block - 1, executor->given_drafts_max());
 
   if (options.draft_cost == "measured") {
-    const DraftCost cost = MeasureDraftCost(*executor, RealClock());
-    options.scheduler.draft_cost = cost;
+    const DraftCosts costs = MeasureDraftCosts(*executor, RealClock());
+    options.scheduler.draft_costs = costs;
+    const DraftCost &cost = costs.few.cost, &cost_behind_many = costs.many.cost;
     Log(LogLevel::kInfo, "worker.calibrated",
         {{"draft_fixed_cost", absl::StrCat(cost.fixed)},
          {"draft_row_cost", absl::StrCat(cost.row)},
-         {"draft_block_cost", absl::StrCat(cost.block)}});
+         {"draft_block_cost", absl::StrCat(cost.block)},
+         {"tokens", costs.many.tokens},
+         {"draft_fixed_cost_behind_tokens", absl::StrCat(cost_behind_many.fixed)},
+         {"draft_row_cost_behind_tokens", absl::StrCat(cost_behind_many.row)}});
   }
 
   Metrics metrics;

@@ -131,8 +131,10 @@ void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, Pla
   if (count == 0) return;
   std::vector<Drafting> drafting;
   std::vector<absl::Span<const int32_t>> looked_up;
+  int64_t tokens_max = 0;
   for (int i = 0; i < count; ++i) {
     Sequence& sequence = *sequences[static_cast<size_t>(i)];
+    tokens_max = std::max(tokens_max, sequence.committed());
     // No more tokens than may still be committed.
     const int64_t tokens_left = sequence.max() - sequence.committed();
     const int64_t bound = sequence.spec().speculation ? tokens_left : 1;
@@ -144,14 +146,14 @@ void Scheduler::AddDecodes(std::vector<Sequence*>& sequences, int count_max, Pla
                         .bound = rows_max,
                         .looked_up = sequence.lookup.proposal()});
   }
+  const DraftCost cost = options_.draft_costs.At(tokens_max);
   const std::vector<RowShare> division = DivideRows(drafting,
                                                     {.block_max = options_.draft_block_max,
                                                      .blocks_max = options_.decode_blocks_max,
                                                      .rows_max = rows_left,
                                                      .looked_up_max = options_.given_drafts_max},
-                                                    options_.draft_cost);
-  const double reach_min =
-      ReachMin(drafting, division, options_.draft_block_max, options_.draft_cost);
+                                                    cost);
+  const double reach_min = ReachMin(drafting, division, options_.draft_block_max, cost);
   for (int i = 0; i < count; ++i) {
     Sequence* const sequence = sequences[static_cast<size_t>(i)];
     const RequestSpec& spec = sequence->spec();

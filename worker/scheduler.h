@@ -32,7 +32,7 @@ struct SchedulerOptions {
   int decode_blocks_max = 1;    // that sequences of a round divide
   bool looks_up_drafts = true;  // in sequences' own texts (lookup_drafter.h)
   int given_drafts_max = 0;     // of these; 0 = none
-  DraftCost draft_cost = kServedShapeDraftCost;
+  DraftCosts draft_costs = kServedShapeDraftCost;
   int ultraspeed_batch_max = limits::kUltraspeedBatchMax;
   // While both tiers run, ultraspeed gets this many times the time of standard: so many rounds to
   // one when they last equally long. Also: admissions of ultraspeed in a row while standard waits.

@@ -57,6 +57,25 @@ double SpeculationState::acceptance() const {
   return (accepted_ + prior_ * kPriorWeight) / (tried_ + kPriorWeight);
 }
 
+DraftCost DraftCosts::At(int64_t tokens) const {
+  constexpr double kReach = 4;  // what is measured is not exact
+  if (many.tokens <= few.tokens) return few.cost;
+  const double place = std::clamp(
+      static_cast<double>(tokens - few.tokens) / (many.tokens - few.tokens), 0.0, kReach);
+  // Nothing is faster behind more tokens.
+  const auto seconds = [&](double at_few, double at_many) {
+    return at_few + place * std::max(0.0, at_many - at_few);
+  };
+  const auto of = [&](double DraftCost::*part) {
+    return seconds(few.cost.*part * few.plain_seconds, many.cost.*part * many.plain_seconds);
+  };
+  const double plain = seconds(few.plain_seconds, many.plain_seconds);
+  return {.fixed = of(&DraftCost::fixed) / plain,
+          .row = of(&DraftCost::row) / plain,
+          .block = of(&DraftCost::block) / plain,
+          .unreached = few.cost.unreached};
+}
+
 DraftCost InCompany(const DraftCost& cost, int num_sequences) {
   KERNELS_CHECK(num_sequences, >=, 1);
   const double share = (1.0 + cost.row * (num_sequences - 1)) / num_sequences;

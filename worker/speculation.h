@@ -58,7 +58,26 @@ inline constexpr double kUnreachedOfWeighed = 0.25;
 inline constexpr DraftCost kServedShapeDraftCost = {
     .fixed = 0.10, .row = 0.086, .block = 0.54, .unreached = kUnreachedOfWeighed};
 
-// The same for one of `num_sequences` in a round, in units of its share of their plain round: they
+// What drafting costs by the length of the sequence: where rows are computed rather than read, each
+// attends to all tokens before it. Between and beyond the two points where it is known, the time of
+// a plain round, of a drafter and of a row is a straight line, up to four times their distance.
+struct DraftCosts {
+  struct Point {
+    int64_t tokens = 0;        // of the sequence
+    double plain_seconds = 1;  // of a round with one row
+    DraftCost cost = {};
+  };
+  Point few, many;  // few.tokens <= many.tokens; equal: the cost is the same everywhere
+
+  DraftCosts() = default;
+  DraftCosts(const DraftCost& everywhere)  // NOLINT: a cost is one for all lengths
+      : few{.tokens = 0, .plain_seconds = 1, .cost = everywhere}, many(few) {}
+  DraftCosts(const Point& of_few, const Point& of_many) : few(of_few), many(of_many) {}
+
+  DraftCost At(int64_t tokens) const;
+};
+
+// A cost for one of `num_sequences` in a round, in units of its share of their plain round: they
 // share what a round costs anyhow, but nobody's draft.
 DraftCost InCompany(const DraftCost& cost, int num_sequences);
 

@@ -77,7 +77,7 @@ TEST(DecodeLoop, LooksUpDraftsWhereTextsRepeatThemselves) {
   DecodeOptions options = {.max_tokens = 48};
   const DecodeOutcome plain = Decode(**executor, prompts, options);
   options.block = (*executor)->config().drafter.block_size;
-  options.draft_cost = {.fixed = 0.5, .row = 0.1};
+  options.draft_costs = worker::DraftCost{.fixed = 0.5, .row = 0.1};
   EXPECT_EQ(Decode(**executor, prompts, options).looked_up_rounds, 0);
   options.looks_up = true;
   for (const int sequences : {1, 2}) {

@@ -22,7 +22,7 @@ DraftCost MeasuredWhenCostIs(const DraftCost& cost, const ScriptedOptions& optio
     }
     clock.Advance(absl::Milliseconds(ms + cost.row * (rows - 1) + cost.block * ((rows - 1) / 8)));
   };
-  return MeasureDraftCost(executor, clock);
+  return MeasureDraftCosts(executor, clock).few.cost;
 }
 
 TEST(CalibrationTest, FindsTheCostOfDrafterAndRows) {
@@ -39,6 +39,34 @@ TEST(CalibrationTest, FindsTheCostOfVerifiedRows) {
   EXPECT_NEAR(measured.row, 0.25, 1e-3);
   EXPECT_EQ(measured.unreached, kUnreachedOfWeighed);
   EXPECT_EQ(MeasuredWhenCostIs({}, {}).unreached, 1);
+}
+
+// Where there is room for a long sequence, what drafting costs behind it.
+TEST(CalibrationTest, FindsWhatMoreTokensCost) {
+  for (const bool has_room : {true, false}) {
+    FakeClock clock;
+    ScriptedExecutor executor({.max_batch_tokens = 64,
+                               .page_tokens = 16,
+                               .num_pages = has_room ? 80 : 30,
+                               .context_tokens = 2048});
+    executor.before_round = [&](const Round& round) {
+      const SequenceStep& step = round.steps[0];
+      const double thousands = static_cast<double>(step.computed / 100) / 10;  // few rounds: a step
+      clock.Advance(absl::Milliseconds(2 + thousands + (step.block > 1 ? 1 + 2 * thousands : 0) +
+                                       (0.5 + thousands) * (step.block - 1)));
+    };
+    const DraftCosts costs = MeasureDraftCosts(executor, clock);
+    EXPECT_NEAR(costs.few.cost.row, 0.6 / 2.1, 0.1);
+    if (!has_room) {
+      EXPECT_EQ(costs.many.tokens, costs.few.tokens);
+      continue;
+    }
+    EXPECT_EQ(costs.few.tokens, 192);
+    EXPECT_EQ(costs.many.tokens, 768);
+    EXPECT_NEAR(costs.many.plain_seconds, 0.0027, 0.0002);
+    EXPECT_NEAR(costs.many.cost.fixed, 2.4 / 2.7, 0.2);
+    EXPECT_NEAR(costs.many.cost.row, 1.2 / 2.7, 0.1);
+  }
 }
 
 TEST(CalibrationTest, FreeDraftingIsFree) {
@@ -63,7 +91,7 @@ TEST(CalibrationTest, FindsTheCostOfASecondBlock) {
 TEST(CalibrationTest, NoDrafterRunsNothing) {
   FakeClock clock;
   ScriptedExecutor executor({.draft_block = 1});
-  MeasureDraftCost(executor, clock);
+  MeasureDraftCosts(executor, clock);
   EXPECT_EQ(executor.num_rounds, 0);
 }
 

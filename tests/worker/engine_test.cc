@@ -310,7 +310,7 @@ TEST_F(EngineTest, DraftsAreLookedUpWhereATextRepeatsItself) {
         ScriptedOptions{.vocabulary = 1, .given_drafts_max = 15});
     executor->accept = [](int) { return 0; };
     Engine engine(std::move(executor),
-                  {.waiting_max = 1, .scheduler = {.looks_up_drafts = looks_up, .draft_cost = {}}},
+                  {.waiting_max = 1, .scheduler = {.looks_up_drafts = looks_up, .draft_costs = {}}},
                   clock_, &observer);
     RequestSpec spec = MakeSpec("a", 10, 97);
     spec.prompt.assign(10, 0);

@@ -58,7 +58,7 @@ TEST_F(SchedulerTest, AloneDecodesWithAFullBlock) {
   ASSERT_EQ(plan.round.steps.size(), 1u);
   EXPECT_EQ(plan.round.steps[0].block, 8);
   const double reach_min = ReachMin({{.acceptance = SpeculationState().acceptance()}},
-                                    {{.block = 8}}, 8, options_.draft_cost);
+                                    {{.block = 8}}, 8, options_.draft_costs.At(5));
   EXPECT_GT(reach_min, 0);
   EXPECT_FLOAT_EQ(plan.round.steps[0].reach_min, static_cast<float>(reach_min));
   EXPECT_TRUE(plan.round.steps[0].sample);
@@ -96,7 +96,7 @@ TEST_F(SchedulerTest, SequencesDivideOneBlock) {
   for (const Tier tier : {Tier::kStandard, Tier::kUltraspeed}) {
     running_.clear();
     options_.ultraspeed_batch_max = 16;
-    options_.draft_cost = {};  // all rows are wanted
+    options_.draft_costs = {};  // all rows are wanted
     for (size_t count = 1; count <= 10; ++count) {
       AddDecoding(absl::StrCat("s", count), tier);
       const Plan plan = Scheduler(options_).PlanRound(running_);
@@ -113,7 +113,7 @@ TEST_F(SchedulerTest, SequencesDivideOneBlock) {
 
 // Where the executor has a second block and all rows are wanted.
 TEST_F(SchedulerTest, SequencesDivideTwoBlocks) {
-  options_.draft_cost = {};
+  options_.draft_costs = {};
   options_.decode_blocks_max = 2;
   const std::vector<std::vector<int>> divisions = {{8}, {8, 8}, {6, 5, 5}, {4, 4, 4, 4}};
   for (size_t count = 1; count <= divisions.size(); ++count) {

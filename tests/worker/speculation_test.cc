@@ -100,6 +100,32 @@ TEST(ChooseBlockTest, DraftsThatAreWeighedMayBeMany) {
   EXPECT_EQ(ChooseBlock(0.9, 8, DraftCost{.fixed = 0, .row = 1, .block = 0, .unreached = 0.25}), 1);
 }
 
+// Seconds are straight lines through two points, so costs, which are shares of a plain round, are
+// not.
+TEST(DraftCostsTest, FollowTheLength) {
+  const DraftCosts costs({.tokens = 100,
+                          .plain_seconds = 1,
+                          .cost = {.fixed = 2, .row = 0.5, .block = 1, .unreached = 0.25}},
+                         {.tokens = 300,
+                          .plain_seconds = 2,
+                          .cost = {.fixed = 3, .row = 0.75, .block = 0.25, .unreached = 0.25}});
+  for (const int64_t tokens : {0, 100}) {
+    EXPECT_DOUBLE_EQ(costs.At(tokens).fixed, 2);
+    EXPECT_DOUBLE_EQ(costs.At(tokens).row, 0.5);
+  }
+  EXPECT_DOUBLE_EQ(costs.At(200).fixed, (2 + 6) / 2.0 / 1.5);
+  EXPECT_DOUBLE_EQ(costs.At(300).fixed, 3);
+  EXPECT_DOUBLE_EQ(costs.At(300).row, 0.75);
+  EXPECT_DOUBLE_EQ(costs.At(500).fixed, (2 + 2 * 4) / 3.0);
+  EXPECT_DOUBLE_EQ(costs.At(500).block, 1 / 3.0);  // it does not fall below its seconds
+  EXPECT_DOUBLE_EQ(costs.At(900).fixed, (2 + 4 * 4) / 5.0);
+  EXPECT_DOUBLE_EQ(costs.At(1'000'000).fixed, costs.At(900).fixed);  // no further
+  EXPECT_EQ(costs.At(500).unreached, 0.25);
+  const DraftCosts everywhere = DraftCost{.fixed = 0.3, .row = 0.1};
+  EXPECT_EQ(everywhere.At(0).fixed, 0.3);
+  EXPECT_EQ(everywhere.At(100'000).row, 0.1);
+}
+
 // A row whose draft is just that likely to be reached leaves tokens per cost as they are, alone and
 // in company, whatever share of the unreached rows is verified.
 TEST(ReachMinTest, IsWhereARowStopsToPay) {
