@@ -159,6 +159,23 @@ class RankRounds {
                                {"resident_ms_per_round", MedianAfterWarmUp(times.round_ms)}};
   }
 
+  // Rounds whose drafts the step brings along, by the host's clock: on the resident engine each is
+  // a launch of its own.
+  boost::json::object LookedUp(int block) {
+    const std::vector<int32_t> drafts(static_cast<size_t>(block - 1), tokens_[0]);
+    worker::SequenceStep step = Step(options_.context);
+    step.sample = true;
+    step.block = block;
+    step.drafts = drafts.data();
+    step.num_drafts = block - 1;
+    const worker::Round round{.steps = {step}};
+    const double resident = MedianMs(round, kWarmUpRounds, options_.rounds);
+    worker::UseResidentEngine(executor_, false);
+    const double graphs = MedianMs(round, kWarmUpRounds, options_.rounds);
+    worker::UseResidentEngine(executor_, true);
+    return {{"rows", block}, {"graphs_ms_per_round", graphs}, {"resident_ms_per_round", resident}};
+  }
+
   // Rounds of `num_sequences` sequences of `block` rows: with all of them in the passes of a graph,
   // and on the resident engine, in one round of it or in turns. Each reads the experts that uniform
   // routing would choose for its rows, unless all is as routed.
@@ -381,6 +398,7 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
   }
   worker::ForceDistinctExperts(*model.executor, options.distinct_experts);
   ASSIGN_OR_RETURN(boost::json::object held, rounds.Held(block));
+  boost::json::object looked_up = rounds.LookedUp(block);
   boost::json::array several;
   for (int sequences = 2; sequences <= options.sequences; ++sequences) {
     const int band_share = std::max(1, kBandRows / sequences);
@@ -411,6 +429,7 @@ absl::StatusOr<boost::json::object> MeasureRank(const RankOptions& options) {
       {"resident", std::move(resident)},
       {"fewer_verified", std::move(fewer_verified)},
       {"held_to_a_format", std::move(held)},
+      {"drafts_looked_up", std::move(looked_up)},
       {"several_sequences", std::move(several)}};
 }
 
