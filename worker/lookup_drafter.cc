@@ -19,6 +19,7 @@ LookupDrafter::LookupDrafter()
 absl::Span<const int32_t> LookupDrafter::Propose(absl::Span<const int32_t> tokens, int count_max) {
   KERNELS_CHECK(count_max, >=, 0);
   drafts_.clear();
+  if (count_max == 0) return drafts_;
   const SuffixMatch match = index_.Longest(tokens);
   if (match.length == 0) return drafts_;
   class_ = ClassOf(match.length);

@@ -28,15 +28,17 @@ int CommonLength(absl::Span<const int32_t> text, int64_t end) {
 }  // namespace
 
 SuffixMatch SuffixIndex::Longest(absl::Span<const int32_t> text) {
-  Extend(text, long_runs_);
-  Extend(text, short_runs_);
+  const bool has_long = Extend(text, long_runs_), has_short = Extend(text, short_runs_);
+  if (!has_long || !has_short) return {};
   const SuffixMatch match = Search(text, long_runs_);
   return match.length > 0 ? match : Search(text, short_runs_);
 }
 
-void SuffixIndex::Extend(absl::Span<const int32_t> text, Chains& chains) {
-  const auto first = static_cast<int64_t>(chains.previous.size());
-  for (int64_t end = first; end < static_cast<int64_t>(text.size()); ++end) {
+bool SuffixIndex::Extend(absl::Span<const int32_t> text, Chains& chains) {
+  const auto first = static_cast<int64_t>(chains.previous.size()),
+             size = static_cast<int64_t>(text.size());
+  const int64_t bound = std::min(size, first + kTakenAtOnce);
+  for (int64_t end = first; end < bound; ++end) {
     chains.previous.push_back(kNone);
     if (end < chains.run) continue;
     const auto [newest, is_new] =
@@ -44,6 +46,7 @@ void SuffixIndex::Extend(absl::Span<const int32_t> text, Chains& chains) {
     chains.previous.back() = newest->second;
     newest->second = static_cast<int32_t>(end);
   }
+  return bound == size;
 }
 
 SuffixMatch SuffixIndex::Search(absl::Span<const int32_t> text, const Chains& chains) {

@@ -3,7 +3,8 @@
 //
 // The ends of all runs of kShortRun and of kLongRun tokens are chained by what the runs are. The
 // chain of the end's long run is searched first, its newest links only, then that of its short run.
-// Some 40 bytes a token. Pure; the caller keeps the text. Thread: the caller's.
+// A long text is taken in a part at a time, so that no call holds up the others' rounds. Some 40
+// bytes a token. Pure; the caller keeps the text. Thread: the caller's.
 #pragma once
 
 #include <cstdint>
@@ -23,10 +24,11 @@ struct SuffixMatch {
 class SuffixIndex {
  public:
   static constexpr int kShortRun = 3, kLongRun = 8;
-  static constexpr int kLengthMax = 64;  // longer matches are not told apart
+  static constexpr int kLengthMax = 64;      // longer matches are not told apart
+  static constexpr int kTakenAtOnce = 8192;  // tokens; about a millisecond
 
-  // The longest match that was found, of equals the newest. REQUIRES: `text` begins with the text
-  // of the call before.
+  // The longest match that was found, of equals the newest; none while more than kTakenAtOnce
+  // tokens are new. REQUIRES: `text` begins with the text of the call before.
   SuffixMatch Longest(absl::Span<const int32_t> text);
 
  private:
@@ -38,8 +40,8 @@ class SuffixIndex {
   };
   static constexpr int32_t kNone = -1;
 
-  // Takes in the ends before the text's own.
-  static void Extend(absl::Span<const int32_t> text, Chains& chains);
+  // Takes in ends before the text's own; returns whether all of them are in.
+  static bool Extend(absl::Span<const int32_t> text, Chains& chains);
   static SuffixMatch Search(absl::Span<const int32_t> text, const Chains& chains);
 
   Chains long_runs_{.run = kLongRun}, short_runs_{.run = kShortRun};

@@ -42,6 +42,19 @@ TEST(SuffixIndexTest, PrefersTheLongerMatchAndOfEqualsTheNewer) {
   EXPECT_EQ(newer.Longest(Text{7, 2, 3, 4, 8, 9, 2, 3, 4, 6, 1, 2, 3, 4}).end, 9);
 }
 
+// A part at a time, whatever it is; then what is there is found.
+TEST(SuffixIndexTest, LongTextsAreTakenInPartByPart) {
+  Text text(2 * SuffixIndex::kTakenAtOnce + 100);
+  for (size_t i = 0; i < text.size(); ++i) text[i] = static_cast<int32_t>(i);
+  text.insert(text.end(), text.begin() + 50, text.begin() + 70);
+  SuffixIndex index;
+  EXPECT_EQ(index.Longest(text).length, 0);
+  EXPECT_EQ(index.Longest(text).length, 0);
+  const SuffixMatch match = index.Longest(text);
+  EXPECT_EQ(match.end, 70);
+  EXPECT_EQ(match.length, 20);
+}
+
 // However a text repeats itself, what is found is a match as long as it says, and one of eight
 // tokens is found if there is one.
 TEST(SuffixIndexTest, GrowingTextsAgreeWithAComparisonOfAllPlaces) {

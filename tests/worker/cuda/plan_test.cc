@@ -170,6 +170,30 @@ std::vector<std::vector<int>> BlocksOf(const RoundParts& parts) {
 const auto kAll = [](const SequenceStep&) { return true; };
 
 // Up to eight sequences.
+// Drafts that come along are not the drafter's: a pass of their own, and as many rows as there are.
+TEST(PassPlanTest, GivenDraftsHaveAPassOfTheirOwn) {
+  Round round = Decodes({4, 4, 4, 1});
+  const std::vector<int32_t> drafts(7);
+  for (const size_t i : {1, 3}) {
+    round.steps[i].drafts = drafts.data();
+    round.steps[i].num_drafts = 3;
+  }
+  const std::vector<PassPlan> passes = PlanPasses(round);
+  ASSERT_EQ(passes.size(), 2u);
+  EXPECT_EQ(passes[0].steps, (std::vector<int>{0, 2}));
+  EXPECT_FALSE(passes[0].given);
+  EXPECT_EQ(passes[1].steps, (std::vector<int>{1, 3}));
+  EXPECT_TRUE(passes[1].given);
+  EXPECT_EQ(passes[1].block, 4);
+  EXPECT_EQ(passes[1].num_rows, 8);
+  EXPECT_EQ(NumRows(round), 16);
+  round.steps[3].num_drafts = 4;
+  EXPECT_EQ(PlanPasses(round).size(), 3u);
+  EXPECT_EQ(NumRows(round), 17);
+  EXPECT_EQ(PartsOf(round, [](const SequenceStep&) { return true; }).part_of,
+            (std::vector<int>{0, 0, 0, 1}));
+}
+
 TEST(RoundPartsTest, SequencesShareTheSixteenRowsOfARound) {
   using Blocks = std::vector<std::vector<int>>;
   EXPECT_EQ(BlocksOf(PartsOf(Decodes({8}), kAll)), (Blocks{{8}}));
