@@ -1,24 +1,17 @@
 // Choices that are held to something, on a model over several GPUs, by both engines: every rank
 // makes the same masks, or gets those of the first.
-#include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
 #include "absl/strings/str_cat.h"
-#include "tests/worker/cpu/bundled_model.h"
+#include "tests/worker/cuda/ranks_fixture.h"
 #include "tests/worker/scripted_constraint.h"
-#include "worker/cuda/device.h"
-#include "worker/cuda/node_executor.h"
 
 namespace ultraspeed::worker {
 namespace {
 
-const bool kEnvironmentIsSet = (SetNodeEnvironment(), true);
-
 TEST(CudaRanksConstraintTest, HoldsAndDraftsDoNotChangeTheText) {
   ASSERT_TRUE(kEnvironmentIsSet);
-  int num_gpus = 0;
-  if (!CudaUsable().ok() || cudaGetDeviceCount(&num_gpus) != cudaSuccess || num_gpus < 2)
-    GTEST_SKIP() << "needs 2 GPUs, has " << num_gpus;
+  if (NumGpus() < 2) GTEST_SKIP() << "needs 2 GPUs, has " << NumGpus();
   absl::StatusOr<std::unique_ptr<cuda::NodeExecutor>> executor =
       cuda::NodeExecutor::Create({.executor = {.model_folder = kBundledModel,
                                                .max_sequences = 2,
