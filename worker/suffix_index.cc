@@ -38,6 +38,10 @@ bool SuffixIndex::Extend(absl::Span<const int32_t> text, Chains& chains) {
   const auto first = static_cast<int64_t>(chains.previous.size()),
              size = static_cast<int64_t>(text.size());
   const int64_t bound = std::min(size, first + kTakenAtOnce);
+  if (first == 0) {  // growing a large table would hold up a round, too
+    chains.newest.reserve(text.size());
+    chains.previous.reserve(text.size());
+  }
   for (int64_t end = first; end < bound; ++end) {
     chains.previous.push_back(kNone);
     if (end < chains.run) continue;

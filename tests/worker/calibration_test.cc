@@ -51,7 +51,7 @@ TEST(CalibrationTest, FindsWhatMoreTokensCost) {
                                .context_tokens = 2048});
     executor.before_round = [&](const Round& round) {
       const SequenceStep& step = round.steps[0];
-      const double thousands = static_cast<double>(step.computed / 100) / 10;  // few rounds: a step
+      const double thousands = step.computed < 500 ? 0.1 : 0.7;
       clock.Advance(absl::Milliseconds(2 + thousands + (step.block > 1 ? 1 + 2 * thousands : 0) +
                                        (0.5 + thousands) * (step.block - 1)));
     };
