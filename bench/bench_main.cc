@@ -67,6 +67,9 @@ ABSL_FLAG(int, texts, ultraspeed::bench::GrammarBenchOptions().texts,
           "grammar: random texts of each grammar");
 ABSL_FLAG(bool, lookup_drafts, true,
           "decode: drafts what followed in the text where a sequence repeats it");
+ABSL_FLAG(std::string, blocks, "whole",
+          "decode: whole blocks in every speculative round, or chosen, as a worker does by what "
+          "drafting costs and brings");
 ABSL_FLAG(int, repeats, 3, "passes over the prompts; the median pass is reported");
 ABSL_FLAG(std::string, shape, "mimo-v2.5-pro", "rank: the model's shape");
 ABSL_FLAG(int, rank_of, 8, "rank: GPUs that the shape is divided over");
@@ -331,6 +334,12 @@ absl::Status RunDecode() {
   }
   DecodeOptions speculative_options = plain_options;
   speculative_options.looks_up = absl::GetFlag(FLAGS_lookup_drafts);
+  const std::string blocks = absl::GetFlag(FLAGS_blocks);
+  if (blocks != "whole" && blocks != "chosen") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--blocks: is ", blocks, "; must be whole or chosen"));
+  }
+  speculative_options.chooses_blocks = blocks == "chosen";
   speculative_options.block = std::max(1, config.drafter.block_size);
 
   ASSIGN_OR_RETURN(const std::vector<std::vector<int32_t>> texts, Prompts(config));

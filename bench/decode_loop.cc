@@ -47,7 +47,7 @@ class Sequence {
                                        committed_.size());
     looked_up_ = lookup_.Propose(committed_, std::min(drafts_max, left - 1));
     return {.acceptance = speculation_.acceptance(),
-            .bound = options_.block,
+            .bound = std::min(left, worker::kDraftBlockMax),
             .looked_up = lookup_.proposal()};
   }
   worker::SequenceStep Step(const worker::RowShare& share, double reach_min) const {
@@ -101,8 +101,8 @@ class Sequence {
 };
 
 worker::Round NextRound(const std::vector<std::unique_ptr<Sequence>>& running,
-                        const DecodeOptions& options, int given_drafts_max) {
-  const int drafts_max = options.looks_up ? given_drafts_max : 0;
+                        const DecodeOptions& options, const worker::Executor& executor) {
+  const int drafts_max = options.looks_up ? executor.given_drafts_max() : 0;
   std::vector<worker::Drafting> drafting;
   std::vector<worker::RowShare> division;
   int rows_left = options.block, sequences_left = static_cast<int>(running.size());
@@ -117,6 +117,14 @@ worker::Round NextRound(const std::vector<std::unique_ptr<Sequence>>& running,
                             drafting.back(), block, drafts_max,
                             worker::InCompany(cost, static_cast<int>(running.size())))});
     rows_left -= block;
+  }
+  if (options.chooses_blocks) {
+    division = worker::DivideRows(drafting,
+                                  {.block_max = options.block,
+                                   .blocks_max = executor.decode_blocks(),
+                                   .rows_max = executor.max_batch_tokens(),
+                                   .looked_up_max = drafts_max},
+                                  cost);
   }
   const double reach_min = worker::ReachMin(drafting, division, options.block, cost);
   worker::Round round;
@@ -162,7 +170,7 @@ DecodeOutcome Decode(worker::Executor& executor, const std::vector<std::vector<i
       retire();  // a completion may end with its first token
     }
     if (running.empty()) continue;
-    const worker::Round round = NextRound(running, options, executor.given_drafts_max());
+    const worker::Round round = NextRound(running, options, executor);
     const int64_t bytes_before = bytes_read();
     const Clock::time_point start = Clock::now();
     const worker::RoundResult result = executor.Run(round);

@@ -19,6 +19,7 @@ struct DecodeOptions {
   int sequences = 1;  // side by side; they divide the block's rows, as under the scheduler
   worker::DraftCosts draft_costs = {};  // decide which drafts are verified; none: all
   bool looks_up = false;                // drafts in the text, where it repeats itself
+  bool chooses_blocks = false;          // by cost, as the scheduler does; plain ones among them
   kernels::SamplingSpec sampling = {};
   worker::OutputGrammar output = {};                      // of every completion
   const worker::ForwardStatistics* statistics = nullptr;  // the executor's; null = no byte counts

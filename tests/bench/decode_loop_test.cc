@@ -80,13 +80,16 @@ TEST(DecodeLoop, LooksUpDraftsWhereTextsRepeatThemselves) {
   options.draft_costs = worker::DraftCost{.fixed = 0.5, .row = 0.1};
   EXPECT_EQ(Decode(**executor, prompts, options).looked_up_rounds, 0);
   options.looks_up = true;
-  for (const int sequences : {1, 2}) {
-    options.sequences = sequences;
-    const DecodeOutcome looked_up = Decode(**executor, prompts, options);
-    EXPECT_EQ(looked_up.texts, plain.texts);
-    EXPECT_GT(looked_up.looked_up_rounds, 0);
-    EXPECT_GT(looked_up.looked_up_tokens, looked_up.looked_up_rounds);
-    EXPECT_LE(looked_up.looked_up_tokens, looked_up.tokens);
+  for (const bool chooses_blocks : {false, true}) {
+    for (const int sequences : {1, 2}) {
+      options.chooses_blocks = chooses_blocks;
+      options.sequences = sequences;
+      const DecodeOutcome looked_up = Decode(**executor, prompts, options);
+      EXPECT_EQ(looked_up.texts, plain.texts);
+      EXPECT_GT(looked_up.looked_up_rounds, 0);
+      EXPECT_GT(looked_up.looked_up_tokens, looked_up.looked_up_rounds);
+      EXPECT_LE(looked_up.looked_up_tokens, looked_up.tokens);
+    }
   }
 }
 
