@@ -17,9 +17,12 @@ using Clock = std::chrono::steady_clock;
 // A prompt in a slot of its own, with an even share of the pages.
 class Sequence {
  public:
+  // `of_all`: of the sequences so far.
   Sequence(worker::Executor& executor, const DecodeOptions& options, size_t prompt_idx, int slot,
-           const std::vector<int32_t>& prompt)
+           const std::vector<int32_t>& prompt, worker::SpeculationState& of_all)
       : executor_(executor),
+        of_all_(of_all),
+        speculation_(of_all.acceptance()),
         options_(options),
         prompt_idx_(prompt_idx),
         slot_(slot),
@@ -70,7 +73,10 @@ class Sequence {
   }
   void Take(const worker::SequenceStep& step, const worker::SequenceResult& result) {
     computed_ += step.num_tokens + result.num_accepted;
-    if (!result.took_own) speculation_.Record(step.block - 1, result.num_accepted);
+    if (step.sample && !result.took_own) {
+      speculation_.Record(step.block - 1, result.num_accepted);
+      of_all_.Record(step.block - 1, result.num_accepted);
+    }
     lookup_.Record(result.chosen);
     for (const worker::ChosenToken& chosen : result.chosen) {
       if (done()) break;  // surplus of the last round
@@ -86,6 +92,8 @@ class Sequence {
 
  private:
   worker::Executor& executor_;
+  worker::SpeculationState& of_all_;
+  worker::SpeculationState speculation_;
   const DecodeOptions& options_;
   size_t prompt_idx_;
   int slot_;
@@ -93,7 +101,6 @@ class Sequence {
   std::vector<int32_t> committed_;  // prompt, then completion
   std::vector<int32_t> pages_;
   std::optional<worker::OutputConstraint> constraint_;
-  worker::SpeculationState speculation_;
   worker::LookupDrafter lookup_;
   absl::Span<const int32_t> looked_up_;
   int64_t computed_ = 0;
@@ -138,6 +145,7 @@ worker::Round NextRound(const std::vector<std::unique_ptr<Sequence>>& running,
 DecodeOutcome Decode(worker::Executor& executor, const std::vector<std::vector<int32_t>>& prompts,
                      const DecodeOptions& options) {
   DecodeOutcome outcome;
+  worker::SpeculationState drafting(worker::kPriorAcceptance, worker::kFadeOfAll);
   outcome.texts.resize(prompts.size());
   std::vector<int> free_slots(static_cast<size_t>(options.sequences));
   std::iota(free_slots.rbegin(), free_slots.rend(), 0);
@@ -161,8 +169,8 @@ DecodeOutcome Decode(worker::Executor& executor, const std::vector<std::vector<i
     while (next < prompts.size() && !free_slots.empty()) {
       options.on_prompt_started(next);
       const Clock::time_point start = Clock::now();
-      running.push_back(
-          std::make_unique<Sequence>(executor, options, next, free_slots.back(), prompts[next]));
+      running.push_back(std::make_unique<Sequence>(executor, options, next, free_slots.back(),
+                                                   prompts[next], drafting));
       outcome.prompt_seconds += std::chrono::duration<double>(Clock::now() - start).count();
       outcome.prompt_tokens += static_cast<int64_t>(prompts[next].size());
       free_slots.pop_back();

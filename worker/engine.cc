@@ -251,6 +251,7 @@ void Engine::AdmitWaiting() {
 }
 
 void Engine::Place(Sequence& sequence) {
+  sequence.speculation = SpeculationState(drafting_.acceptance());
   // At least the last token of the prompt has to run: it chooses the first new one.
   const PrefixMatch match =
       prefixes_.Find(sequence.spec().cache_scope,
@@ -281,7 +282,10 @@ void Engine::RunRound(const Plan& plan) {
     KERNELS_CHECK(outcome.chosen.empty(), ==, !step.sample);
     KERNELS_CHECK(static_cast<int>(outcome.chosen.size()), <=,
                   outcome.took_own ? step.chosen_max() : step.block);
-    if (!outcome.took_own) sequence.speculation.Record(step.block - 1, outcome.num_accepted);
+    if (step.sample && !outcome.took_own) {
+      sequence.speculation.Record(step.block - 1, outcome.num_accepted);
+      drafting_.Record(step.block - 1, outcome.num_accepted);
+    }
     sequence.lookup.Record(outcome.chosen);
     TokenEvent event = sequence.Advance(step.num_tokens, std::move(outcome));
     KeepPrompt(sequence, step.computed);

@@ -182,6 +182,7 @@ class Engine {
   Scheduler::Running ended_;  // kept until their emissions are delivered
   std::vector<Emission> emissions_;
   AcceptanceTotals acceptance_;
+  SpeculationState drafting_{kPriorAcceptance, kFadeOfAll};  // of all sequences
   double mean_acceptance_length_ = 0;
 
   // What crosses threads.

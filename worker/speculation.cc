@@ -9,7 +9,6 @@
 namespace ultraspeed::worker {
 namespace {
 
-constexpr double kFade = 0.93;        // per round: half of the weight lies in the last ten rounds
 constexpr double kPriorWeight = 2.0;  // draft tokens
 
 // Of a block of a sequence: 1 + a + a^2 + .. + a^(block-1)
@@ -49,8 +48,8 @@ double TokensPerCost(const std::vector<Drafting>& sequences, const std::vector<R
 void SpeculationState::Record(int num_drafted, int num_accepted) {
   KERNELS_CHECK(num_accepted, >=, 0);
   KERNELS_CHECK(num_accepted, <=, num_drafted);
-  accepted_ = accepted_ * kFade + num_accepted;
-  tried_ = tried_ * kFade + std::min(num_accepted + 1, num_drafted);
+  accepted_ = accepted_ * fade_ + num_accepted;
+  tried_ = tried_ * fade_ + std::min(num_accepted + 1, num_drafted);
 }
 
 double SpeculationState::acceptance() const {

@@ -20,11 +20,16 @@ namespace ultraspeed::worker {
 // tried before it is given up.
 inline constexpr double kPriorAcceptance = 0.9;
 
-// Estimate of one sequence. Fades towards the prior, so a sequence that stopped drafting on hard
-// text tries again later.
+// What a round keeps of the rounds before it, of one sequence: half of the weight lies in the last
+// ten rounds; of all sequences: in the last 350.
+inline constexpr double kFadeOfSequence = 0.93, kFadeOfAll = 0.998;
+
+// Estimate of one sequence, or of all, which is what a new one begins with. Fades towards the
+// prior, so who stopped drafting on hard text tries again later.
 class SpeculationState {
  public:
-  explicit SpeculationState(double prior = kPriorAcceptance) : prior_(prior) {}
+  explicit SpeculationState(double prior = kPriorAcceptance, double fade = kFadeOfSequence)
+      : prior_(prior), fade_(fade) {}
   // Of one round that drafted `num_drafted` tokens (0 = plain round), whether all were verified or
   // not, and kept the first `num_accepted`.
   void Record(int num_drafted, int num_accepted);
@@ -32,7 +37,7 @@ class SpeculationState {
   double acceptance() const;
 
  private:
-  double prior_;
+  double prior_, fade_;
   double accepted_ = 0;  // fading count of accepted draft tokens
   double tried_ = 0;  // fading count of draft tokens that were reached: the accepted ones and the
                       // first rejected one

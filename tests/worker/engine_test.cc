@@ -301,6 +301,26 @@ TEST_F(EngineTest, ObserverSeesTimesAndCounts) {
   EXPECT_EQ(observer.rows, 10 + decode_rounds + observer.drafted);
 }
 
+// What drafts were worth to others decides what a new sequence begins with: where they were always
+// wrong, the next one hardly tries.
+TEST_F(EngineTest, ANewSequenceBeginsWithWhatIsKnownOfOthers) {
+  Create();
+  executor_->accept = [](int) { return 0; };
+  int drafted = 0;
+  executor_->before_round = [&](const Round& round) {
+    for (const SequenceStep& step : round.steps) drafted += step.wants_drafts();
+  };
+  const auto drafted_rounds_of = [&](const std::string& id) {
+    drafted = 0;
+    Submit(MakeSpec(id, 4, 30));
+    RunAll();
+    return drafted;
+  };
+  const int first = drafted_rounds_of("a");
+  EXPECT_GT(first, 5);
+  EXPECT_LT(drafted_rounds_of("b"), first / 2);
+}
+
 // A text of one token repeats itself, so its drafts come from there, all are right, and none is the
 // drafter's.
 TEST_F(EngineTest, DraftsAreLookedUpWhereATextRepeatsItself) {

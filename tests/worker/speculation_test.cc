@@ -214,6 +214,18 @@ TEST(SpeculationStateTest, FollowsRecentAcceptance) {
   EXPECT_GT(prior, 0.0);
 }
 
+// A new sequence begins with what is known of the others, and a state of all hardly forgets.
+TEST(SpeculationStateTest, OfAllIsAPriorThatFadesSlowly) {
+  SpeculationState all(kPriorAcceptance, kFadeOfAll);
+  for (int i = 0; i < 50; ++i) all.Record(7, 1);
+  EXPECT_NEAR(all.acceptance(), 0.5, 0.02);
+  EXPECT_EQ(SpeculationState(all.acceptance()).acceptance(), all.acceptance());
+  for (int i = 0; i < 100; ++i) all.Record(0, 0);
+  EXPECT_LT(all.acceptance(), 0.55);
+  for (int i = 0; i < 5000; ++i) all.Record(0, 0);
+  EXPECT_GT(all.acceptance(), 0.89);  // the hopeful one again
+}
+
 TEST(SpeculationStateTest, TriesAgainAfterPlainRounds) {
   SpeculationState state;
   for (int i = 0; i < 40; ++i) state.Record(7, 0);
