@@ -40,7 +40,7 @@ void LookupDrafter::Record(absl::Span<const ChosenToken> chosen) {
   const size_t bound = std::min(drafts_.size(), chosen.size());
   size_t agreed = 0;
   while (agreed < bound && drafts_[agreed] == chosen[agreed].token) ++agreed;
-  if (bound > 0) state().Record(static_cast<int>(bound), static_cast<int>(agreed));
+  if (bound > 0) by_length_[class_].Record(static_cast<int>(bound), static_cast<int>(agreed));
   drafts_.clear();
 }
 

@@ -34,7 +34,6 @@ class LookupDrafter {
  private:
   // By the length of the match: 3, from 4, from 8, from 16 tokens.
   static constexpr int kClasses = 4;
-  SpeculationState& state() { return by_length_[class_]; }
 
   SuffixIndex index_;
   std::array<SpeculationState, kClasses> by_length_;
