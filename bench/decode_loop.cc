@@ -107,32 +107,42 @@ class Sequence {
   bool ends_ = false;
 };
 
+// A whole block of rows, divided evenly; text instead of a drafter where that gives more.
+std::vector<worker::RowShare> WholeBlock(const std::vector<worker::Drafting>& sequences, int block,
+                                         int drafts_max, const worker::DraftCost& cost) {
+  const auto count = static_cast<int>(sequences.size());
+  const worker::DraftCost in_company = worker::InCompany(cost, count);
+  std::vector<worker::RowShare> division;
+  int rows_left = block;
+  for (int i = 0; i < count; ++i) {
+    const int rows = worker::NextShare(rows_left, count - i);
+    const int num_max = count > 1 ? std::min(drafts_max, rows - 1) : drafts_max;
+    division.push_back({.block = rows,
+                        .looked_up = worker::ChooseLookedUp(sequences[static_cast<size_t>(i)], rows,
+                                                            num_max, in_company)});
+    rows_left -= rows;
+  }
+  return division;
+}
+
 worker::Round NextRound(const std::vector<std::unique_ptr<Sequence>>& running,
                         const DecodeOptions& options, const worker::Executor& executor) {
   const int drafts_max = options.looks_up ? executor.given_drafts_max() : 0;
   std::vector<worker::Drafting> drafting;
-  std::vector<worker::RowShare> division;
-  int rows_left = options.block, sequences_left = static_cast<int>(running.size());
   int64_t tokens_max = 0;
-  for (const auto& sequence : running) tokens_max = std::max(tokens_max, sequence->committed());
-  const worker::DraftCost cost = options.draft_costs.At(tokens_max);
   for (const auto& sequence : running) {
-    const int block = worker::NextShare(rows_left, sequences_left--);
-    drafting.push_back(sequence->Drafting(running.size() > 1 ? block - 1 : drafts_max));
-    division.push_back({.block = block,
-                        .looked_up = worker::ChooseLookedUp(
-                            drafting.back(), block, drafts_max,
-                            worker::InCompany(cost, static_cast<int>(running.size())))});
-    rows_left -= block;
+    drafting.push_back(sequence->Drafting(drafts_max));
+    tokens_max = std::max(tokens_max, sequence->committed());
   }
-  if (options.chooses_blocks) {
-    division = worker::DivideRows(drafting,
-                                  {.block_max = options.block,
-                                   .blocks_max = executor.decode_blocks(),
-                                   .rows_max = executor.max_batch_tokens(),
-                                   .looked_up_max = drafts_max},
-                                  cost);
-  }
+  const worker::DraftCost cost = options.draft_costs.At(tokens_max);
+  const std::vector<worker::RowShare> division =
+      options.chooses_blocks ? worker::DivideRows(drafting,
+                                                  {.block_max = options.block,
+                                                   .blocks_max = executor.decode_blocks(),
+                                                   .rows_max = executor.max_batch_tokens(),
+                                                   .looked_up_max = drafts_max},
+                                                  cost)
+                             : WholeBlock(drafting, options.block, drafts_max, cost);
   const double reach_min = worker::ReachMin(drafting, division, options.block, cost);
   worker::Round round;
   for (size_t i = 0; i < running.size(); ++i)

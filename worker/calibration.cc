@@ -12,8 +12,7 @@ namespace {
 // Past the sliding window, and short enough to cost nothing; long enough to tell what attention to
 // more tokens costs, and still computed in less than a second on a slow machine.
 constexpr int kFewTokens = 192, kManyTokens = 768;
-constexpr int kRounds = 11;   // of a kind; the median counts
-constexpr int kKindsMax = 3;  // of one sequence's rounds
+constexpr int kRounds = 11;  // of a kind; the median counts
 // Values of SequenceStep::reach_min.
 constexpr float kAllDrafts = std::numeric_limits<float>::min(), kNoDraft = 2;
 

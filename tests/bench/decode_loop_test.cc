@@ -14,17 +14,22 @@
 namespace ultraspeed::bench {
 namespace {
 
+const char kDecodedModel[] = "models/tiny-mimo";
+
+absl::StatusOr<std::unique_ptr<worker::Executor>> LoadModel() {
+  worker::ExecutorOptions options;
+  options.model_folder = kDecodedModel;
+  options.max_sequences = 2;
+  options.kv_tokens = 4096;
+  return worker::CreateCpuExecutor(options);
+}
+
 TEST(DecodeLoop, HoldsCompletionsToAFormatWhateverIsDrafted) {
-  const std::string model = "models/tiny-mimo";
-  worker::ExecutorOptions executor_options;
-  executor_options.model_folder = model;
-  executor_options.max_sequences = 2;
-  executor_options.kv_tokens = 4096;
-  auto executor = worker::CreateCpuExecutor(executor_options);
+  const auto executor = LoadModel();
   ASSERT_TRUE(executor.ok()) << executor.status();
-  const auto vocabulary = LoadVocabulary(model, (*executor)->config());
+  const auto vocabulary = LoadVocabulary(kDecodedModel, (*executor)->config());
   ASSERT_TRUE(vocabulary.ok()) << vocabulary.status();
-  const auto held_out = LoadHeldOutPrompts(model, (*executor)->config());
+  const auto held_out = LoadHeldOutPrompts(kDecodedModel, (*executor)->config());
   ASSERT_TRUE(held_out.ok()) << held_out.status();
   ASSERT_GE(held_out->size(), 3u);
   std::vector<std::vector<int32_t>> prompts;
@@ -56,16 +61,11 @@ TEST(DecodeLoop, HoldsCompletionsToAFormatWhateverIsDrafted) {
 
 // Looking drafts up changes no text, alone and in company, and is done where a prompt begins again.
 TEST(DecodeLoop, LooksUpDraftsWhereTextsRepeatThemselves) {
-  const std::string model = "models/tiny-mimo";
-  worker::ExecutorOptions executor_options;
-  executor_options.model_folder = model;
-  executor_options.max_sequences = 2;
-  executor_options.kv_tokens = 4096;
-  auto executor = worker::CreateCpuExecutor(executor_options);
+  const auto executor = LoadModel();
   ASSERT_TRUE(executor.ok()) << executor.status();
-  const auto text = ReadFile(model + "/heldout/text.txt");
+  const auto text = ReadFile(std::string(kDecodedModel) + "/heldout/text.txt");
   ASSERT_TRUE(text.ok()) << text.status();
-  const auto tokens = TokenizeText(model, text->substr(0, 8000));
+  const auto tokens = TokenizeText(kDecodedModel, text->substr(0, 8000));
   ASSERT_TRUE(tokens.ok()) << tokens.status();
   std::vector<std::vector<int32_t>> prompts = Stretches(*tokens, 300, 100);
   ASSERT_EQ(prompts.size(), 32u);

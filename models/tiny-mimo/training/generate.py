@@ -82,10 +82,10 @@ class Pool:
 
 
 def collect(t, sources, pools, rows, greedy_share, real, stop, seed, until, dev):
-    """Fill the pools evenly with continuations of their sources' prompts until the given unix time (each at least once)."""
+    """Fill the pools evenly, `rows` at a time of the first one's length, with continuations of their sources' prompts until the given unix time (each at least once)."""
     gen = torch.Generator(dev).manual_seed(seed); t0 = last = time.time(); n = 0
     while n < len(pools) or time.time() + (time.time() - last) * 0.5 < until:
-        last = time.time(); pool, source = min(zip(pools, sources), key=lambda x: x[0].tokens); prompts, lengths = source.get(rows * min(512, pool.T) // pool.T, pool.new, pool.T)
+        last = time.time(); pool, source = min(zip(pools, sources), key=lambda x: x[0].tokens); prompts, lengths = source.get(rows * min(pools[0].T, pool.T) // pool.T, pool.new, pool.T)
         temp = (torch.rand(len(prompts), 1, generator=gen, device=dev) >= greedy_share).float()
         pool.add(generate(t, prompts, lengths, pool.new, temp, real, gen), lengths, stop, temp[:, 0] > 0); n += 1
         total = sum(p.tokens for p in pools); now = time.time()
