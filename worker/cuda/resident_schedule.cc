@@ -66,7 +66,8 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
   taps = arena.Take<bf16>(
       kKind, Size(kRowsMax, static_cast<int64_t>(draft.target_layer_ids.size()) * config.hidden));
   constexpr size_t kMails = 2 * kBandsMax;
-  moe.scores = arena.Take<uint2>(kKind, kMails * resident::kNumScores);
+  moe.scores = arena.Take<uint32_t>(kKind, kMails * resident::kNumScores);
+  moe.ranks = arena.Take<uint32_t>(kKind, kMails * resident::kNumScores);
   moe.num_activations = Size(kBandRows * config.experts_per_token, config.expert_ffn_width) / 2;
   moe.activations = arena.Take<uint32_t>(kKind, kMails * moe.num_activations);
   moe.num_partials = resident::NumRouterPartials(config.num_experts, config.hidden);

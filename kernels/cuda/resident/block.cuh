@@ -44,14 +44,18 @@ struct RoundState {
   float log_reach_min;  // of the round
 };
 
-// The experts that a band's rows chose in one layer, ascending.
+// The experts that a band's rows chose in one layer.
 struct ExpertChoice {
+  uint32_t chosen[kExpertWords];
+  int32_t num_experts;
+  int8_t slot_of[kSlotsMax][kBandRows];  // of (i-th expert chosen, row): row * K + k, or -1
+  float weights[kSlotsMax];
+  int32_t ids[kSlotsMax];  // [row, K], ascending
+};
+// The same, ascending: the producer makes the list itself, before the rest is known.
+struct ExpertList {
   int32_t num_experts;
   int32_t experts[kSlotsMax];
-  int8_t slot_of[kSlotsMax][kBandRows];  // of (experts[i], row): row * K + k, or -1
-  float weights[kSlotsMax];
-  int32_t ids[kSlotsMax];
-  uint32_t chosen[kExpertsMax / 32];
 };
 
 struct alignas(128) Shared {
@@ -62,10 +66,11 @@ struct alignas(128) Shared {
   uint64_t full[kRingEntries], empty[kRingEntries];
   uint64_t exchange_full[kExchangeBuffers];
   uint64_t exchange_free[kClusterBlocks][kExchangeBuffers];  // of the finishers of the cluster
-  uint64_t experts_ready;
+  uint64_t experts_chosen, slots_known;                      // of ExpertChoice: the set; all of it
   Program program;  // a parameter's address would cost every thread a copy of it
   uint32_t entry_offset[kRingEntries];
   ExpertChoice choices[kBandsMax];
+  ExpertList lists[kBandsMax];
   RoundState state;
   RowChoice best[kFinisherWarps][kBandRows];
   float scale[kRowsMax];
@@ -73,6 +78,7 @@ struct alignas(128) Shared {
   uint32_t owned[kBandsMax][kOwnedTilesMax][kBandRows][kTileRows / 2];
   Places places;
   volatile uint32_t newest_input;     // number of the consumers' last phase whose input is there
+  volatile uint32_t newest_scales;    // or whose rows' scales are, for the router
   volatile uint32_t phases_finished;  // by the finishers, of those that have work for them
   volatile uint32_t exits;            // the producer's sign to leave
 };
@@ -148,6 +154,11 @@ struct Block {
   __device__ __forceinline__ void WaitForInput(const Phase& phase) const {
     const uint32_t number = NumberOf(phase);
     Wait(WaitsFor::kConsumers, [&] { return HasInput(number); });
+  }
+  __device__ __forceinline__ void WaitForScales(const Phase& phase) const {
+    const uint32_t number = NumberOf(phase);
+    Wait(WaitsFor::kConsumers,
+         [&] { return static_cast<int32_t>(shared().newest_scales - number) >= 0; });
   }
   __device__ __forceinline__ bool HasInput(uint32_t number) const {
     return static_cast<int32_t>(shared().newest_input - number) >= 0;
@@ -235,6 +246,7 @@ __device__ __forceinline__ int ShareSlabs(const Share& share, int num_slabs) {
 
 // Blocks of slabs in one entry of the ring: 16 to 33 KB, so that the ring holds several.
 constexpr int PieceBlocks(WeightFormat format) { return format == WeightFormat::kMxfp4 ? 12 : 4; }
+static_assert(PieceBlocks(WeightFormat::kMxfp4) >= kShareBlocksMax);  // an expert's tile is one
 __device__ __forceinline__ int NumPieces(const Share& share, WeightFormat format) {
   return (share.count + PieceBlocks(format) - 1) / PieceBlocks(format);
 }

@@ -100,7 +100,8 @@ __device__ __forceinline__ void MultiplyRouter(const BandBlock<kBands>& block, c
   clock.ring.Advance(count);
 }
 
-// Larger floats give larger numbers; both zeros the same; 0 is below all of them.
+constexpr uint32_t kNoExpert = 1;
+// Larger floats give larger numbers; both zeros the same; all are above kNoExpert.
 __device__ __forceinline__ uint32_t Ascending(float x) {
   const uint32_t bits = __float_as_uint(__fadd_rn(x, 0.0f));
   return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
@@ -115,8 +116,13 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
   // Before the rows there is no use in asking.
   if (lane == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   __syncwarp();
-  for (int expert = block.index + warp * block.num_blocks; expert < phase.num_experts;
+  // Ranks are read by fours: those behind the last expert's are there, and the least of all.
+  for (int expert = block.index + warp * block.num_blocks; expert < (phase.num_experts + 3) / 4 * 4;
        expert += kFinisherWarps * block.num_blocks) {
+    if (expert >= phase.num_experts) {
+      if (lane < kBandRows) MoeRanks(block, phase, band)[lane * kExpertsMax + expert] = kNoExpert;
+      continue;
+    }
     const float bias = __ldg(phase.router_bias + expert);
     const uint32_t* const slot =
         RouterPartials(block, phase, band) + (expert * num_chunks + lane) * kBandRows;
@@ -157,13 +163,14 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
 #pragma unroll
     for (int mask = 2; mask >= 1; mask /= 2)
       sum = __fadd_rn(sum, __shfl_xor_sync(kAllLanes, sum, mask));
-    block.WaitForInput(phase);  // the rows' scales
+    block.WaitForScales(phase);
     const int row = lane / 4;
     const float score = Sigmoid(__fmul_rn(block.shared().scale[band * kBandRows + row], sum));
     const float biased = __fadd_rn(score, bias);
     if (lane % 4 == 0) {
-      MoeScores(block, phase, band)[row * kExpertsMax + expert] = {
-          __float_as_uint(score), Ascending(biased == biased ? biased : kMinusInfinity)};
+      const int at = row * kExpertsMax + expert;
+      MoeRanks(block, phase, band)[at] = Ascending(biased == biased ? biased : kMinusInfinity);
+      MoeScores(block, phase, band)[at] = FlaggedWord(__float_as_uint(score));
     }
     __syncwarp();
   }
@@ -171,71 +178,97 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
 
 // ---- Choice
 
-// Top K of one row of a band by one warp, as router.cu's TopKKernel: ids ascending, weights.
-__device__ __forceinline__ void ChooseExperts(const Block& block, const Phase& phase, int band,
-                                              int row, int lane) {
-  ExpertChoice& choice = block.shared().choices[band];
-  const int num_experts = phase.num_experts, per_row = phase.experts_per_token;
-  const uint2* const mail = MoeScores(block, phase, band) + row * kExpertsMax + lane;
-  uint2 found[kExpertsPerLane];             // score, key
+// A lane's part of a row: experts 4 * lane + (0..3) of every 128.
+constexpr int kVectorLanes = 4 * kWarpLanes;
+constexpr int kVectorsPerLane = kExpertsMax / kVectorLanes;
+static_assert(kExpertsMax % kVectorLanes == 0);
+
+// A row's top K, as router.cu's TopKKernel: lane k returns the k-th choice. One warp.
+__device__ __forceinline__ int TopExperts(const Block& block, const Phase& phase, int band, int row,
+                                          int lane) {
+  const uint32_t* const mail = MoeRanks(block, phase, band) + row * kExpertsMax + 4 * lane;
+  uint4 ranks[kVectorsPerLane] = {};
   block.Wait(WaitsFor::kOtherBlocks, [&] {  // all requested before the first is looked at
 #pragma unroll
-    for (int i = 0; i < kExpertsPerLane; ++i) found[i] = PollPair(mail + i * kWarpLanes);
+    for (int i = 0; i < kVectorsPerLane; ++i) {
+      if (i * kVectorLanes + 4 * lane < phase.num_experts)
+        ranks[i] = PollFour(mail + i * kVectorLanes);
+    }
     bool arrived = true;
 #pragma unroll
-    for (int i = 0; i < kExpertsPerLane; ++i) {
-      arrived &= found[i].y != 0 || i * kWarpLanes + lane >= num_experts;
+    for (int i = 0; i < kVectorsPerLane; ++i) {
+      const bool is_there = min(min(ranks[i].x, ranks[i].y), min(ranks[i].z, ranks[i].w)) != 0;
+      arrived &= is_there || i * kVectorLanes + 4 * lane >= phase.num_experts;
     }
     return __all_sync(kAllLanes, arrived) != 0;
   });
-  // A lane offers its largest key that is not taken, the first of equals, and has the second ready.
+  // A lane offers the largest rank that is not taken, the first of equals, and has the second
+  // ready.
   struct Offer {
-    uint32_t key = 0, score = 0;
+    uint32_t rank = 0;
     int expert = 0;
   } best, second;
-  const auto is_larger = [](uint2 candidate, const Offer& than) { return candidate.y > than.key; };
+  const auto rank_of = [&](int i) {
+    const uint4& v = ranks[i / 4];
+    return i % 4 == 0 ? v.x : i % 4 == 1 ? v.y : i % 4 == 2 ? v.z : v.w;
+  };
+  const auto expert_of = [&](int i) { return i / 4 * kVectorLanes + 4 * lane + i % 4; };
 #pragma unroll
   for (int i = 0; i < kExpertsPerLane; ++i) {
-    const Offer here = {found[i].y, found[i].x, i * kWarpLanes + lane};
-    const bool first = is_larger(found[i], best);
-    second = first ? best : is_larger(found[i], second) ? here : second;
+    const Offer here = {rank_of(i), expert_of(i)};
+    const bool first = here.rank > best.rank;
+    second = first ? best : here.rank > second.rank ? here : second;
     best = first ? here : best;
   }
-  Offer mine;          // lane k's: the k-th choice
-  uint32_t taken = 0;  // bit i: expert 32 i + lane
+  int mine = 0;
+  uint32_t taken = 0;  // bit i: expert_of(i)
 #pragma unroll 1
-  for (int k = 0; k < per_row; ++k) {
-    const uint32_t winner = __reduce_max_sync(kAllLanes, best.key);
+  for (int k = 0; k < phase.experts_per_token; ++k) {
+    const uint32_t winner = __reduce_max_sync(kAllLanes, best.rank);
     const int expert =
-        static_cast<int>(__reduce_min_sync(kAllLanes, best.key == winner ? best.expert : ~0u));
-    const uint32_t score = __shfl_sync(kAllLanes, best.score, expert % kWarpLanes);
-    if (lane == k) mine = {winner, score, expert};
-    if (expert % kWarpLanes == lane) {
-      taken |= 1u << (expert / kWarpLanes);
+        static_cast<int>(__reduce_min_sync(kAllLanes, best.rank == winner ? best.expert : ~0u));
+    if (lane == k) mine = expert;
+    if (best.rank == winner && best.expert == expert) {
+      taken |= 1u << (expert / kVectorLanes * 4 + expert % 4);
       best = second;
       second = {};
-      if (best.key == 0) {  // the second is gone too
+      if (best.rank == 0) {  // the second is gone, too
 #pragma unroll
         for (int i = 0; i < kExpertsPerLane; ++i) {
-          if ((taken >> i & 1) == 0 && is_larger(found[i], best)) {
-            best = {found[i].y, found[i].x, i * kWarpLanes + lane};
-          }
+          if ((taken >> i & 1) == 0 && rank_of(i) > best.rank) best = {rank_of(i), expert_of(i)};
         }
       }
     }
     __syncwarp();
   }
+  return mine;
+}
 
+// What of a row's choice nobody else waits for: its ids, which come as they were chosen, ascending,
+// and their weights.
+__device__ __forceinline__ void WeighChoice(const Block& block, const Phase& phase, int band,
+                                            int row, int lane) {
+  ExpertChoice& choice = block.shared().choices[band];
+  const int per_row = phase.experts_per_token;
+  const int expert = lane < per_row ? choice.ids[row * per_row + lane] : 0;
+  float score = 0.0f;
+  if (lane < per_row) {  // on its way when its rank is there
+    const uint32_t* const mail = MoeScores(block, phase, band) + row * kExpertsMax + expert;
+    uint32_t word = kNotArrived;
+    block.Wait(WaitsFor::kOtherBlocks, [&] { return HasArrived(word = PollWord(mail)); });
+    score = __uint_as_float(word);
+  }
+  __syncwarp();
   int place = 0;  // of the lane's choice, ids ascending
 #pragma unroll
   for (int k = 0; k < kSlotsMax / kBandRows; ++k) {
-    const int other = __shfl_sync(kAllLanes, mine.expert, k);
-    place += k < per_row && other < mine.expert;
+    const int other = __shfl_sync(kAllLanes, expert, k);
+    place += k < per_row && other < expert;
   }
   const int slot = row * per_row + place;
   if (lane < per_row) {
-    choice.ids[slot] = mine.expert;
-    choice.weights[slot] = __uint_as_float(mine.score);
+    choice.ids[slot] = expert;
+    choice.weights[slot] = score;
   }
   __syncwarp();
   float sum = 0.0f;
@@ -244,58 +277,62 @@ __device__ __forceinline__ void ChooseExperts(const Block& block, const Phase& p
     if (k < per_row) sum += choice.weights[row * per_row + k];
   }
   __syncwarp();
-  if (lane < per_row) {
-    choice.weights[slot] = __fdiv_rn(__uint_as_float(mine.score), sum + 1e-20f);
-  }
+  if (lane < per_row) choice.weights[slot] = __fdiv_rn(score, sum + 1e-20f);
 }
 
-// A benchmark's choice for a row, other experts in every layer and round (forced_experts.cuh).
-__device__ __forceinline__ void ForceExperts(const Block& block, const Phase& phase, int band,
-                                             int row, int lane) {
-  const int per_row = phase.experts_per_token, slot = row * per_row + lane;
-  if (lane >= per_row) return;
+// A benchmark's choice number `lane` of a row, other experts in every layer and round
+// (forced_experts.cuh).
+__device__ __forceinline__ int ForceExpert(const Block& block, const Phase& phase, int band,
+                                           int row, int lane) {
   const int shift =
       (phase.index + band) * 37 + static_cast<int>(block.shared().state.round % 1024) * 11;
-  block.shared().choices[band].ids[slot] =
-      ForcedExpert(slot, block.program().forced_distinct_experts, phase.num_experts, shift);
+  return ForcedExpert(row * phase.experts_per_token + lane, block.program().forced_distinct_experts,
+                      phase.num_experts, shift);
 }
 
-// All consumers call it before they meet for MakeChoices, while the scores are not there yet.
+// All consumers call it before they meet for ChooseExperts, while the scores are not there yet.
 template <int kBands>
 __device__ __forceinline__ void ClearChoices(const BandBlock<kBands>& block) {
   const int thread = Thread();
 #pragma unroll 1
   for (int band = 0; band < kBands; ++band) {
     ExpertChoice& choice = block.shared().choices[band];
-    if (thread < kExpertsMax / 32) choice.chosen[thread] = 0;
+    if (thread < kExpertWords) choice.chosen[thread] = 0;
     for (int i = thread; i < kSlotsMax * kBandRows / 4; i += kConsumerThreads) {
       reinterpret_cast<uint32_t*>(choice.slot_of)[i] = 0xffffffffu;
     }
   }
 }
 
-// Choice of all verified rows of all bands, then each band's list of experts and who of them serves
-// whom. All consumers call it.
+// Choice of all verified rows of all bands: first which experts, which is all that the producer
+// needs, then who of them serves whom. All consumers call it.
 template <int kBands>
-__device__ __forceinline__ void MakeChoices(const BandBlock<kBands>& block, const Phase& phase) {
+__device__ __forceinline__ void ChooseExperts(const BandBlock<kBands>& block, const Phase& phase) {
   const int thread = Thread(), warp = thread / kWarpLanes, lane = thread % kWarpLanes;
   const int num_rows = block.program().num_rows, per_row = phase.experts_per_token;
   const uint32_t verified = block.shared().state.verified;
 #pragma unroll 1
   for (int of_pass = warp; of_pass < num_rows; of_pass += kConsumerWarps) {
     const int band = kBands == 1 ? 0 : of_pass / kBandRows, row = of_pass - band * kBandRows;
-    ChooseExperts(block, phase, band, row, lane);
-    if (block.program().forced_distinct_experts > 0) {
-      __syncwarp();
-      ForceExperts(block, phase, band, row, lane);
-    }
-    __syncwarp();
+    int expert = TopExperts(block, phase, band, row, lane);
+    if (block.program().forced_distinct_experts > 0)
+      expert = ForceExpert(block, phase, band, row, lane);
+    ExpertChoice& choice = block.shared().choices[band];
+    if (lane < per_row) choice.ids[row * per_row + lane] = expert;
     // A branch of its own, which lanes might take apart, would cost far more than a useless choice.
-    if (lane < ((verified >> of_pass & 1) != 0 ? per_row : 0)) {
-      ExpertChoice& choice = block.shared().choices[band];
-      const int expert = choice.ids[row * per_row + lane];
+    if (lane < ((verified >> of_pass & 1) != 0 ? per_row : 0))
       atomicOr(&choice.chosen[expert / 32], 1u << (expert % 32));
-    }
+  }
+  __syncwarp();
+  if (lane == 0) Arrive(&block.shared().experts_chosen, 1);
+  // From here on everybody has read the rows and the mail of the layer before.
+  if (thread == kConsumerThreads - 1)
+    block.WaitForArrivals(phase.inner_counter, phase.inner_target);
+  __syncwarp();
+#pragma unroll 1
+  for (int of_pass = warp; of_pass < num_rows; of_pass += kConsumerWarps) {
+    const int band = kBands == 1 ? 0 : of_pass / kBandRows, row = of_pass - band * kBandRows;
+    WeighChoice(block, phase, band, row, lane);
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
   // A band's warps: a thread for each choice; the last warp counts the experts meanwhile.
@@ -304,11 +341,11 @@ __device__ __forceinline__ void MakeChoices(const BandBlock<kBands>& block, cons
   const int band = kBands == 1 ? 0 : warp / kWarpsOfBand;
   const int slot = thread - band * kWarpsOfBand * kWarpLanes;
   ExpertChoice& choice = block.shared().choices[band];
-  // Place of an expert in the list: the chosen ones before it.
+  // Place of an expert among the chosen ones: how many are before it.
   const auto place_of = [&](int e) {
     int place = 0;
 #pragma unroll
-    for (int w = 0; w < kExpertsMax / 32; ++w) {
+    for (int w = 0; w < kExpertWords; ++w) {
       const uint32_t before = w < e / 32 ? ~0u : w == e / 32 ? (1u << (e % 32)) - 1 : 0u;
       place += __popc(choice.chosen[w] & before);
     }
@@ -316,17 +353,37 @@ __device__ __forceinline__ void MakeChoices(const BandBlock<kBands>& block, cons
   };
   const int row = Quotient(slot, per_row);
   if (row < kBandRows && (verified >> (band * kBandRows + row) & 1) != 0) {
-    const int expert = choice.ids[slot], place = place_of(expert);
-    choice.experts[place] = expert;
-    choice.slot_of[place][row] = static_cast<int8_t>(slot);
+    choice.slot_of[place_of(choice.ids[slot])][row] = static_cast<int8_t>(slot);
   }
   if (slot == (kWarpsOfBand - 1) * kWarpLanes) {
     choice.num_experts =
-        place_of(kExpertsMax - 1) + static_cast<int>(choice.chosen[kExpertsMax / 32 - 1] >> 31);
+        place_of(kExpertsMax - 1) + static_cast<int>(choice.chosen[kExpertWords - 1] >> 31);
     atomicAdd(&block.shared().state.num_experts, choice.num_experts);
   }
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-  if (thread == 0) Arrive(&block.shared().experts_ready, 1);
+  if (thread == 0) Arrive(&block.shared().slots_known, 1);
+}
+
+// The producer's list of what was chosen: a lane has a word of the set.
+__device__ __forceinline__ void ListExperts(const Block& block, int num_bands) {
+  const int lane = Thread() % kWarpLanes;
+  static_assert(kExpertWords <= kWarpLanes);
+#pragma unroll 1
+  for (int band = 0; band < num_bands; ++band) {
+    ExpertList& list = block.shared().lists[band];
+    uint32_t word = lane < kExpertWords ? block.shared().choices[band].chosen[lane] : 0;
+    const int count = __popc(word);
+    int end = count;  // of the lane's part of the list
+#pragma unroll
+    for (int distance = 1; distance < kExpertWords; distance *= 2) {
+      const int before = __shfl_up_sync(kAllLanes, end, distance);
+      if (lane >= distance) end += before;
+    }
+    for (int place = end - count; word != 0; word &= word - 1)
+      list.experts[place++] = 32 * lane + __ffs(static_cast<int>(word)) - 1;
+    if (lane == kExpertWords - 1) list.num_experts = end;
+    __syncwarp();
+  }
 }
 
 }  // namespace ultraspeed::kernels::cuda::resident

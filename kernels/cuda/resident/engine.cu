@@ -175,11 +175,13 @@ __device__ __forceinline__ void InitShared(Shared& shared, const Program& progra
       Arrive(&shared.exchange_free[owner][i], 1);  // free at first
     }
   }
-  InitBarrierCount(&shared.experts_ready, 1);
+  InitBarrierCount(&shared.experts_chosen, kConsumerWarps);
+  InitBarrierCount(&shared.slots_known, 1);
   FenceBarrierInit();
   shared.exits = 0;
   shared.phases_finished = 0;
   shared.newest_input = ~0u;
+  shared.newest_scales = ~0u;
   shared.state = {.position = {},
                   .tokens = {},
                   .chosen = {},
@@ -298,7 +300,8 @@ void Prepare(const Program& program, cudaStream_t stream) {
   const MoeMail& moe = program.moe;
   constexpr int kMails = 2 * kBandsMax;
   if (moe.num_partials > 0) empty(moe.partials, kMails * moe.num_partials);
-  CheckCuda(cudaMemsetAsync(moe.scores, 0, kMails * kNumScores * sizeof(uint2), stream), "scores");
+  empty(moe.scores, kMails * kNumScores);
+  CheckCuda(cudaMemsetAsync(moe.ranks, 0, kMails * kNumScores * sizeof(uint32_t), stream), "ranks");
   if (moe.num_activations > 0) empty(moe.activations, kMails * moe.num_activations);
   const Collective& ranks = program.collective;
   CheckCuda(cudaMemsetAsync(ranks.mail, 0, ranks.num_ranks * sizeof(*ranks.mail), stream), "mail");

@@ -28,32 +28,33 @@ __device__ __forceinline__ bool StreamMoeUp(const BandBlock<kBands>& block, cons
                                             uint32_t number, RingWriter& ring,
                                             uint32_t moe_layers) {
   const int band = block.BandOf(phase);
-  if (band == 0) {
-    if (!StreamRouter(block, phase, number, ring)) return false;
-    bool chosen = false;
-    block.Wait(WaitsFor::kExpertChoice, [&] {
-      chosen = IsDone(&block.shared().experts_ready, moe_layers & 1);
-      return __all_sync(kAllLanes, chosen || block.shared().exits != 0) != 0;
-    });
-    if (!__all_sync(kAllLanes, chosen)) return false;
-  }
   const Share share = ShareOf(phase.num_slabs, 0, block.rank);
-  if (share.count == 0) return true;
   constexpr int kSlabSize = SlabBytes(WeightFormat::kMxfp4);
-  static_assert(PieceBlocks(WeightFormat::kMxfp4) >= kShareBlocksMax);  // a tile is one entry
   const uint32_t tile_bytes = phase.num_slabs * kSlabSize;
   const uint32_t entry_bytes = ShareSlabs(share, phase.num_slabs) * kSlabSize;
   const size_t expert_bytes = phase.expert_bytes;
   const uint8_t* const weights = phase.weights + 2 * share.first * kSlabSize;
-  const ExpertChoice& choice = block.shared().choices[band];
-  const int num_experts = choice.num_experts, num_tiles = phase.num_tiles;
   // Tiles cluster, cluster + num_clusters, ... of all experts' in a row.
+  const int num_tiles = phase.num_tiles;
   const int expert_step = Quotient(block.num_clusters, num_tiles);
   const int tile_step = block.num_clusters - expert_step * num_tiles;
   int expert = Quotient(block.cluster, num_tiles), tile = block.cluster - expert * num_tiles;
+  if (band == 0) {
+    if (!StreamRouter(block, phase, number, ring) || !ring.TakeBack()) return false;
+    bool chosen = false;
+    block.Wait(WaitsFor::kExpertChoice, [&] {
+      chosen = IsDone(&block.shared().experts_chosen, moe_layers & 1);
+      return __all_sync(kAllLanes, chosen || block.shared().exits != 0) != 0;
+    });
+    if (!__all_sync(kAllLanes, chosen)) return false;
+    ListExperts(block, block.program().num_bands);
+  }
+  if (share.count == 0) return true;
+  const ExpertList& list = block.shared().lists[band];
+  const int num_experts = list.num_experts;
 #pragma unroll 1
   while (expert < num_experts) {
-    const uint8_t* const data = weights + choice.experts[expert] * expert_bytes;
+    const uint8_t* const data = weights + list.experts[expert] * expert_bytes;
     if (!ring.Push(data + tile * tile_bytes, entry_bytes)) return false;
     tile += tile_step;
     const bool wraps = tile >= num_tiles;
@@ -70,9 +71,8 @@ __device__ __forceinline__ void MultiplyMoeUp(const BandBlock<kBands>& block, co
   const int band = block.BandOf(phase);
   if (band == 0) {
     ClearChoices(block);
-    if (Thread() == 0) block.WaitForArrivals(phase.inner_counter, phase.inner_target);
     NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-    MakeChoices(block, phase);
+    ChooseExperts(block, phase);
   }
   if (Thread() == 0) block.Stamp(phase.index, kTraceInputReady);
   const TileWalk walk(block, TileOrder::kDealt,
@@ -98,7 +98,7 @@ __device__ __forceinline__ void ConsumeProduct(const BandBlock<kBands>& block, c
     if (pass > 0) NamedBarrier<kConsumerBarrier, kConsumerThreads>();
     if (phase.kind == PhaseKind::kMoeUp && band == 0) {
       MultiplyRouter(block, phase, clock, warp, lane);
-      MakeOtherScales(block, phase);
+      MakeScales(block, phase);
     }
     // What does not depend on the input comes first: everybody waits for that.
     const Share share = ShareOf(phase.num_slabs, pass, block.rank);
@@ -144,7 +144,7 @@ __device__ __forceinline__ void FinishMoeUp(const BandBlock<kBands>& block,
       block.WaitForInput(phase);
       Announce(block.Counter(phase.inner_counter));
     }
-    block.WaitBarrier(WaitsFor::kExpertChoice, &block.shared().experts_ready,
+    block.WaitBarrier(WaitsFor::kExpertChoice, &block.shared().slots_known,
                       block.SinceStart(&Tally::moe_layers, phase) & 1);
     EmptyOtherMail(block, phase);
   }
@@ -174,15 +174,15 @@ __device__ __forceinline__ bool StreamMoeDown(const Block& block, const Phase& p
   const int count = walk.OwnedCount(block.rank);
   if (count == 0) return true;
   const int tile_bytes = phase.num_slabs * SlabBytes(WeightFormat::kMxfp4);
-  const ExpertChoice& choice = block.shared().choices[phase.band];
-  const int num_experts = choice.num_experts;
+  const ExpertList& list = block.shared().lists[phase.band];
+  const int num_experts = list.num_experts;
   const size_t expert_bytes = phase.expert_bytes;
   const uint8_t* const tiles =
       phase.weights + static_cast<size_t>(walk.FirstOwned(block.rank)) * tile_bytes;
 #pragma unroll 1
   for (int i = 0; i < num_experts; i += kDownGroup) {
     const int group = min(kDownGroup, num_experts - i);
-    const int expert = choice.experts[i + min(lane, group - 1)];
+    const int expert = list.experts[i + min(lane, group - 1)];
     if (!ring.PushSeveral(group, count * tile_bytes, tiles + expert * expert_bytes)) return false;
   }
   return true;

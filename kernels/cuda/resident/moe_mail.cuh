@@ -17,9 +17,13 @@ __device__ __forceinline__ uint32_t* RouterPartials(const Block& block, const Ph
   const MoeMail& mail = block.program().moe;
   return mail.partials + MailOf(block, phase, band, later) * mail.num_partials;
 }
-__device__ __forceinline__ uint2* MoeScores(const Block& block, const Phase& phase, int band,
-                                            int later = 0) {
+__device__ __forceinline__ uint32_t* MoeScores(const Block& block, const Phase& phase, int band,
+                                               int later = 0) {
   return block.program().moe.scores + MailOf(block, phase, band, later) * kNumScores;
+}
+__device__ __forceinline__ uint32_t* MoeRanks(const Block& block, const Phase& phase, int band,
+                                              int later = 0) {
+  return block.program().moe.ranks + MailOf(block, phase, band, later) * kNumScores;
 }
 __device__ __forceinline__ uint32_t* MoeActivations(const Block& block, const Phase& phase,
                                                     int band, int later = 0) {
@@ -42,7 +46,8 @@ __device__ __forceinline__ void EmptyOtherMail(const Block& block, const Phase& 
   const int num_bands = block.program().num_bands;
   fill(RouterPartials(block, phase, 0, 1), num_bands * mail.num_partials * sizeof(uint32_t),
        kNotArrived);
-  fill(MoeScores(block, phase, 0, 1), num_bands * kNumScores * sizeof(uint2), 0);
+  fill(MoeScores(block, phase, 0, 1), num_bands * kNumScores * sizeof(uint32_t), kNotArrived);
+  fill(MoeRanks(block, phase, 0, 1), num_bands * kNumScores * sizeof(uint32_t), 0);
   fill(MoeActivations(block, phase, 0, 1), num_bands * mail.num_activations * sizeof(uint32_t),
        kNotArrived);
 }

@@ -91,27 +91,26 @@ __device__ __forceinline__ void MultiplyExpertTiles(const Block& block, Consumer
     ExpertBlock weights;
     const uint8_t* data = nullptr;
     ExchangeSlot slot = {};
-    const auto entry_of = [&](uint32_t i) { return i * piece.entries + piece.entry; };
     const uint32_t end = walk.end();
     uint32_t next = team.works ? team.index : end;
     const auto read_next = [&] {
-      data = clock.ring.At(block, entry_of(next)) + piece.offset;
+      data = clock.ring.At(block, next) + piece.offset;
       weights.ReadFirst(data, lane);
     };
     const auto send = [&] { SendPartial(block, slot, piece.index, weights.Partial(), lane); };
     // Lane 0 answers for the weights of the next tile, the others for the room for the partial.
     const auto is_ready = [&] {
-      const BarrierPhase weights_there = clock.ring.Full(block, entry_of(next));
+      const BarrierPhase weights_there = clock.ring.Full(block, next);
       return IsDone(lane == 0 && next < end ? weights_there : slot.Free(block));
     };
     bool goes_on = __any_sync(kAllLanes, next < end);
     if (goes_on) {
-      clock.ring.Wait(block, entry_of(next));
+      clock.ring.Wait(block, next);
       read_next();
     }
     while (goes_on) {
       for (;;) {
-        const uint32_t entry = entry_of(next);
+        const uint32_t entry = next;
         slot = clock.exchange.SlotOf(next);
         next += team.num_teams;
         bool ready = false;
@@ -128,7 +127,7 @@ __device__ __forceinline__ void MultiplyExpertTiles(const Block& block, Consumer
       if (goes_on) read_next();
       send();
     }
-    clock.ring.Advance(end * piece.entries);
+    clock.ring.Advance(end);
   }
   clock.exchange.Advance(walk);
 }

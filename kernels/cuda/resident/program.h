@@ -32,6 +32,7 @@ constexpr int kRanksMax = 8;
 constexpr int kSlotsMax = 64;  // (row, expert) choices of a band: kBandRows * K
 constexpr int kExpertsMax = 384;
 constexpr int kNumScores = kBandRows * kExpertsMax;  // of a band
+constexpr int kExpertWords = kExpertsMax / 32;       // of a set of experts, a bit each
 constexpr int kResultsMax = 64;                      // of the ring of finished rounds
 constexpr int8_t kOfTarget = -1;                     // Phase::draft_of
 constexpr int kSequencesMax = 8;                     // of a round, each with at least one row
@@ -293,12 +294,13 @@ struct RowMail {
 };
 
 // What the MoE phases tell each other. Two of each take turns, layer by layer, and a layer empties
-// the other one. As RowMail, but a score has not arrived while its rank is 0.
+// the other one. As RowMail, but a rank has not arrived while it is 0.
 struct MoeMail {
   // [2, kBandsMax, E, chunks, kBandRows] fp32 sums of the router's product
   uint32_t* partials = nullptr;
-  size_t num_partials = 0;  // words of one band
-  uint2* scores = nullptr;  // [2, kBandsMax, kBandRows, kExpertsMax] score, rank of score + bias
+  size_t num_partials = 0;     // words of one band
+  uint32_t* scores = nullptr;  // [2, kBandsMax, kBandRows, kExpertsMax] fp32
+  uint32_t* ranks = nullptr;   // likewise, of score + bias: what the choice goes by
   // [2, kBandsMax, slots, F / 2] pairs of bf16 with kInputGain
   uint32_t* activations = nullptr;
   size_t num_activations = 0;  // words of one band

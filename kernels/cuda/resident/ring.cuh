@@ -65,6 +65,13 @@ class RingWriter {
     ++next_;
     return true;
   }
+  // All entries, once their readers are done. False: the kernel is about to end.
+  __device__ __forceinline__ bool TakeBack() {
+    while (oldest_ != next_) {
+      if (!Reclaim()) return false;
+    }
+    return true;
+  }
   // Until at most `count` entries are under way.
   __device__ __forceinline__ void WaitForCopies(uint32_t count) {
     if (next_ < count + 1) return;

@@ -125,17 +125,20 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
     const float4 unscaled[2] = {__ldg(norm), __ldg(norm + 1)};  // nobody waits for them yet
     const int hidden = block.program().hidden, num_tiles = hidden / kTileRows;
     const uint32_t* const x = MailRows(block, phase, phase.band, RowTurn::kBefore) + column / 2;
-    // A warp makes the scale of one row.
+    // A warp makes the scale of one row, if MakeScales has not.
     static_assert(kBandRows <= kConsumerWarps);
+    const bool has_scales = phase.kind == PhaseKind::kMoeUp;
     const uint32_t* const row_squares = MailSquares(block, phase, phase.band, RowTurn::kBefore) +
                                         min(warp, kBandRows - 1) * num_tiles;
     float* const scales = block.shared().scale + phase.band * kBandRows;
-    if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
-    NamedBarrier<kConsumerBarrier, kConsumerThreads>();
-    Squares squares;
+    if (!has_scales) {
+      if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
+      NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+    }
+    Squares squares = {};
     uint4 in[kBandRows];
     block.Wait(WaitsFor::kOtherBlocks, [&] {  // all requested before the first is looked at
-      PollSquares(row_squares, num_tiles, lane, squares);
+      if (!has_scales) PollSquares(row_squares, num_tiles, lane, squares);
 #pragma unroll
       for (int row = 0; row < kBandRows; ++row) in[row] = PollFour(x + row * (hidden / 2));
       bool arrived = HaveArrived(in);
@@ -143,7 +146,7 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
       for (int j = 0; j < kSquaresPerLane; ++j) arrived &= HasArrived(squares[j]);
       return __all_sync(kAllLanes, arrived) != 0;
     });
-    if (warp < kBandRows) {
+    if (warp < kBandRows && !has_scales) {
       const float scale = ScaleOf(squares, hidden, phase.epsilon);
       if (lane == 0) scales[warp] = scale;
     }
@@ -193,21 +196,19 @@ __device__ __forceinline__ void StageInput(const Block& block, const Phase& phas
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
 }
 
-// Scales of the bands that follow the phase's, for the router: their rows are staged by phases of
-// their own. All consumers call it.
+// Scales of all bands' rows, for the router: the rows themselves take longer. All consumers call
+// it.
 template <int kBands>
-__device__ __forceinline__ void MakeOtherScales(const BandBlock<kBands>& block,
-                                                const Phase& phase) {
-  if constexpr (kBands == 1) return;
+__device__ __forceinline__ void MakeScales(const BandBlock<kBands>& block, const Phase& phase) {
   const int warp = Thread() / kWarpLanes, lane = Thread() % kWarpLanes;
   const int hidden = block.program().hidden, num_tiles = hidden / kTileRows;
   if (Thread() == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   NamedBarrier<kConsumerBarrier, kConsumerThreads>();
 #pragma unroll 1
-  for (int row = kBandRows + warp; row < kBands * kBandRows; row += kConsumerWarps) {
-    const int band = row / kBandRows;
+  for (int row = warp; row < kBands * kBandRows; row += kConsumerWarps) {
+    const int band = kBands == 1 ? 0 : row / kBandRows;
     const uint32_t* const row_squares =
-        MailSquares(block, phase, band, RowTurn::kBefore) + row % kBandRows * num_tiles;
+        MailSquares(block, phase, band, RowTurn::kBefore) + (row - band * kBandRows) * num_tiles;
     Squares squares;
     block.Wait(WaitsFor::kOtherBlocks, [&] {
       PollSquares(row_squares, num_tiles, lane, squares);
@@ -219,6 +220,8 @@ __device__ __forceinline__ void MakeOtherScales(const BandBlock<kBands>& block,
     const float scale = ScaleOf(squares, hidden, phase.epsilon);
     if (lane == 0) block.shared().scale[row] = scale;
   }
+  NamedBarrier<kConsumerBarrier, kConsumerThreads>();
+  if (Thread() == 0) block.shared().newest_scales = block.NumberOf(phase);
 }
 
 // Where the lane's columns of the share's block `part` are staged: those of group j of 32 columns
