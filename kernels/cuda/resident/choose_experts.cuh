@@ -325,7 +325,7 @@ __device__ __forceinline__ void ChooseExperts(const BandBlock<kBands>& block, co
   }
   __syncwarp();
   if (lane == 0) Arrive(&block.shared().experts_chosen, 1);
-  // From here on everybody has read the rows and the mail of the layer before.
+  // Until everybody has read the rows and the mail of the layer before: then both may be written.
   if (thread == kConsumerThreads - 1)
     block.WaitForArrivals(phase.inner_counter, phase.inner_target);
   __syncwarp();
