@@ -10,6 +10,7 @@
 #include "worker/cuda/check.h"
 #include "worker/cuda/cuda_executor.h"
 #include "worker/cuda/device.h"
+#include "worker/cuda/resident_shape.h"
 #include "worker/model/vocabulary.h"
 
 namespace ultraspeed::worker::cuda {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "kernels/cuda/weight_layout.h"
 
@@ -13,24 +12,14 @@ namespace {
 namespace ops = kernels::cuda;
 namespace resident = kernels::cuda::resident;
 using kernels::bf16;
-using kernels::WeightFormat;
 using resident::AttentionTask;
 using resident::InputKind;
 using resident::kBandRows;
 using resident::kBandsMax;
-using resident::kRowsMax;
 using resident::OutputKind;
 using resident::Phase;
 using resident::PhaseKind;
 using resident::TileOrder;
-
-constexpr int kTileColumns = 16;
-constexpr size_t kPartialBytes = 528;  // of one row, head and part, and its padding
-constexpr int kBlocksMax = 256;
-constexpr int kPassSlabs = 48;
-constexpr size_t kWordsPerCounter = 32;
-
-size_t Size(int64_t a, int64_t b) { return static_cast<size_t>(a * b); }
 
 }  // namespace
 
@@ -44,79 +33,6 @@ const char* Name(PhaseLabel label) {
                                            "choice",        "commit",       "draft context"};
   static_assert(std::size(kNames) == static_cast<size_t>(PhaseLabel::kCount));
   return kNames[static_cast<size_t>(label)];
-}
-
-ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights& target,
-                                 const DrafterWeights& drafter, int64_t positions,
-                                 const ResidentRanks& ranks, DeviceArena& arena) {
-  constexpr MemoryKind kKind = MemoryKind::kActivations;
-  const DrafterConfig& draft = config.drafter;
-  const auto floats = [&](int64_t rows, int64_t columns) {
-    return arena.Take<float>(kKind, Size(rows, columns));
-  };
-  residual = floats(kRowsMax, config.hidden);
-  rows.rows = arena.Take<uint32_t>(kKind, Size(2 * kRowsMax, config.hidden / 2));
-  rows.squares = arena.Take<uint32_t>(kKind, Size(2 * kRowsMax, config.hidden / kTileColumns));
-  qkv = floats(kRowsMax, std::max(config.num_kv_heads * QkvGroupRows(config),
-                                  (draft.num_q_heads + 2 * draft.num_kv_heads) * draft.head_dim));
-  attended = arena.Take<bf16>(kKind, Size(kRowsMax, std::max(config.num_q_heads * config.v_head_dim,
-                                                             draft.num_q_heads * draft.head_dim)));
-  gate_up = floats(kRowsMax, 2 * std::max(config.dense_ffn_width, draft.ffn_width));
-  context_kv = floats(kRowsMax, drafter.context_kv.num_rows);
-  taps = arena.Take<bf16>(
-      kKind, Size(kRowsMax, static_cast<int64_t>(draft.target_layer_ids.size()) * config.hidden));
-  constexpr size_t kMails = 2 * kBandsMax;
-  moe.scores = arena.Take<uint32_t>(kKind, kMails * resident::kNumScores);
-  moe.ranks = arena.Take<uint32_t>(kKind, kMails * resident::kNumScores);
-  moe.num_activations = Size(kBandRows * config.experts_per_token, config.expert_ffn_width) / 2;
-  moe.activations = arena.Take<uint32_t>(kKind, kMails * moe.num_activations);
-  moe.num_partials = resident::NumRouterPartials(config.num_experts, config.hidden);
-  moe.partials = arena.Take<uint32_t>(kKind, kMails * moe.num_partials);
-  logits = floats(kRowsMax, config.vocabulary);
-  gates = draft.has_markov_gate ? floats(kBandRows, draft.markov_rank) : nullptr;
-  chain_words = draft.markov_rank > 0
-                    ? arena.Take<uint2>(kKind, resident::NumChainWords(kBlocksMax))
-                    : nullptr;
-  whole_row.tallies = arena.Take<resident::RowTally>(kKind, kRowsMax);
-  whole_row.undecided = arena.Take<uint64_t>(
-      kKind, Size(kRowsMax, static_cast<int64_t>(ranks.num_ranks) * config.vocabulary));
-  whole_row.slice_sums = arena.Take<ops::SliceSum>(kKind, Size(kRowsMax, ops::kSlices));
-  whole_row.logprobs = floats(resident::kChoiceRows, 1);
-  int64_t carried_tiles = 0;
-  const auto carry_for = [&](const ops::Matrix& matrix) {
-    if (ops::NumSlabs(matrix.num_cols) > kPassSlabs)
-      carried_tiles = std::max<int64_t>(carried_tiles, ops::NumRowTiles(matrix.num_rows));
-  };
-  for (const TargetLayer& layer : target.layers) {
-    for (const ops::Matrix* matrix :
-         {&layer.qkv, &layer.output, &layer.mlp.gate_up, &layer.mlp.down})
-      carry_for(*matrix);
-  }
-  for (const DrafterLayer& layer : drafter.layers) {
-    for (const ops::Matrix* matrix :
-         {&layer.qkv, &layer.output, &layer.mlp.gate_up, &layer.mlp.down})
-      carry_for(*matrix);
-  }
-  carry_for(drafter.features);
-  band_carries = carried_tiles * 64;
-  carry = arena.Take<float4>(kKind, Size(kBandsMax, band_carries));
-  partials_stride =
-      std::max({resident::AttentionPartsMax(/*window=*/0, /*drafter=*/false, positions),
-                resident::AttentionPartsMax(config.window, /*drafter=*/false, positions),
-                resident::AttentionPartsMax(draft.window, /*drafter=*/true, positions)});
-  partials = arena.TakeBytes(
-      kKind, Size(kRowsMax * std::max(config.num_q_heads, draft.num_q_heads), partials_stride) *
-                 kPartialBytes);
-  choices = arena.Take<resident::RowChoice>(kKind, Size(resident::kChoiceRows, kBlocksMax));
-  masses = arena.Take<resident::RowMass>(
-      kKind, Size(resident::kChoiceRows, kBlocksMax * resident::kMassesPerBlock));
-  words = arena.Take<uint32_t>(kKind, kWordsPerCounter * (resident::kNumCounters + 2));
-  inbox_rank_words = Size(config.hidden / kTileColumns, 32);
-  inbox = ranks.num_ranks > 1
-              ? arena.Take<uint2>(kKind,
-                                  Size(3 * ranks.num_ranks, static_cast<int64_t>(inbox_rank_words)))
-              : nullptr;
-  mail = arena.Take<resident::RankMail>(kKind, static_cast<size_t>(ranks.num_ranks));
 }
 
 namespace {
@@ -557,54 +473,6 @@ std::string ResidentSchedule::ToString() const {
                           p.num_slabs, p.wait_counter, p.wait_target, p.arrive_counter);
   }
   return text;
-}
-
-absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precision) {
-  absl::Status status;
-  const auto require = [&](const char* name, int64_t value, bool accepted, const char* what) {
-    if (accepted || !status.ok()) return;
-    status = absl::InvalidArgumentError(
-        absl::StrCat(name, ": is ", value, "; the resident engine takes ", what));
-  };
-  constexpr int kHiddenMax = kPassSlabs * ops::kSlabColumns;
-  constexpr int kExpertWidthMax = 256;
-  require("hidden_size", config.hidden, config.hidden % 128 == 0 && config.hidden <= kHiddenMax,
-          "multiples of 128 up to 6144");
-  require("moe_intermediate_size of a rank", config.expert_ffn_width,
-          config.expert_ffn_width % 32 == 0 && config.expert_ffn_width <= kExpertWidthMax,
-          "multiples of 32 up to 256");
-  constexpr int kVocabularyMax = (1 << 20) - 1;  // tokens travel between ranks in 20 bits
-  require("vocab_size", config.vocabulary, config.vocabulary <= kVocabularyMax, "up to 1048575");
-  require("n_routed_experts", config.num_experts, config.num_experts <= resident::kExpertsMax,
-          "up to 384");
-  require("num_experts_per_tok", config.experts_per_token,
-          config.experts_per_token * kBandRows <= resident::kSlotsMax, "up to 8");
-  require("query heads of a key head", config.num_q_heads / config.num_kv_heads,
-          config.num_q_heads / config.num_kv_heads <= 16, "up to 16");
-  require("dflash block_size", config.drafter.block_size,
-          config.drafter.num_layers == 0 || config.drafter.block_size <= kBandRows, "up to 8");
-  require("dflash markov_rank", config.drafter.markov_rank,
-          config.drafter.markov_rank <= resident::kMarkovRankMax, "up to 256");
-  require("vocab_size of a rank", config.vocabulary,
-          config.drafter.markov_rank == 0 || config.vocabulary % kTileColumns == 0,
-          "multiples of 16 where a Markov head drafts");
-  constexpr int kChainVocabularyMax =
-      resident::kChainTokensMax * 64;  // a GPU has 64 blocks at least
-  require("vocab_size of a rank", config.vocabulary,
-          config.drafter.markov_rank == 0 || config.vocabulary <= kChainVocabularyMax,
-          "up to 262144 where a Markov head drafts");
-  require("rotary dims", config.rotary_dims, config.rotary_dims == resident::kRotaryDims, "64");
-  require("dflash rotary dims", config.drafter.rotary_dims,
-          config.drafter.num_layers == 0 || config.drafter.rotary_dims == resident::kRotaryDims,
-          "64");
-  require("kv precision", 8, kv_precision == KvPrecision::kBf16, "bf16");
-  return status;
-}
-
-bool HasResidentFormats(const TargetWeights& target) {
-  return std::all_of(target.layers.begin(), target.layers.end(), [](const TargetLayer& layer) {
-    return layer.experts.num_experts == 0 || layer.experts.format == WeightFormat::kMxfp4;
-  });
 }
 
 double PhaseBytes(const Phase& phase, double distinct_experts) {

@@ -8,11 +8,10 @@
 #include <string>
 #include <vector>
 
-#include "absl/status/status.h"
 #include "kernels/cuda/resident/program.h"
-#include "worker/cuda/device_memory.h"
 #include "worker/cuda/device_weights.h"
 #include "worker/cuda/drafter.h"
+#include "worker/cuda/resident_buffers.h"
 #include "worker/cuda/target.h"
 #include "worker/model/config.h"
 
@@ -44,45 +43,6 @@ enum class PhaseLabel : uint8_t {
   kCount,
 };
 const char* Name(PhaseLabel label);
-
-// One GPU's part of a model that several share. A rank alone stands for the others: sums go to
-// `num_ranks` inboxes of its own, and feature rows of one rank stand for those of all.
-struct ResidentRanks {
-  int num_ranks = 1;
-  int index = 0;
-  bool alone = false;
-};
-
-// Device memory of the rounds.
-struct ResidentBuffers {
-  ResidentBuffers(const ModelConfig& config, const TargetWeights& target,
-                  const DrafterWeights& drafter, int64_t positions, const ResidentRanks& ranks,
-                  DeviceArena& arena);
-
-  float* residual;  // [rows, H]
-  kernels::cuda::resident::RowMail rows;
-  float* qkv;               // [rows, widest projection]
-  kernels::bf16* attended;  // [rows, widest Hq * Dv]
-  float* gate_up;           // [rows, 2F] of the dense MLPs
-  float* context_kv;        // [rows, layers * 2 * Hkv * D]
-  kernels::bf16* taps;      // [rows, taps * H]
-  kernels::cuda::resident::MoeMail moe;
-  float* logits;         // [rows, V]
-  float* gates;          // [band rows, R] of the drafter's Markov head
-  uint2* chain_words;    // as ChainTask's
-  float4* carry;         // [bands, tiles, 2, 32] sums of products wider than one pass
-  int64_t band_carries;  // from one band's to the next's
-  void* partials;        // of attention over long contexts
-  int partials_stride;
-  kernels::cuda::resident::RowChoice* choices;  // as Program's
-  kernels::cuda::resident::RowMass* masses;
-  // Memory only; over the vocabulary of all ranks.
-  kernels::cuda::resident::WholeRow whole_row;
-  uint32_t* words;  // counters, decision, abort word
-  uint2* inbox;     // null with one rank
-  size_t inbox_rank_words;
-  kernels::cuda::resident::RankMail* mail;  // [ranks]
-};
 
 // Everything that a schedule points to. Pointers may be null.
 struct ResidentModel {
@@ -127,12 +87,6 @@ ResidentSchedule BuildSchedule(const ResidentModel& model, const RoundKind& kind
                                const ResidentTasks& tasks);
 std::vector<kernels::cuda::resident::AttentionTask> AppendTasks(const ResidentModel& model);
 kernels::cuda::resident::ChainTask ChainTaskOf(const ResidentModel& model);
-
-// INVALID_ARGUMENT names the first dimension that the resident engine does not take.
-absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precision);
-
-// Whether all experts are MXFP4, the only format of theirs that the resident engine takes.
-bool HasResidentFormats(const TargetWeights& target);
 
 // Weight bytes that a phase reads; of a MoE phase with `distinct_experts` experts.
 double PhaseBytes(const kernels::cuda::resident::Phase& phase, double distinct_experts);

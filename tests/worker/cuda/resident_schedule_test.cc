@@ -14,6 +14,7 @@
 #include "absl/strings/str_join.h"
 #include "tests/worker/cuda/counted_model.h"
 #include "worker/cuda/resident_engine.h"
+#include "worker/cuda/resident_shape.h"
 
 namespace ultraspeed::worker::cuda {
 namespace {
