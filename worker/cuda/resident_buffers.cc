@@ -16,7 +16,6 @@ using resident::kRowsMax;
 
 constexpr size_t kPartialBytes = 528;  // of one row, head and part, and its padding
 constexpr int kBlocksMax = 256;
-constexpr int kPassSlabs = 48;
 constexpr size_t kWordsPerCounter = 32;
 
 size_t Size(int64_t a, int64_t b) { return static_cast<size_t>(a * b); }
@@ -44,7 +43,7 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
       kKind, Size(kRowsMax, static_cast<int64_t>(draft.target_layer_ids.size()) * config.hidden));
   constexpr size_t kMails = 2 * kBandsMax;
   moe.scores = arena.Take<uint32_t>(kKind, kMails * resident::kNumScores);
-  moe.ranks = arena.Take<uint32_t>(kKind, kMails * resident::kNumScores);
+  moe.priorities = arena.Take<uint32_t>(kKind, kMails * resident::kNumScores);
   moe.num_activations = Size(kBandRows * config.experts_per_token, config.expert_ffn_width) / 2;
   moe.activations = arena.Take<uint32_t>(kKind, kMails * moe.num_activations);
   moe.num_partials = resident::NumRouterPartials(config.num_experts, config.hidden);
@@ -61,7 +60,7 @@ ResidentBuffers::ResidentBuffers(const ModelConfig& config, const TargetWeights&
   whole_row.logprobs = floats(resident::kChoiceRows, 1);
   int64_t carried_tiles = 0;
   const auto carry_for = [&](const ops::Matrix& matrix) {
-    if (ops::NumSlabs(matrix.num_cols) > kPassSlabs)
+    if (ops::NumSlabs(matrix.num_cols) > resident::kPassSlabs)
       carried_tiles = std::max<int64_t>(carried_tiles, ops::NumRowTiles(matrix.num_rows));
   };
   for (const TargetLayer& layer : target.layers) {

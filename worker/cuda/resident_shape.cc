@@ -4,11 +4,16 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/resident/program.h"
+#include "kernels/cuda/weight_layout.h"
 
 namespace ultraspeed::worker::cuda {
 
+namespace {
+
 namespace resident = kernels::cuda::resident;
 using resident::kBandRows;
+
+}  // namespace
 
 absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precision) {
   absl::Status status;
@@ -17,7 +22,8 @@ absl::Status CheckResidentShape(const ModelConfig& config, KvPrecision kv_precis
     status = absl::InvalidArgumentError(
         absl::StrCat(name, ": is ", value, "; the resident engine takes ", what));
   };
-  constexpr int kHiddenMax = 6144, kExpertWidthMax = 256;
+  constexpr int kHiddenMax = resident::kPassSlabs * kernels::cuda::kSlabColumns;
+  constexpr int kExpertWidthMax = 256;
   require("hidden_size", config.hidden, config.hidden % 128 == 0 && config.hidden <= kHiddenMax,
           "multiples of 128 up to 6144");
   require("moe_intermediate_size of a rank", config.expert_ffn_width,

@@ -10,7 +10,7 @@
 
 namespace ultraspeed::kernels::cuda::resident {
 
-constexpr int kPassBlocks = 24;  // blocks of two slabs that a cluster multiplies in one pass
+constexpr int kPassBlocks = kPassSlabs / kBlockSlabs;
 constexpr int kShareBlocksMax = kPassBlocks / kClusterBlocks;  // of them, a thread block's
 static_assert(kShareBlocksMax <= kConsumerWarps);
 constexpr int kExchangeBuffers = 3;  // tiles whose partials may be under way to their finisher

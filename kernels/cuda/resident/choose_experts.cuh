@@ -116,11 +116,12 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
   // Before the rows there is no use in asking.
   if (lane == 0) block.WaitForArrivals(phase.wait_counter, phase.wait_target);
   __syncwarp();
-  // Ranks are read by fours: those behind the last expert's are there, and the least of all.
+  // Priorities are read by fours: those behind the last expert's are there, and the least of all.
   for (int expert = block.index + warp * block.num_blocks; expert < (phase.num_experts + 3) / 4 * 4;
        expert += kFinisherWarps * block.num_blocks) {
     if (expert >= phase.num_experts) {
-      if (lane < kBandRows) MoeRanks(block, phase, band)[lane * kExpertsMax + expert] = kNoExpert;
+      if (lane < kBandRows)
+        MoePriorities(block, phase, band)[lane * kExpertsMax + expert] = kNoExpert;
       continue;
     }
     const float bias = __ldg(phase.router_bias + expert);
@@ -169,7 +170,7 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
     const float biased = __fadd_rn(score, bias);
     if (lane % 4 == 0) {
       const int at = row * kExpertsMax + expert;
-      MoeRanks(block, phase, band)[at] = Ascending(biased == biased ? biased : kMinusInfinity);
+      MoePriorities(block, phase, band)[at] = Ascending(biased == biased ? biased : kMinusInfinity);
       MoeScores(block, phase, band)[at] = FlaggedWord(__float_as_uint(score));
     }
     __syncwarp();
@@ -178,64 +179,66 @@ __device__ __forceinline__ void FinishRouter(const Block& block, const Phase& ph
 
 // ---- Choice
 
-// A lane's part of a row: experts 4 * lane + (0..3) of every 128.
-constexpr int kVectorLanes = 4 * kWarpLanes;
-constexpr int kVectorsPerLane = kExpertsMax / kVectorLanes;
-static_assert(kExpertsMax % kVectorLanes == 0);
+// A warp reads a row's priorities in vectors of 128: a lane has experts 4 * lane + (0..3) of each.
+constexpr int kVectorExperts = 4 * kWarpLanes;
+constexpr int kVectorsPerLane = kExpertsMax / kVectorExperts;
+static_assert(kExpertsMax % kVectorExperts == 0);
 
 // A row's top K, as router.cu's TopKKernel: lane k returns the k-th choice. One warp.
 __device__ __forceinline__ int TopExperts(const Block& block, const Phase& phase, int band, int row,
                                           int lane) {
-  const uint32_t* const mail = MoeRanks(block, phase, band) + row * kExpertsMax + 4 * lane;
-  uint4 ranks[kVectorsPerLane] = {};
+  const uint32_t* const mail = MoePriorities(block, phase, band) + row * kExpertsMax + 4 * lane;
+  uint4 priorities[kVectorsPerLane] = {};
   block.Wait(WaitsFor::kOtherBlocks, [&] {  // all requested before the first is looked at
 #pragma unroll
     for (int i = 0; i < kVectorsPerLane; ++i) {
-      if (i * kVectorLanes + 4 * lane < phase.num_experts)
-        ranks[i] = PollFour(mail + i * kVectorLanes);
+      if (i * kVectorExperts + 4 * lane < phase.num_experts)
+        priorities[i] = PollFour(mail + i * kVectorExperts);
     }
     bool arrived = true;
 #pragma unroll
     for (int i = 0; i < kVectorsPerLane; ++i) {
-      const bool is_there = min(min(ranks[i].x, ranks[i].y), min(ranks[i].z, ranks[i].w)) != 0;
-      arrived &= is_there || i * kVectorLanes + 4 * lane >= phase.num_experts;
+      const bool is_there =
+          min(min(priorities[i].x, priorities[i].y), min(priorities[i].z, priorities[i].w)) != 0;
+      arrived &= is_there || i * kVectorExperts + 4 * lane >= phase.num_experts;
     }
     return __all_sync(kAllLanes, arrived) != 0;
   });
-  // A lane offers the largest rank that is not taken, the first of equals, and has the second
+  // A lane offers the largest priority that is not taken, the first of equals, and has the second
   // ready.
   struct Offer {
-    uint32_t rank = 0;
+    uint32_t priority = 0;
     int expert = 0;
   } best, second;
-  const auto rank_of = [&](int i) {
-    const uint4& v = ranks[i / 4];
+  const auto priority_of = [&](int i) {
+    const uint4& v = priorities[i / 4];
     return i % 4 == 0 ? v.x : i % 4 == 1 ? v.y : i % 4 == 2 ? v.z : v.w;
   };
-  const auto expert_of = [&](int i) { return i / 4 * kVectorLanes + 4 * lane + i % 4; };
+  const auto expert_of = [&](int i) { return i / 4 * kVectorExperts + 4 * lane + i % 4; };
 #pragma unroll
   for (int i = 0; i < kExpertsPerLane; ++i) {
-    const Offer here = {rank_of(i), expert_of(i)};
-    const bool first = here.rank > best.rank;
-    second = first ? best : here.rank > second.rank ? here : second;
+    const Offer here = {priority_of(i), expert_of(i)};
+    const bool first = here.priority > best.priority;
+    second = first ? best : here.priority > second.priority ? here : second;
     best = first ? here : best;
   }
   int mine = 0;
   uint32_t taken = 0;  // bit i: expert_of(i)
 #pragma unroll 1
   for (int k = 0; k < phase.experts_per_token; ++k) {
-    const uint32_t winner = __reduce_max_sync(kAllLanes, best.rank);
+    const uint32_t winner = __reduce_max_sync(kAllLanes, best.priority);
     const int expert =
-        static_cast<int>(__reduce_min_sync(kAllLanes, best.rank == winner ? best.expert : ~0u));
+        static_cast<int>(__reduce_min_sync(kAllLanes, best.priority == winner ? best.expert : ~0u));
     if (lane == k) mine = expert;
-    if (best.rank == winner && best.expert == expert) {
-      taken |= 1u << (expert / kVectorLanes * 4 + expert % 4);
+    if (best.priority == winner && best.expert == expert) {
+      taken |= 1u << (expert / kVectorExperts * 4 + expert % 4);
       best = second;
       second = {};
-      if (best.rank == 0) {  // the second is gone, too
+      if (best.priority == 0) {  // the second is gone, too
 #pragma unroll
         for (int i = 0; i < kExpertsPerLane; ++i) {
-          if ((taken >> i & 1) == 0 && rank_of(i) > best.rank) best = {rank_of(i), expert_of(i)};
+          if ((taken >> i & 1) == 0 && priority_of(i) > best.priority)
+            best = {priority_of(i), expert_of(i)};
         }
       }
     }
@@ -252,7 +255,7 @@ __device__ __forceinline__ void WeighChoice(const Block& block, const Phase& pha
   const int per_row = phase.experts_per_token;
   const int expert = lane < per_row ? choice.ids[row * per_row + lane] : 0;
   float score = 0.0f;
-  if (lane < per_row) {  // on its way when its rank is there
+  if (lane < per_row) {  // on its way when its priority is there
     const uint32_t* const mail = MoeScores(block, phase, band) + row * kExpertsMax + expert;
     uint32_t word = kNotArrived;
     block.Wait(WaitsFor::kOtherBlocks, [&] { return HasArrived(word = PollWord(mail)); });

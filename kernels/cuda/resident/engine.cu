@@ -301,7 +301,8 @@ void Prepare(const Program& program, cudaStream_t stream) {
   constexpr int kMails = 2 * kBandsMax;
   if (moe.num_partials > 0) empty(moe.partials, kMails * moe.num_partials);
   empty(moe.scores, kMails * kNumScores);
-  CheckCuda(cudaMemsetAsync(moe.ranks, 0, kMails * kNumScores * sizeof(uint32_t), stream), "ranks");
+  CheckCuda(cudaMemsetAsync(moe.priorities, 0, kMails * kNumScores * sizeof(uint32_t), stream),
+            "priorities");
   if (moe.num_activations > 0) empty(moe.activations, kMails * moe.num_activations);
   const Collective& ranks = program.collective;
   CheckCuda(cudaMemsetAsync(ranks.mail, 0, ranks.num_ranks * sizeof(*ranks.mail), stream), "mail");

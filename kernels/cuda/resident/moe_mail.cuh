@@ -21,9 +21,9 @@ __device__ __forceinline__ uint32_t* MoeScores(const Block& block, const Phase& 
                                                int later = 0) {
   return block.program().moe.scores + MailOf(block, phase, band, later) * kNumScores;
 }
-__device__ __forceinline__ uint32_t* MoeRanks(const Block& block, const Phase& phase, int band,
-                                              int later = 0) {
-  return block.program().moe.ranks + MailOf(block, phase, band, later) * kNumScores;
+__device__ __forceinline__ uint32_t* MoePriorities(const Block& block, const Phase& phase, int band,
+                                                   int later = 0) {
+  return block.program().moe.priorities + MailOf(block, phase, band, later) * kNumScores;
 }
 __device__ __forceinline__ uint32_t* MoeActivations(const Block& block, const Phase& phase,
                                                     int band, int later = 0) {
@@ -47,7 +47,7 @@ __device__ __forceinline__ void EmptyOtherMail(const Block& block, const Phase& 
   fill(RouterPartials(block, phase, 0, 1), num_bands * mail.num_partials * sizeof(uint32_t),
        kNotArrived);
   fill(MoeScores(block, phase, 0, 1), num_bands * kNumScores * sizeof(uint32_t), kNotArrived);
-  fill(MoeRanks(block, phase, 0, 1), num_bands * kNumScores * sizeof(uint32_t), 0);
+  fill(MoePriorities(block, phase, 0, 1), num_bands * kNumScores * sizeof(uint32_t), 0);
   fill(MoeActivations(block, phase, 0, 1), num_bands * mail.num_activations * sizeof(uint32_t),
        kNotArrived);
 }

@@ -26,7 +26,8 @@
 namespace ultraspeed::kernels::cuda::resident {
 
 constexpr int kClusterBlocks =
-    2;  // thread blocks of a cluster; a product's columns are cut over them
+    2;                          // thread blocks of a cluster; a product's columns are cut over them
+constexpr int kPassSlabs = 48;  // of a product's columns that a cluster multiplies in one pass
 constexpr int kNumCounters = 8;  // arrival counters, used in turn
 constexpr int kRanksMax = 8;
 constexpr int kSlotsMax = 64;  // (row, expert) choices of a band: kBandRows * K
@@ -103,7 +104,7 @@ struct alignas(16) Phase {
   int wait_counter = -1;
   uint32_t wait_target = 0;
   int arrive_counter = -1;
-  int inner_counter = -1;  // kMoeUp: between router and top-k
+  int inner_counter = -1;  // kMoeUp: everybody has read the rows
   uint32_t inner_target = 0;
 
   // kProduct, and the products of the MoE phases.
@@ -294,13 +295,13 @@ struct RowMail {
 };
 
 // What the MoE phases tell each other. Two of each take turns, layer by layer, and a layer empties
-// the other one. As RowMail, but a rank has not arrived while it is 0.
+// the other one. As RowMail, but a priority has not arrived while it is 0.
 struct MoeMail {
   // [2, kBandsMax, E, chunks, kBandRows] fp32 sums of the router's product
   uint32_t* partials = nullptr;
-  size_t num_partials = 0;     // words of one band
-  uint32_t* scores = nullptr;  // [2, kBandsMax, kBandRows, kExpertsMax] fp32
-  uint32_t* ranks = nullptr;   // likewise, of score + bias: what the choice goes by
+  size_t num_partials = 0;         // words of one band
+  uint32_t* scores = nullptr;      // [2, kBandsMax, kBandRows, kExpertsMax] fp32
+  uint32_t* priorities = nullptr;  // likewise, score + bias as a number: the larger is chosen
   // [2, kBandsMax, slots, F / 2] pairs of bf16 with kInputGain
   uint32_t* activations = nullptr;
   size_t num_activations = 0;  // words of one band

@@ -1,6 +1,9 @@
 // The resident engine on models of other shapes than the bundled one's, with random weights.
 #include <gtest/gtest.h>
 
+#include <memory>
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 #include "tests/temporary_folder.h"
 #include "tests/worker/cpu/recorded_run.h"
